@@ -1,0 +1,86 @@
+"""The exceptions. Each message is one line that names the thing, the value, what was expected and the next move.
+
+    SweeperError
+    ├── ConfigError            a sweep file, an override or an argument says something that cannot be
+    │   └── ScheduleError      a schedule's parameter or value
+    ├── DataError              a data set is missing, empty or contradicts itself
+    ├── DeviceError            a device that is not there, or does not have the room
+    ├── DatabaseError          the study's database does not answer, or holds something else than expected
+    ├── TrackingError          the MLflow server does not answer or refuses
+    ├── StoreError             the snapshot store cannot be read or written
+    │   ├── SnapshotCorrupt    a stored file is truncated or altered; it was dropped
+    │   └── SnapshotMismatch   two trainings of one key gave different bytes
+    ├── LeaseLost              somebody else owns this trial or segment now: stop politely
+    └── TrainingError          a training that cannot be compared, with its reason
+        ├── OutOfMemory        the device ran out of memory
+        ├── NotFinite          a loss or weight is NaN or infinite
+        └── LRMismatch         the learning rate applied is not the one proposed
+"""
+
+
+class SweeperError(Exception):
+    """Everything that this package raises on purpose; the command line prints it in one line and exits 1."""
+
+
+class ConfigError(SweeperError):
+    """A sweep file, an override or an argument says something that cannot be."""
+
+
+class ScheduleError(ConfigError):
+    """A schedule's parameter or value is outside what the family allows."""
+
+
+class DataError(SweeperError):
+    """A data set is missing, empty or contradicts itself."""
+
+
+class DeviceError(SweeperError):
+    """A device is not there, or does not have the room."""
+
+
+class DatabaseError(SweeperError):
+    """The study's database does not answer, or holds something else than expected."""
+
+
+class TrackingError(SweeperError):
+    """The MLflow server does not answer or refuses."""
+
+
+class StoreError(SweeperError):
+    """The snapshot store cannot be read or written."""
+
+
+class SnapshotCorrupt(StoreError):
+    """A stored snapshot is truncated or altered; it was dropped from the index and is trained again."""
+
+
+class SnapshotMismatch(StoreError):
+    """Two trainings of one prefix key gave different bytes."""
+
+
+class LeaseLost(SweeperError):
+    """Somebody else owns this trial or segment now: stop politely, write nothing."""
+
+
+class TrainingError(SweeperError):
+    """A training that cannot be compared with others. ``reason`` is a short stable word for tables and tags."""
+
+    reason = "failed"
+
+
+class OutOfMemory(TrainingError):
+    """The device ran out of memory; the batch is never halved behind the user's back."""
+
+    reason = "out of memory"
+
+
+class NotFinite(TrainingError):
+    """A loss or a weight is NaN or infinite; no older checkpoint is silently reloaded."""
+
+    reason = "not finite"
+
+
+class LRMismatch(TrainingError):
+    """The learning rate that the optimizer used is not the one proposed; the message names the first step."""
+
+    reason = "learning rate not as proposed"

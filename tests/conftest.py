@@ -1,0 +1,27 @@
+"""Fixtures: where the shared photographs and known answers are, if they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the checkout with photographs and known answers."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (photographs and known answers), which is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bccd(shared: Path) -> Path:
+    """BCCD blood cells: 205 + 87 photographs with YOLO labels and COCO annotations. Read-only."""
+    folder = shared / "data" / "bccd"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/bccd, which is not there")
+    return folder
