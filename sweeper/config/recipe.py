@@ -1,0 +1,96 @@
+"""``Recipe``: everything that determines a training except the learning rate."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+#: Optimizers that Ultralytics builds by name; ``auto`` is left out because it ignores the learning rate it is given.
+OPTIMIZERS = ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp")
+
+
+class Model(BaseModel):
+    """A part of a sweep file: unknown keys are errors, and what was read never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Recipe(Model):
+    """Everything that determines a training except the learning rate; names and defaults are Ultralytics' own.
+
+    Exceptions, each for a reason: ``optimizer`` has no ``auto`` (it ignores the LR), ``mosaic_epochs`` counts from the
+    start (``close_mosaic`` counts from the end, so a longer run would have another beginning), ``amp`` is off unless
+    asked for.
+    """
+
+    data: str
+    model: str
+    imgsz: int = Field(640, ge=32, multiple_of=32)
+    batch: int = Field(16, ge=1)
+    nbs: int = Field(64, ge=1)
+    optimizer: str = "SGD"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.937
+    weight_decay: NotNegative = 0.0005
+    seed: int = Field(0, ge=0, lt=2**31)
+    threads: int = Field(1, ge=1, description="torch threads of one training on a CPU: gradients differ with it")
+    amp: bool = False
+    deterministic: bool = True
+    freeze: int | list[int] | None = None
+    box: NotNegative = 7.5
+    cls: NotNegative = 0.5
+    dfl: NotNegative = 1.5
+    hsv_h: Fraction = 0.015
+    hsv_s: Fraction = 0.7
+    hsv_v: Fraction = 0.4
+    degrees: NotNegative = 0.0
+    translate: Fraction = 0.1
+    scale: Fraction = 0.5
+    shear: NotNegative = 0.0
+    perspective: Annotated[float, Field(ge=0, le=0.001)] = 0.0
+    flipud: Fraction = 0.0
+    fliplr: Fraction = 0.5
+    bgr: Fraction = 0.0
+    mosaic: Fraction = 1.0
+    mosaic_epochs: int | None = Field(None, ge=0, description="mosaic is on in the first so many epochs; null: in all")
+    mixup: Fraction = 0.0
+    cutmix: Fraction = 0.0
+    copy_paste: Fraction = 0.0
+    multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loader_workers: int = Field(0, ge=0, description="loader processes; changes no bit of the result")
+    cache_mb: int = Field(1024, ge=0, description="decoded images kept in memory; changes no bit of the result")
+
+    #: Keys that say where or how fast, not what: outside the digest.
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "loader_workers", "cache_mb"})
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer_is_known(cls, value: str) -> str:
+        known = {name.lower(): name for name in OPTIMIZERS}
+        if value.lower() not in known:
+            hint = " ('auto' ignores the learning rate it is given)" if value.lower() == "auto" else ""
+            raise ValueError(f"is not an optimizer{hint}; expected one of {', '.join(OPTIMIZERS)}")
+        return known[value.lower()]
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step, as Ultralytics after warm-up: ``max(round(nbs / batch), 1)``; constant here."""
+        return max(round(self.nbs / self.batch), 1)
+
+    def digest(self, facts: Mapping[str, Any]) -> str:
+        """SHA-256 (hex) naming this recipe: all values, defaults written out, plus ``facts``.
+
+        ``facts`` are what the values do not say: the data set's digest, the weights', versions and hardware
+        (``training.fingerprint``). Paths, loader workers and caches are left out: they change no bit.
+        """
+        said = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
+        if Path(self.model).suffix == ".pt":
+            said["model"] = "weights"  # by content, in facts
+        text = json.dumps({"recipe": said, "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

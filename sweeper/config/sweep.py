@@ -1,0 +1,142 @@
+"""``Sweep``: one YAML file, read, overridden and checked."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError
+
+from sweeper import schedules
+from sweeper.config.reading import parse_value, read_yaml
+from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
+from sweeper.config.space import Scalar, Search
+from sweeper.errors import ConfigError, ScheduleError
+
+
+class Confirm(Model):
+    """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
+
+    best: int = Field(5, ge=1)
+    seeds: int = Field(6, ge=2)
+    equivalence: NotNegative = 0.002
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    sigma: Positive | None = Field(None, description="assumed sd of a paired difference, until baselines tell it")
+
+
+class Sweep(Model):
+    """One YAML file = one Optuna study = one MLflow experiment, one name."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    recipe: Recipe
+    epochs: int = Field(ge=1, le=100_000)
+    lr0: Positive
+    trials: int = Field(ge=0, le=100_000)
+    baselines: tuple[str | dict[str, Any], ...] = ("yolo_linear", "yolo_cosine")
+    search: Search
+    sampler: str = "tpe"
+    pruner: str = "none"
+    confirm: Confirm = Confirm()
+    device: str | int = "auto"
+    workers: int | Literal["auto"] = "auto"
+    attempts: int = Field(3, ge=1)
+    lease_s: float = Field(60, gt=0)
+    stall_s: float = Field(
+        900, gt=0, description="seconds without a finished batch after which a training counts as hung"
+    )
+    store_gb: Positive = 20.0
+    weights: Literal["best", "all", "none"] = "all"
+
+    #: May change after the first trial; everything else makes another sweep.
+    FREE: ClassVar[tuple[str, ...]] = (
+        *("trials", "confirm", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
+        *("data", "loader_workers", "cache_mb"),
+    )
+
+    @property
+    def objective(self) -> str:
+        """What the study maximises: the mean of the last three epochs, so that one lucky epoch does not win."""
+        return "mean mAP50-95 of the last 3 epochs"
+
+    def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
+        """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none."""
+        written = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
+        family = str(written.get("family", ""))
+        written.setdefault("lr", self.lr0)
+        if family.startswith("yolo_"):
+            written.setdefault("momentum", self.recipe.momentum)
+        return schedules.parse(written).spec
+
+    def identity(self) -> dict[str, Any]:
+        """The part that may not change once a trial was made; flat, JSON-able."""
+        said = self.model_dump(mode="json")
+        said.update(said.pop("recipe"))
+        return {key: value for key, value in said.items() if key not in self.FREE}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Sweep":
+        """Read, override and check a sweep file; raises ConfigError in one line before anything else happens."""
+        path = Path(path)
+        written = read_yaml(path)
+        if isinstance(data := written.get("data"), str) and _is_path(data):
+            written["data"] = str(path.parent / data)  # as written in the file, from where the file is
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"{override!r} is not an override; expected key=value, for example epochs=20")
+            _put(written, key.strip(), parse_value(text))
+        return cls.build(written, str(path))
+
+    @classmethod
+    def build(cls, written: Mapping[str, Any], where: str = "sweep") -> "Sweep":
+        """Check a flat mapping as it stands in a sweep file. ``where`` begins the error message."""
+        recipe_keys = set(Recipe.model_fields)
+        known = sorted((recipe_keys | set(cls.model_fields)) - {"recipe"})
+        for key in written:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"{where}: {key!r} is not a key of a sweep{hint} (known: {', '.join(known)})")
+        parts: dict[str, Any] = {key: value for key, value in written.items() if key not in recipe_keys}
+        parts["recipe"] = {key: value for key, value in written.items() if key in recipe_keys}
+        try:
+            sweep = cls.model_validate(parts)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_one_line(error)}") from None
+        try:
+            for baseline in sweep.baselines:
+                sweep.spec(baseline)
+        except ScheduleError as error:
+            raise ConfigError(f"{where}: baselines: {error}") from None
+        return sweep
+
+
+def _is_path(data: str) -> bool:
+    return ("/" in data or data.endswith((".yaml", ".yml", ".json"))) and not Path(data).is_absolute()
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key}={value}: {parent} is {below!r}, which has nothing below it")
+        tree = below
+    tree[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing that is wrong, in words; how many more there are."""
+    first, *more = error.errors()
+    where = ".".join(str(part) for part in first["loc"] if part != "recipe")
+    if first["type"] == "missing":
+        text = f"{where} is missing; expected a value"
+    elif first["type"] == "extra_forbidden":
+        text = f"{where} is not a key here"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        said = f" {value!r}" if isinstance(value, Scalar) and repr(value) not in message else ""
+        text = f"{where}:{said} {message[0].lower() + message[1:]}" if said else f"{where}: {message}"
+    return text + (f" (and {len(more)} more)" if more else "")
