@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make demo` and `make test`. Running either again is quick and harmless.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help demo test check lint install clean
+
+help:
+	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
+	@echo "make test   install, pass the tests"
+	@echo "make check  lint, types and tests: what CI runs"
+
+# One marker file: made anew when the requirements change, so that a second call costs nothing.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "sweeper needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=/path/to/python" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/sweeper run jobs/digits.yaml
+	$(BIN)/sweeper pick jobs/digits.yaml
+	@echo
+	@echo "Learning-rate traces beside mAP:   $(BIN)/sweeper ui jobs/digits.yaml"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) *.egg-info
