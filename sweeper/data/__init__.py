@@ -1,0 +1,62 @@
+"""Data sets: opened by name or path, checked before anything is trained, identified by content.
+
+``open`` takes the embedded digits, an Ultralytics ``data.yaml`` or a folder in COCO layout and gives a ``Dataset``.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from sweeper.data import coco, digits, yolo
+from sweeper.data.checks import Findings
+from sweeper.data.layout import SPLITS, Dataset, Hashes, Source, lay_out
+from sweeper.data.subset import coco_subset
+from sweeper.errors import DataError
+
+__all__ = ["Dataset", "coco_subset", "open"]
+
+
+def open(name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "skip"] = "refuse") -> Dataset:
+    """Check a data set and lay it out under ``folder``, once: opening it again finds what is there.
+
+    ``name_or_path`` is "digits" (the embedded data set, made under ``folder``), the path of an Ultralytics data.yaml,
+    or a folder with COCO annotations (``annotations/*.json`` beside the images). The source is only read, its images
+    are linked, not copied. ``invalid`` says what happens to broken images and impossible labels: "refuse" raises
+    DataError, "skip" leaves them out and lists them in ``Dataset.problems``.
+    """
+    if invalid not in ("refuse", "skip"):
+        raise DataError(f"invalid: {invalid!r} is unknown; expected refuse or skip")
+    path = (digits.make(folder) if str(name_or_path) == "digits" else Path(name_or_path).expanduser()).absolute()
+    findings, hashes = Findings(path), Hashes(folder, path)
+    source = _read(path, hashes, findings)
+    _check_across(source, findings)
+    problems = findings.settle(invalid)
+    for split in SPLITS:
+        if not source.samples[split]:
+            raise DataError(f"{path}: {split}: no image is left; {' '.join(problems) or 'the split is empty'}")
+        if not any(len(sample.rows) for sample in source.samples[split]):
+            hint = f", or fill in {yolo.label_path(source.samples[split][0].path)}"
+            raise DataError(f"{path}: {split}: none of {len(source.samples[split])} images has a label; add them{hint}")
+    hashes.save()
+    return lay_out(source, folder, str(name_or_path), problems)
+
+
+def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:
+    if path.is_dir():
+        return coco.read_folder(path, hashes, findings)
+    described = yolo.read_yaml(path)
+    if "annotations" in described:
+        return coco.read_described(path, described, hashes, findings)
+    return yolo.read(path, described, hashes, findings)
+
+
+def _check_across(source: Source, findings: Findings) -> None:
+    """Note images that occur twice: within a split they weigh double, across splits they flatter the measurement."""
+    trained = {sample.sha: sample.path for sample in source.samples["train"]}
+    for split in SPLITS:
+        first: dict[str, Path] = {}
+        for sample in source.samples[split]:
+            if sample.sha in first:
+                findings.note(f"{split} images that occur twice", f"{sample.path} = {first[sample.sha]}")
+            first.setdefault(sample.sha, sample.path)
+            if split == "val" and sample.sha in trained:
+                findings.note("images in both train and val", f"{sample.path} = {trained[sample.sha]}")
