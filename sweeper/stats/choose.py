@@ -1,0 +1,310 @@
+"""The pick: the rule of the package's docstring applied to the rows of a sweep."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed
+from .rows import ASSUMED_SIGMA, Row, Spread, scores_by_seed, spread
+
+SCORE = "mAP50-95"
+CLAIM = 0.004  # the source article's own difference: what a design should be able to see
+MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that was confirmed: its mean score, its pairs with the best baseline, and why it wins or not.
+
+    ``p_holm`` and ``p_flip_holm`` are adjusted over all confirmed candidates (None: not judged yet, ``reason`` says
+    why); ``mde`` is what these pairs would have seen with 80 % power at Holm's first, strictest level;
+    ``low_family``, ``high_family`` is the interval at that level (they hold for all candidates together), ``pairs`` has
+    the plain one. ``search`` is the score of the search run, for the record only: it was selected for being high.
+    """
+
+    trial: int
+    name: str
+    score: float | None
+    search: float | None
+    pairs: Paired | None
+    mde: float | None
+    low_family: float | None
+    high_family: float | None
+    params: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    run_id: str | None
+    run_ids: tuple[str, ...]
+    p_holm: float | None = None
+    p_flip_holm: float | None = None
+    wins: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What ``pick`` says; ``winner`` is None unless the rule crowned one, ``sentence`` says it in one line.
+
+    ``candidates``: the confirmed configurations, best first. ``ranking``: every usable configuration, confirmed ones
+    first, as dicts with trial, name, params, mAP50-95 (mean of the confirmation runs, else the search run), run_id,
+    stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any. ``excluded``: runs that are not
+    compared, with reasons. ``detectable``: the effect this design would have seen with 80 % power (None: no pairs).
+    ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d`` of ``noise``.
+    """
+
+    winner: Candidate | None
+    sentence: str
+    candidates: tuple[Candidate, ...]
+    ranking: tuple[dict[str, Any], ...]
+    baseline: dict[str, Any] | None
+    excluded: tuple[dict[str, Any], ...]
+    tried: int
+    pairs: int
+    noise: Spread
+    detectable: float | None
+    needed: int
+    alpha: float
+    equivalence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and None, as JSON wants them; scores are called mAP50-95."""
+        data = asdict(self)
+        for candidate in (data["winner"], *data["candidates"]):
+            if candidate is not None:
+                candidate[SCORE] = candidate.pop("score")
+        plain: dict[str, Any] = _plain(data)
+        return plain
+
+
+def choose(
+    rows: Iterable[Row | Mapping[str, Any]],
+    *,
+    baselines: Iterable[str],
+    alpha: float = 0.05,
+    equivalence: float = 0.002,
+    assumed_sigma: float = ASSUMED_SIGMA,
+) -> Answer:
+    """The winner among the confirmed candidates, or the reason why there is none.
+
+    ``rows``: all runs of a sweep, unfinished ones included (score None): a candidate wins only once all confirmation
+    runs of its own and of the baselines are over, so looking in between does not multiply the chances. ``baselines``:
+    names. Pairs are confirmation runs of a candidate with runs of the best baseline on the same seed; a seed on which
+    the search saw the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
+    on that seed, never wins. Rows of stage ``control`` play no part. ConfigError for a row without the needed fields.
+    """
+    everything = [row for row in map(Row.of, rows) if row.stage != "control"]
+    names = list(dict.fromkeys(baselines))
+    rivals = [row for row in everything if row.name not in names]
+    seen = {(row.name, row.seed) for row in rivals if row.stage == "search"}
+    confirms = [row for row in rivals if row.stage == "confirm"]
+    fresh = [row for row in confirms if (row.name, row.seed) not in seen]
+    excluded = [_exclusion(row) for row in everything if not row.usable]
+    excluded += [
+        _exclusion(row, "not fresh: the search saw this seed") for row in confirms if row.usable and row not in fresh
+    ]
+
+    searched: dict[str, Row] = {}
+    for row in rivals:
+        if row.stage == "search" and row.usable:
+            searched.setdefault(row.name, row)
+    reference, reference_scores = _best_baseline(everything, names, {row.seed for row in fresh})
+    groups: dict[str, list[Row]] = {}
+    for row in fresh:
+        groups.setdefault(row.name, []).append(row)
+    level = alpha / max(len(groups), 1)
+    drafts = []
+    for name, own in groups.items():
+        draft = _candidate(own, searched.get(name), reference_scores, alpha, level, equivalence)
+        drafts.append(replace(draft, reason=_obstacle(draft, [r for r in rivals if r.name == name], everything, names)))
+    candidates = _judged(drafts, reference, alpha, equivalence)
+
+    compared = [c.pairs for c in candidates if c.pairs]
+    pairs = min((p.n for p in compared), default=0)
+    noise = _noise_of(compared) if compared else spread(everything, baselines=names, assumed_sigma=assumed_sigma)
+    answer = Answer(
+        winner=next((c for c in candidates if c.wins), None),
+        sentence="",
+        candidates=candidates,
+        ranking=_ranking(candidates, searched),
+        baseline=_baseline(everything, reference, reference_scores),
+        excluded=tuple(excluded),
+        tried=len({row.name for row in rivals}),
+        pairs=pairs,
+        noise=noise,
+        detectable=detectable_effect(noise.s_d, pairs, alpha=level, equivalence=equivalence) if compared else None,
+        needed=pairs_needed(CLAIM, noise.s_d, most=10**9),
+        alpha=alpha,
+        equivalence=equivalence,
+    )
+    return replace(answer, sentence=_sentence(answer))
+
+
+def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
+    why = reason or row.confounder or ("not finished" if row.unfinished else "score is not a number")
+    return {"trial": row.trial, "name": row.name, "stage": row.stage, "seed": row.seed, "reason": why}
+
+
+def _best_baseline(rows: list[Row], names: list[str], seeds: set[int]) -> tuple[str | None, dict[int, float]]:
+    """The baseline with the highest mean over the confirmation seeds that all of them ran, and its scores there.
+
+    Without such seeds, over all runs. Taking the best of several makes winning harder, never easier.
+    """
+    scores = scores_by_seed(rows, names)
+    common = set.intersection(seeds, *(set(by_seed) for by_seed in scores.values()))
+    if common:
+        scores = {name: {s: by_seed[s] for s in by_seed if s in seeds} for name, by_seed in scores.items()}
+    mean = {
+        name: float(np.mean([by_seed[s] for s in by_seed if not common or s in common]))
+        for name, by_seed in scores.items()
+    }
+    best = max(mean, key=lambda name: mean[name], default=None)
+    return best, scores[best] if best is not None else {}
+
+
+def _baseline(rows: list[Row], name: str | None, scores: Mapping[int, float]) -> dict[str, Any] | None:
+    if name is None:
+        return None
+    own = [row for row in rows if row.name == name and row.usable]
+    values = list(scores.values())
+    return {
+        "trial": own[0].trial,
+        "name": name,
+        SCORE: float(np.mean(values)),
+        "sigma": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "n": len(values),
+        "params": dict(own[0].params),
+        "facts": dict(own[0].facts),
+        "run_id": own[0].run_id,
+        "run_ids": [row.run_id for row in own if row.run_id and row.seed in scores],
+    }
+
+
+def _candidate(
+    own: list[Row], search: Row | None, baseline: Mapping[int, float], alpha: float, level: float, equivalence: float
+) -> Candidate:
+    scores = scores_by_seed(own, [own[0].name]).get(own[0].name, {})
+    seeds = sorted(scores.keys() & baseline.keys())
+    pairs = family = None
+    if len(seeds) >= 2:
+        ours, theirs = [scores[s] for s in seeds], [baseline[s] for s in seeds]
+        pairs, family = paired(ours, theirs, alpha=alpha), paired(ours, theirs, alpha=level)
+    first = search or own[0]
+    return Candidate(
+        trial=first.trial,
+        name=first.name,
+        score=float(np.mean(list(scores.values()))) if scores else None,
+        search=search.score if search else None,
+        pairs=pairs,
+        mde=detectable_effect(pairs.s_d, pairs.n, alpha=level, equivalence=equivalence) if pairs else None,
+        low_family=family.low if family else None,
+        high_family=family.high if family else None,
+        params=dict(first.params),
+        facts=dict(first.facts),
+        run_id=first.run_id,
+        run_ids=tuple(row.run_id for row in own if row.run_id),
+    )
+
+
+def _obstacle(candidate: Candidate, own: list[Row], everything: list[Row], baselines: list[str]) -> str:
+    """Why this candidate cannot be judged, "" if it can."""
+    clean = {row.seed for row in own if row.usable}
+    for row in own:
+        if row.confounder is not None and row.seed not in clean:
+            return f"a run is not comparable (seed {row.seed}: {row.confounder})"
+    rivals = [row for row in everything if row.name in baselines]
+    if not any(row.usable for row in rivals):
+        return "no baseline has run"
+    waiting = [row for row in own if row.unfinished and row.seed not in clean] + [r for r in rivals if r.unfinished]
+    if any(row.stage == "confirm" for row in waiting):
+        return "the confirmation is not finished"
+    n = candidate.pairs.n if candidate.pairs else 0
+    return f"{n} paired seeds; at least {MIN_PAIRS} are needed" if n < MIN_PAIRS else ""
+
+
+def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equivalence: float) -> tuple[Candidate, ...]:
+    """The rule of the package's docstring; winners first, then by mean difference. Unjudged ones count in Holm's k."""
+    usable = [c.pairs if c.pairs and not c.reason else None for c in drafts]
+    adjusted = holm([p.p_t if p else 1.0 for p in usable])
+    flips = holm([p.p_flip if p and p.p_flip is not None else 1.0 for p in usable])
+    judged = []
+    for c, p, p_holm, p_flip_holm in zip(drafts, usable, adjusted, flips, strict=True):
+        if p is None:
+            judged.append(c)
+            continue
+        reason = ""
+        if p.mean <= 0:
+            reason = f"not above {baseline}"
+        elif p_holm > alpha:
+            reason = f"not told from {baseline} (p {p_holm:.2g} after Holm)"
+        elif p.mean < equivalence:
+            reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter"
+        wins, reason = not reason, reason or f"better than {baseline} (p {p_holm:.2g} after Holm)"
+        judged.append(
+            replace(
+                c, p_holm=p_holm, p_flip_holm=p_flip_holm if p.p_flip is not None else None, wins=wins, reason=reason
+            )
+        )
+    return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
+
+
+def _noise_of(compared: Sequence[Paired]) -> Spread:
+    """Root mean square over the candidates, for the design's own figures; no test uses it."""
+    rs = [p.correlation for p in compared if p.correlation is not None]
+    n = min(p.n for p in compared)
+    return Spread(
+        s_d=math.sqrt(float(np.mean([p.s_d**2 for p in compared]))),
+        sigma=math.sqrt(float(np.mean([p.sigma**2 for p in compared]))),
+        correlation=float(np.mean(rs)) if rs else None,
+        n=n,
+        source=f"estimated from {len(compared)} candidates on {n} paired seeds",
+    )
+
+
+def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tuple[dict[str, Any], ...]:
+    def entry(thing: Candidate | Row, stage: str, n: int) -> dict[str, Any]:
+        head = {"trial": thing.trial, "name": thing.name, "params": dict(thing.params), SCORE: thing.score}
+        return {**head, "run_id": thing.run_id, "stage": stage, "n": n, "facts": dict(thing.facts)}
+
+    done = [entry(c, "confirm", c.pairs.n) for c in candidates if c.pairs]
+    confirmed = {e["name"] for e in done}
+    rest = sorted((r for r in searched.values() if r.name not in confirmed), key=lambda r: -(r.score or 0.0))
+    return tuple(done + [entry(row, "search", 1) for row in rest])
+
+
+def _sentence(answer: Answer) -> str:
+    noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
+    need = f"{CLAIM:+.3f} would need {answer.needed} pairs (s_d {noise.s_d:.4f}, {noise.source})"
+    if answer.winner and (p := answer.winner.pairs):
+        return (
+            f"winner: {answer.winner.name}, {p.mean:+.4f} {SCORE} over {name} ({1 - answer.alpha:.0%} interval "
+            f"{p.low:+.4f} to {p.high:+.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
+            f"{len(answer.candidates)}, {answer.tried} configurations tried)"
+        )
+    if not answer.ranking:
+        return f"no winner yet: nothing to compare; {need}"
+    if answer.pairs == 0:
+        luck = luck_of_the_best(noise.s_d / math.sqrt(2), answer.tried)
+        return (
+            f"no winner yet: one run each, and the best of {answer.tried} equal configurations leads by {luck:+.4f} "
+            f"by luck alone; {need}"
+        )
+    best = answer.candidates[0]
+    if all(c.p_holm is None for c in answer.candidates):
+        return f"no winner yet: {best.name}: {best.reason}; {need}"
+    gap = f"; the best was {best.name} at {best.pairs.mean:+.4f}: {best.reason}" if best.pairs else ""
+    return (
+        f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
+        f"{answer.detectable:+.4f} over {name} with 80 % power{gap}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

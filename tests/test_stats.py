@@ -1,0 +1,332 @@
+"""The statistics crown nobody by chance, find what is there at the promised rate, and compare only the comparable."""
+
+import itertools
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from sweeper import stats
+from sweeper.errors import ConfigError
+
+S_D = 0.003
+Noise = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+def two_basins(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Runs that fall into one of two basins: differences with few values, where a t test is weakest."""
+    return rng.choice([-1.0, 1.0], shape) * S_D / 2**0.5 + rng.normal(0, S_D / 20, shape)
+
+
+NOISES: dict[str, Noise] = {
+    "normal": lambda rng, shape: rng.normal(0, S_D / 2**0.5, shape),
+    "heavy tails": lambda rng, shape: rng.standard_t(3, shape) * S_D / 6**0.5,
+    "two basins": two_basins,
+    "rare collapse": lambda rng, shape: rng.normal(0, S_D / 2**0.5, shape) - 0.02 * (rng.random(shape) < 0.1),
+    "skewed": lambda rng, shape: -rng.exponential(S_D / 2**0.5, shape),
+}
+
+
+def sweep_rows(
+    rng: np.random.Generator, noise: Noise, *, n: int, effect: float = 0.0, tried: int = 50, k: int = 5
+) -> list[stats.Row]:
+    """A whole sweep: search on seed 0, then the best k (better by ``effect``) and two baselines on n fresh seeds."""
+    search = 0.3 + noise(rng, (tried,))
+    common = rng.normal(0, 0.004, n)  # what a seed does to every configuration alike
+    scores = 0.3 + common + noise(rng, (k + 2, n))
+    scores[2:] += effect
+    rows = [stats.Row(i, f"cawb-{i}", "search", 0, float(score)) for i, score in enumerate(search)]
+    best = np.argsort(-search)[:k]
+    for i, name in enumerate(["cosine", "stock", *(f"cawb-{b}" for b in best)]):
+        rows += [stats.Row(100 + i * n + j, name, "confirm", 1 + j, float(scores[i, j])) for j in range(n)]
+    return rows
+
+
+def win_rate(noise: str, *, sweeps: int, seed: int = 0, **kwargs: float) -> float:
+    rng = np.random.default_rng(seed)
+    wins = 0
+    for _ in range(sweeps):
+        rows = sweep_rows(rng, NOISES[noise], **kwargs)  # type: ignore[arg-type]
+        wins += stats.choose(rows, baselines=["cosine", "stock"]).winner is not None
+    return wins / sweeps
+
+
+@pytest.mark.parametrize(
+    ("noise", "n"),
+    [(noise, n) for noise in ("normal", "two basins") for n in (4, 6, 10)]
+    + [(noise, 6) for noise in ("heavy tails", "rare collapse", "skewed")],
+)
+def test_equal_configurations_crown_a_winner_in_at_most_one_sweep_of_twenty(noise: str, n: int) -> None:
+    """The acceptance test: 1,000 whole sweeps of 50 equal configurations, best 5 confirmed, two baselines."""
+    assert win_rate(noise, sweeps=1000, n=n) <= 0.05
+
+
+@pytest.mark.parametrize("n", [4, 6, 10])
+def test_a_real_effect_is_found_at_the_promised_power(n: int) -> None:
+    """One candidate, one baseline, the effect that ``detectable_effect`` promises to find in 80 % of sweeps."""
+    rng, sweeps = np.random.default_rng(n), 1500
+    effect = stats.detectable_effect(S_D, n, equivalence=0.002)
+    wins = 0
+    for _ in range(sweeps):
+        baseline, candidate = NOISES["normal"](rng, (2, n)) + 0.3
+        rows = [stats.Row(j, "cosine", "confirm", j, float(baseline[j])) for j in range(n)]
+        rows += [stats.Row(n + j, "cawb", "confirm", j, float(candidate[j] + effect)) for j in range(n)]
+        wins += stats.choose(rows, baselines=["cosine"]).winner is not None
+    assert 0.76 <= wins / sweeps <= 0.85
+
+
+def test_power_is_promised_at_the_level_that_holm_begins_with() -> None:
+    """Of five candidates one is better by the design's own detectable effect: it is crowned in about 80 % of sweeps."""
+    rng, n, sweeps = np.random.default_rng(1), 6, 1000
+    effect = stats.detectable_effect(S_D, n, alpha=0.05 / 5, equivalence=0.002)
+    wins = 0
+    for _ in range(sweeps):
+        scores = 0.3 + NOISES["normal"](rng, (6, n))
+        scores[1] += effect
+        rows = [
+            stats.Row(i * n + j, "cosine" if i == 0 else f"cawb-{i}", "confirm", j, float(scores[i, j]))
+            for i, j in itertools.product(range(6), range(n))
+        ]
+        winner = stats.choose(rows, baselines=["cosine"]).winner
+        wins += winner is not None and winner.name == "cawb-1"
+    assert 0.75 <= wins / sweeps <= 0.86
+
+
+def test_pairs_needed_for_the_articles_claim() -> None:
+    assert [stats.pairs_needed(0.004, s) for s in (0.002, 0.003, 0.004, 0.005)] == [5, 7, 10, 15]
+
+
+@given(n=st.integers(4, 60), alpha=st.sampled_from([0.05, 0.01]))
+def test_detectable_effect_is_the_textbook_formula_made_exact(n: int, alpha: float) -> None:
+    t = scipy_stats.t(n - 1)
+    formula = (t.ppf(1 - alpha / 2) + t.ppf(0.8)) / n**0.5
+    exact = stats.detectable_effect(1.0, n, alpha=alpha)
+    assert formula * 0.99 <= exact <= formula * 1.1
+    power = scipy_stats.nct.sf(t.ppf(1 - alpha / 2), n - 1, exact * n**0.5)
+    assert power == pytest.approx(0.8, abs=1e-6)
+
+
+def test_an_effect_beyond_any_number_of_pairs_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"expected a larger effect"):
+        stats.pairs_needed(1e-9, 1.0)
+    with pytest.raises(ConfigError):
+        stats.pairs_needed(0.0, 0.003)
+
+
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
+def test_sign_flip_counts_every_assignment(values: list[int]) -> None:
+    """Against the definition, on small integers, where ties are many and exact."""
+    total = abs(sum(values))
+    count = sum(abs(sum(s * v for s, v in zip(signs, values, strict=True))) >= total for signs in
+                itertools.product([-1, 1], repeat=len(values)))  # fmt: skip
+    assert stats.sign_flip_p([v / 1000 for v in values]) == pytest.approx(count / 2 ** len(values), abs=1e-12)
+
+
+def test_sign_flip_is_exact_to_forty_pairs_and_refuses_more() -> None:
+    assert stats.sign_flip_p([0.001] * 30) == 2.0**-29
+    assert stats.sign_flip_p([0.001] * 29 + [-0.001]) == pytest.approx(2 * 31 / 2**30)
+    with pytest.raises(ConfigError, match="41 differences"):
+        stats.sign_flip_p([0.001] * 41)
+
+
+@given(st.lists(st.floats(-0.01, 0.01), min_size=3, max_size=12).filter(lambda v: np.std(v) > 1e-5))
+def test_the_paired_interval_is_scipys(differences: list[float]) -> None:
+    baseline = np.linspace(0.28, 0.31, len(differences))
+    ours = stats.paired(baseline + differences, baseline)
+    theirs = scipy_stats.ttest_rel(baseline + differences, baseline)
+    low, high = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high, ours.p_t) == pytest.approx((low, high, theirs.pvalue), rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_between_the_raw_p_and_bonferroni_and_keeps_the_order(p: list[float]) -> None:
+    q = stats.holm(p)
+    for raw, adjusted in zip(p, q, strict=True):
+        assert raw <= adjusted <= 1
+        assert adjusted <= len(p) * max(r for r in p if r <= raw) or adjusted == 1
+    assert min(q) == pytest.approx(min(min(p) * len(p), 1))
+    for i, j in itertools.combinations(range(len(p)), 2):
+        if p[i] < p[j]:
+            assert q[i] <= q[j]
+
+
+def test_bad_pairs_are_refused() -> None:
+    for bad in (([0.3], [0.3]), ([0.3, 0.4], [0.3]), ([0.3, float("nan")], [0.3, 0.3])):
+        with pytest.raises(ConfigError):
+            stats.paired(*bad)
+
+
+def test_differences_without_any_spread_are_no_proof() -> None:
+    """Four equal differences have an infinite t; the exact p, 1/8, stands in."""
+    result = stats.paired([0.35] * 4, [0.25] * 4)
+    assert (result.p_t, result.correlation) == (0.125, None)
+    assert stats.paired([0.3] * 4, [0.3] * 4).p_t == 1.0
+
+
+# The pick.
+
+
+def confirmed(effect: float = 0.01, n: int = 6, **changes: object) -> list[dict[str, object]]:
+    """A search of two configurations and a baseline, and the better one confirmed on n fresh seeds."""
+    rng = np.random.default_rng(3)
+    rows: list[dict[str, object]] = [
+        {"trial": 0, "name": "cosine", "stage": "baseline", "seed": 0, "score": 0.3, "run_id": "b0"},
+        {
+            "trial": 1,
+            "name": "cawb-1",
+            "stage": "search",
+            "seed": 0,
+            "score": 0.31,
+            "params": {"lr": 0.1},
+            "run_id": "r1",
+        },
+        {"trial": 2, "name": "cawb-2", "stage": "search", "seed": 0, "score": 0.305, "params": {"lr": 0.2}},
+    ]
+    for seed in range(1, n + 1):
+        base = 0.3 + 0.004 * rng.standard_normal()
+        rows.append({"trial": 10 + seed, "name": "cosine", "stage": "confirm", "seed": seed, "score": base})
+        score = base + effect + 0.002 * rng.standard_normal()
+        rows.append({"trial": 30 + seed, "name": "cawb-1", "stage": "confirm", "seed": seed, "score": score} | changes)
+    return rows
+
+
+def test_a_clear_winner_is_named_with_everything_a_reader_needs() -> None:
+    answer = stats.choose(confirmed(), baselines=["cosine"])
+    assert answer.winner is not None
+    assert (answer.winner.name, answer.winner.trial, answer.winner.run_id) == ("cawb-1", 1, "r1")
+    assert (answer.tried, answer.pairs) == (2, 6)
+    assert answer.winner.pairs is not None
+    assert answer.winner.pairs.low > 0
+    assert answer.winner.pairs.correlation is not None
+    data = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
+    assert {"trial", "params", "mAP50-95", "run_id"} <= data["ranking"][0].keys()
+    assert data["winner"]["params"] == {"lr": 0.1}
+    assert data["baseline"]["name"] == "cosine"
+    assert data["ranking"][0]["mAP50-95"] == pytest.approx(
+        data["baseline"]["mAP50-95"] + data["winner"]["pairs"]["mean"]
+    )
+    for part in ("winner: cawb-1", "over cosine", "95% interval", "6 paired seeds", "2 configurations tried"):
+        assert part in answer.sentence
+
+
+def test_without_confirmation_there_is_never_a_winner() -> None:
+    rows = [row for row in confirmed(0.5) if row["stage"] != "confirm"]
+    rows[1] = rows[1] | {"score": 0.99}
+    answer = stats.choose(rows, baselines=["cosine"])
+    assert answer.winner is None
+    assert [entry["trial"] for entry in answer.ranking] == [1, 2]
+    assert "no winner yet: one run each" in answer.sentence
+    assert "by luck alone" in answer.sentence
+    assert "assumed sigma 0.003" in answer.sentence
+    assert answer.needed == stats.pairs_needed(0.004, 0.003 * 2**0.5)
+    json.dumps(answer.to_dict(), allow_nan=False)
+
+
+def test_no_difference_says_what_the_design_would_have_seen() -> None:
+    answer = stats.choose(confirmed(0.0), baselines=["cosine"])
+    assert answer.winner is None
+    assert answer.detectable is not None
+    assert f"would have seen {answer.detectable:+.4f} over cosine with 80 % power" in answer.sentence
+
+
+def test_a_difference_too_small_to_matter_wins_nothing() -> None:
+    rows = [row | {"score": 0.3} if row["name"] == "cosine" else row for row in confirmed(n=8)]
+    for i, row in enumerate(row for row in rows if row["name"] == "cawb-1" and row["stage"] == "confirm"):
+        row["score"] = 0.3010 + 0.0001 * (i % 3)
+    answer = stats.choose(rows, baselines=["cosine"])
+    assert answer.winner is None
+    assert "less than 0.002" in answer.candidates[0].reason
+    assert stats.choose(rows, baselines=["cosine"], equivalence=0.0005).winner is not None
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_too_few_pairs_crown_nobody(n: int) -> None:
+    answer = stats.choose(confirmed(0.1, n=n), baselines=["cosine"])
+    assert answer.winner is None
+    assert answer.sentence.startswith("no winner yet")
+
+
+def test_a_confounded_run_is_listed_apart_and_its_configuration_never_wins() -> None:
+    rows = confirmed(0.05)
+    rows[-1] = rows[-1] | {"confounder": "batch halved"}
+    answer = stats.choose(rows, baselines=["cosine"])
+    assert answer.winner is None
+    assert [(e["trial"], e["reason"]) for e in answer.excluded] == [(36, "batch halved")]
+    assert "batch halved" in answer.sentence
+    again = [*rows, rows[-1] | {"trial": 99, "confounder": None}]
+    assert stats.choose(again, baselines=["cosine"]).winner is not None, "a clean run on the same seed heals it"
+
+
+def test_a_confounded_search_run_is_not_ranked() -> None:
+    rows = confirmed()[:3]
+    rows[1] = rows[1] | {"confounder": "recovered from NaN"}
+    answer = stats.choose(rows, baselines=["cosine"])
+    assert [entry["trial"] for entry in answer.ranking] == [2]
+    assert answer.excluded[0]["reason"] == "recovered from NaN"
+
+
+def test_looking_before_the_confirmation_is_over_crowns_nobody() -> None:
+    """Otherwise a reader who looks after every run would get several chances at a false winner."""
+    for late in (-1, -2):
+        rows = confirmed(0.05)
+        rows[late] = rows[late] | {"score": None}
+        answer = stats.choose(rows, baselines=["cosine"])
+        assert answer.winner is None
+        assert "not finished" in answer.sentence
+
+
+def test_the_seed_of_the_search_makes_no_pair() -> None:
+    """A run that was selected for its score at that seed is no evidence at that seed."""
+    rows = confirmed(0.01)
+    rows.append({"trial": 50, "name": "cosine", "stage": "confirm", "seed": 0, "score": 0.30})
+    rows.append({"trial": 51, "name": "cawb-1", "stage": "confirm", "seed": 0, "score": 0.99})
+    answer = stats.choose(rows, baselines=["cosine"])
+    assert answer.pairs == 6
+    assert [e["trial"] for e in answer.excluded] == [51]
+
+
+def test_the_rival_is_the_best_baseline() -> None:
+    rows = confirmed(0.01)
+    strong = [r | {"trial": 60 + i, "name": "stock", "score": 0.3 + r["score"]} for i, r in enumerate(rows)
+              if r["stage"] == "confirm" and r["name"] == "cosine"]  # fmt: skip
+    answer = stats.choose(rows + strong, baselines=["cosine", "stock"])
+    assert answer.baseline is not None
+    assert answer.baseline["name"] == "stock"
+    assert answer.winner is None
+
+
+def test_controls_play_no_part() -> None:
+    rows = confirmed()
+    extra = [row | {"trial": 80 + i, "stage": "control", "score": 0.0} for i, row in enumerate(rows)]
+    assert (
+        stats.choose(rows + extra, baselines=["cosine"]).to_dict() == stats.choose(rows, baselines=["cosine"]).to_dict()
+    )
+
+
+def test_noise_comes_from_the_baselines_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    common, own = rng.normal(0, 0.004, 5), rng.normal(0, 0.001, (2, 5))
+    rows = [{"trial": 10 * i + s, "name": name, "stage": "baseline", "seed": s, "score": 0.3 + common[s] + own[i, s]}
+            for i, name in enumerate(["cosine", "stock"]) for s in range(5)]  # fmt: skip
+    both = stats.spread(rows, baselines=["cosine", "stock"])
+    assert both.s_d < 0.6 * both.sigma * 2**0.5
+    assert "5 paired runs" in both.source
+    one = stats.spread(rows[:5], baselines=["cosine"])
+    assert one.s_d == pytest.approx(one.sigma * 2**0.5)
+    assert "no credit for pairing" in one.source
+    assert stats.spread(rows[:2], baselines=["cosine"]).source == "assumed sigma 0.003"
+
+
+def test_a_row_without_the_needed_fields_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="expected trial, name, stage, seed, score"):
+        stats.choose([{"name": "cosine"}], baselines=["cosine"])
+
+
+def test_nothing_at_all_is_an_answer_too() -> None:
+    answer = stats.choose([], baselines=["cosine"])
+    assert answer.winner is None
+    assert answer.sentence.startswith("no winner yet: nothing to compare")
