@@ -39,7 +39,7 @@ def read_described(path: Path, described: dict[str, Any], hashes: Hashes, findin
 
 
 def find_annotations(path: Path) -> dict[str, Path]:
-    """``annotations/instances_train*.json`` and ``instances_val*.json``, else ``*train*`` and ``*val*``; one of each."""
+    """``annotations/instances_train*.json`` and ``..._val*.json``, else ``*train*`` and ``*val*``; one of each."""
     found = {}
     for split in SPLITS:
         candidates = sorted((path / "annotations").glob(f"instances_{split}*.json"))
@@ -74,8 +74,9 @@ def categories(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
         raise DataError(
             f"{file}: categories: {len(listed)} listed; expected at least one, each with an integer id and a name"
         )
-    if twice := [key for key, count in Counter(c["id"] for c in listed).items() if count > 1]:
-        raise DataError(f"{file}: categories: id {twice[0]} occurs twice; expected one each")
+    for key in ("id", "name"):
+        if twice := [value for value, times in Counter(c[key] for c in listed).items() if times > 1]:
+            raise DataError(f"{file}: categories: {key} {twice[0]!r} occurs twice; expected one each")
     return {c["id"]: str(c["name"]) for c in sorted(listed, key=lambda c: c["id"])}
 
 
@@ -164,7 +165,7 @@ def _split(
     if not records:
         raise DataError(f"{file}: images: none; expected at least one")
     index = {category: number for number, category in enumerate(order)}
-    boxes = _by_image(content, {record["id"] for record in records}, index, file, findings)
+    boxes = by_image(content, {record["id"] for record in records}, index, file, findings)
     samples = []
     for record in records:
         path = find_image(str(record.get("file_name")), split, file, top, folders)
@@ -174,16 +175,29 @@ def _split(
         facts = hashes.facts(path, findings)
         if facts is None:
             continue
-        _, width, height = facts
-        if (record.get("width", width), record.get("height", height)) != (width, height):
-            said = f"{record['width']}x{record['height']}"
-            findings.note("image sizes that the annotations have wrong", f"{path} is {width}x{height}, not {said}")
-        rows, kept = _boxes(boxes[record["id"]], width, height, index, f"{file.name}:", findings)
-        samples.append(Sample(path, *facts, rows, record, kept))
+        samples.append(sample_of(path, facts, record, boxes[record["id"]], index, file, findings))
     return samples
 
 
-def _by_image(
+def sample_of(
+    path: Path,
+    facts: tuple[str, int, int],
+    record: Mapping[str, Any],
+    annotations: Sequence[dict[str, Any]],
+    index: Mapping[int, int],
+    file: Path,
+    findings: Findings,
+) -> Sample:
+    """One image of ``file`` with its annotations; the image file knows its size better than its record."""
+    sha, width, height = facts
+    if (record.get("width", width), record.get("height", height)) != (width, height):
+        said = f"{record.get('width')}x{record.get('height')}"
+        findings.note("image sizes that the annotations have wrong", f"{path} is {width}x{height}, not {said}")
+    rows, kept = _boxes(annotations, width, height, index, f"{file.name}:", findings)
+    return Sample(path, sha, width, height, rows, record, kept)
+
+
+def by_image(
     content: Mapping[str, Any], images: set[int], index: Mapping[int, int], file: Path, findings: Findings
 ) -> dict[int, list[dict[str, Any]]]:
     """Annotations by image, in the file's order, without those of no image or no category, which are faults."""

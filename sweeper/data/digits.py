@@ -12,10 +12,10 @@ from sweeper.data.layout import MARKER, SPLITS, aside, label_text, publish, writ
 
 VERSION = 1  # of the pictures; another version is another folder and another digest
 SEED = 20240611
-IMAGES = {"train": 320, "val": 96}
+IMAGES = {"train": 352, "val": 96}
 SIDE = 128  # pixels of a canvas
 DIGITS = (2, 6)  # on a canvas, both included
-GLYPH = (22, 52)  # pixels of a glyph's height before it is trimmed to its ink
+GLYPH = (26, 52)  # pixels of a glyph's height before it is trimmed to its ink
 VAL_GLYPHS = 360  # of 1797 handwritten digits; they never appear in training
 INK = 48  # of 255: what is lighter belongs to the ground, not to the box
 GAP = 2  # pixels between boxes
@@ -85,7 +85,7 @@ def _canvas(
         x, y = (int(value) for value in spots[rng.integers(len(spots))])
         patch = canvas[y : y + height, x : x + width]
         colour = rng.uniform(0, 70, 3) if patch.mean() > 110 else rng.uniform(185, 255, 3)
-        patch += (colour - patch) * (ink / 255 * rng.uniform(0.75, 1.0))[..., None]
+        patch += (colour - patch) * (ink / 255 * rng.uniform(0.85, 1.0))[..., None]
         boxes.append((int(classes[chosen]), x, y, width, height))
     return np.clip(canvas + rng.normal(0, 5, canvas.shape), 0, 255).astype(np.uint8), boxes
 

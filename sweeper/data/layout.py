@@ -7,10 +7,10 @@ of image and labels, the order of the images, and with it the training, follows 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +124,9 @@ class Hashes:
 def write(path: Path, text: str) -> None:
     """Write a small file so that a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(aside).replace(path)
+    written = path.with_name(f".writing-{uuid.uuid4().hex}")
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)
 
 
 def publish(aside: Path, folder: Path) -> None:

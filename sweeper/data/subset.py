@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from sweeper.data.checks import Findings
-from sweeper.data.coco import categories, find_annotations, find_image, load, row_of, unique
-from sweeper.data.layout import MARKER, SPLITS, aside, label_text, publish, write
+from sweeper.data.checks import Findings, image_facts
+from sweeper.data.coco import by_image, categories, find_annotations, find_image, load, sample_of, unique
+from sweeper.data.layout import MARKER, SPLITS, Sample, aside, label_text, publish, write
 from sweeper.errors import DataError
 
 
@@ -22,12 +22,13 @@ def coco_subset(
     """Draw ``train`` images of the training and ``val`` of the validation set, and lay them out under ``out``.
 
     The result is a COCO layout (links to the images, the annotations of the images drawn, word for word) with YOLO
-    labels and a data.yaml beside, and ``manifest.json``, which is returned: ids, seed, options and a digest over names
+    labels and a data.yaml beside, and ``manifest.json``, which is returned: ids, seed, options and a digest over ids
     and contents. The same arguments draw the same images anywhere. The two sets share no image, by content: training
     images that are also drawn for validation are passed over. ``stratified`` draws the same share of every stratum,
     an image's stratum being its rarest class, so that class frequencies stay what they were.
 
-    Raises DataError where images are missing or too few, or where ``out`` holds another draw.
+    Images that are missing or broken are passed over and listed under ``problems``. Raises DataError where too few are
+    left, or where ``out`` holds something else.
     """
     coco_dir, out = Path(coco_dir).absolute(), Path(out).absolute()
     options = {"train": train, "val": val, "seed": seed, "stratified": stratified}
@@ -39,48 +40,68 @@ def coco_subset(
     contents = {split: load(files[split]) for split in SPLITS}
     known = categories(files["train"], contents["train"])
     findings = Findings(coco_dir)
-    drawn: dict[str, list[tuple[dict[str, Any], Path, str]]] = {}
-    seen: set[str] = set()
+    drawn: dict[str, list[Sample]] = {"train": [], "val": []}
     for split, count in (("val", val), ("train", train)):  # val first: its images are the ones to keep out of training
-        records = unique(contents[split]["images"], "images", files[split], findings)
-        drawn[split] = []
-        for record in _order(
-            records,
-            contents[split]["annotations"],
-            count,
-            np.random.default_rng([seed, SPLITS.index(split)]),
-            stratified,
-        ):
-            if len(drawn[split]) == count:
-                break
-            path = find_image(str(record["file_name"]), split, files[split], coco_dir)
-            if path is None:
-                findings.fault("missing images", f"{files[split].name}: {record['file_name']}")
-                continue
-            sha = hashlib.sha256(path.read_bytes()).hexdigest()
-            if split == "val" or sha not in seen:
-                drawn[split].append((record, path, sha))
-        seen = {sha for _, _, sha in drawn[split]}
-        findings.settle("refuse")
+        validated = {sample.sha for sample in drawn["val"]}
+        drawn[split] = _draw(coco_dir, split, files[split], contents[split], known, options, validated, findings)
         if len(drawn[split]) < count:
-            raise DataError(
-                f"{files[split]}: {split} {count}: only {len(drawn[split])} images to draw from; ask for fewer"
-            )
+            problems = "; ".join(findings.settle("skip"))
+            there = f"only {len(drawn[split])} images to draw from{' (' + problems + ')' if problems else ''}"
+            raise DataError(f"{files[split]}: {split} {count}: {there}; ask for fewer, or complete the images")
+    content = {split: sorted((_id(sample), sample.sha) for sample in drawn[split]) for split in SPLITS}
+    manifest = {
+        **options,
+        "digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "problems": list(findings.settle("skip")),
+        "source": {split: files[split].name for split in SPLITS},
+        "ids": {split: [number for number, _ in content[split]] for split in SPLITS},
+    }
     made = aside(out)
     for split in SPLITS:
-        _write(made, split, drawn[split], contents[split], known)
+        _write(made, split, sorted(drawn[split], key=_id), contents[split])
     described: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
     described["names"] = dict(enumerate(known.values()))
     described["annotations"] = {split: f"annotations/instances_{split}.json" for split in SPLITS}
     write(made / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
-    ids = {split: sorted(record["id"] for record, _, _ in drawn[split]) for split in SPLITS}
-    content = {split: sorted((record["id"], sha) for record, _, sha in drawn[split]) for split in SPLITS}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    manifest = {**options, "digest": digest, "ids": ids, "source": {split: files[split].name for split in SPLITS}}
     write(made / "manifest.json", json.dumps(manifest, indent=1))
-    write(made / MARKER, json.dumps({"digest": digest}))
+    write(made / MARKER, json.dumps({"digest": manifest["digest"]}))
     publish(made, out)
     return manifest
+
+
+def _draw(
+    coco_dir: Path,
+    split: str,
+    file: Path,
+    content: Mapping[str, Any],
+    known: Mapping[int, str],
+    options: Mapping[str, Any],
+    validated: Container[str],
+    findings: Findings,
+) -> list[Sample]:
+    """So many images of one split, in the order of the draw; what cannot be used is passed over and listed."""
+    records = unique(content["images"], "images", file, findings)
+    index = {category: number for number, category in enumerate(known)}
+    boxes = by_image(content, {record["id"] for record in records}, index, file, findings)
+    rng = np.random.default_rng([options["seed"], SPLITS.index(split)])
+    drawn: list[Sample] = []
+    for record in _order(records, boxes, options[split], rng, options["stratified"]):
+        if len(drawn) == options[split]:
+            break
+        path = find_image(str(record.get("file_name")), split, file, coco_dir)
+        if path is None:
+            findings.fault("missing images", f"{file.name}: {record.get('file_name')}")
+            continue
+        try:
+            sha, width, height, _ = image_facts(path)
+        except ValueError as error:
+            findings.fault("broken images", f"{path} ({error})")
+            continue
+        if sha in validated:
+            findings.note("training images passed over because they are drawn for validation", str(path))
+        else:
+            drawn.append(sample_of(path, (sha, width, height), record, boxes[record["id"]], index, file, findings))
+    return drawn
 
 
 def _there(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +117,7 @@ def _there(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _order(
     records: Sequence[dict[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
+    boxes: Mapping[int, Sequence[Mapping[str, Any]]],
     count: int,
     rng: np.random.Generator,
     stratified: bool,
@@ -106,13 +127,11 @@ def _order(
     shuffled = [records[i] for i in rng.permutation(len(records))]
     if not stratified:
         return shuffled
-    classes: dict[int, set[int]] = defaultdict(set)
-    for annotation in annotations:
-        classes[annotation["image_id"]].add(annotation["category_id"])
+    classes = {image: {annotation["category_id"] for annotation in found} for image, found in boxes.items()}
     often = Counter(category for found in classes.values() for category in found)
     strata: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in shuffled:
-        found = classes[record["id"]]
+        found = classes.get(record["id"])
         strata[min(found, key=lambda category: (often[category], category)) if found else -1].append(record)
     share = min(count / len(records), 1.0)
     quota = {stratum: int(len(found) * share) for stratum, found in strata.items()}
@@ -124,33 +143,20 @@ def _order(
     return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest only where an image has to be passed over
 
 
-def _write(
-    out: Path,
-    split: str,
-    drawn: Sequence[tuple[dict[str, Any], Path, str]],
-    content: Mapping[str, Any],
-    known: Mapping[int, str],
-) -> None:
-    """Annotations, links and labels of one split; a broken box has no label row (data.open says so)."""
-    index = {category: number for number, category in enumerate(known)}
-    ids = {record["id"] for record, _, _ in drawn}
-    annotations = [a for a in content["annotations"] if a.get("image_id") in ids]
-    rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)
-    sizes = {record["id"]: (record["width"], record["height"]) for record, _, _ in drawn}
-    for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            try:
-                rows[annotation["image_id"]].append(
-                    row_of(annotation, *sizes[annotation["image_id"]], index[annotation["category_id"]])
-                )
-            except (KeyError, ValueError):
-                continue
-    for record, path, _ in sorted(drawn, key=lambda entry: int(entry[0]["id"])):
-        link = out / "images" / split / str(record["file_name"])
+def _write(out: Path, split: str, drawn: Sequence[Sample], content: Mapping[str, Any]) -> None:
+    """Links, labels, and the annotations of the images drawn, word for word."""
+    for sample in drawn:
+        name = str((sample.record or {})["file_name"])
+        link, labels = out / "images" / split / name, (out / "labels" / split / name).with_suffix(".txt")
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
-        text = label_text(np.array(rows[record["id"]], dtype=np.float64).reshape(-1, 5))
-        write((out / "labels" / split / str(record["file_name"])).with_suffix(".txt"), text)
-    records = sorted((record for record, _, _ in drawn), key=lambda record: int(record["id"]))
-    kept = {**content, "images": records, "annotations": annotations}
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(sample.path.resolve())
+        labels.write_text(label_text(sample.rows), encoding="utf-8")
+    ids = {_id(sample) for sample in drawn}
+    annotations = [annotation for annotation in content["annotations"] if annotation.get("image_id") in ids]
+    kept = {**content, "images": [sample.record for sample in drawn], "annotations": annotations}
     write(out / "annotations" / f"instances_{split}.json", json.dumps(kept))
+
+
+def _id(sample: Sample) -> int:
+    return int((sample.record or {})["id"])

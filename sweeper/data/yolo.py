@@ -1,6 +1,7 @@
 """Reads Ultralytics' ``data.yaml``: images in folders or lists, labels found by replacing ``images`` by ``labels``."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def class_names(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(f"{path}: names: {names!r} is no list of class names; expected a list, or a mapping from 0 on")
     if count is not None and count != len(names):
         raise DataError(f"{path}: nc: {count} contradicts the {len(names)} classes in names:; remove nc")
+    if twice := [name for name, times in Counter(map(str, names)).items() if times > 1]:
+        raise DataError(f"{path}: names: {twice[0]!r} occurs twice; expected one name per class")
     return tuple(str(name) for name in names)
 
 
