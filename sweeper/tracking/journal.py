@@ -1,0 +1,177 @@
+"""A journal: what one writer has to say about one trial, on disk before anything is sent.
+
+A JSON record a line, each on disk (fsync) when ``append`` returns; beside it ``.ack`` with how many bytes the server
+has confirmed, replaced as a whole. Who holds the file lock owns the journal: the writer while it lives, and after
+its death whoever comes by to send the rest. A torn last line is cut off by the next owner.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)\.jsonl")
+SENT = "sent"  # the folder of journals that have arrived whole
+
+
+class Journal:
+    """One journal file, owned. ``number`` and ``attempt`` of the trial stand in its name."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        name = _NAME.fullmatch(path.name)
+        assert name is not None, path
+        self.number, self.attempt = int(name[1]), int(name[2])
+        self.problem: str | None = None  # why the disk did not take the last record
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._waiting = b""  # records that the disk did not take yet
+        self._size = _repaired(descriptor)
+        self.acknowledged, self.run_id = self._read_ack()
+
+    @classmethod
+    def create(cls, folder: Path, number: int, attempt: int) -> "Journal":
+        """The journal of this attempt: the one that is there, or another if its owner is alive."""
+        for suffix in range(1000):
+            path = folder / f"{number:05d}.{attempt:03d}.{suffix}.jsonl"
+            journal = None if (folder / SENT / path.name).exists() else cls.take(path, create=True)
+            if journal:
+                return journal
+        raise OSError(f"{folder}: a thousand journals of trial {number}, attempt {attempt}; expected one")
+
+    @classmethod
+    def take(cls, path: Path, *, create: bool = False) -> "Journal | None":
+        """Own ``path``, or None if a live process does or it is gone."""
+        try:
+            # No O_APPEND: a record that was half written to a full disk is written over.
+            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino != path.stat().st_ino:
+                raise BlockingIOError  # another owner moved it away between the two calls above
+            return cls(path, descriptor)
+        except (BlockingIOError, FileNotFoundError):
+            os.close(descriptor)
+            return None
+
+    @property
+    def files(self) -> Path:
+        """The folder of the artifacts that records refer to."""
+        return self.path.with_suffix(".files")
+
+    @property
+    def size(self) -> int:
+        """Bytes to acknowledge, those included that the disk did not take yet."""
+        return self._size + len(self._waiting)
+
+    def append(self, record: Record) -> None:
+        """Write a record; it is on disk on return. A disk that is full delays it to the next call, never raises."""
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._waiting += line
+            self._write()
+
+    def retry(self) -> None:
+        """Write what the disk did not take before."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        try:
+            if os.pwrite(self._descriptor, self._waiting, self._size) < len(self._waiting):
+                raise OSError("no space left for a whole record")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.problem = f"{self.path}: {error}"
+            return
+        self._size += len(self._waiting)
+        self._waiting = b""
+        self.problem = None
+
+    def unsent(self) -> list[tuple[Record | None, int]]:
+        """Records after the acknowledged ones with the offset behind each; None for a line that cannot be read."""
+        start = self.acknowledged
+        return list(_parse(os.pread(self._descriptor, self._size - start, start), start))
+
+    def first(self) -> Record:
+        """The first record, which opened the journal; empty if it cannot be read."""
+        for record, _ in _parse(os.pread(self._descriptor, self._size, 0), 0):
+            return record or {}
+        return {}
+
+    def acknowledge(self, offset: int, run_id: str | None) -> None:
+        """Everything before ``offset`` has arrived in run ``run_id``."""
+        self.acknowledged, self.run_id = offset, run_id
+        aside = self.path.with_suffix(".ack.new")
+        with contextlib.suppress(OSError):  # losing it costs sending again, which changes nothing on the server
+            aside.write_text(json.dumps({"offset": offset, "run_id": run_id}))
+            aside.replace(self.path.with_suffix(".ack"))
+
+    def close(self) -> None:
+        """Give the journal up, for others to send."""
+        os.close(self._descriptor)
+
+    def retire(self) -> None:
+        """Move a journal that has arrived whole out of the way: its records stay readable, its files go."""
+        sent = self.path.parent / SENT
+        sent.mkdir(exist_ok=True)
+        self.path.replace(sent / self.path.name)
+        self.path.with_suffix(".ack").unlink(missing_ok=True)
+        shutil.rmtree(self.files, ignore_errors=True)
+        self.close()
+
+    def _read_ack(self) -> tuple[int, str | None]:
+        try:
+            ack = json.loads(self.path.with_suffix(".ack").read_text())
+            return (ack["offset"], ack["run_id"]) if 0 <= ack["offset"] <= self._size else (0, None)
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, None
+
+
+def pending(folder: Path) -> list[Path]:
+    """The journals of a folder that have not arrived whole, oldest attempt first."""
+    return sorted(path for path in folder.glob("*.jsonl") if _NAME.fullmatch(path.name))
+
+
+def written(folder: Path, number: int) -> set[tuple[str, int]]:
+    """The (metric, step) that any attempt of a trial has in this folder, sent or not."""
+    points: set[tuple[str, int]] = set()
+    for place in (folder, folder / SENT):  # in this order: a journal that is retired meanwhile is found in the second
+        for path in place.glob(f"{number:05d}.*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                for record, _ in _parse(path.read_bytes(), 0):
+                    if record and record["kind"] == "metrics":
+                        points.update((key, record["step"]) for key in record["values"])
+    return points
+
+
+def _parse(data: bytes, offset: int) -> Iterator[tuple[Record | None, int]]:
+    """Whole lines only; what follows the last newline is being written, or torn."""
+    for line in data.split(b"\n")[:-1]:
+        offset += len(line) + 1
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        yield (record if isinstance(record, dict) and "kind" in record else None), offset
+
+
+def _repaired(descriptor: int) -> int:
+    """Cut a torn last line off; the size that remains, in bytes."""
+    size = os.fstat(descriptor).st_size
+    whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    if whole < size:
+        os.ftruncate(descriptor, whole)
+    return whole

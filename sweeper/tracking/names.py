@@ -1,0 +1,69 @@
+"""The words that runs carry in MLflow, and what MLflow takes: one place, no MLflow needed."""
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Mapping
+
+from sweeper.errors import TrackingError
+
+SWEEP = "sweeper.sweep"  # the sweep's name; also the experiment's
+KIND = "sweeper.kind"  # "sweep" (the parent run) or "trial"
+TRIAL = "sweeper.trial"  # number of the trial, from 0
+ATTEMPT = "sweeper.attempt"  # the latest attempt that wrote to the run
+FAMILY = "sweeper.family"  # of the schedule
+STAGE = "sweeper.stage"  # baseline, search, confirm, control
+RECIPE = "sweeper.recipe"  # digest of everything but the learning rate
+STATE_DIGEST = "sweeper.state_digest"  # SHA-256 over the final model, EMA and optimizer tensors
+STATE = "sweeper.state"  # FINISHED, FAILED, KILLED or PRUNED, where MLflow has no word for the last
+REASON = "sweeper.reason"  # why a trial failed
+CUT = "sweeper.cut"  # params and tags that were too long for MLflow and lost their end
+REFUSED = "sweeper.refused"  # the last record that the server would not take, and why
+DAMAGED = "sweeper.damaged"  # journal lines that could not be read (a failing disk)
+PARENT = "mlflow.parentRunId"
+COLOR = "mlflow.runColor"
+EXPERIMENT_KIND = "mlflow.experimentKind"
+
+PARAM_CHARACTERS = 6000  # MLflow cuts longer ones without a word
+TAG_CHARACTERS = 8000
+EXPERIMENT_TAG_CHARACTERS = 20_000
+
+_ALLOWED = re.compile(r"[\w.\-:/ ]+")
+_COLORS = {
+    "cawb": "#0072b2",
+    "cosine": "#e69f00",
+    "warm_restarts": "#009e73",
+    "multistep": "#d55e00",
+    "yolo_linear": "#222222",
+    "yolo_cosine": "#888888",
+    "onecycle": "#cc79a7",
+    "wsd": "#56b4e9",
+    "polynomial": "#8c510a",
+    "exponential": "#b8a900",
+    "constant": "#7b3294",
+}
+
+
+def color(family: str) -> str:
+    """One colour per schedule family (Okabe and Ito's first), because MLflow's own hashed colours collide.
+
+    >>> color("cawb"), color("mine") == color("mine")
+    ('#0072b2', True)
+    """
+    return _COLORS.get(family) or "#" + hashlib.sha256(family.encode()).hexdigest()[:6]
+
+
+def check(what: str, name: str) -> str:
+    """``name`` if MLflow takes it as the name of a ``what`` (metric, param, tag or artifact), else TrackingError."""
+    if len(name) > 250 or not _ALLOWED.fullmatch(name) or posixpath.normpath(name) != name or name[0] in "./":
+        raise TrackingError(
+            f"{what} {name!r:.300}: MLflow takes letters, digits and _ - . : / and space, up to 250; rename it"
+        )
+    return name
+
+
+def cut(values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:
+    """``values`` as strings of at most ``limit`` characters, and the names of those that lost their end."""
+    texts = {name: str(value) for name, value in values.items()}
+    long = [name for name, text in texts.items() if len(text) > limit]
+    return {name: text if len(text) <= limit else text[: limit - 1] + "…" for name, text in texts.items()}, long

@@ -1,0 +1,262 @@
+"""Journals to MLflow: one background thread a process, which never gives up and never holds training up.
+
+What makes sending again harmless: a point goes out with the time it was journaled at, and the first record of a
+(metric, step) wins: before a journal's first record is sent, the run is asked what it has.
+"""
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweeper.errors import TrackingError
+from sweeper.tracking import names
+from sweeper.tracking.journal import Journal, Record, pending
+from sweeper.tracking.server import Gone, Held, Refused, Server
+
+_LOOK_AROUND = 5.0  # seconds between looks for journals whose owner died
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts while the server is away
+_GATHER = 0.2  # seconds; what is written within them goes out together
+_PATIENCE = 20.0  # seconds of failures in one round
+
+
+class Upload:
+    """A journal on its way. ``writing`` while records may still come."""
+
+    def __init__(self, journal: Journal, *, writing: bool) -> None:
+        self.journal, self.writing = journal, writing
+        self.held: Held | None = None  # what the run has, once asked
+
+    @property
+    def done(self) -> bool:
+        return self.journal.acknowledged == self.journal.size
+
+
+class Uploader:
+    """Sends every journal of ``folder`` that this process owns or nobody does."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.problem: str | None = None  # why the last round did not send everything
+        self._server, self._folder = server, folder
+        self._uploads: list[Upload] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._news = self._now = self._stopping = False
+        self._begun = self._ended = self._waiting = 0  # rounds, rounds, callers of wait()
+
+    def add(self, journal: Journal) -> Upload:
+        """Send what is and will be in a journal of this process."""
+        upload = Upload(journal, writing=True)
+        with self._changed:
+            self._uploads.append(upload)
+        self.wake()
+        return upload
+
+    def wake(self, *, now: bool = False) -> None:
+        """There is something to send; ``now``: try even if the server was away a moment ago."""
+        with self._changed:
+            if self._news and not now:
+                return
+            self._news = True
+            self._now = self._now or now
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="sweeper-tracking", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, timeout: float, upload: Upload | None = None) -> bool:
+        """Wait until ``upload``, or all that is not another process's, has arrived; False if it has not in time."""
+        with self._changed:
+            self._waiting += 1
+            whole = self._begun + 1  # the first round that begins after this call
+        try:
+            self.wake(now=True)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._arrived(upload, whole), timeout)
+                return self._arrived(upload, whole)
+        finally:
+            with self._changed:
+                self._waiting -= 1
+
+    def left(self) -> int:
+        """Journals of this process, or found without an owner, that have not arrived whole."""
+        with self._changed:
+            return sum(not upload.done for upload in self._uploads)
+
+    def stop(self, timeout: float) -> None:
+        """End the thread after the request it is in, and give the journals up."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return  # in a request to a server that hangs; the locks go with the process
+        for upload in self._uploads:
+            upload.journal.close()
+        self._uploads = []
+
+    def _arrived(self, upload: Upload | None, whole_round: int) -> bool:
+        if upload:
+            return upload.done
+        return self._ended >= whole_round and all(upload.done for upload in self._uploads)
+
+    def _work(self) -> None:
+        wait = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._due, min(wait, 0.5) if self._waiting else wait)
+                if not self._now:
+                    self._changed.wait_for(lambda: self._stopping or self._now, _GATHER)
+                if self._stopping:
+                    return
+                self._news = self._now = False
+                self._begun += 1
+            problem = self._round()
+            if problem is None:
+                wait = _LOOK_AROUND
+            else:
+                wait = _FIRST_WAIT if self.problem is None else min(2 * wait, _LONGEST_WAIT) * random.uniform(0.8, 1.0)
+            with self._changed:
+                self.problem = problem
+                self._ended += 1
+                self._changed.notify_all()
+
+    def _due(self) -> bool:
+        return self._stopping or self._now or (self._news and self.problem is None)
+
+    def _round(self) -> str | None:
+        """Send what there is to send; the last failure, if any."""
+        problem = None
+        patience = time.monotonic() + _PATIENCE
+        with self._changed:
+            mine = {upload.journal.path for upload in self._uploads}
+            for path in pending(self._folder):
+                journal = None if path in mine else Journal.take(path)
+                if journal:
+                    self._uploads.append(Upload(journal, writing=False))
+            uploads = sorted(self._uploads, key=lambda upload: upload.journal.path.name)
+        for upload in uploads:
+            writing = upload.writing  # before sending: what is written until it is closed is sent below
+            try:
+                upload.journal.retry()
+                self._send(upload)
+                if upload.done and not writing:
+                    upload.journal.retire()
+                    with self._changed:
+                        self._uploads.remove(upload)
+            except Gone as error:
+                problem = str(error)
+                upload.journal.acknowledge(0, None)  # all of it again, to a new run
+                upload.held = None
+            except Exception as error:  # whatever it is, the next round may pass, and training goes on
+                problem = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
+                upload.held = None  # a request without an answer may have arrived: ask again
+                if time.monotonic() > patience:
+                    break  # a server that hangs is not asked for each journal
+        return problem
+
+    def _send(self, upload: Upload) -> None:
+        """Everything unsent of one journal, in order."""
+        journal = upload.journal
+        records = journal.unsent()
+        if not records:
+            return
+        run_id, held = self._bound(upload)
+        batch = _Batch()
+        arrived = journal.acknowledged
+        for record, end in records:
+            kind = record["kind"] if record else "damaged"
+            late = journal.attempt < held.attempt  # a newer attempt has the word on tags, files and the end
+            if kind in ("artifact", "finish"):
+                self._deliver(run_id, batch)
+                batch = _Batch()
+                journal.acknowledge(arrived, run_id)
+            if record is None:
+                batch.tags[names.DAMAGED] = f"{journal.path.name}, before byte {end}"
+            elif kind == "metrics":
+                batch.add_points(record, held)
+            elif kind == "params":
+                new = {key: value for key, value in record["values"].items() if key not in held.params}
+                batch.params |= new
+                held.params |= new.keys()
+            elif kind == "artifact":
+                if not (late and self._server.has_file(run_id, record["name"])):
+                    self._send_file(run_id, record["name"], journal.files / record["file"], batch)
+            elif late:
+                pass
+            elif kind == "tags":
+                batch.tags |= record["values"]
+            elif kind == "open":
+                batch.tags |= {**record["tags"], names.ATTEMPT: str(journal.attempt)}
+                held.attempt = journal.attempt
+                if held.status != "RUNNING":
+                    self._server.set_status(run_id, "RUNNING")
+                    held.status = "RUNNING"
+            elif kind == "finish":
+                self._server.send(run_id, [], {}, record["tags"])
+                self._server.set_status(run_id, record["status"], record["time"])
+                held.status = record["status"]
+            arrived = end
+        self._deliver(run_id, batch)
+        journal.acknowledge(arrived, run_id)
+
+    def _bound(self, upload: Upload) -> tuple[str, Held]:
+        """The run of a journal, found or made, and what it has."""
+        journal = upload.journal
+        if journal.run_id and upload.held:
+            return journal.run_id, upload.held
+        opened = journal.first()
+        start = opened.get("time") or round(time.time() * 1000)
+        parent = self._server.run(self._server.experiment, {names.KIND: "sweep"}, start)
+        identity = {names.KIND: "trial", names.TRIAL: str(journal.number)}
+        run_id = journal.run_id or self._server.run(opened.get("name") or f"trial {journal.number}", identity, start)
+        upload.held = self._server.held(run_id)
+        if upload.held.parent != parent:
+            self._server.send(run_id, [], {}, {names.PARENT: parent})
+        journal.acknowledge(journal.acknowledged, run_id)
+        return run_id, upload.held
+
+    def _deliver(self, run_id: str, batch: "_Batch") -> None:
+        """Send a batch; what the server never takes is left out and named in a tag, the rest goes on."""
+        try:
+            self._server.send(run_id, batch.points, batch.params, batch.tags)
+        except Refused:
+            refusal = None
+            singles = [
+                *(([point], {}, {}) for point in batch.points),
+                *(([], {key: value}, {}) for key, value in batch.params.items()),
+                *(([], {}, {key: value}) for key, value in batch.tags.items()),
+            ]
+            for single in singles:
+                try:
+                    self._server.send(run_id, *single)
+                except Refused as error:
+                    refusal = str(error)
+            if refusal:
+                self._server.send(run_id, [], {}, {names.REFUSED: refusal})
+
+    def _send_file(self, run_id: str, name: str, path: Path, batch: "_Batch") -> None:
+        try:
+            if not path.is_file():
+                raise Refused(f"artifact {name}: its file is gone from the journal's folder")
+            self._server.send_file(run_id, name, path)
+        except Refused as error:
+            batch.tags[names.REFUSED] = str(error)
+
+
+@dataclass
+class _Batch:
+    """What goes out together: points as (metric, value, time in ms, step)."""
+
+    points: list[tuple[str, float, int, int]] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def add_points(self, record: Record, held: Held) -> None:
+        """The points of a record that the run does not have yet."""
+        for key, value in record["values"].items():
+            if (key, record["step"]) not in held.points:
+                held.points.add((key, record["step"]))
+                self.points.append((key, value, record["time"], record["step"]))
