@@ -1,0 +1,170 @@
+"""A decay written as arithmetic by a person who may be a stranger: read as a syntax tree, never run as code."""
+
+import ast
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sweeper.errors import ScheduleError
+from sweeper.schedules.time import FloatArray
+
+MAX_LENGTH = 400  # characters
+MAX_NODES = 150  # each costs one pass over the trace
+MAX_POWER = 100.0
+
+_VARIABLES = ("x", "y", "u")
+_CONSTANTS = {"pi": math.pi, "e": math.e}
+_FUNCTIONS: dict[str, tuple[int, Callable[..., FloatArray]]] = {
+    "cos": (1, np.cos),
+    "sin": (1, np.sin),
+    "tan": (1, np.tan),
+    "tanh": (1, np.tanh),
+    "exp": (1, np.exp),
+    "log": (1, np.log),
+    "sqrt": (1, np.sqrt),
+    "abs": (1, np.abs),
+    "floor": (1, np.floor),
+    "ceil": (1, np.ceil),
+    "min": (2, np.minimum),
+    "max": (2, np.maximum),
+}
+_BINARY: dict[type[ast.operator], Callable[[FloatArray, FloatArray], FloatArray]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Pow: np.power,
+}
+_ALLOWED = f"+ - * / ** with {', '.join((*_VARIABLES, *_CONSTANTS, *_FUNCTIONS))} and numbers"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Arithmetic in x (epochs since the cycle began), y (length of its decay in epochs) and u = x/y.
+
+    Allowed are numbers, + - * / **, the names x, y, u, pi, e and the functions cos, sin, tan, tanh, exp, log, sqrt,
+    abs, floor, ceil, min, max; at most 400 characters, 150 parts and a constant power of 100. Everything else
+    raises ScheduleError when it is read. Where any part of it is complex, undefined or infinite the value is NaN,
+    which a schedule refuses with the step.
+
+    >>> half = Expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
+    >>> [round(float(v), 3) for v in half(np.array([0.0, 15.0, 30.0]), 30.0)]
+    [1.0, 0.675, 0.35]
+    >>> bool(np.isnan(Expression("(x-1)**0.5")(np.array([0.0]), 1.0))[0])
+    True
+    >>> Expression("__import__('os')")
+    Traceback (most recent call last):
+        ...
+    sweeper.errors.ScheduleError: decay: "__import__('os')": '__import__' is not arithmetic; expected + - * / ** with \
+x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max and numbers
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_LENGTH:
+            raise ScheduleError(
+                f"decay: an expression of {len(self.text)} characters is too long; expected at most {MAX_LENGTH}"
+            )
+        tree = self._tree()
+        count = sum(1 for _ in ast.walk(tree))
+        if count > MAX_NODES:
+            raise ScheduleError(f"decay: {self.text!r} has {count} parts; expected at most {MAX_NODES}")
+        self._check(tree)
+
+    def __call__(self, x: FloatArray, y: FloatArray | float) -> FloatArray:
+        """Values at ``x`` (any shape) for a length ``y`` (a number or as ``x``); NaN where it is not a finite real."""
+        run = _Run(x, np.asarray(y, np.float64))
+        with np.errstate(all="ignore"):
+            result = run.value(self._tree())
+        return np.where(run.bad, np.nan, np.broadcast_to(result, np.shape(run.bad)))
+
+    def _tree(self) -> ast.expr:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "1(x)" warns; the tree refuses it anyway
+                return ast.parse(self.text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise self._refuse("it") from None
+
+    def _refuse(self, part: str) -> ScheduleError:
+        return ScheduleError(f"decay: {self.text!r}: {part} is not arithmetic; expected {_ALLOWED}")
+
+    def _check(self, node: ast.expr) -> bool:
+        """Refuse what is not on the list; True if the part is a constant."""
+        match node:
+            case ast.Constant(value=bool() | complex() | str() | bytes() | None):
+                pass
+            case ast.Constant(value=int() | float() as number):
+                if not math.isfinite(_number(number)):
+                    raise ScheduleError(f"decay: {self.text!r}: a number in it is not finite; expected finite numbers")
+                return True
+            case ast.Name(id=name) if name in _VARIABLES:
+                return False
+            case ast.Name(id=name) if name in _CONSTANTS:
+                return True
+            case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=operand):
+                return self._check(operand)
+            case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
+                constant = [self._check(left), self._check(right)]
+                if isinstance(op, ast.Pow) and constant[1]:
+                    self._check_power(right)
+                return all(constant)
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+                if len(args) != _FUNCTIONS[name][0]:
+                    raise ScheduleError(
+                        f"decay: {self.text!r}: {name} has {len(args)} arguments; expected {_FUNCTIONS[name][0]}"
+                    )
+                constants = [self._check(argument) for argument in args]
+                return all(constants)
+            case ast.Call(func=func):
+                raise self._refuse(repr(ast.unparse(func)))
+        raise self._refuse(repr(ast.unparse(node)))
+
+    def _check_power(self, exponent: ast.expr) -> None:
+        one = np.ones(1)
+        with np.errstate(all="ignore"):
+            power = float(np.asarray(_Run(one, one).value(exponent)).flat[0])
+        if not abs(power) <= MAX_POWER:
+            raise ScheduleError(
+                f"decay: {self.text!r}: a power of {power:g} is too large; expected at most {MAX_POWER:g}"
+            )
+
+
+class _Run:
+    """One evaluation; ``bad`` marks where any part was not a finite real number."""
+
+    def __init__(self, x: FloatArray, y: FloatArray) -> None:
+        self.bad = np.zeros(np.broadcast_shapes(np.shape(x), np.shape(y)), bool)
+        self.names = {"x": np.asarray(x, np.float64), "y": y, **{k: np.asarray(v) for k, v in _CONSTANTS.items()}}
+
+    def value(self, node: ast.expr) -> FloatArray:
+        match node:
+            case ast.Constant(value=number):
+                result = np.asarray(_number(number))
+            case ast.Name(id="u"):
+                result = self.names["x"] / self.names["y"]
+            case ast.Name(id=name):
+                result = self.names[name]
+            case ast.UnaryOp(op=op, operand=operand):
+                inner = self.value(operand)
+                result = -inner if isinstance(op, ast.USub) else inner
+            case ast.BinOp(op=op, left=left, right=right):
+                result = _BINARY[type(op)](self.value(left), self.value(right))
+            case ast.Call(func=ast.Name(id=name), args=args):
+                result = _FUNCTIONS[name][1](*[self.value(argument) for argument in args])
+            case _:  # the check at construction let nothing else through
+                raise ScheduleError(f"decay: {ast.unparse(node)!r} is not arithmetic; expected {_ALLOWED}")
+        if not np.all(np.isfinite(result)):
+            self.bad |= ~np.isfinite(result)
+        return result
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError, ValueError):
+        return math.inf
