@@ -1,0 +1,126 @@
+"""Trainers: exact, forkable, and the same small protocol for every family of detectors.
+
+A trainer's state after epoch ``n`` is a pure function of its recipe and of the learning rates so far. So ``load`` of
+any epoch's state followed by ``train_epoch`` gives, bit for bit, what the uninterrupted run gives: on one machine, in
+the same process or another, in any order of epochs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sweeper.config import Recipe
+    from sweeper.schedules import Trace
+
+__all__ = ["Detections", "EpochLog", "Evaluation", "Trainer", "fingerprint", "open"]
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """What an epoch of training was.
+
+    ``lr``: float32 (steps_per_epoch,), the main group's learning rate as read from the optimizer when it stepped.
+    ``losses``: means over the epoch's batches, ``train/box_loss`` and so on. ``seconds``: wall clock, data included.
+    """
+
+    lr: np.ndarray
+    losses: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, after non-maximum suppression, best first.
+
+    ``path``: the image, in the data set's private layout. ``size``: its height and width in pixels. ``boxes``: float32
+    (n, 4), x1 y1 x2 y2 in pixels of the image, clipped to it. ``scores``: float32 (n,). ``classes``: int64 (n,).
+    """
+
+    path: str
+    size: tuple[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of the averaged weights (EMA) on the validation images.
+
+    ``metrics``: ``mAP50-95``, ``mAP50``, ``precision``, ``recall`` on the trainer's own scale (never to be mixed with
+    COCO's) and the validation losses, ``val/box_loss`` and so on. ``detections``: one entry per image.
+    """
+
+    metrics: dict[str, float]
+    detections: list[Detections]
+    seconds: float
+
+
+def _silent(iteration: int) -> None:
+    """Tell nobody."""
+
+
+class Trainer(Protocol):
+    """One model in training. ``groups`` are its parameter groups by name, ``steps_per_epoch`` its optimizer updates."""
+
+    steps_per_epoch: int
+    groups: tuple[str, ...]
+
+    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = _silent) -> EpochLog:
+        """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``; ``beat`` is called with every batch.
+
+        Raises LRMismatch, NotFinite or OutOfMemory; the state is then undefined until ``load``.
+        """
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the EMA; training goes on as if this had not been called."""
+
+    def state(self) -> bytes:
+        """Everything needed to continue, in full precision; loads with ``torch.load(weights_only=True)``."""
+
+    def load(self, state: bytes) -> None:
+        """Become what ``state`` was taken of. Raises SnapshotCorrupt where it is of something else."""
+
+    def state_digest(self) -> str:
+        """SHA-256 (hex) over every tensor and counter of the model, the EMA and the optimizer."""
+
+    def weights(self) -> bytes:
+        """The EMA's state_dict, for inference; loads with ``torch.load(weights_only=True)``."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The EMA's weights and buffers by name, copies."""
+
+    def set_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the EMA's weights and buffers, for landscape measures; ``load`` a state before training on."""
+
+    def recompute_bn(self, epoch: int, batches: int) -> None:
+        """Recompute the EMA's BatchNorm statistics as means over the first augmented training batches of ``epoch``."""
+
+    def val_loss(self, images: int = 64) -> float:
+        """The EMA's loss per image on the first ``images`` validation images, without augmentation."""
+
+
+def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Trainer:
+    """Build the trainer that ``recipe`` asks for, untrained, on ``device`` ("cpu", "cuda:0").
+
+    ``threads`` are torch's CPU threads (they are part of what determines the result on a CPU); ``folder`` takes all
+    files. Raises ConfigError for a model that is not there, DeviceError for a device that is not, DataError.
+    """
+    from sweeper.training.ultralytics import UltralyticsTrainer  # torch and Ultralytics take seconds to import
+
+    return UltralyticsTrainer(recipe, device=device, threads=threads, folder=folder)
+
+
+def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
+    """What determines a training beside the recipe's values and the data: versions, hardware, initial weights.
+
+    ``end2end`` is 1 for models whose loss depends on the number of epochs of the run (YOLO26, YOLOv10): the epochs then
+    belong to the recipe's digest as well.
+    """
+    from sweeper.training.models import fingerprint as of_ultralytics
+
+    return of_ultralytics(recipe, device, threads)

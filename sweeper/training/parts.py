@@ -1,0 +1,174 @@
+"""Ultralytics' trainer and validator, of which single parts are used, never their loops."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from sweeper import data as datasets
+from sweeper.data.layout import MARKER
+from sweeper.errors import LRMismatch
+from sweeper.training import Detections, isolated  # noqa: F401  before Ultralytics
+from sweeper.training.epochs import ExactDataset, epoch_loader
+
+# isort: split
+from ultralytics.data.build import build_dataloader
+from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.utils.metrics import DetMetrics
+from ultralytics.utils.torch_utils import init_seeds
+
+if TYPE_CHECKING:
+    from sweeper.config import Recipe
+    from sweeper.schedules import Trace
+
+SAME_NAMES = (
+    *("model", "imgsz", "batch", "nbs", "optimizer", "momentum", "weight_decay", "seed", "deterministic", "freeze"),
+    *("box", "cls", "dfl", "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective"),
+    *("flipud", "fliplr", "bgr", "mosaic", "mixup", "cutmix", "copy_paste", "multi_scale"),
+)
+
+
+class Parts(DetectionTrainer):  # type: ignore[misc]
+    """Ultralytics' trainer, of which only the set-up and single parts are used, never its loop."""
+
+    def __init__(self, recipe: "Recipe", device: torch.device, folder: Path) -> None:
+        self._recipe, self._folder = recipe, folder
+        said = {name: getattr(recipe, name) for name in SAME_NAMES}
+        super().__init__(
+            overrides=said
+            | {
+                "task": "detect",
+                "data": recipe.data,
+                "device": str(device),
+                "save_dir": str(folder / "ultralytics"),
+                "lr0": 1.0,  # so that the groups' LRs show their multiples of the schedule (3 in some of MuSGD's)
+                "close_mosaic": 0,  # counts from the end; the data set closes mosaic at an absolute epoch
+                "augmentations": [],
+                "amp": False,  # the check for it downloads weights; set below
+                "plots": False,
+                "save": False,
+                "verbose": False,
+            }
+        )
+        self.callbacks: dict[str, Any] = {}
+        self.args.workers = recipe.loader_workers  # set to 0 by Ultralytics where there is no GPU
+
+    def set_up(self) -> None:
+        """Build model, data, optimizer, EMA and validator."""
+        self._setup_train()
+        self.amp = self._recipe.amp and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.model.criterion = (
+            self.model.init_criterion()
+        )  # now, and not at the first loss: snapshots may hold its state
+        self.multiples = [group["lr"] for group in self.optimizer.param_groups]
+        self.loss_items: dict[str, torch.Tensor] = {}
+        self.epoch = 0  # read by the validator only
+
+    def deterministic(self) -> None:
+        """Ask torch for deterministic kernels, or not, again: the setting is the process's, not the trainer's."""
+        torch.use_deterministic_algorithms(self._recipe.deterministic, warn_only=True)
+        torch.backends.cudnn.deterministic = self._recipe.deterministic
+
+    def plan(self, epoch: int, trace: "Trace") -> Iterator[tuple[int, list[float], float]]:
+        """For every step of an epoch: its number in the run, the LR of each parameter group, the momentum."""
+        names = [group["param_group"] for group in self.optimizer.param_groups]
+        lrs = {name: trace.group(name) for name in set(names)}
+        first = epoch * trace.steps_per_epoch
+        for step in range(first, first + trace.steps_per_epoch):
+            momentum = self._recipe.momentum if trace.momentum is None else float(trace.momentum[step])
+            wanted = [x * float(lrs[name][step]) for x, name in zip(self.multiples, names, strict=True)]
+            yield step, wanted, momentum
+
+    def step(self, epoch: int, step: int, wanted: list[float], momentum: float) -> np.float32:
+        """One optimizer update at the learning rates ``wanted``; gives the main group's as it was used."""
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, wanted, strict=True):
+            group["lr"] = lr
+            if "momentum" in group:  # as Ultralytics: Adam's betas stay
+                group["momentum"] = momentum
+        self.optimizer_step()
+        for group, lr in zip(groups, wanted, strict=True):
+            if group["lr"] != lr:
+                raise LRMismatch(
+                    f"epoch {epoch}, step {step}: group {group['param_group']} used LR {group['lr']!r}, "
+                    f"the schedule says {lr!r}; something else in this process sets learning rates"
+                )
+        main = next(i for i, group in enumerate(groups) if group["param_group"] == "weight" and self.multiples[i] == 1)
+        return np.float32(groups[main]["lr"])
+
+    def setup_model(self) -> Any:
+        """As Ultralytics', from fresh random states: the initial weights depend on the seed alone."""
+        init_seeds(self.args.seed, deterministic=self.args.deterministic)
+        return super().setup_model()
+
+    def get_dataset(self) -> dict[str, Any]:
+        """The data set's description, from a private layout: Ultralytics writes beside what it reads."""
+        path = Path(self._recipe.data)
+        if not (path.parent / MARKER).is_file():
+            path = datasets.open(self._recipe.data, folder=self._folder / "data").yaml
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+        root = Path(described["path"])
+        names = dict(described["names"])
+        splits = {split: str(root / described[split]) for split in ("train", "val")}
+        return {**splits, "path": root, "names": names, "nc": len(names), "channels": 3}
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Training: epochs as pure functions of their number. Validation: as Ultralytics'."""
+        recipe, training = self._recipe, mode == "train"
+        budget = recipe.cache_mb * 2**20
+        if not training:
+            budget -= self.train_loader.dataset.cache_bytes
+        dataset = ExactDataset(
+            dataset_path,
+            imgsz=self.args.imgsz,
+            augment=training,
+            hyp=self.args,
+            rect=not training,
+            batch_size=batch_size,
+            stride=self.stride,
+            pad=0.0 if training else 0.5,
+            data=self.data,
+            seed=recipe.seed,
+            mosaic_epochs=recipe.mosaic_epochs,
+            cache_bytes=budget,
+        )
+        workers = recipe.loader_workers
+        if not training:
+            return build_dataloader(dataset, batch_size, workers, shuffle=False, device=self.device)
+        on_gpu = self.device.type == "cuda"
+        return epoch_loader(dataset, batch=batch_size, seed=recipe.seed, workers=workers, pin_memory=on_gpu)
+
+    def get_validator(self) -> "Validator":
+        """The validator that keeps its detections."""
+        return Validator(self.test_loader, save_dir=self.save_dir, args=vars(self.args).copy(), _callbacks={})
+
+    def _setup_scheduler(self) -> None:
+        self.scheduler = SimpleNamespace(last_epoch=0)  # the trace is the only scheduler
+
+
+class Validator(DetectionValidator):  # type: ignore[misc]
+    """Ultralytics' validator, which also keeps what it found, in image pixels and full precision."""
+
+    def init_metrics(self, model: torch.nn.Module) -> None:
+        """Start anew."""
+        self.metrics = DetMetrics()  # kept ones would show their last values where nothing is found
+        super().init_metrics(model)
+        self.loss: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.found: list[Detections] = []
+
+    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
+        """Count, and keep."""
+        super().update_metrics(preds, batch)
+        for i, pred in enumerate(preds):
+            about = self._prepare_batch(i, batch)
+            scaled = {name: value.cpu().numpy() for name, value in self.scale_preds(pred, about).items()}
+            height, width = about["ori_shape"]
+            boxes, scores = scaled["bboxes"].astype(np.float32), scaled["conf"].astype(np.float32)
+            size = (int(height), int(width))
+            self.found.append(Detections(about["im_file"], size, boxes, scores, scaled["cls"].astype(np.int64)))

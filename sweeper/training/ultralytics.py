@@ -1,0 +1,220 @@
+"""YOLO's detectors: Ultralytics' model, loss, augmentations, optimizers, EMA and validator in a loop of our own.
+
+The loop is Ultralytics' ``BaseTrainer._do_train`` with its parts in the same order, so that with the same data and
+learning rates every bit is the same. What differs: learning rate and momentum are read from a trace at every optimizer
+step, data are a function of (seed, epoch, index), accumulation windows end with the epoch, and what Ultralytics does
+behind one's back (halving the batch, reloading after a NaN, downloads) is an error with a reason.
+"""
+
+import io
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sweeper.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
+from sweeper.training import EpochLog, Evaluation, isolated, snapshot  # noqa: F401  before Ultralytics
+from sweeper.training.epochs import reseed
+from sweeper.training.models import architecture, check_device
+from sweeper.training.parts import Parts
+
+# isort: split
+from ultralytics.utils.torch_utils import autocast
+
+if TYPE_CHECKING:
+    from sweeper.config import Recipe
+    from sweeper.schedules import Trace
+
+LOOK_EVERY = 20  # batches between looks at the losses: a look waits for the GPU
+
+
+def _silent(iteration: int) -> None:
+    """Tell nobody."""
+
+
+class UltralyticsTrainer:
+    """See ``sweeper.training.Trainer``."""
+
+    def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
+        architecture(recipe.model)
+        where = check_device(device)
+        self._recipe, self._threads = recipe, threads
+        with _typed_errors(f"building {recipe.model}"):
+            self._parts = Parts(recipe, where, folder)
+            torch.set_num_threads(threads)  # choosing a device has reset it
+            self._parts.set_up()
+        parts = self._parts
+        self._batches = len(parts.train_loader)
+        self._next_epoch: int | None = None  # what the loader is preparing; None after an epoch that broke off
+        self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
+        self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
+
+    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = _silent) -> EpochLog:
+        """Train one epoch; see the protocol."""
+        started = time.perf_counter()
+        parts, recipe = self._parts, self._recipe
+        self._check(epoch, trace)
+        parts.args.epochs = trace.epochs  # end-to-end heads (YOLO26) weigh their two losses by epoch / epochs
+        parts.deterministic()
+        parts._model_train()
+        parts.optimizer.zero_grad()
+        steps = parts.plan(epoch, trace)
+        used: list[np.float32] = []
+        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=parts.device))
+        unseen: list[torch.Tensor] = []
+        with _typed_errors(f"epoch {epoch}, batch size {recipe.batch}, {recipe.imgsz} pixels"):
+            for i, batch in enumerate(self._epoch(epoch)):
+                beat(i)
+                reseed(recipe.seed, epoch, i, -1)  # multi-scale draws here; -1: apart from the samples' keys
+                with autocast(parts.amp, device=parts.device.type):
+                    batch = parts.preprocess_batch(batch)
+                    loss, items = parts.model(batch)
+                    loss = loss.sum()
+                parts.scaler.scale(loss).backward()
+                for name, value in items.items():
+                    sums[name] += value
+                unseen.append(loss.detach())
+                last = i + 1 == self._batches
+                if last or len(unseen) == LOOK_EVERY:
+                    self._look(epoch, i + 1 - len(unseen), unseen)
+                    unseen = []
+                if last or (i + 1) % recipe.accumulate == 0:
+                    used.append(parts.step(epoch, *next(steps)))
+        if hasattr(parts.model.criterion, "update"):
+            parts.model.criterion.update()
+        for name, model in (("weights", parts.model), ("EMA", parts.ema.ema)):
+            if broken := snapshot.first_not_finite(model):
+                raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
+        losses = {f"train/{name}": float(value) / self._batches for name, value in sums.items()}
+        return EpochLog(np.array(used, np.float32), losses, time.perf_counter() - started)
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the EMA; see the protocol."""
+        started = time.perf_counter()
+        validator = self._parts.validator
+        with _typed_errors("evaluation"):
+            validator(self._parts)
+        box, batches = validator.metrics.box, len(validator.dataloader)
+        metrics = {"mAP50-95": box.map, "mAP50": box.map50, "precision": box.mp, "recall": box.mr}
+        metrics |= {f"val/{name}": float(value) / batches for name, value in validator.loss.items()}
+        seconds = time.perf_counter() - started
+        return Evaluation({name: float(value) for name, value in metrics.items()}, validator.found, seconds)
+
+    def state(self) -> bytes:
+        """A snapshot; see the protocol."""
+        return snapshot.to_bytes(self._live())
+
+    def load(self, state: bytes) -> None:
+        """Continue from a snapshot; see the protocol."""
+        parts = self._parts
+        snapshot.put(snapshot.from_bytes(state), parts.model, parts.ema, parts.optimizer, parts.scaler)
+        parts.optimizer.zero_grad()
+
+    def state_digest(self) -> str:
+        """SHA-256 of the state; see the protocol."""
+        return snapshot.digest(self._live())
+
+    def weights(self) -> bytes:
+        """The EMA's state_dict; see the protocol."""
+        buffer = io.BytesIO()
+        torch.save({name: value.cpu() for name, value in self._parts.ema.ema.state_dict().items()}, buffer)
+        return buffer.getvalue()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The EMA as arrays; see the protocol."""
+        return {name: value.cpu().numpy().copy() for name, value in self._parts.ema.ema.state_dict().items()}
+
+    def set_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the EMA; see the protocol."""
+        ema = self._parts.ema.ema
+        ema.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()})
+
+    def recompute_bn(self, epoch: int, batches: int) -> None:
+        """BatchNorm statistics of the EMA over augmented batches; see the protocol."""
+        parts, recipe = self._parts, self._recipe
+        ema, dataset, sampler = parts.ema.ema, parts.train_loader.dataset, parts.train_loader.sampler
+        norms = [module for module in ema.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches, each with the same weight
+        ema.train()
+        order, size = sampler.order(epoch), parts.train_loader.batch_size
+        with torch.no_grad():
+            for i in range(min(batches, self._batches)):
+                chosen = order[i * size : (i + 1) * size]
+                batch = dataset.collate_fn([dataset[epoch, int(index)] for index in chosen])
+                reseed(recipe.seed, epoch, i, -1)
+                ema(parts.preprocess_batch(batch)["img"])
+        ema.eval()
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+
+    def val_loss(self, images: int = 64) -> float:
+        """The EMA's loss per validation image; see the protocol."""
+        parts = self._parts
+        ema, dataset, size = parts.ema.ema, parts.test_loader.dataset, parts.test_loader.batch_size
+        images = min(images, len(dataset))
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, images, size):  # whole batches of the loader, whose images have one shape
+                batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, images))])
+                batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                batch["img"] = batch["img"].float() / 255
+                total += float(ema.loss(batch, ema(batch["img"]))[0].sum())
+        return total / images
+
+    def _live(self) -> snapshot.State:
+        parts = self._parts
+        return snapshot.take(parts.model, parts.ema, parts.optimizer, parts.scaler)
+
+    def _check(self, epoch: int, trace: "Trace") -> None:
+        if trace.steps_per_epoch != self.steps_per_epoch:
+            raise ConfigError(
+                f"trace: {trace.steps_per_epoch} steps per epoch, but {self._batches} batches with "
+                f"accumulate={self._recipe.accumulate} are {self.steps_per_epoch}; plan it for this data set and batch"
+            )
+        if not 0 <= epoch < trace.epochs:
+            raise ConfigError(f"epoch: {epoch} is not in the trace; expected 0 to {trace.epochs - 1}")
+        if torch.get_num_threads() != self._threads:
+            raise TrainingError(
+                f"threads: torch uses {torch.get_num_threads()}, this training was opened with {self._threads} and its "
+                "bits depend on it; something in this process called torch.set_num_threads"
+            )
+
+    def _epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
+        loader = self._parts.train_loader
+        if self._next_epoch != epoch:  # the loader's processes have prepared another one
+            loader.reset()
+            loader.sampler.epoch = epoch
+        self._next_epoch = None
+        for batch in loader:
+            if set(batch["epoch"]) != {epoch}:
+                raise TrainingError(f"epoch {epoch}: the loader gave images of epochs {sorted(set(batch['epoch']))}")
+            yield batch
+        self._next_epoch = epoch + 1
+
+    def _look(self, epoch: int, first: int, losses: list[torch.Tensor]) -> None:
+        for i, value in enumerate(torch.stack(losses).tolist(), first):
+            if not math.isfinite(value):
+                raise NotFinite(f"epoch {epoch}, batch {i}: the loss is {value}; try a lower peak or a longer warm-up")
+
+
+@contextmanager
+def _typed_errors(doing: str) -> Iterator[None]:
+    """Name what Ultralytics would hide (it halves the batch when memory ends) or leave untyped."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        out = isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+        if not out and "alloc_failed" not in said:
+            raise
+        first = str(error).splitlines()[0] if str(error) else "no memory"
+        raise OutOfMemory(f"{doing}: {first}; use a smaller batch, imgsz or model") from error
