@@ -1,0 +1,12 @@
+"""Optuna behind slots and leases: exactly N trials, whatever happens to the workers.
+
+The budget is N trials enqueued as WAITING, each with a slot of our own. A worker claims a slot, holds its lease by
+renewing it, and finishes the trial; when it dies the next one adopts the same trial. To Optuna's own tools the study
+stays a plain study.
+"""
+
+from sweeper.study.rows import TrialRow, WorkerRow
+from sweeper.study.slot import Slot, Suggest
+from sweeper.study.study import Study
+
+__all__ = ["Slot", "Study", "Suggest", "TrialRow", "WorkerRow"]

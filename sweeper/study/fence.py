@@ -1,0 +1,111 @@
+"""Optuna's storage in which a trial's writes carry the proof, in their own transaction, that the writer still owns it.
+
+Between asking "is the lease mine?" and writing, a worker can be stopped for any time. So the question is asked inside
+the transaction that writes: a hook on its commit, which raises LeaseLost and thereby rolls everything back. It belongs
+to every write that Optuna makes for us, also those of its samplers, and to each of its own repetitions.
+
+Relied upon in Optuna, and held by tests: RDBStorage's attributes ``engine`` and ``scoped_session``; that each of the
+methods below is one transaction; ``optuna.trial.Trial(study, trial_id)``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeper.database import Database, Session, event
+from sweeper.errors import DatabaseError
+
+Guard = Callable[[Session], None]
+
+
+class FencedStorage(RDBStorage):
+    """Optuna's tables in our database, through our engine; see the module for what a fence is."""
+
+    def __init__(self, database: Database) -> None:
+        url = database.url.render_as_string(hide_password=False)
+        # Optuna fills in {SCHEMA_VERSION}; a password may hold braces.
+        super().__init__(url.replace("{", "{{").replace("}", "}}"), database.storage_engine_kwargs())
+        self.engine.dispose()
+        self.engine = database.engine
+        self.scoped_session = database.sessions()
+        self._here = threading.local()
+
+    @contextmanager
+    def fenced(self, guard: Guard) -> Iterator[None]:
+        """Every write of this thread inside the block commits only if ``guard(session)`` does not raise."""
+        self._here.guard = guard
+        try:
+            yield
+        finally:
+            self._here.guard = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        guard: Guard | None = getattr(self._here, "guard", None)
+        if guard is None:
+            yield
+            return
+        session = self.scoped_session()  # the one that the method inside is going to use
+        event.listen(session, "before_commit", guard)
+        try:
+            yield
+        finally:
+            event.remove(session, "before_commit", guard)
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        with self._transaction():
+            return super()._create_new_trial(study_id, template_trial)
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        with self._transaction():
+            super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        with self._transaction():
+            return super().set_trial_state_values(trial_id, state, values)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        with self._transaction():
+            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        with self._transaction():
+            super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        with self._transaction():
+            super().set_trial_system_attr(trial_id, key, value)
+
+
+def open_storage(database: Database) -> FencedStorage:
+    """The storage, its tables made when missing.
+
+    Optuna makes them in several steps without a lock; of two workers that do so at once one fails, and finds them
+    complete when it looks again. Raises DatabaseError also for tables of another version of Optuna.
+    """
+    for attempt in range(6):
+        try:
+            return database.retry(lambda: FencedStorage(database))
+        except RuntimeError as error:
+            raise DatabaseError(f"{database}: {' '.join(str(error).split())}") from error
+        except (DatabaseError, optuna.exceptions.StorageInternalError):
+            if attempt == 5:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("unreachable")
