@@ -1,8 +1,13 @@
 """A journal: what one writer has to say about one trial, on disk before anything is sent.
 
-A JSON record a line, each on disk (fsync) when ``append`` returns; beside it ``.ack`` with how many bytes the server
-has confirmed, replaced as a whole. Who holds the file lock owns the journal: the writer while it lives, and after
-its death whoever comes by to send the rest. A torn last line is cut off by the next owner.
+A JSON record a line; beside it ``.ack`` with how many bytes the server has confirmed, replaced as a whole. Who holds
+the file lock owns the journal: the writer while it lives, and after its death whoever comes by to send the rest. A
+torn last line is cut off by the next owner.
+
+A record is with the operating system when ``append`` returns, so the death of the process loses nothing. For the
+death of the machine it is on disk (fsync) when ``append`` returns, or with ``wait=False`` milliseconds later: fsync
+takes 2 ms on a busy disk, and training does not wait for it. (An epoch that the machine's death takes from the
+journal is also in the epoch's snapshot, from where the next attempt journals it again.)
 """
 
 import contextlib
@@ -33,6 +38,9 @@ class Journal:
         self.problem: str | None = None  # why the disk did not take the last record
         self._descriptor = descriptor
         self._lock = threading.Lock()
+        self._unsynced = threading.Event()
+        self._syncing: threading.Thread | None = None
+        self._closing = False
         self._waiting = b""  # records that the disk did not take yet
         self._size = _repaired(descriptor)
         self.acknowledged, self.run_id = self._read_ack()
@@ -74,12 +82,19 @@ class Journal:
         """Bytes to acknowledge, those included that the disk did not take yet."""
         return self._size + len(self._waiting)
 
-    def append(self, record: Record) -> None:
-        """Write a record; it is on disk on return. A disk that is full delays it to the next call, never raises."""
+    def append(self, record: Record, *, wait: bool = True) -> None:
+        """Write a record and ``wait`` for the disk, or not. A full disk delays it to the next call, never raises."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             self._waiting += line
             self._write()
+            if wait:
+                self._sync()
+        if not wait:
+            if self._syncing is None:
+                self._syncing = threading.Thread(target=self._keep_syncing, name="sweeper-journal", daemon=True)
+                self._syncing.start()
+            self._unsynced.set()
 
     def retry(self) -> None:
         """Write what the disk did not take before."""
@@ -92,13 +107,24 @@ class Journal:
         try:
             if os.pwrite(self._descriptor, self._waiting, self._size) < len(self._waiting):
                 raise OSError("no space left for a whole record")
-            os.fsync(self._descriptor)
         except OSError as error:
             self.problem = f"{self.path}: {error}"
             return
         self._size += len(self._waiting)
         self._waiting = b""
         self.problem = None
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.problem = f"{self.path}: {error}"
+
+    def _keep_syncing(self) -> None:
+        while not self._closing:
+            self._unsynced.wait()
+            self._unsynced.clear()
+            self._sync()
 
     def unsent(self) -> list[tuple[Record | None, int]]:
         """Records after the acknowledged ones with the offset behind each; None for a line that cannot be read."""
@@ -121,6 +147,10 @@ class Journal:
 
     def close(self) -> None:
         """Give the journal up, for others to send."""
+        self._closing = True
+        self._unsynced.set()
+        if self._syncing:
+            self._syncing.join()
         os.close(self._descriptor)
 
     def retire(self) -> None:

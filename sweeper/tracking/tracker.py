@@ -143,7 +143,7 @@ class Tracker:
 
 
 class TrialLog:
-    """What a trial has to say. Every call is on this machine's disk when it returns, whatever the server does."""
+    """What a trial has to say. Every call is in the journal when it returns, whatever the server does."""
 
     def __init__(self, journal: Journal, uploader: Uploader, known: set[tuple[str, int]]) -> None:
         self._journal, self._uploader, self._known = journal, uploader, known
@@ -172,7 +172,7 @@ class TrialLog:
             }
             if new:
                 self._known.update((key, epoch) for key in new)
-                self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": new})
+                self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": new}, wait=False)
 
     def params(self, params: Mapping[str, object]) -> None:
         """Params keep their first value. The end of those over 6000 characters is cut, which a tag says."""
@@ -232,10 +232,10 @@ class TrialLog:
                 self._cut.update(long)
                 self._append({"kind": "tags", "values": {names.CUT: ", ".join(sorted(self._cut))[:limit]}})
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: dict[str, Any], *, wait: bool = True) -> None:
         if not self._upload.writing:
             raise TrackingError(f"trial {self._journal.number}: its log is closed; open another attempt to write more")
-        self._journal.append(record)
+        self._journal.append(record, wait=wait)
         self._uploader.wake()
 
 
