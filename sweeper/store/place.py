@@ -1,0 +1,152 @@
+"""Files at a folder or any fsspec URL: written aside, flushed, checked, and only then put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sweeper.errors import StoreError
+from sweeper.store.snapshot import FORMAT
+
+# Files written aside by processes of this host that are gone. Not at once: containers may share a host's name.
+_DEAD_S = 600
+_ABANDONED_S = 24 * 3600  # other files that no row of the index knows
+
+
+class Place:
+    """Where the files are. ``id`` is the random name in its ``store.json``, made by whoever comes first.
+
+    Everything raises StoreError in one line when the file system does: each has errors of its own.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with self._doing("open", url):
+            self._fs, root = fsspec.core.url_to_fs(url)
+            self._root = str(root).rstrip("/")
+            self._local = isinstance(self._fs, LocalFileSystem)
+            self._fs.makedirs(f"{self._root}/tmp", exist_ok=True)
+            self.id = self._identity()
+
+    def _identity(self) -> str:
+        path, mine = f"{self._root}/store.json", {"store": uuid.uuid4().hex, "format": FORMAT}
+        with suppress(FileExistsError):
+            self._fs.pipe_file(path, json.dumps(mine).encode(), mode="create")
+        for _ in range(20):
+            said = self._fs.cat_file(path)
+            if said:
+                break
+            time.sleep(0.05)  # another worker is just writing it
+        found = json.loads(said)
+        if found["format"] > FORMAT:
+            raise StoreError(
+                f"{self.url}: made by a newer sweeper (format {found['format']}, this one knows {FORMAT}); "
+                "install the newer one, or choose another place"
+            )
+        return str(found["store"])
+
+    def write(self, file: str, content: bytes, sha256: str) -> None:
+        """Put ``content`` (whose digest is ``sha256``) at ``file``, whole or not at all."""
+        path = f"{self._root}/{file}"
+        aside = f"{self._root}/tmp/{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
+        with self._doing("write", file):
+            try:
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                if self._local:
+                    _write_through(Path(aside), content, sha256)
+                    os.replace(aside, path)
+                    _sync_folder(Path(path).parent)
+                else:
+                    self._fs.pipe_file(aside, content)
+                    if self._fs.size(aside) != len(content):
+                        raise OSError("the file came out shorter than what was written")
+                    self._fs.mv(aside, path)
+            except BaseException:
+                with suppress(Exception):
+                    self._fs.rm_file(aside)
+                raise
+
+    def read(self, file: str) -> bytes | None:
+        """The content of ``file``; None if it is not there."""
+        with self._doing("read", file):
+            try:
+                content: bytes = self._fs.cat_file(f"{self._root}/{file}")
+            except FileNotFoundError:
+                return None
+            return content
+
+    def remove(self, file: str) -> None:
+        """Remove ``file`` if that can be done; what stays is swept later."""
+        with suppress(StoreError), self._doing("remove", file):
+            self._fs.rm_file(f"{self._root}/{file}")
+
+    def left_behind(self) -> list[str]:
+        """Files that no living writer is at: those written aside by dead processes of this host, and all old ones."""
+        with self._doing("list", self.url):
+            self._fs.invalidate_cache()
+            found: dict[str, Any] = self._fs.find(self._root, detail=True)
+        files = {path.removeprefix(self._root).lstrip("/"): info for path, info in found.items()}
+        return [file for file, info in files.items() if file != "store.json" and _abandoned(file, info)]
+
+    def free(self) -> int | None:
+        """Free bytes where the file system can tell."""
+        return shutil.disk_usage(self._root).free if self._local else None
+
+    @contextmanager
+    def _doing(self, verb: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except ImportError as error:
+            raise StoreError(f"{self.url}: its driver is missing: {error}") from error
+        except Exception as error:  # each file system has its own
+            said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+            raise StoreError(f"{self.url}: cannot {verb} {what}: {said}; check the place and its free space") from error
+
+
+def _abandoned(file: str, info: Mapping[str, Any]) -> bool:
+    changed = info.get("mtime") or info.get("created") or info.get("LastModified")
+    if changed is None:
+        return False
+    age = time.time() - (changed if isinstance(changed, (int, float)) else changed.timestamp())
+    folder, _, name = file.partition("/")
+    host, _, rest = name.partition("+")
+    if folder == "tmp" and host == socket.gethostname() and age > _DEAD_S:
+        try:
+            os.kill(int(rest.partition("+")[0]), 0)
+        except (ProcessLookupError, ValueError):
+            return True
+        except PermissionError:
+            return False
+    return bool(age > _ABANDONED_S)
+
+
+def _write_through(path: Path, content: bytes, sha256: str) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise OSError("the file reads back differently from what was written")
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,304 @@
+"""The store: snapshots found through an index in the database.
+
+A file is put in place under a name that holds the digest of its content, and only then the index gets its row. So a row
+never points to half a file, and two writers of one key never touch the same file. What was put first stays. Whoever
+reads checks the SHA-256 of the index against what is there.
+
+The index knows each place by the random name that lies in it: hosts that see different folders under one path do not
+believe each other's rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper.database import Connection, Database, delete, exists, func, or_, select, update
+from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError
+from sweeper.store.place import Place
+from sweeper.store.snapshot import Mismatch, Snapshot, Usage, pack, unpack
+
+
+class Store:
+    """The snapshots at ``url`` (a folder or any fsspec URL), indexed in ``database``.
+
+    With ``max_bytes``, every :meth:`put` makes room by removing what :meth:`gc` would. Raises StoreError when the
+    place cannot be used, for a missing driver, or for a store made by a newer version.
+    """
+
+    def __init__(self, url: str | Path, database: Database, max_bytes: int | None = None) -> None:
+        self.url = str(url)
+        self.max_bytes = max_bytes
+        self._database = database
+        self._tables = database.tables
+        self._place = Place(self.url)
+        self.id = self._place.id
+        insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
+        database.transaction(lambda connection: connection.execute(insert))
+
+    # -- snapshots
+
+    def deepest(self, keys: Sequence[str], owner: str | None = None) -> int:
+        """The largest i >= 1 with ``keys[i]`` stored, else 0, the untrained model. ``owner`` pins what is found."""
+        t = self._tables.snapshots
+
+        def find(connection: Connection) -> int:
+            query = select(t.c.key).where(t.c.store == self.id, t.c.key.in_(keys[1:]))
+            if owner is not None:
+                query = query.with_for_update()  # or it could be evicted before it is pinned
+            found = set(connection.execute(query).scalars())
+            depth = max((index for index in range(1, len(keys)) if keys[index] in found), default=0)
+            if owner is not None:
+                self._pin(connection, owner, keys[depth : depth + 1] if depth else ())
+            return depth
+
+        return self._database.transaction(find)
+
+    def get(self, key: str) -> Snapshot:
+        """The snapshot, its bytes checked. A damaged or missing one is dropped and named by SnapshotCorrupt."""
+        t = self._tables.snapshots
+        query = select(t).where(t.c.store == self.id, t.c.key == key)
+        row = self._database.transaction(lambda connection: connection.execute(query).first())
+        if row is None:
+            raise SnapshotCorrupt(f"snapshot {key[:12]}: not in {self.url} any more; it is trained again")
+        content = self._place.read(row.file)
+        if content is None:
+            raise self._drop(row, "is missing")
+        if len(content) != row.bytes:
+            raise self._drop(row, f"has {len(content)} bytes of {row.bytes}")
+        if hashlib.sha256(content).hexdigest() != row.sha256:
+            raise self._drop(row, "was altered (its SHA-256 differs)")
+
+        def count(connection: Connection) -> None:
+            touch = update(t).where(t.c.store == self.id, t.c.key == key)
+            connection.execute(touch.values(used=self._database.now, reads=t.c.reads + 1))
+            s = self._tables.stores
+            total = update(s).where(s.c.store == self.id)
+            connection.execute(total.values(reads=s.c.reads + 1, read_bytes=s.c.read_bytes + row.bytes))
+
+        self._database.transaction(count)
+        return unpack(content)
+
+    def put(
+        self,
+        key: str,
+        snapshot: Snapshot,
+        profile: Mapping[str, Any] | None = None,
+        *,
+        branch: bool = False,
+        owner: str | None = None,
+    ) -> Mismatch | None:
+        """Store ``snapshot`` unless ``key`` is there already; with another state, record and return the mismatch.
+
+        ``profile`` (JSON) describes the machine. A ``branch`` point goes later than others when room is made. The pin
+        of ``owner`` moves here. Raises StoreError (a full disk, say): the training can go on without the snapshot.
+        """
+        t = self._tables.snapshots
+        present = select(t).where(t.c.store == self.id, t.c.key == key)
+        row = self._database.transaction(lambda connection: connection.execute(present).first())
+        file = None
+        if row is None:
+            content = pack(key, snapshot, profile or {})
+            sha256 = hashlib.sha256(content).hexdigest()
+            file = f"{key[:2]}/{key}-{sha256[:12]}"
+            self._place.write(file, content, sha256)
+
+        def index(connection: Connection) -> Any:
+            if file is not None:
+                values = {
+                    "store": self.id,
+                    "key": key,
+                    "file": file,
+                    "sha256": sha256,
+                    "state_digest": snapshot.state_digest,
+                    "bytes": len(content),
+                    "epoch": snapshot.epoch,
+                    "branch": branch,
+                    "profile": json.dumps(dict(profile or {})),
+                    "used": self._database.now,
+                }
+                connection.execute(self._database.upsert(t).values(**values).on_conflict_do_nothing())
+            row = connection.execute(present.with_for_update()).first()
+            if row is not None:
+                touch = update(t).where(t.c.store == self.id, t.c.key == key)
+                connection.execute(touch.values(used=self._database.now, branch=True if branch else t.c.branch))
+                if owner is not None:
+                    self._pin(connection, owner, [key])
+            return row
+
+        row = self._database.transaction(index)
+        if row is None:  # evicted between the two looks; what is in hand is worth storing
+            return self.put(key, snapshot, profile, branch=branch, owner=owner)
+        if file is not None and row.file != file:
+            self._place.remove(file)
+        if row.state_digest != snapshot.state_digest:
+            return self._mismatch(row, snapshot, profile or {})
+        if file is not None and self.max_bytes is not None:
+            self._evict(self.max_bytes)
+        return None
+
+    def _mismatch(self, row: Any, snapshot: Snapshot, profile: Mapping[str, Any]) -> Mismatch:
+        t = self._tables.mismatches
+        values = {
+            "store": self.id,
+            "key": row.key,
+            "digest": snapshot.state_digest,
+            "epoch": snapshot.epoch,
+            "first_digest": row.state_digest,
+            "first_profile": row.profile,
+            "profile": json.dumps(dict(profile)),
+            "seen": self._database.now,
+        }
+        insert = self._database.upsert(t).values(**values).on_conflict_do_nothing()
+        new = self._database.transaction(lambda connection: connection.execute(insert).rowcount) == 1
+        found = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
+        return Mismatch(**{**vars(found[0]), "known": not new})
+
+    def mismatches(self) -> list[Mismatch]:
+        """All that were ever found, each digest of a key once, the oldest first."""
+        t = self._tables.mismatches
+        query = select(t).where(t.c.store == self.id).order_by(t.c.seen, t.c.key)
+        rows = self._database.transaction(lambda connection: connection.execute(query).all())
+        return [
+            Mismatch(
+                r.key,
+                r.epoch,
+                r.first_digest,
+                r.digest,
+                json.loads(r.first_profile),
+                json.loads(r.profile),
+                r.seen,
+                True,
+            )
+            for r in rows
+        ]
+
+    # -- who trains a segment, and what must stay
+
+    def lease(self, key: str, owner: str, seconds: float = 60.0) -> bool:
+        """Whether ``owner`` may train the segment that ends in ``key``; False while somebody else does."""
+        t, now = self._tables.segments, self._database.now
+        insert = self._database.upsert(t).values(store=self.id, key=key, owner=owner, expires=now + seconds)
+        take = insert.on_conflict_do_update(
+            index_elements=["store", "key"],
+            set_={"owner": owner, "expires": now + seconds},
+            where=or_(t.c.expires < now, t.c.owner == owner),
+        )
+        return self._database.transaction(lambda connection: connection.execute(take).rowcount) == 1
+
+    def renew(self, key: str, owner: str, seconds: float = 60.0) -> None:
+        """Hold the segment for another ``seconds``; raises LeaseLost when it is somebody else's."""
+        t = self._tables.segments
+        mine = update(t).where(t.c.store == self.id, t.c.key == key, t.c.owner == owner)
+        mine = mine.values(expires=self._database.now + seconds)
+        if self._database.transaction(lambda connection: connection.execute(mine).rowcount) == 0:
+            raise LeaseLost(f"segment {key[:12]}: {owner} no longer holds it; somebody else trains it, stop")
+
+    def release(self, key: str, owner: str) -> None:
+        """Let others train the segment; nothing happens if ``owner`` does not hold it."""
+        t = self._tables.segments
+        mine = delete(t).where(t.c.store == self.id, t.c.key == key, t.c.owner == owner)
+        self._database.transaction(lambda connection: connection.execute(mine))
+
+    def pin(self, owner: str, keys: Sequence[str]) -> None:
+        """Keep ``keys``, and of what ``owner`` (an unfinished trial, say) had pinned before only these."""
+        self._database.transaction(lambda connection: self._pin(connection, owner, keys))
+
+    def unpin(self, owner: str) -> None:
+        """``owner`` is finished and needs nothing any more."""
+        self.pin(owner, ())
+
+    def _pin(self, connection: Connection, owner: str, keys: Sequence[str]) -> None:
+        t = self._tables.pins
+        connection.execute(delete(t).where(t.c.store == self.id, t.c.owner == owner))
+        for key in dict.fromkeys(keys):
+            connection.execute(t.insert().values(store=self.id, key=key, owner=owner))
+
+    # -- room
+
+    def gc(self, max_bytes: int | None = None, *, unfinished: Collection[str] | None = None) -> tuple[int, int]:
+        """Remove what exceeds ``max_bytes`` (else the store's own budget), and what dead writers left behind.
+
+        Least recently used first, branch points after all others; nothing that is pinned or whose segment is leased.
+        With ``unfinished``, the pins of all other owners are lifted. Returns snapshots and bytes removed.
+        """
+        t = self._tables.pins
+        if unfinished is not None:
+            lift = delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished)))
+            self._database.transaction(lambda connection: connection.execute(lift))
+        files = select(self._tables.snapshots.c.file).where(self._tables.snapshots.c.store == self.id)
+        left = self._place.left_behind()  # before the index is read: a file that gets its row meanwhile is known
+        known = set(self._database.transaction(lambda connection: connection.execute(files).scalars()))
+        for file in left:
+            if file not in known:
+                self._place.remove(file)
+        budget = self.max_bytes if max_bytes is None else max_bytes
+        return (0, 0) if budget is None else self._evict(budget)
+
+    def _evict(self, max_bytes: int) -> tuple[int, int]:
+        t, segments, pins = self._tables.snapshots, self._tables.segments, self._tables.pins
+        size = select(func.coalesce(func.sum(t.c.bytes), 0)).where(t.c.store == self.id)
+        total = int(self._database.transaction(lambda connection: connection.execute(size).scalar_one()))
+        if total <= max_bytes:
+            return 0, 0
+        used = exists().where(pins.c.store == t.c.store, pins.c.key == t.c.key)
+        order = select(t.c.key).where(t.c.store == self.id, ~used).order_by(t.c.branch, t.c.used)
+        keys = self._database.transaction(lambda connection: connection.execute(order).scalars().all())
+        count = removed = 0
+        for key in keys:
+            if total - removed <= max_bytes:
+                break
+
+            def take(connection: Connection, key: str = key) -> Any:
+                lock = select(t).where(t.c.store == self.id, t.c.key == key).with_for_update(skip_locked=True)
+                row = connection.execute(lock).first()
+                pinned = select(pins.c.key).where(pins.c.store == self.id, pins.c.key == key)
+                leased = select(segments.c.key).where(segments.c.store == self.id, segments.c.key == key)
+                leased = leased.where(segments.c.expires >= self._database.now)
+                if row is None or connection.execute(pinned).first() or connection.execute(leased).first():
+                    return None
+                connection.execute(delete(t).where(t.c.store == self.id, t.c.key == key))
+                return row
+
+            row = self._database.transaction(take)
+            if row is not None:
+                self._place.remove(row.file)
+                count, removed = count + 1, removed + row.bytes
+        return count, removed
+
+    def usage(self) -> Usage:
+        """Space and reuse, for ``status``."""
+        t, s = self._tables.snapshots, self._tables.stores
+        now = select(func.count(), func.coalesce(func.sum(t.c.bytes), 0)).where(t.c.store == self.id)
+        ever = select(s.c.reads, s.c.read_bytes).where(s.c.store == self.id)
+
+        def ask(connection: Connection) -> tuple[Any, Any]:
+            return connection.execute(now).one(), connection.execute(ever).one()
+
+        (count, size), (reads, read_bytes) = self._database.transaction(ask)
+        return Usage(int(count), int(size), int(reads), int(read_bytes), self._place.free())
+
+    def check(self) -> int | None:
+        """Write, read and remove a small file; returns the free bytes where known. Raises StoreError."""
+        probe, content = f"probe-{uuid.uuid4().hex}", os.urandom(1024)
+        self._place.write(probe, content, hashlib.sha256(content).hexdigest())
+        same = self._place.read(probe) == content
+        self._place.remove(probe)
+        if not same:
+            raise StoreError(f"{self.url}: reads back something else than was written; choose another place")
+        return self._place.free()
+
+    def _drop(self, row: Any, what: str) -> SnapshotCorrupt:
+        t = self._tables.snapshots
+        drop = delete(t).where(t.c.store == self.id, t.c.key == row.key, t.c.file == row.file)
+        self._database.transaction(lambda connection: connection.execute(drop))
+        self._place.remove(row.file)
+        return SnapshotCorrupt(
+            f"snapshot {row.key[:12]} after epoch {row.epoch}: {row.file} in {self.url} {what}; "
+            "dropped, it is trained again"
+        )
