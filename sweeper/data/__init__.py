@@ -25,6 +25,13 @@ def open(name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "
     """
     if invalid not in ("refuse", "skip"):
         raise DataError(f"invalid: {invalid!r} is unknown; expected refuse or skip")
+    try:
+        return _open(name_or_path, folder, invalid)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write the data set there ({error}); name a folder with room") from None
+
+
+def _open(name_or_path: str | Path, folder: Path, invalid: str) -> Dataset:
     path = (digits.make(folder) if str(name_or_path) == "digits" else Path(name_or_path).expanduser()).absolute()
     findings, hashes = Findings(path), Hashes(folder, path)
     source = _read(path, hashes, findings)
@@ -36,8 +43,9 @@ def open(name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "
         if not any(len(sample.rows) for sample in source.samples[split]):
             hint = f", or fill in {yolo.label_path(source.samples[split][0].path)}"
             raise DataError(f"{path}: {split}: none of {len(source.samples[split])} images has a label; add them{hint}")
+    dataset = lay_out(source, folder, str(name_or_path), problems)
     hashes.save()
-    return lay_out(source, folder, str(name_or_path), problems)
+    return dataset
 
 
 def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:

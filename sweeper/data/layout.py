@@ -5,6 +5,7 @@ is laid out once in a folder of our own: sources are never written to, and becau
 of image and labels, the order of the images, and with it the training, follows from the digest alone.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class Sample:
     record: Mapping[str, Any] | None = None
     annotations: Sequence[Mapping[str, Any]] | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of what is trained and measured: the image, the label rows in float32, the crowds."""
         crowds = [a["bbox"] for a in self.annotations or () if a.get("iscrowd")]
@@ -116,9 +118,10 @@ class Hashes:
         return digest, width, height
 
     def save(self) -> None:
-        """Write what was learned, atomically; nothing where nothing is new."""
+        """Write what was learned, atomically; nothing where nothing is new or nothing can be written."""
         if self._now != self._known:
-            write(self._file, json.dumps(self._now))
+            with contextlib.suppress(OSError):
+                write(self._file, json.dumps(self._now))
 
 
 def write(path: Path, text: str) -> None:
@@ -143,13 +146,8 @@ def publish(aside: Path, folder: Path) -> None:
 
 def aside(folder: Path) -> Path:
     """A new empty folder beside ``folder``, to be published under its name."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    except OSError as error:
-        raise DataError(
-            f"{folder.parent}: cannot write the data set there ({error}); name a folder that is writable"
-        ) from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     made.chmod(0o755)
     return made
 
