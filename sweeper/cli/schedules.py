@@ -1,0 +1,235 @@
+"""``sweeper trace``: the LR of any schedule before anything is trained; ``sweeper convert``: epochs <-> iterations."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+import yaml
+
+from sweeper.errors import ConfigError
+from sweeper.schedules import (
+    MAIN,
+    Duration,
+    Schedule,
+    TimeBase,
+    Trace,
+    epochs_from_iterations,
+    iterations_from_epochs,
+    parse,
+)
+
+ROWS = 24  # of the table
+
+
+class Shown(NamedTuple):
+    """A schedule with the name it is shown under, and its trace."""
+
+    name: str
+    schedule: Schedule
+    trace: Trace
+
+
+def register(parent: typer.Typer) -> None:
+    """Add ``trace`` and ``convert`` to the command line."""
+    parent.command("trace")(trace)
+    parent.command("convert")(convert)
+
+
+def trace(
+    schedule: Annotated[
+        list[str],
+        typer.Argument(help="A family and its parameters (cawb lr=0.1 'steps=[31,81]'), or a YAML or JSON file."),
+    ],
+    epochs: Annotated[int, typer.Option(help="Epochs of the run.")],
+    steps_per_epoch: Annotated[int | None, typer.Option(help="Optimizer steps per epoch.")] = None,
+    images: Annotated[int | None, typer.Option(help="Training images; with --batch, in place of the above.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
+    vs: Annotated[list[str] | None, typer.Option(help="Another schedule, quoted, or a file; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; lr is before the rounding to float32.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row per step, as trained (float32).")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw into this .png or .svg file.")] = None,
+) -> None:
+    """Show the learning rate of every step of a schedule, or compare several."""
+    time = _time(epochs, steps_per_epoch, images, batch)
+    if as_json and as_csv:
+        raise ConfigError("--csv: given beside --json; expected one of the two, take one out")
+    shown: list[Shown] = []
+    for words in (schedule, *(shlex.split(text) if _balanced(text) else [text] for text in vs or ())):
+        for made in read(words):
+            name = made.family
+            count = sum(other.schedule.family == name for other in shown)
+            shown.append(Shown(f"{name} {count + 1}" if count else name, made, made.trace(time)))
+    if plot is not None:
+        _draw(shown, plot)
+    if as_json:
+        first, *others = [_described(one, time, shown[0].trace) for one in shown]
+        typer.echo(json.dumps({**first, "vs": others} if others else first, allow_nan=False))
+    elif as_csv:
+        typer.echo(_table_csv(shown), nl=False)
+    else:
+        for one in shown:
+            typer.echo(_table(one))
+        for one in shown[1:]:
+            same = shown[0].trace.common_prefix(one.trace)
+            typer.echo(f"{shown[0].name} and {one.name} share their first {same} steps")
+        if plot is not None:
+            typer.echo(f"drawn in {plot}")
+
+
+def _time(epochs: int, steps_per_epoch: int | None, images: int | None, batch: int | None) -> TimeBase:
+    if steps_per_epoch is not None:
+        if batch is not None:
+            raise ConfigError("--batch: given beside --steps-per-epoch; expected one of the two, take one out")
+        return TimeBase(epochs, steps_per_epoch, images)
+    if images is None or batch is None:
+        raise ConfigError("--steps-per-epoch: missing; expected a number of optimizer steps, or --images and --batch")
+    return TimeBase.from_images(images, batch, epochs=epochs)
+
+
+def read(words: list[str]) -> list[Schedule]:
+    """The schedules that ``words`` spell: a family and key=value pairs, or one YAML or JSON file of one or a list.
+
+    Values are YAML. Raises ConfigError for a file that cannot be read, ScheduleError for a schedule that cannot be.
+    """
+    head, *pairs = words or [""]
+    if Path(head).suffix in (".yaml", ".yml", ".json"):
+        try:
+            loaded = yaml.safe_load(Path(head).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ConfigError(f"{head}: cannot be read as a schedule: {_line(error)}; expected YAML") from None
+        specs = loaded if isinstance(loaded, list) else [loaded]
+        if not specs or not all(isinstance(spec, Mapping) for spec in specs):
+            raise ConfigError(f"{head}: is not a schedule; expected family: and its parameters, or a list of such")
+        return [parse({**spec, **_pairs(pairs)}) for spec in specs]
+    return [parse({"family": head, **_pairs(pairs)})]
+
+
+def _pairs(pairs: list[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r}: is not a parameter; expected key=value, for example steps=[31,81]")
+        if key in given:
+            raise ConfigError(f"{key}: given twice; expected once, take one out")
+        try:
+            given[key] = text if key == "decay" else yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ConfigError(f"{key}: {text!r} cannot be read: {_line(error)}; expected a YAML value") from None
+    return given
+
+
+def _balanced(text: str) -> bool:
+    try:
+        return bool(shlex.split(text))
+    except ValueError:
+        raise ConfigError(f"--vs: {text!r} has an open quotation; expected a family and key=value pairs") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _described(one: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:
+    """What ``--json`` prints of a schedule: ``lr`` [epoch][step] in float64; digest and jumps are the trace's."""
+    schedule, made = one.schedule, one.trace
+
+    def nested(group: str) -> list[list[float]]:
+        rows: list[list[float]] = schedule.values(time, group).reshape(made.epochs, -1).tolist()
+        return rows
+
+    names = sorted({*made.groups, *schedule.groups})
+    described: dict[str, Any] = {
+        "name": one.name,
+        "schedule": schedule.spec,
+        "epochs": made.epochs,
+        "steps_per_epoch": made.steps_per_epoch,
+        "digest": made.digest,
+        "jumps": [{**asdict(jump), "ratio": jump.ratio if np.isfinite(jump.ratio) else None} for jump in made.jumps()],
+        "facts": made.facts(),
+        "lr": nested(MAIN),
+    }
+    if names:
+        described["groups"] = {name: nested(name) for name in names}
+    if made.momentum is not None:
+        described["momentum"] = made.momentum.reshape(made.epochs, -1).tolist()
+    if made is not first:
+        described["common_prefix"] = first.common_prefix(made)
+    return described
+
+
+def _table_csv(shown: list[Shown]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [one.trace.to_columns() for one in shown]
+    names = list(columns[0]) if len(shown) == 1 else ["schedule", *dict.fromkeys(n for c in columns for n in c)]
+    writer.writerow(names)
+    for one, column in zip(shown, columns, strict=True):
+        blank = [""] * one.trace.steps
+        lists = [[one.name] * one.trace.steps if n == "schedule" else _texts(column.get(n), blank) for n in names]
+        writer.writerows(zip(*lists, strict=True))
+    return out.getvalue()
+
+
+def _texts(column: np.ndarray[Any, Any] | None, blank: list[str]) -> list[str]:
+    return blank if column is None else [str(value) for value in column]
+
+
+def _table(one: Shown) -> str:
+    """Some epochs evenly over the run, and those around every jump."""
+    made, unit = one.trace, one.trace.steps_per_epoch
+    jumps = {jump.epoch: jump for jump in made.jumps()}
+    even = {round(i) for i in np.linspace(0, made.epochs - 1, min(ROWS, made.epochs))}
+    near = {epoch + d for epoch in list(jumps)[:ROWS] for d in (-1, 0)}
+    lines = [f"{one.name}: {yaml.safe_dump(one.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6)}"]
+    lines += [f"{'epoch':>7} {'first step':>12} {'last step':>12}"]
+    for epoch in sorted(even | {epoch for epoch in near if epoch >= 0}):
+        first, last = made.lr[epoch * unit], made.lr[(epoch + 1) * unit - 1]
+        note = f"  {jumps[epoch].kind} x{jumps[epoch].ratio:.4g} at step {jumps[epoch].step}" if epoch in jumps else ""
+        lines.append(f"{epoch:>7} {first:>12.6g} {last:>12.6g}{note}")
+    facts = ", ".join(f"{name} {value:.6g}" for name, value in made.facts().items())
+    return "\n".join([*lines, facts, f"digest {made.digest}", ""])
+
+
+def _draw(shown: list[Shown], file: Path) -> None:
+    from sweeper import report
+
+    picture = report.plot_traces({one.name: one.trace for one in shown}, file.suffix.lower().lstrip("."))
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        raise ConfigError(f"--plot: {file} cannot be written: {error.strerror}; expected a file in a folder") from None
+
+
+def convert(
+    length: Annotated[str, typer.Argument(help="4000it or 2.1642ep.")],
+    images: Annotated[int, typer.Option(help="Training images of the data set it was written for.")],
+    batch: Annotated[int, typer.Option(help="Images per iteration there.")],
+    to_images: Annotated[int | None, typer.Option(help="Images of another data set to carry it over to.")] = None,
+    to_batch: Annotated[int | None, typer.Option(help="Images per iteration there; the same if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Turn iterations into epochs and back, and carry a length over to another data set.
+
+    Counted in images (iterations x batch / images), so nothing is rounded to whole batches.
+    """
+    given = Duration.parse(length, "length")
+    if given.unit not in ("ep", "it"):
+        raise ConfigError(f"length: {length!r} is not in iterations or epochs; expected for example 4000it or 2.1642ep")
+    iterations = given.value if given.unit == "it" else iterations_from_epochs(given.value, images, batch)
+    epochs = epochs_from_iterations(iterations, images, batch)
+    lines: dict[str, Any] = {"iterations": iterations, "epochs": epochs, "images": images, "batch": batch}
+    said = [f"{iterations:.1f} iterations of {batch} on {images} images = {epochs:.4f} epochs"]
+    if to_images is not None or to_batch is not None:
+        other, size = images if to_images is None else to_images, batch if to_batch is None else to_batch
+        carried = iterations_from_epochs(epochs, other, size)
+        lines["to"] = {"iterations": carried, "epochs": epochs, "images": other, "batch": size}
+        said.append(f"{epochs:.4f} epochs on {other} images = {carried:.1f} iterations of {size}")
+    typer.echo(json.dumps(lines) if as_json else "\n".join(said))

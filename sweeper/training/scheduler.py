@@ -1,0 +1,90 @@
+"""A torch scheduler for any training loop: it computes nothing, it reads a trace."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sweeper.errors import ScheduleError
+from sweeper.schedules import Trace
+
+
+class TraceLR(LRScheduler):
+    """Gives every optimizer step its learning rate (and momentum) from ``trace``; one ``step()`` per optimizer step.
+
+    A parameter group is looked up in the trace by its ``"param_group"`` or ``"name"`` entry, else by its index as a
+    text ("1" is the second group); a group that the trace does not know gets the main group's LR. ``start``: the
+    optimizer step to begin at, for a resume without a saved state. ``state_dict`` holds the step and the digest:
+    loading it sets the LR at once, so the order in which optimizer and scheduler are loaded does not matter. After
+    the last step the LR stays. Raises ScheduleError for a start outside the trace or the state of another trace.
+
+    >>> import torch
+    >>> from sweeper.schedules import TimeBase, parse
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> schedule = parse({"family": "cawb", "lr": 0.1, "steps": [2], "floor": 0.2, "decay": "linear"})
+    >>> scheduler = TraceLR(optimizer, schedule.trace(TimeBase(epochs=4, steps_per_epoch=1)))
+    >>> used = []
+    >>> for batch in torch.ones(4, 2):
+    ...     used.append(round(scheduler.get_last_lr()[0], 3))
+    ...     _ = optimizer.zero_grad(), model(batch).sum().backward(), optimizer.step(), scheduler.step()
+    >>> used
+    [0.1, 0.06, 0.08, 0.048]
+    """
+
+    def __init__(self, optimizer: Optimizer, trace: Trace, start: int = 0) -> None:
+        if not 0 <= start <= trace.steps:
+            raise ScheduleError(f"start: {start} is not a step of this trace; expected 0 to {trace.steps}")
+        self.trace = trace
+        self._start = start
+        super().__init__(optimizer)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go on to the next optimizer step; call it after ``optimizer.step()``."""
+        if epoch is not None:
+            raise ScheduleError(
+                f"step({epoch}): a trace is read one step at a time; expected step() without an argument"
+            )
+        self._step_count += 1
+        self._apply(self._start if self._step_count == 1 else self.last_epoch + 1)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The LR of each parameter group at the current step."""
+        at = min(self.last_epoch, self.trace.steps - 1)
+        groups = self.optimizer.param_groups
+        return [float(self.trace.group(_name(group, index))[at]) for index, group in enumerate(groups)]
+
+    def _apply(self, step: int) -> None:
+        self.last_epoch = step  # torch's name; here it counts optimizer steps
+        lrs = self.get_lr()
+        momentum = self.trace.momentum
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+            if momentum is not None and "momentum" in group:
+                group["momentum"] = float(momentum[min(step, self.trace.steps - 1)])
+        self._last_lr = lrs
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that comes next and the digest of the trace; loads with ``weights_only=True``."""
+        return {"step": self.last_epoch, "trace": self.trace.digest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the saved step of the same trace, exactly."""
+        saved, step = state_dict.get("trace"), state_dict.get("step")
+        if saved != self.trace.digest:
+            raise ScheduleError(
+                f"trace: the saved state belongs to {str(saved)[:12]}, this scheduler reads {self.trace.digest[:12]}; "
+                "use the same schedule, or TraceLR(..., start=step) to go on with another one"
+            )
+        if not isinstance(step, int) or step < 0:
+            raise ScheduleError(f"step: {step!r} in the saved state is not a step; expected a whole number from 0")
+        self._step_count = step + 1
+        self._apply(step)
+
+
+def _name(group: dict[str, Any], index: int) -> str:
+    return str(group.get("param_group") or group.get("name") or index)
