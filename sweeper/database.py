@@ -284,8 +284,10 @@ def _parse(url: str) -> URL:
         url = f"sqlite:///{Path(url).expanduser().absolute()}"
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise DatabaseError(f"{url!r} is no database URL; expected a path or postgresql://user@host/name") from None
+    except (ArgumentError, ValueError):  # not shown: it may hold a password
+        raise DatabaseError(
+            f"{url.partition(':')[0]}://...: not a database URL; expected a path or postgresql://user@host:port/name"
+        ) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("postgresql+psycopg", "sqlite"):

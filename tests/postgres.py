@@ -1,0 +1,113 @@
+"""A throw-away PostgreSQL server for the tests: a fresh cluster on a free port, never as root, gone afterwards."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+PASSWORD = secrets.token_hex(8)
+
+
+def _programs() -> Path | None:
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "postgres").exists()), None)
+
+
+class Postgres:
+    """One server. ``stop`` and ``start`` are the outage; ``database`` makes an empty database and tells its URL."""
+
+    def __init__(self, programs: Path) -> None:
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        # The server refuses to run as root.
+        self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+        if self.user:
+            shutil.chown(self.folder, "postgres", "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        secret = self.folder / "password"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        self.data = self.folder / "data"
+        options = [
+            "-U",
+            "sweeper",
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+            "--no-sync",
+            "--no-locale",
+            "-E",
+            "UTF8",
+        ]
+        initdb = [programs / "initdb", "-D", self.data, *options]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, **self.user)
+        self.count = 0
+        self.start()
+
+    def start(self) -> None:
+        settings = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
+        settings += ["fsync=off", "max_connections=60", "shared_buffers=32MB"]
+        self.server = subprocess.Popen(
+            [self.programs / "postgres", "-D", self.data, *(word for setting in settings for word in ("-c", setting))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            **self.user,
+        )
+        for _ in range(200):
+            try:
+                psycopg.connect(self.plain("postgres")).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+        raise RuntimeError("the server did not come up")
+
+    def stop(self) -> None:
+        self.server.send_signal(signal.SIGQUIT)  # at once, as if it had crashed; the next start recovers
+        self.server.wait(30)
+
+    def plain(self, name: str, password: str = PASSWORD) -> str:
+        return f"postgresql://sweeper:{password}@127.0.0.1:{self.port}/{name}"
+
+    def database(self) -> str:
+        self.count += 1
+        name = f"test{self.count}"
+        with psycopg.connect(self.plain("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.plain(name)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The server, started when the first test asks for it."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres (apt-get install postgresql)")
+    server = Postgres(programs)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/sweep.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.database()
