@@ -349,6 +349,12 @@ def test_what_is_odd_but_allowed_is_listed(tmp_path: Path) -> None:
     assert "images in both train and val: 1, first" in problems
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for source in (yolo(tmp_path / "source"), "digits"):
+        assert "cannot write the data set there" in refused(source, tmp_path / "file" / "below")
+
+
 # -- COCO --------------------------------------------------------------------------------------------------------------
 
 

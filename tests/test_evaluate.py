@@ -17,20 +17,8 @@ from sweeper import data
 from sweeper.errors import DataError
 from sweeper.evaluate import evaluate
 
-STATS = [
-    "AP",
-    "AP50",
-    "AP75",
-    "APsmall",
-    "APmedium",
-    "APlarge",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARsmall",
-    "ARmedium",
-    "ARlarge",
-]  # summarize()'s order
+PRECISIONS = ["AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge"]
+STATS = [*PRECISIONS, "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge"]  # the order of summarize()
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,10 @@ def class_names(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
     if names is None and isinstance(count, int) and count > 0:
         return tuple(f"class_{number}" for number in range(count))
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(
-                f"{path}: names: numbers its classes {sorted(names, key=str)}, expected 0 to {len(names) - 1}"
-            )
-        names = [names[number] for number in range(len(names))]
+        numbered = {str(number): name for number, name in names.items()}
+        if numbered.keys() != {str(number) for number in range(len(names))}:
+            raise DataError(f"{path}: names: numbers its classes {', '.join(numbered)}, expected 0 to {len(names) - 1}")
+        names = [numbered[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{path}: names: {names!r} is no list of class names; expected a list, or a mapping from 0 on")
     if count is not None and count != len(names):
@@ -105,10 +104,12 @@ def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterable[P
         elif where.is_file() and where.suffix.lower() in SUFFIXES:
             yield where
         elif where.is_file():
-            for line in where.read_text(encoding="utf-8-sig").splitlines():
-                if line.strip():
-                    start = where.parent if line.startswith("./") else top
-                    yield Path(os.path.normpath(start / line.strip()))
+            try:
+                lines = where.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{path}: {split}: {entry} cannot be read as a list of images ({error})") from None
+            for line in filter(None, map(str.strip, lines)):
+                yield Path(os.path.normpath((where.parent if line.startswith("./") else top) / line))
         else:
             raise DataError(
                 f"{path}: {split}: {entry} is not there ({where}); nothing is downloaded, put the data there"
