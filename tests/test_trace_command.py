@@ -56,8 +56,8 @@ def test_several_groups() -> None:
 
 def test_the_table_shows_the_articles_drops() -> None:
     out = sweeper("trace", *ARTICLE, *RUN)
-    assert "     33        0.07         0.07  drop x0.7736 at step 132" in out
-    assert "     82   0.0633367    0.0633367" in out
+    assert "     33    0.0699972    0.0699972  drop x0.7736 at step 132" in out
+    assert "     82    0.0633367    0.0633367" in out
     assert "restarts 0, drops 2" in out
 
 
@@ -82,7 +82,7 @@ def test_several_in_one_picture(tmp_path: Path, name: str, magic: bytes) -> None
     )
     picture = (tmp_path / name).read_bytes()
     assert picture.startswith(magic)
-    assert "cawb and wsd share their first 0 steps" in out
+    assert "cawb and wsd share their first 8 steps" in out
     if name.endswith("svg"):
         assert all(word in picture.decode() for word in ("drops of cawb", "onecycle", "wsd", "yolo_cosine"))
 

@@ -29,6 +29,10 @@ def cycles(params: Params, time: TimeBase) -> list[Cycle]:
     """The cycles of the clean mode, the first one starting where the warm-up ends.
 
     Raises ScheduleError for a warm-up as long as the run, a step that is not between both, and lists that do not fit.
+
+    >>> params = {"lr": 1.0, "warmup": "1ep", "steps": [4], "step_scale": 0.5, "epoch_scale": 2.0}
+    >>> cycles(params, TimeBase(6, 10))
+    [Cycle(start=10.0, period=60.0, peak=1.0), Cycle(start=40.0, period=20.0, peak=0.5)]
     """
     warm = Duration.parse(params["warmup"]).steps(time)
     if warm >= time.steps:
@@ -107,7 +111,15 @@ def clean(params: Params, time: TimeBase) -> Curve:
 
 
 def clean_marks(params: Params, time: TimeBase) -> list[int]:
-    """The first step at or after every CAWB step at which the curve really breaks."""
+    """The first step at or after every CAWB step at which the curve really breaks.
+
+    >>> from sweeper.schedules import parse
+    >>> run = {"family": "cawb", "lr": 1, "steps": ["3it", 2.1], "decay": "linear", "floor": 0.5}
+    >>> clean_marks(parse(run).params, TimeBase(4, 4))
+    [3, 9]
+    >>> clean_marks(parse({**run, "step_scale": 0.5}).params, TimeBase(4, 4))  # each cycle goes on where the last ended
+    []
+    """
     decay, unit, marks = _shape(params), time.steps_per_epoch, []
     hold = unit if params["granularity"] == "epoch" else 1
     for old, new in pairwise(cycles(params, time)):
@@ -119,7 +131,11 @@ def clean_marks(params: Params, time: TimeBase) -> list[int]:
 
 
 def bounds(params: Params, time: TimeBase) -> list[float]:
-    """B = [w] + the steps strictly between w and E, sorted, duplicates kept + [E], in epochs."""
+    """B = [w] + the steps strictly between w and E, sorted, duplicates kept + [E], in epochs.
+
+    >>> bounds({"warmup": "3ep", "steps": [9, 3, 5, 5, 12]}, TimeBase(10, 4))
+    [3.0, 5.0, 5.0, 9.0, 10.0]
+    """
     warm = Duration.parse(params["warmup"]).epochs(time)
     inside = sorted(Duration.parse(x).epochs(time) for x in params["steps"])
     return [warm, *(x for x in inside if warm < x < time.epochs), float(time.epochs)]
@@ -185,6 +201,13 @@ def loop(params: Params, time: TimeBase) -> Curve:
     base t/W for t < W (iterations since the loop began, so a resume warms up again); base (ceil(W)-1)/W for the rest
     of the epoch in which the warm-up ended; base in the loop's first epoch; else F(epoch - 1). Steps count from the
     first epoch of the loop, ``last_epoch``. In article mode a step outside the run is an error.
+
+    >>> from sweeper.schedules import parse
+    >>> run = {"family": "cawb", "lr": 1, "mode": "reference", "decay": "linear", "floor": 0, "epoch_scale": 0}
+    >>> parse({**run, "steps": [2], "step_scale": 0.5}).values(TimeBase(6, 1)).tolist()  # 2 first acts in epoch 4
+    [1.0, 1.0, 0.5, 0.0, 0.375, 0.25]
+    >>> parse({**run, "warmup": 1.5}).values(TimeBase(3, 2)).round(3).tolist()  # an overshoot, x being negative
+    [0.0, 0.333, 0.667, 0.667, 1.333, 1.333]
     """
     article, base = params["mode"] == "article", params["lr"]
     first = params.get("last_epoch", 0)
@@ -220,7 +243,12 @@ def loop(params: Params, time: TimeBase) -> Curve:
 
 
 def loop_marks(params: Params, time: TimeBase) -> list[int]:
-    """The first step of epoch floor(x) + 2 for every step x whose restart changes the LR, outside the warm-up."""
+    """The first step of epoch floor(x) + 2 for every step x whose restart changes the LR, outside the warm-up.
+
+    >>> from sweeper.schedules import parse
+    >>> loop_marks(parse({"family": "cawb", "lr": 1, "mode": "article", "steps": [2]}).params, TimeBase(6, 10))
+    [40]
+    """
     edges, decay = bounds(params, time), _shape(params)
     base, s, e, marks = params["lr"], params["step_scale"], params["epoch_scale"], set()
     for x in sorted(set(edges[1:-1])):

@@ -66,7 +66,13 @@ def whole(low: int, high: int) -> Check:
 
 
 def choice(*known: str) -> Check:
-    """One of the words ``known``."""
+    """One of the words ``known``.
+
+    >>> choice("step", "epoch")("granularity", "epochs")
+    Traceback (most recent call last):
+        ...
+    sweeper.errors.ScheduleError: granularity: 'epochs' is not known; expected step or epoch (did you mean epoch?)
+    """
 
     def check(what: str, value: object) -> str:
         if value not in known:
@@ -100,7 +106,11 @@ def length(what: str, value: object) -> str:
 
 
 def point(what: str, value: object) -> float | int | str:
-    """A duration in its short form: epochs as a plain number, the other units as text."""
+    """A duration in its short form: epochs as a plain number, the other units as text.
+
+    >>> [point("steps", written) for written in (3.0, "3.5ep", "40it")]
+    [3, 3.5, '40it']
+    """
     parsed = Duration.parse(value, what)
     if parsed.unit != "ep":
         return str(parsed)

@@ -1,4 +1,44 @@
-"""The named families: what each is called with, its curve, and where it breaks. A dict of them is the registry."""
+"""The named families: what each is called with, its curve, and where it breaks. A dict of them is the registry.
+
+``lr`` is the base (required), durations are ``3ep``, ``4000it``, ``256000img`` or ``0.02dur``, a plain number is in
+epochs. k counts optimizer steps since the end of the warm-up, T is a duration in steps. All but yolo_* and onecycle
+take ``warmup`` (a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
+yolo_*, ``granularity``: step, or epoch to hold the value of each epoch's first step.
+
+============== ====================================================================================================
+cawb           see :mod:`sweeper.schedules.cawb`
+cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up past T_max (torch CosineAnnealingLR)
+warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
+               CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
+multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR; PaddlePaddle)
+yolo_*         see :mod:`sweeper.schedules.yolo`
+onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR; Smith, 2018)
+wsd            lr held, then ``decay`` over the last decay_length to floor * lr (the trapezoid; Haegele et al., 2024)
+polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
+exponential    lr gamma^t, t in epochs (torch ExponentialLR, stepped once an epoch)
+constant       lr
+============== ====================================================================================================
+
+>>> from sweeper.schedules import TimeBase, parse
+>>> def shown(**spec):
+...     return parse({"lr": 1, **spec}).values(TimeBase(3, 2)).round(3).tolist()
+>>> shown(family="cosine", T_max="2it", eta_min=0.1)
+[1.0, 0.55, 0.1, 0.55, 1.0, 0.55]
+>>> shown(family="warm_restarts", T_0="2it", T_mult=2, step_scale=0.5)
+[1.0, 0.5, 0.5, 0.427, 0.25, 0.073]
+>>> shown(family="multistep", boundaries=[1, 2], gamma=0.5, warmup="2it", warmup_start=0.5)
+[0.5, 0.75, 0.5, 0.5, 0.25, 0.25]
+>>> shown(family="onecycle", pct_start=0.5, anneal="linear", div_factor=10, final_div_factor=10)
+[0.1, 0.55, 1.0, 0.67, 0.34, 0.01]
+>>> shown(family="wsd", warmup="2it", decay_length=1)
+[0.0, 0.5, 1.0, 1.0, 1.0, 0.5]
+>>> shown(family="polynomial", total_iters="4it", power=2)
+[1.0, 0.562, 0.25, 0.062, 0.0, 0.0]
+>>> shown(family="exponential", gamma=0.25), shown(family="exponential", gamma=0.25, granularity="epoch")
+([1.0, 0.5, 0.25, 0.125, 0.062, 0.031], [1.0, 1.0, 0.25, 0.25, 0.062, 0.062])
+>>> shown(family="constant", warmup=1)
+[0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+"""
 
 import math
 from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sweeper.errors import ScheduleError
 
 FloatArray = NDArray[np.float64]
-MAX_STEPS = 200_000_000
+MAX_STEPS = 50_000_000
 _WRITTEN = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ep|it|img|dur)\s*")
 _KNOWN = "a number of epochs or a text such as 3ep, 4000it, 256000img or 0.02dur"
 
@@ -27,7 +27,7 @@ class TimeBase:
     >>> TimeBase(0, 4)
     Traceback (most recent call last):
         ...
-    sweeper.errors.ScheduleError: epochs: 0 is not a length of a run; expected a whole number from 1 to 200000000
+    sweeper.errors.ScheduleError: epochs: 0 is not a length of a run; expected a whole number from 1 to 50000000
     """
 
     epochs: int

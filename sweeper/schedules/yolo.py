@@ -51,6 +51,11 @@ def yolo_curve(decay: str) -> Callable[[Params, TimeBase, str], Curve]:
 
 
 def yolo_momentum(params: Params, time: TimeBase) -> Curve:
-    """From warmup_momentum to momentum over the warm-up, then momentum."""
+    """From warmup_momentum to momentum over the warm-up, then momentum.
+
+    >>> params = {"warmup": "1ep", "warmup_momentum": 0.8, "momentum": 0.9}
+    >>> yolo_momentum(params, TimeBase(3, 2))(np.arange(4.0)).round(3).tolist()
+    [0.8, 0.85, 0.9, 0.9]
+    """
     held: Curve = lambda k: np.full_like(k, params["momentum"])  # noqa: E731
     return warmup_lerp(held, warmup_iterations(params, time), params["warmup_momentum"])
