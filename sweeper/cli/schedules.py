@@ -188,9 +188,8 @@ def _table(one: Shown) -> str:
     jumps = {jump.epoch: jump for jump in made.jumps()}
     even = {round(i) for i in np.linspace(0, made.epochs - 1, min(ROWS, made.epochs))}
     near = {epoch + d for epoch in list(jumps)[:ROWS] for d in (-1, 0)}
-    lines = [
-        f"{one.name}: {yaml.safe_dump(one.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6).strip()}"
-    ]
+    written = yaml.safe_dump(one.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    lines = [f"{one.name}: {written}"]
     lines += [f"{'epoch':>7} {'first step':>12} {'last step':>12}"]
     for epoch in sorted(even | {epoch for epoch in near if epoch >= 0}):
         first, last = made.lr[epoch * unit], made.lr[(epoch + 1) * unit - 1]

@@ -2,7 +2,7 @@
 
 ``lr`` is the base (required), durations are ``3ep``, ``4000it``, ``256000img`` or ``0.02dur``, a plain number is in
 epochs. k counts optimizer steps since the end of the warm-up, T is a duration in steps. All but yolo_* and onecycle
-take ``warmup`` (a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
+take ``warmup`` (from step 0, a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
 yolo_*, ``granularity``: step, or epoch to hold the value of each epoch's first step.
 
 ============== ====================================================================================================
@@ -10,9 +10,9 @@ cawb           see :mod:`sweeper.schedules.cawb`
 cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up past T_max (torch CosineAnnealingLR)
 warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
                CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
-multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR; PaddlePaddle)
+multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR, Paddle)
 yolo_*         see :mod:`sweeper.schedules.yolo`
-onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR; Smith, 2018)
+onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR)
 wsd            lr held, then ``decay`` over the last decay_length to floor * lr (the trapezoid; Haegele et al., 2024)
 polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
 exponential    lr gamma^t, t in epochs (torch ExponentialLR, stepped once an epoch)
