@@ -2,7 +2,7 @@
 
 ``lr`` is the base (required), durations are ``3ep``, ``4000it``, ``256000img`` or ``0.02dur``, a plain number is in
 epochs. k counts optimizer steps since the end of the warm-up, T is a duration in steps. All but yolo_* and onecycle
-take ``warmup`` (from step 0, a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
+take ``warmup`` (a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
 yolo_*, ``granularity``: step, or epoch to hold the value of each epoch's first step.
 
 ============== ====================================================================================================
