@@ -217,7 +217,8 @@ class Database:
     def retry(self, work: Callable[[], T]) -> T:
         """Call ``work`` until no transient error comes out of it, for ``patience_s`` seconds.
 
-        Raises DatabaseError when they are over, or at once when trying again is of no use.
+        Raises DatabaseError when they are over, or at once when trying again is of no use. IntegrityError passes:
+        that a row is there already may be just the answer.
         """
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -227,6 +228,8 @@ class Database:
         )
         try:
             return tries(work)
+        except IntegrityError:
+            raise
         except Exception as error:
             cause = _cause(error)
             if cause is None:

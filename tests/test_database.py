@@ -12,7 +12,7 @@ import pytest
 from postgres import Postgres
 
 from sweeper import database
-from sweeper.database import Connection, Database, is_transient, select, update
+from sweeper.database import Connection, Database, IntegrityError, is_transient, select, update
 from sweeper.errors import DatabaseError
 
 
@@ -162,7 +162,7 @@ def test_bad_data_is_not_tried_again(url: str) -> None:
         for _ in range(2):
             connection.execute(opened.tables.stores.insert().values(store="same"))
 
-    with pytest.raises(DatabaseError):
+    with pytest.raises(IntegrityError):
         opened.transaction(twice_the_same)
     assert len(calls) == 1
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.database import Connection, Database, IntegrityError, Session, column, delete, or_, select, table, update
+from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
+from sweeper.study.queue import TRIALS, Queue
 from sweeper.study.rows import TrialRow, WorkerRow
-from sweeper.study.slot import Lease, Slot
+from sweeper.study.slot import Slot
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-# Optuna's own table, as far as we look into it.
-_TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"))
 
 
 class Study:
@@ -36,11 +32,8 @@ class Study:
         self.sampler: str = row.sampler
         self.seed: int = row.seed
         self._id: str = row.id
-        self._study_id: int = row.study_id
         self._database = database
-        self._storage = storage
-        self._lease_seconds = lease_seconds
-        self._attempts = attempts
+        self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
         self._optuna = database.retry(
             lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
         )
@@ -86,7 +79,7 @@ class Study:
         def register(connection: Connection) -> Any:
             insert = database.upsert(studies).values(**ours, sampler=sampler, seed=seed).on_conflict_do_nothing()
             made = connection.execute(insert).rowcount == 1
-            if made and connection.execute(select(_TRIALS).where(_TRIALS.c.study_id == study_id)).first() is not None:
+            if made and connection.execute(select(TRIALS).where(TRIALS.c.study_id == study_id)).first() is not None:
                 raise ConfigError(
                     f"study {name!r}: there is one in {database} that sweeper did not make; choose another name"
                 )
@@ -94,10 +87,7 @@ class Study:
             changed = _changes(json.loads(row.config), json.loads(text), free_keys)
             changed += _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
             if changed:
-                raise ConfigError(
-                    f"study {name!r} was launched with another configuration: {', '.join(changed)}; "
-                    "give the sweep a new name, or undo the change"
-                )
+                raise _changed(name, changed)
             if row.config == text:
                 return row
             connection.execute(update(studies).where(studies.c.id == row.id).values(config=text))
@@ -119,6 +109,12 @@ class Study:
         known = ", ".join(sorted(row.name for row in rows)) or "none"
         raise DatabaseError(f"study {name!r}: not in {database}, which has: {known}; launch it first")
 
+    def check(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> None:
+        """Raise ConfigError, saying which keys changed, unless ``config`` is the launched one but for ``free_keys``."""
+        changed = _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
+        if changed:
+            raise _changed(self.name, changed)
+
     # -- slots
 
     def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
@@ -129,148 +125,33 @@ class Study:
         among those of its stage; so to raise the budget, pass the whole longer list. "params" (name -> value) fixes
         what the sampler would propose for a search slot.
         """
-        table_ = self._database.tables.slots
-        known = select(table_.c.item).where(table_.c.study == self._id, table_.c.item.is_not(None))
-        have = set(self._database.transaction(lambda connection: connection.execute(known).scalars().all()))
-        seen: Counter[str] = Counter()
-        for slot in slots:
-            content = json.dumps({**slot, "seed": 0} if slot.get("schedule") is None else dict(slot), sort_keys=True)
-            name = f"{slot['stage']}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-            item = f"{name}/{seen[name]}"
-            seen[name] += 1
-            if item not in have:
-                try:
-                    self._enqueue(slot, item)
-                except IntegrityError:  # another worker has made it in the meantime
-                    continue
+        self._queue.add(slots)
 
-    def _enqueue(self, slot: Mapping[str, Any], item: str, instead_of: Lease | None = None) -> None:
-        """A WAITING trial and its slot, in one transaction; takes over the item of a slot that was taken from us."""
-        attrs = {key: value for key, value in slot.items() if value is not None and key != "params"}
-        fixed = {"fixed_params": dict(slot["params"])} if slot.get("params") else {}
-        waiting = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=fixed)
-        slots, spec = self._database.tables.slots, json.dumps(dict(slot))
-
-        def guard(session: Session) -> None:
-            session.flush()
-            if instead_of is not None:
-                instead_of.guard(state="foreign", item=None, worker=None, expires=None)(session)
-            # Optuna holds the study's row, so the newest trial is the one being made.
-            mine = select(_TRIALS.c.trial_id, _TRIALS.c.number).where(_TRIALS.c.study_id == self._study_id)
-            trial_id, number = session.execute(mine.order_by(_TRIALS.c.trial_id.desc()).limit(1)).one()
-            row = {"study": self._id, "number": number, "trial_id": trial_id, "item": item, "spec": spec}
-            session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline"))
-
-        with self._storage.fenced(guard):
-            self._database.retry(lambda: self._storage.create_new_trial(self._study_id, waiting))
-
-    def claim(self, worker: str) -> Slot | None:
+    def claim(self, worker: str, passing_over: Collection[int] = ()) -> Slot | None:
         """The next trial to work on, with a lease, or None if there is none to be had now (see :attr:`done`).
 
         Baselines first, then by number. A trial whose worker let its lease run out is adopted: the same number, the
-        stored parameters, the values so far. ``worker`` must be unique among living workers.
+        stored parameters, the values so far. ``worker`` must be unique among living workers. Trials numbered in
+        ``passing_over`` are left to others.
         """
-        while (lease := self._take(worker)) is not None:
-            slot = self._begin(lease)
-            if slot is not None:
-                return slot
-        return None
-
-    def _take(self, worker: str) -> Lease | None:
-        slots, now, claim = self._database.tables.slots, self._database.now, uuid.uuid4().hex
-
-        def take(connection: Connection) -> Lease | None:
-            free = or_(slots.c.worker.is_(None), slots.c.expires < now, slots.c.claim == claim)
-            first = (
-                select(slots)
-                .where(slots.c.study == self._id, slots.c.state == "open", free)
-                .order_by(slots.c.first.desc(), slots.c.number)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
-            row = connection.execute(first).first()
-            if row is None:
-                return None
-            reasons: list[str] = json.loads(row.reasons)
-            died = row.worker is not None and row.claim != claim
-            if died:
-                reasons.append(f"{row.worker} stopped renewing its lease (attempt {row.attempt})")
-            lease = Lease(
-                self._database,
-                self._storage,
-                self._id,
-                row.number,
-                row.trial_id,
-                row.item,
-                json.loads(row.spec),
-                row.started,
-                worker,
-                row.attempt + 1,
-                row.strikes + died,
-                tuple(reasons),
-                self._lease_seconds,
-                self._attempts,
-            )
-            connection.execute(
-                update(slots)
-                .where(slots.c.study == self._id, slots.c.number == row.number)
-                .values(
-                    worker=worker,
-                    claim=claim,
-                    expires=now + self._lease_seconds,
-                    attempt=lease.attempt,
-                    strikes=lease.strikes,
-                    reasons=json.dumps(reasons),
-                )
-            )
-            return lease
-
-        return self._database.transaction(take)
-
-    def _begin(self, lease: Lease) -> Slot | None:
-        """The slot of a lease just taken; None if its trial turns out not to be for us to work on."""
-        trial = self._trial(lease)
-        if lease.strikes >= lease.limit and not trial.state.is_finished():
-            lease.fail(lease.reasons)
-            return None
-        if not lease.started:
-            if trial.state is TrialState.WAITING:
-                lease.start()
-                trial = self._trial(lease)
-            if not lease.is_started():
-                # Somebody else's `optuna ask` took it: theirs to finish; ours is a new one in its place.
-                self._enqueue(lease.spec, lease.item, instead_of=lease)
-                return None
-        if trial.state.is_finished():  # told by somebody else, `optuna tell` or a dashboard
-            lease.renew(state="closed")
-            return None
-        return Slot(lease, trial, self._optuna, self.sampler, self.seed)
-
-    def _trial(self, lease: Lease) -> FrozenTrial:
-        try:
-            return self._database.retry(lambda: self._storage.get_trial(lease.trial_id))
-        except KeyError:
-            raise DatabaseError(
-                f"study {self.name!r}: trial {lease.number} was deleted from {self._database}; launch under a new name"
-            ) from None
+        claimed = self._queue.claim(worker, passing_over)
+        return None if claimed is None else Slot(*claimed, self._optuna, self.sampler, self.seed)
 
     # -- what it tells
 
     @property
     def done(self) -> bool:
         """Whether every slot is closed. One query, whatever the size."""
-        slots = self._database.tables.slots
-        left = select(slots.c.number).where(slots.c.study == self._id, slots.c.state == "open").limit(1)
-        return self._database.transaction(lambda connection: connection.execute(left).first()) is None
+        return self._queue.done()
 
     def rows(self) -> list[TrialRow]:
         """All trials by number, also those that somebody else asked for."""
-        slots = self._slots()
+        slots = self._queue.rows()
         return [_row(trial, slots.get(trial.number)) for trial in self._trials()]
 
     def counts(self) -> dict[str, int]:
         """Trials by state in small letters, with "total" slots, and "foreign" ones that are counted nowhere else."""
-        slots = self._slots()
+        slots = self._queue.rows()
         ours = {number for number, slot in slots.items() if slot.state != "foreign"}
         counts = dict.fromkeys(("waiting", "running", "complete", "pruned", "fail"), 0)
         trials = self._trials()
@@ -286,14 +167,14 @@ class Study:
         if not complete:
             return None
         trial = max(complete, key=lambda trial: (trial.values[0], -trial.number))
-        return _row(trial, self._slots().get(trial.number))
+        return _row(trial, self._queue.rows().get(trial.number))
 
     def find(self, trace: str, seed: int, recipe: str) -> TrialRow | None:
         """The first COMPLETE trial with these user attributes: the same training, whose value can be told at once."""
         wanted = {"trace": trace, "seed": seed, "recipe": recipe}
         for trial in self._trials():
             if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
-                return _row(trial, self._slots().get(trial.number))
+                return _row(trial, self._queue.rows().get(trial.number))
         return None
 
     def beat(
@@ -317,12 +198,6 @@ class Study:
 
     def _trials(self) -> list[FrozenTrial]:
         return self._database.retry(lambda: self._optuna.get_trials(deepcopy=False))
-
-    def _slots(self) -> dict[int, Any]:
-        slots = self._database.tables.slots
-        query = select(slots).where(slots.c.study == self._id)
-        rows = self._database.transaction(lambda connection: connection.execute(query).all())
-        return {row.number: row for row in rows}
 
 
 def _row(trial: FrozenTrial, slot: Any | None) -> TrialRow:
@@ -378,6 +253,13 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free)
     ]
+
+
+def _changed(name: str, changed: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"study {name!r} was launched with another configuration: {', '.join(changed)}; "
+        "give the sweep a new name, or undo the change"
+    )
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

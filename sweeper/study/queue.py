@@ -1,0 +1,174 @@
+"""The queue of slots: one row of ours for each trial, made with it, claimed and handed on under a lease."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeper.database import Connection, Database, IntegrityError, Session, column, or_, select, table, update
+from sweeper.errors import DatabaseError, LeaseLost
+from sweeper.study.fence import FencedStorage
+from sweeper.study.slot import Lease
+
+# Optuna's own table, as far as we look into it.
+TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"))
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The slots of one study. ``study`` is our name for it, ``study_id`` Optuna's."""
+
+    database: Database
+    storage: FencedStorage
+    study: str
+    study_id: int
+    lease_seconds: float
+    attempts: int
+
+    def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
+        """See :meth:`Study.add`."""
+        t = self.database.tables.slots
+        known = select(t.c.item).where(t.c.study == self.study, t.c.item.is_not(None))
+        have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
+        seen: Counter[str] = Counter()
+        for slot in slots:
+            content = json.dumps({**slot, "seed": 0} if slot.get("schedule") is None else dict(slot), sort_keys=True)
+            name = f"{slot['stage']}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+            item = f"{name}/{seen[name]}"
+            seen[name] += 1
+            if item not in have:
+                try:
+                    self._enqueue(slot, item)
+                except IntegrityError:  # another worker has made it in the meantime
+                    continue
+
+    def _enqueue(self, slot: Mapping[str, Any], item: str, instead_of: Lease | None = None) -> None:
+        """A WAITING trial and its slot, in one transaction; takes over the item of a slot that was taken from us."""
+        attrs = {key: value for key, value in slot.items() if value is not None and key != "params"}
+        fixed = {"fixed_params": dict(slot["params"])} if slot.get("params") else {}
+        waiting = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=fixed)
+        slots, spec = self.database.tables.slots, json.dumps(dict(slot))
+
+        def guard(session: Session) -> None:
+            session.flush()
+            if instead_of is not None:
+                instead_of.guard(state="foreign", item=None, worker=None, expires=None)(session)
+            # Optuna holds the study's row, so the newest trial is the one being made.
+            mine = select(TRIALS.c.trial_id, TRIALS.c.number).where(TRIALS.c.study_id == self.study_id)
+            trial_id, number = session.execute(mine.order_by(TRIALS.c.trial_id.desc()).limit(1)).one()
+            row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item, "spec": spec}
+            session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline"))
+
+        with self.storage.fenced(guard):
+            self.database.retry(lambda: self.storage.create_new_trial(self.study_id, waiting))
+
+    def claim(self, worker: str, passing_over: Collection[int]) -> tuple[Lease, FrozenTrial] | None:
+        """A lease and its trial, RUNNING; None if there is nothing to be had now. See :meth:`Study.claim`."""
+        while (lease := self._take(worker, passing_over)) is not None:
+            try:
+                trial = self._begin(lease)
+            except LeaseLost:  # frozen between taking and beginning: somebody else has it now
+                continue
+            if trial is not None:
+                return lease, trial
+        return None
+
+    def _take(self, worker: str, passing_over: Collection[int]) -> Lease | None:
+        slots, now, claim = self.database.tables.slots, self.database.now, uuid.uuid4().hex
+
+        def take(connection: Connection) -> Lease | None:
+            free = or_(slots.c.worker.is_(None), slots.c.expires < now, slots.c.claim == claim)
+            first = (
+                select(slots)
+                .where(slots.c.study == self.study, slots.c.state == "open", free)
+                .where(slots.c.number.not_in(passing_over))
+                .order_by(slots.c.first.desc(), slots.c.number)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            row = connection.execute(first).first()
+            if row is None:
+                return None
+            reasons: list[str] = json.loads(row.reasons)
+            died = row.worker is not None and row.claim != claim
+            if died:
+                reasons.append(f"{row.worker} stopped renewing its lease (attempt {row.attempt})")
+            lease = Lease(
+                self.database,
+                self.storage,
+                self.study,
+                row.number,
+                row.trial_id,
+                row.item,
+                json.loads(row.spec),
+                row.started,
+                worker,
+                row.attempt + 1,
+                row.strikes + died,
+                tuple(reasons),
+                self.lease_seconds,
+                self.attempts,
+            )
+            connection.execute(
+                update(slots)
+                .where(slots.c.study == self.study, slots.c.number == row.number)
+                .values(
+                    worker=worker,
+                    claim=claim,
+                    expires=now + self.lease_seconds,
+                    attempt=lease.attempt,
+                    strikes=lease.strikes,
+                    reasons=json.dumps(reasons),
+                )
+            )
+            return lease
+
+        return self.database.transaction(take)
+
+    def _begin(self, lease: Lease) -> FrozenTrial | None:
+        """The trial of a lease just taken; None if it turns out not to be for us to work on."""
+        trial = self._trial(lease)
+        if lease.strikes >= lease.limit and not trial.state.is_finished():
+            lease.fail(lease.reasons)
+            return None
+        if not lease.started:
+            if trial.state is TrialState.WAITING:
+                lease.start()
+                trial = self._trial(lease)
+            if not lease.is_started():
+                # Somebody else's `optuna ask` took it: theirs to finish; ours is a new one in its place.
+                self._enqueue(lease.spec, lease.item, instead_of=lease)
+                return None
+        if trial.state.is_finished():  # told by somebody else, `optuna tell` or a dashboard
+            lease.renew(state="closed")
+            return None
+        return trial
+
+    def _trial(self, lease: Lease) -> FrozenTrial:
+        try:
+            return self.database.retry(lambda: self.storage.get_trial(lease.trial_id))
+        except KeyError:
+            raise DatabaseError(
+                f"trial {lease.number} was deleted from {self.database}; launch the sweep under a new name"
+            ) from None
+
+    def done(self) -> bool:
+        """Whether every slot is closed. One query, whatever the size."""
+        t = self.database.tables.slots
+        left = select(t.c.number).where(t.c.study == self.study, t.c.state == "open").limit(1)
+        return self.database.transaction(lambda connection: connection.execute(left).first()) is None
+
+    def rows(self) -> dict[int, Any]:
+        """The slots' rows by the trial's number."""
+        t = self.database.tables.slots
+        query = select(t).where(t.c.study == self.study)
+        rows = self.database.transaction(lambda connection: connection.execute(query).all())
+        return {row.number: row for row in rows}
