@@ -81,7 +81,7 @@ def slots(restarts: Restarts, epochs: int) -> list[range]:
         raise ConfigError(
             f"search.restarts: first {first} to last {last} does not lie inside the run; expected 1 to {epochs - 1}"
         )
-    if len(grid) < restarts.max or (restarts.min - 1) * restarts.distance > last - first:
+    if len(grid) < restarts.max or (restarts.max - 1) * restarts.distance > last - first:
         raise ConfigError(
             f"search.restarts: {restarts.max} restarts do not fit between epochs {first} and {last} in steps of "
             f"{restarts.every} with distance {restarts.distance}; expected fewer or a longer run"

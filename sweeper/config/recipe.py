@@ -32,14 +32,14 @@ class Recipe(Model):
 
     data: str
     model: str
-    imgsz: int = Field(640, ge=32, multiple_of=32)
-    batch: int = Field(16, ge=1)
-    nbs: int = Field(64, ge=1)
+    imgsz: int = Field(default=640, ge=32, multiple_of=32)
+    batch: int = Field(default=16, ge=1)
+    nbs: int = Field(default=64, ge=1)
     optimizer: str = "SGD"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.937
     weight_decay: NotNegative = 0.0005
-    seed: int = Field(0, ge=0, lt=2**31)
-    threads: int = Field(1, ge=1, description="torch threads of one training on a CPU: gradients differ with it")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=1, ge=1, description="of torch, for one training on a CPU: gradients differ with it")
     amp: bool = False
     deterministic: bool = True
     freeze: int | list[int] | None = None
@@ -58,13 +58,15 @@ class Recipe(Model):
     fliplr: Fraction = 0.5
     bgr: Fraction = 0.0
     mosaic: Fraction = 1.0
-    mosaic_epochs: int | None = Field(None, ge=0, description="mosaic is on in the first so many epochs; null: in all")
+    mosaic_epochs: int | None = Field(
+        default=None, ge=0, description="mosaic is on in so many first epochs; null: in all"
+    )
     mixup: Fraction = 0.0
     cutmix: Fraction = 0.0
     copy_paste: Fraction = 0.0
     multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loader_workers: int = Field(0, ge=0, description="loader processes; changes no bit of the result")
-    cache_mb: int = Field(1024, ge=0, description="decoded images kept in memory; changes no bit of the result")
+    loader_workers: int = Field(default=0, ge=0, description="loader processes; changes no bit of the result")
+    cache_mb: int = Field(default=1024, ge=0, description="decoded images kept in memory; changes no bit of the result")
 
     #: Keys that say where or how fast, not what: outside the digest.
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "loader_workers", "cache_mb"})

@@ -86,12 +86,12 @@ class Restarts(Model):
     to the run's length less it.
     """
 
-    min: int = Field(0, ge=0)
-    max: int = Field(2, ge=1, le=64)
-    every: int = Field(1, ge=1)
-    distance: int = Field(1, ge=1)
-    first: int | None = Field(None, ge=1)
-    last: int | None = Field(None, ge=1)
+    min: int = Field(default=0, ge=0)
+    max: int = Field(default=2, ge=1, le=64)
+    every: int = Field(default=1, ge=1)
+    distance: int = Field(default=1, ge=1)
+    first: int | None = Field(default=None, ge=1)
+    last: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:

@@ -18,11 +18,11 @@ from sweeper.errors import ConfigError, ScheduleError
 class Confirm(Model):
     """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
 
-    best: int = Field(5, ge=1)
-    seeds: int = Field(6, ge=2)
+    best: int = Field(default=5, ge=1)
+    seeds: int = Field(default=6, ge=2)
     equivalence: NotNegative = 0.002
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    sigma: Positive | None = Field(None, description="assumed sd of a paired difference, until baselines tell it")
+    sigma: Positive | None = Field(default=None, description="assumed sd of a run, until baselines tell it")
 
 
 class Sweep(Model):
@@ -37,11 +37,11 @@ class Sweep(Model):
     search: Search
     sampler: str = "tpe"
     pruner: str = "none"
-    confirm: Confirm = Confirm()
+    confirm: Confirm = Field(default_factory=Confirm)
     device: str | int = "auto"
     workers: int | Literal["auto"] = "auto"
-    attempts: int = Field(3, ge=1)
-    lease_s: float = Field(60, gt=0)
+    attempts: int = Field(default=3, ge=1)
+    lease_s: float = Field(default=60, gt=0)
     stall_s: float = Field(
         900, gt=0, description="seconds without a finished batch after which a training counts as hung"
     )
@@ -61,7 +61,7 @@ class Sweep(Model):
 
     def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
         """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none."""
-        written = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
+        written: dict[str, Any] = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
         family = str(written.get("family", ""))
         written.setdefault("lr", self.lr0)
         if family.startswith("yolo_"):

@@ -1,0 +1,49 @@
+"""The command line: a thin skin over the library, and the only reader of argv and environment."""
+
+import sys
+
+import typer
+
+from sweeper import __version__
+from sweeper.cli.data import register as data
+from sweeper.cli.schedules import register as schedules
+from sweeper.cli.sweeps import register as sweeps
+from sweeper.errors import SweeperError
+
+app = typer.Typer(
+    name="sweeper",
+    help="Sweep learning-rate schedules for detection models, and pick one with evidence, or none.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sweeper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+for register in (sweeps, schedules, data):
+    register(app)
+
+
+def main() -> None:
+    """The console script. Exit 0 done, 1 a ``SweeperError`` in one line on stderr, 2 usage, 130 interrupted."""
+    try:
+        app()
+    except SweeperError as error:
+        print("sweeper: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("sweeper: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)

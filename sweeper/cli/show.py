@@ -1,0 +1,178 @@
+"""What the terminal shows: tables where a person looks, plain lines where a log is written."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from sweeper.stats import Answer
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+LINE_EVERY_S = 15.0
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def differing(specs: list[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all of ``specs``, in the order in which they first appear."""
+    keys = list(dict.fromkeys(key for spec in specs for key in spec))
+    return [key for key in keys if len({repr(spec.get(key)) for spec in specs}) > 1]
+
+
+def told_apart(specs: list[Mapping[str, Any]]) -> list[str]:
+    """For each spec, what tells it from the others of its family: ``steps=[3] decay=linear``."""
+    families = [spec.get("family") for spec in specs]
+    keys = {
+        name: differing([spec for spec, of in zip(specs, families, strict=True) if of == name]) for name in families
+    }
+    return [
+        " ".join(f"{key}={short(spec[key])}" for key in keys[name] if spec.get(key) is not None)
+        for spec, name in zip(specs, families, strict=True)
+    ]
+
+
+def short(value: Any) -> str:
+    """A value in a table cell: no trailing digits, no quotes."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(short(item) for item in value) + "]"
+    return str(value)
+
+
+def plan(found: Mapping[str, Any]) -> None:
+    """What ``sweeper plan`` prints."""
+    shown = found["schedules"]
+    right = ("restarts", "drops", "peak", "final")
+    table = _table("", "schedule", "", *right, right=right)
+    for item, said in zip(shown, told_apart([item["spec"] for item in shown]), strict=True):
+        table.add_row(item["name"], item["spec"]["family"], said, *(short(item[key]) for key in right))
+    console.print(table)
+    images, confirm = found["images"], found["confirm"]
+    hours = f", about {found['hours']:.2g} hours of one worker" if found["hours"] else ""
+    lines = [
+        f"data       {images['train']} training and {images['val']} validation images, "
+        f"{found['steps_per_epoch']} steps an epoch, {found['epochs']} epochs",
+        f"drawn      {found['drawn']} proposals, {found['distinct']} distinct schedules (uniformly; a sampler learns)",
+        f"epochs     {found['epochs_asked']} asked for, {found['epochs_to_train']} to train: "
+        f"{found['share_saved']:.0%} shared{hours}",
+        f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: +{confirm['detectable']:.4f} "
+        f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs",
+        f"           (sd of a paired difference {confirm['sigma_of_differences']:.4f}: {confirm['source']})",
+        *(f"data       {problem}" for problem in found["problems"]),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def answer(found: "Answer", tracking: str) -> None:
+    """What ``sweeper pick`` prints: the answer first, then what it stands on."""
+    console.print(Text(found.sentence[0].upper() + found.sentence[1:], style="bold"), soft_wrap=True)
+    baseline = [{**found.baseline, "stage": "baseline"}] if found.baseline else []
+    rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["mAP50-95"] or 0)))
+    if not rows:
+        return
+    right = ("trial", "mAP50-95", "n", "restarts", "drops")
+    table = _table("trial", "schedule", "", "mAP50-95", "n", "restarts", "drops", right=right)
+    for row, said in zip(rows, told_apart([row["params"] for row in rows]), strict=True):
+        table.add_row(
+            str(row["trial"]),
+            str(row["params"].get("family", row["name"])) + (" (baseline)" if row["stage"] == "baseline" else ""),
+            said,
+            f"{row['mAP50-95']:.4f}" if row["mAP50-95"] is not None else "-",
+            str(row["n"]),
+            short(row["facts"].get("restarts")),
+            short(row["facts"].get("drops")),
+        )
+    console.print(table)
+    for candidate in found.candidates:
+        if (pairs := candidate.pairs) is not None:
+            console.print(
+                f"{candidate.name}: {pairs.mean:+.4f} [{pairs.low:+.4f}, {pairs.high:+.4f}] on {pairs.n} paired seeds, "
+                f"sign-flip p {short(pairs.p_flip)}: {candidate.reason}",
+                soft_wrap=True,
+            )
+    for excluded in found.excluded:
+        console.print(f"not compared: trial {excluded['trial']}: {excluded['reason']}", soft_wrap=True)
+
+
+def status(found: Mapping[str, Any]) -> None:
+    """What ``sweeper status`` prints."""
+    console.print(_counts(found), soft_wrap=True)
+    table = _table("trial", "stage", "name", "state", "epochs", "mAP50-95", right=("trial", "epochs", "mAP50-95"))
+    for row in found["trials"]:
+        value = row["mAP50-95"]
+        done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
+        state = row["state"] + (f" ({row['reasons'][-1][:60]})" if row["reasons"] else "")
+        table.add_row(
+            str(row["trial"]), row["stage"], row["name"], state, done, f"{value:.4f}" if value is not None else "-"
+        )
+    console.print(table)
+    for worker in found["workers"]:
+        if worker["age_s"] < 120:
+            at = f"trial {worker['trial']}, epoch {worker['epoch']}" if worker["trial"] is not None else "no trial"
+            console.print(
+                f"worker {worker['worker']} on {worker['device']}: {at}, heard of {worker['age_s']:.0f} s ago"
+            )
+    store = found["store"]
+    console.print(f"store: {store['count']} states, {store['bytes'] / 1e9:.2f} GB")
+    if found["tracking_problem"]:
+        console.print(f"tracking: {found['tracking_problem']}", soft_wrap=True)
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    counts, epochs = found["counts"], found["epochs"]
+    states = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state] and state != "total")
+    saved = f", {epochs['reused']} reused" if epochs["reused"] else ""
+    return f"{found['sweep']}: {states} of {found['budget']} trials; {epochs['trained']} epochs trained{saved}"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Callable[[], Mapping[str, Any]]], None]]:
+    """Show how a sweep comes along: a live line on a terminal, a plain line now and then elsewhere."""
+    begun = time.monotonic()
+    at_first: int | None = None
+    last = -LINE_EVERY_S
+    live = Live(console=console, refresh_per_second=2, transient=True) if sys.stdout.isatty() else None
+
+    def update(status: Callable[[], Mapping[str, Any]]) -> None:
+        nonlocal last, at_first
+        now = time.monotonic()
+        if now - last < (2.0 if live else LINE_EVERY_S):
+            return
+        last = now
+        found = status()
+        total = found["budget"] * found["epochs"]["per_trial"]
+        done = sum(
+            found["epochs"]["per_trial"] if row["state"] in ("complete", "fail", "pruned") else row["epochs_done"]
+            for row in found["trials"]
+        )
+        at_first = done if at_first is None else at_first
+        speed = (done - at_first) / (now - begun) if done > at_first else 0.0
+        left = f", about {(total - done) / speed / 60:.1f} min left" if speed else ""
+        line = f"{_counts(found)}; epoch {done} of {total}{left}"
+        if live:
+            live.update(Text(line))
+        else:
+            print(line, flush=True)
+
+    if live is None:
+        yield update
+    else:
+        with live:
+            yield update

@@ -1,0 +1,326 @@
+"""One sweep with its parts opened: what it reads, where it keeps things, and what can be said of it.
+
+The command line is a thin skin over this module; a notebook can use it the same way::
+
+    service = Service(Sweep.load("jobs/digits.yaml"), Place())
+    service.launch()
+    service.pick().to_dict()
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sweeper import data, database, schedules, search
+from sweeper.config import Sweep
+from sweeper.errors import DatabaseError
+from sweeper.schedules import TimeBase, Trace, prefix_keys
+from sweeper.stats import Answer, Row, choose, detectable_effect, pairs_needed, spread
+from sweeper.store import Store
+from sweeper.study import Study, TrialRow
+from sweeper.tracking import Tracker
+from sweeper.training.process import TrainingProcess
+
+CLAIM = 0.004  # mAP: the effect that the article on CAWB reports, from one run each
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep's things are. ``store`` is a folder or an fsspec URL; the rest lies inside it unless said."""
+
+    store: str = "sweeper_store"
+    database_url: str | None = None
+    tracking_uri: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """This machine's own folder: data sets laid out, journals, logs, and the embedded databases."""
+        return Path("sweeper_store" if "://" in self.store else self.store).absolute()
+
+    @property
+    def database(self) -> str:
+        """The study's database, SQLAlchemy's way."""
+        return self.database_url or f"sqlite:///{self.folder / 'sweeper.db'}"
+
+    @property
+    def tracking(self) -> str:
+        """The MLflow tracking URI."""
+        return self.tracking_uri or f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def snapshots(self) -> str:
+        """Where training states are stored."""
+        return self.store if "://" in self.store else str(self.folder / "snapshots")
+
+
+class Service:
+    """One sweep at one place. Parts are opened when first used; nothing is created before ``launch``."""
+
+    def __init__(self, sweep: Sweep, place: Place) -> None:
+        self.sweep = sweep
+        self.place = place
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        """The data set, checked. Raises DataError."""
+        return data.open(self.sweep.recipe.data, folder=self.place.folder / "data")
+
+    @cached_property
+    def time(self) -> TimeBase:
+        """Epochs and optimizer steps of every trial of the sweep."""
+        recipe = self.sweep.recipe
+        return TimeBase.from_images(
+            self.dataset.train_images, recipe.batch, accumulate=recipe.accumulate, epochs=self.sweep.epochs
+        )
+
+    @cached_property
+    def database(self) -> database.Database:
+        """The study's database. Raises DatabaseError."""
+        return database.open(self.place.database)
+
+    @cached_property
+    def store(self) -> Store:
+        """Training states under their prefix keys. Raises StoreError."""
+        return Store(self.place.snapshots, self.database, max_bytes=int(self.sweep.store_gb * 1e9))
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The MLflow experiment of the sweep."""
+        folder = self.place.folder
+        return Tracker(self.place.tracking, self.sweep.name, folder / "journals", folder / "mlartifacts")
+
+    @cached_property
+    def study(self) -> Study:
+        """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
+        study = Study.open(self.database, self.sweep.name, **self._leases)
+        study.check(self._config, free_keys=Sweep.FREE)
+        return study
+
+    @property
+    def _leases(self) -> dict[str, Any]:
+        return {"lease_seconds": self.sweep.lease_s, "attempts": self.sweep.attempts}
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return {**self.sweep.identity(), "data_digest": self.dataset.digest}
+
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """name -> spec of the sweep's baselines, by family; a second one of a family gets a number."""
+        found: dict[str, dict[str, Any]] = {}
+        for written in self.sweep.baselines:
+            spec = self.sweep.spec(written)
+            name = spec["family"]
+            number = next(n for n in itertools.count(1) if (name if n == 1 else f"{name}-{n}") not in found)
+            found[name if number == 1 else f"{name}-{number}"] = spec
+        return found
+
+    def check(self) -> None:
+        """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
+        search.check(self.sweep)
+        search.check(self.sweep, self.time)
+        with TrainingProcess(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
+            child.fingerprint(self.recipe(self.sweep.recipe.seed))
+        self.store.check()
+        self.tracker.check()
+
+    def recipe(self, seed: int) -> Any:
+        """The sweep's recipe with this seed, its data where the trainer finds them."""
+        return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml)})
+
+    def facts(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+        """What, beside the recipe's values, determines a training: for ``Recipe.digest``."""
+        # the loss of end-to-end heads depends on how long the run is; nothing else does
+        length = {"epochs": self.sweep.epochs} if fingerprint.get("end2end") else {}
+        return {**fingerprint, "data": self.dataset.digest, **length}
+
+    def branches(self, trace: Trace) -> set[int]:
+        """Epochs after which others may part from ``trace``: warm-up's end, its jumps, possible restarts, the end."""
+        found = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
+        if self.sweep.search.restarts is not None:
+            found.update(*search.slots(self.sweep.search.restarts, trace.epochs))
+        return found
+
+    def launch(self) -> None:
+        """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
+        self.check()
+        seed = self.sweep.recipe.seed
+        slots: list[dict[str, Any]] = [
+            {"stage": "baseline", "schedule": spec, "seed": seed, "name": name}
+            for name, spec in self.baselines().items()
+        ]
+        slots += [{"stage": "search", "schedule": None, "seed": seed}] * self.sweep.trials
+        Study.create(
+            self.database,
+            self.sweep.name,
+            config=self._config,
+            slots=slots,
+            sampler=self.sweep.sampler,
+            seed=seed,
+            free_keys=Sweep.FREE,
+            **self._leases,
+        )
+        self.tracker.sweep(params=_flat(self.sweep.identity()), tags={"sweeper.data": self.dataset.digest})
+
+    # -- what can be said of it
+
+    def trace(self, spec: Mapping[str, Any]) -> Trace:
+        """The LR trace that this sweep's trials get from a spec."""
+        return schedules.parse(spec).trace(self.time)
+
+    def plan(self, draws: int | None = None) -> dict[str, Any]:
+        """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
+
+        Proposals are drawn uniformly with the sweep's seed; a sampler that learns will propose others, more alike.
+        """
+        search.check(self.sweep)
+        search.check(self.sweep, self.time)
+        count = self.sweep.trials if draws is None else draws
+        seed = self.sweep.recipe.seed
+        baselines = self.baselines()
+        drawn = [search.propose(self.sweep, search.Drawn(seed * 1_000_003 + number)) for number in range(count)]
+        corners = list({trace: spec for spec in search.corners(self.sweep) for trace in [self.trace(spec)]}.values())
+        shown = [("baseline", name, spec) for name, spec in baselines.items()]
+        shown += [("search", f"draw {number}", spec) for number, spec in enumerate(drawn)]
+        shown += [("corner", f"corner {number}", spec) for number, spec in enumerate(corners)]
+        traces = {name: self.trace(spec) for _, name, spec in shown}
+        trials = [*baselines, *(f"draw {number}" for number in range(count))]
+        keys = [key for name in trials for key in prefix_keys("plan", traces[name])[1:]]
+        confirm, finished = self.sweep.confirm, self._rows_if_launched()
+        noise = spread(
+            [self._row(row) for row in finished],
+            baselines=baselines,
+            **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
+        )
+        seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
+        trained = len(set(keys))
+        return {
+            "sweep": self.sweep.name,
+            "epochs": self.sweep.epochs,
+            "steps_per_epoch": self.time.steps_per_epoch,
+            "images": {"train": self.dataset.train_images, "val": self.dataset.val_images},
+            "schedules": [
+                {"kind": kind, "name": name, "spec": spec, "digest": traces[name].digest, **traces[name].facts()}
+                for kind, name, spec in shown
+            ],
+            "drawn": count,
+            "distinct": len({traces[f"draw {number}"].digest for number in range(count)}),
+            "epochs_asked": len(keys),
+            "epochs_to_train": trained,
+            "share_saved": 1 - trained / len(keys) if keys else 0.0,
+            "hours": trained * median(seconds) / 3600 if seconds else None,
+            "seconds_per_epoch": median(seconds) if seconds else None,
+            "confirm": {
+                "best": confirm.best,
+                "seeds": confirm.seeds,
+                "sigma_of_differences": noise.s_d,
+                "source": noise.source,
+                "detectable": detectable_effect(
+                    noise.s_d, confirm.seeds, alpha=confirm.alpha / confirm.best, equivalence=confirm.equivalence
+                ),
+                "pairs_for_0.004": pairs_needed(CLAIM, noise.s_d, most=10**9),
+            },
+            "problems": list(self.dataset.problems),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
+        rows = self.study.rows()
+        counts = self.study.counts()
+        trained = sum(int(row.attrs.get("epochs_trained", 0)) for row in rows)
+        reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
+        seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
+        return {
+            "sweep": self.sweep.name,
+            "budget": counts["total"],
+            "counts": counts,
+            "done": self.study.done,
+            "epochs": {"per_trial": self.sweep.epochs, "trained": trained, "reused": reused},
+            "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
+            "seconds_per_epoch": median(seconds) if seconds else None,
+            "store": asdict(self.store.usage()),
+            "workers": [
+                {
+                    "worker": worker.worker,
+                    "device": worker.device,
+                    "trial": worker.number,
+                    "epoch": worker.epoch,
+                    "age_s": round(worker.age_s, 1),
+                }
+                for worker in self.study.workers()
+            ],
+            "trials": [
+                {
+                    "trial": row.number,
+                    "state": row.state.lower(),
+                    "stage": row.stage,
+                    "name": self._name(row),
+                    "seed": row.seed,
+                    "epochs_done": len(row.values),
+                    "mAP50-95": row.value if row.value is not None else _latest(row.values),
+                    "reasons": list(row.reasons),
+                }
+                for row in rows
+            ],
+            "tracking": self.place.tracking,
+            "tracking_problem": self.tracker.problem,
+        }
+
+    def pick(self) -> Answer:
+        """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
+        confirm = self.sweep.confirm
+        return choose(
+            [self._row(row) for row in self.study.rows() if row.stage != "foreign"],
+            baselines=self.baselines(),
+            alpha=confirm.alpha,
+            equivalence=confirm.equivalence,
+            **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
+        )
+
+    def _rows_if_launched(self) -> list[TrialRow]:
+        """The trials so far; none before the launch, and none is created by asking."""
+        if self.place.database.startswith("sqlite:///") and not Path(self.place.database[10:]).exists():
+            return []
+        with contextlib.suppress(DatabaseError):
+            return Study.open(self.database, self.sweep.name).rows()
+        return []
+
+    def _name(self, row: TrialRow) -> str:
+        return str(row.attrs.get("name") or f"trial {row.number}")
+
+    def _row(self, row: TrialRow) -> Row:
+        confounder = row.attrs.get("confounder")
+        if row.state in ("FAIL", "PRUNED") and confounder is None:
+            confounder = "pruned" if row.state == "PRUNED" else (row.reasons[-1] if row.reasons else "failed")
+        return Row(
+            trial=row.number,
+            name=self._name(row),
+            stage=row.stage,
+            seed=row.seed if row.seed is not None else -1,
+            score=row.value if row.state == "COMPLETE" else None,
+            confounder=confounder,
+            params=dict(row.schedule or {}),
+            run_id=row.attrs.get("run_id"),
+            facts=dict(row.attrs.get("facts") or {}),
+        )
+
+
+def _latest(values: Mapping[int, float]) -> float | None:
+    return values[max(values)] if values else None
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, as they can be overridden on the command line."""
+
+    def walk(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping) and value:
+                yield from walk(value, f"{above}{key}.")
+            elif value is not None:
+                yield f"{above}{key}", value
+
+    return dict(walk(tree, above))

@@ -1,0 +1,254 @@
+"""A training in a child process: a crash of CUDA, of a loader or of the model must not take the worker along.
+
+The parent never imports torch. The child keeps its trainer between trials of one recipe (a new process costs seconds,
+a live one a tenth), answers one message an epoch, and dies with its parent.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from sweeper import errors
+from sweeper.config import Recipe
+from sweeper.errors import SweeperError, TrainingError
+from sweeper.schedules import Trace
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it."""
+
+    epoch: int
+    lr: float  #: in effect at the epoch's last step, as recorded from the optimizer
+    metrics: dict[str, float]
+    losses: dict[str, float]
+    seconds: float
+    state: bytes
+    state_digest: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of progress inside an epoch, at most one a second."""
+
+    epoch: int
+    step: int
+
+
+class Crash(TrainingError):
+    """The training process died; the message carries how, and the last lines of its log."""
+
+    reason = "crashed"
+
+
+class Hang(TrainingError):
+    """The training made no progress for too long and was ended."""
+
+    reason = "hung"
+
+
+class TrainingProcess:
+    """The child, seen from the worker. Use as a context manager; start-up is lazy and a dead child is started anew."""
+
+    def __init__(self, *, device: str, folder: Path, stall_s: float) -> None:
+        self._device, self._folder, self._stall_s = device, folder, stall_s
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self.log = folder / f"training-{os.getpid()}.log"
+
+    def __enter__(self) -> "TrainingProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def fingerprint(self, recipe: Recipe) -> dict[str, Any]:
+        """What of model, versions and hardware determines a training of ``recipe`` on this device (for its digest)."""
+        answer = self._ask(("fingerprint", recipe))
+        assert isinstance(answer, dict)
+        return answer
+
+    def train(self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None) -> Iterator[Epoch | Beat]:
+        """Train ``trace`` from epoch ``start`` (whose beginning is ``state``; None: untrained) to its end.
+
+        Yields a Beat now and then and an Epoch after each; the child goes on when the next one is asked for. Closing
+        the iterator ends the training at that point. Raises TrainingError, or what the child raised.
+        """
+        self._send(("train", recipe, trace, start, state))
+        try:
+            for _ in range(start, trace.epochs):
+                while not isinstance(answer := self._receive(), Epoch):
+                    yield answer
+                yield answer
+                self._send(("go",))
+        except GeneratorExit:  # left before its end: what the child is doing is of no use any more
+            self.end()
+            raise
+
+    def weights(self, recipe: Recipe, state: bytes) -> bytes:
+        """The EMA's weights in a state of ``recipe`` (a state_dict file, no pickled code)."""
+        answer = self._ask(("weights", recipe, state))
+        assert isinstance(answer, bytes)
+        return answer
+
+    def end(self) -> None:
+        """End the child, at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            assert self._pipe is not None
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def last_lines(self, count: int = 20) -> str:
+        """The end of the child's log, for the trial that it belongs to."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+        return ""
+
+    def _ask(self, message: tuple[Any, ...]) -> Any:
+        self._send(message)
+        while isinstance(answer := self._receive(), Beat):
+            pass
+        return answer
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            self._pipe.send(message)
+        except (BrokenPipeError, ConnectionError):
+            raise self._crashed() from None
+
+    def _receive(self) -> Any:
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(self._stall_s):
+                self.end()
+                raise Hang(f"no batch was finished in {self._stall_s:g} s and the training was ended (stall_s)")
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise self._crashed() from None
+        if isinstance(answer, tuple) and answer[0] == "error":
+            _, name, message, lines = answer
+            kind = getattr(errors, name, None)
+            if kind is None:
+                raise TrainingError(f"{name}: {message}\n{lines}")
+            raise kind(message)
+        return answer
+
+    def _crashed(self) -> Crash:
+        assert self._process is not None
+        self._process.join(5)
+        code = self._process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        self.end()
+        return Crash(f"the training process ended with {how}\n{self.last_lines()}".strip())
+
+    def _start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_child, args=(theirs, self._device, self._folder, self.log, os.getpid()), daemon=False
+        )
+        self._process.start()
+        theirs.close()
+
+
+def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) -> None:
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the worker decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    if hasattr(os, "register_at_fork"):  # loader processes are ours to end, too
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    import faulthandler
+
+    faulthandler.enable()
+    from sweeper import training
+
+    trainer: training.Trainer | None = None
+    opened: Recipe | None = None
+    untrained = b""
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if message[0] == "fingerprint":
+                pipe.send(training.fingerprint(message[1], device=device, threads=message[1].threads))
+                continue
+            recipe, state = message[1], message[-1]
+            if trainer is None or opened != recipe:
+                trainer = training.open(recipe, device=device, threads=recipe.threads, folder=folder)
+                opened, untrained = recipe, trainer.state()
+            trainer.load(untrained if state is None else state)
+            if message[0] == "weights":
+                pipe.send(trainer.weights())
+            else:
+                _train(pipe, trainer, trace=message[2], start=message[3])
+        except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
+            import traceback
+
+            traceback.print_exc()
+            trainer = opened = None
+            lines = "".join(traceback.format_exception(error)[-6:])
+            pipe.send(("error", type(error).__name__, str(error), lines))
+            if not isinstance(error, SweeperError | Exception):
+                raise
+
+
+def _train(pipe: Connection, trainer: Any, trace: Trace, start: int) -> None:
+    last = 0.0
+
+    def beat(step: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= 1:
+            last = now
+            pipe.send(Beat(epoch, step))
+
+    for epoch in range(start, trace.epochs):
+        log = trainer.train_epoch(epoch, trace, beat)
+        evaluation = trainer.evaluate()
+        pipe.send(
+            Epoch(
+                epoch=epoch,
+                lr=float(log.lr[-1]),
+                metrics=dict(evaluation.metrics),
+                losses=dict(log.losses),
+                seconds=log.seconds,
+                state=trainer.state(),
+                state_digest=trainer.state_digest(),
+            )
+        )
+        pipe.recv()  # "go"; EOF ends the process
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process with its parent; where it cannot, watch."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,318 @@
+"""The one loop: claim a trial, find the deepest stored prefix of its trace, train on from there, tell.
+
+Stopping and resuming, sharing a beginning, forking and recognising a duplicate are all the same lines of
+``Worker._train``: there is no second path.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sweeper import report, search
+from sweeper.config import Recipe
+from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError, SweeperError, TrainingError
+from sweeper.schedules import Trace, prefix_keys
+from sweeper.service import Service
+from sweeper.store import Snapshot
+from sweeper.study import Slot
+from sweeper.tracking import TrialLog, names
+from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
+
+say = logging.getLogger("sweeper")
+
+MAP = "curve/mAP50-95"
+LAST_EPOCHS = 3
+BEAT_S = 2.0
+
+
+def objective(rows: list[dict[str, Any]]) -> float:
+    """Mean mAP50-95 of the last three epochs of a run (fewer where it has fewer): one lucky epoch does not win."""
+    tail = [float(row[MAP]) for row in rows[-LAST_EPOCHS:]]
+    return sum(tail) / len(tail)
+
+
+class Stopped(Exception):
+    """The worker was asked to stop; the lease is given back and the trial goes on elsewhere."""
+
+
+class Elsewhere(Exception):
+    """Another worker is training the very segment that this trial needs next; there is other work."""
+
+
+class Worker:
+    """One slot of a device. Setting ``stop`` ends it after the epoch in progress; killing it loses that epoch only."""
+
+    def __init__(self, service: Service, *, device: str, stop: threading.Event, name: str | None = None) -> None:
+        self.service = service
+        self.device = device
+        self.stop = stop
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.folder = service.place.folder / "work" / self.name
+        self._segment: str | None = None  # the key whose training we have leased
+        self._beaten = 0.0
+
+    def run(self) -> None:
+        """Train trials until every one of the sweep is finished, here or elsewhere, or ``stop`` is set."""
+        study = self.service.study
+        passed: set[int] = set()  # trials whose next segment is being trained elsewhere, since the last pause
+        with TrainingProcess(device=self.device, folder=self.folder, stall_s=self.service.sweep.stall_s) as child:
+            while not self.stop.is_set():
+                self._beat(None, None)
+                slot = study.claim(self.name, passing_over=passed)
+                if slot is not None:
+                    try:
+                        self._trial(slot, child)
+                    except Elsewhere:
+                        passed.add(slot.number)
+                elif study.done:
+                    break
+                else:  # the last ones are being trained elsewhere, or wait for a segment that is
+                    passed.clear()
+                    self.stop.wait(1)
+
+    def _trial(self, slot: Slot, child: TrainingProcess) -> None:
+        """Work on one trial and leave it told, failed or given back; only what is not about the trial is raised."""
+        try:
+            with self._renewing(slot):
+                self._train(slot, child)
+        except LeaseLost as error:
+            child.end()
+            say.warning("%s", error)
+        except Stopped:
+            slot.give_back()
+        except Elsewhere:
+            slot.give_back()
+            raise
+        except (Crash, Hang, StoreError) as error:  # may be the machine's fault: another attempt, up to the limit
+            say.warning("trial %d: %s", slot.number, error)
+            slot.give_back(reason=f"{getattr(error, 'reason', 'store')}: {error}")
+        except SweeperError as error:  # the trial's own: another attempt would end the same way
+            say.warning("trial %d: %s", slot.number, error)
+            reason = error.reason if isinstance(error, TrainingError) else type(error).__name__
+            slot.set("confounder", reason)
+            with contextlib.closing(self._log(slot)) as log:
+                log.finish("FAILED", reason=f"{reason}: {error}")
+            slot.fail(f"{reason}: {error}")
+        except BaseException:
+            child.end()
+            slot.give_back()
+            raise
+        finally:
+            self.service.store.unpin(f"{self.service.sweep.name}/{slot.number}")
+
+    def _train(self, slot: Slot, child: TrainingProcess) -> None:
+        service = self.service
+        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest))
+        trace = service.trace(spec)
+        recipe = service.recipe(slot.seed)
+        facts = service.facts(child.fingerprint(recipe))
+        digest = recipe.digest(facts)
+        keys = prefix_keys(digest, trace)
+        branches = service.branches(trace)
+        log: TrialLog | None = None
+        try:
+            while True:
+                # The idea, all of it: go on from the deepest stored prefix of this trace.
+                found = self._deepest(slot, keys)
+                if log is None:
+                    say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
+                    log = self._log(slot, attrs=self._describe(slot, spec, trace, digest), trace=trace)
+                for row in found.rows:
+                    self._record(slot, log, trace, row)
+                if found.epoch == trace.epochs:
+                    break
+                for event in child.train(recipe, trace, start=found.epoch, state=found.state or None):
+                    self._beat(slot.number, event.epoch)
+                    if isinstance(event, Beat):
+                        continue
+                    row = _row(event, f"{service.sweep.name}/{slot.number}")
+                    found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
+                    slot.renew()
+                    self._put(slot, log, keys, found, facts, branch=found.epoch in branches)
+                    self._record(slot, log, trace, row)
+                    if found.epoch < trace.epochs:
+                        if self.stop.is_set():
+                            raise Stopped
+                        if not self._next_is_ours(keys, found.epoch):
+                            break
+                if found.epoch == trace.epochs:
+                    break
+            self._finish(slot, log, child, recipe, found)
+        finally:
+            self._release()
+            if log is not None:
+                log.close()
+
+    # -- segments: trained once, by whoever holds the lease
+
+    def _deepest(self, slot: Slot, keys: list[str]) -> Snapshot:
+        """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere."""
+        store = self.service.store
+        while True:
+            depth = store.deepest(keys, owner=f"{self.service.sweep.name}/{slot.number}")
+            if depth + 1 < len(keys) and not self._lease(keys[depth + 1]):
+                raise Elsewhere
+            if store.deepest(keys) != depth:  # it was stored while we asked
+                continue
+            if depth == 0:
+                return Snapshot(0, b"", [], "")
+            try:
+                return store.get(keys[depth])
+            except SnapshotCorrupt as error:
+                say.warning("trial %d: %s", slot.number, error)
+
+    def _next_is_ours(self, keys: list[str], epoch: int) -> bool:
+        """Whether to train on after ``epoch`` epochs; not where the next state is stored or trained elsewhere."""
+        return self._lease(keys[epoch + 1]) and self.service.store.deepest(keys) <= epoch
+
+    def _lease(self, key: str) -> bool:
+        store, before = self.service.store, self._segment
+        if not store.lease(key, self.name, self.service.sweep.lease_s):
+            return False
+        self._segment = key
+        if before is not None and before != key:  # after the next one: in between nobody can take it
+            store.release(before, self.name)
+        return True
+
+    def _release(self) -> None:
+        if self._segment is not None:
+            self.service.store.release(self._segment, self.name)
+        self._segment = None
+
+    def _put(
+        self, slot: Slot, log: TrialLog, keys: list[str], snapshot: Snapshot, facts: dict[str, Any], *, branch: bool
+    ) -> None:
+        """Store the state; a full disk costs the snapshot, not the trial."""
+        owner = f"{self.service.sweep.name}/{slot.number}"
+        try:
+            mismatch = self.service.store.put(keys[snapshot.epoch], snapshot, facts, branch=branch, owner=owner)
+        except StoreError as error:
+            say.warning("trial %d goes on without the state after epoch %d: %s", slot.number, snapshot.epoch, error)
+            log.tags({"sweeper.unstored": str(error)})
+            return
+        if mismatch is not None and not mismatch.known:
+            say.warning(
+                "two trainings of %s differ after epoch %d (%s, %s): this hardware does not determine the training",
+                *(mismatch.key[:12], mismatch.epoch, mismatch.first_digest[:12], mismatch.digest[:12]),
+            )
+
+    # -- what is said of it
+
+    def _describe(self, slot: Slot, spec: dict[str, Any], trace: Trace, digest: str) -> dict[str, Any]:
+        facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
+        for key, value in (("trace", trace.digest), ("recipe", digest), ("facts", facts)):
+            if slot.attrs.get(key) != value:
+                slot.set(key, value)
+        return {**spec, **facts}
+
+    def _log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
+        schedule = slot.schedule or {}
+        log = self.service.tracker.trial(
+            slot.number,
+            slot.attempt,
+            name=f"{slot.number:03d} {slot.attrs.get('name') or schedule.get('family', 'trial')}",
+            tags={
+                names.STAGE: slot.stage,
+                names.FAMILY: schedule.get("family", "none"),
+                names.ATTEMPT: slot.attempt,
+                **({names.RECIPE: slot.attrs["recipe"]} if "recipe" in slot.attrs else {}),
+            },
+        )
+        if attrs is not None:
+            log.params({key: value for key, value in attrs.items() if value is not None} | {"seed": slot.seed})
+        if trace is not None and not slot.values:  # once is enough: they are the same in every attempt
+            log.artifact("trace/lr.parquet", report.trace_table(trace))
+            log.artifact("trace/lr.png", report.plot_traces({f"trial {slot.number}": trace}))
+        return log
+
+    def _record(self, slot: Slot, log: TrialLog, trace: Trace, row: dict[str, Any]) -> None:
+        """One epoch into the journal and the study; what is there already stays."""
+        numbers = {key: value for key, value in row.items() if "/" in key}
+        numbers["curve/lr_rel"] = row["curve/lr"] / trace.peak if trace.peak else 0.0
+        log.epoch(row["epoch"], numbers, row["time"])
+        if row["epoch"] not in slot.values:
+            slot.report(row["epoch"], row[MAP])
+
+    def _finish(self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, end: Snapshot) -> None:
+        own = f"{self.service.sweep.name}/{slot.number}"
+        trained = [row for row in end.rows if row["by"] == own]
+        value = objective(end.rows)
+        best = max(end.rows, key=lambda row: float(row[MAP]))
+        counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
+        if self.service.sweep.weights != "none":
+            log.weights("ema.pt", child.weights(recipe, end.state))
+        last = end.rows[-1]
+        summary = {"best/mAP50-95": best[MAP], "best/epoch": best["epoch"], "final/mAP50-95": value}
+        log.epoch(last["epoch"], summary, last["time"])
+        log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
+        log.finish("FINISHED", last["time"])
+        seconds = sorted(float(row["seconds"]) for row in end.rows)
+        told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
+        for key, said in told.items():
+            slot.set(key, said)
+        log.flush(5)
+        if log.run_id is not None:
+            slot.set("run_id", log.run_id)
+        slot.tell(value)
+        say.info("trial %d: mAP50-95 %.4f (%d epochs trained, %d reused)", slot.number, value, *counts.values())
+
+    def _beat(self, number: int | None, epoch: int | None) -> None:
+        """Say what this worker is at, every other second at most."""
+        if number is None or time.monotonic() - self._beaten > BEAT_S:
+            self._beaten = time.monotonic()
+            host = socket.gethostname()
+            self.service.study.beat(
+                self.name, host=host, pid=os.getpid(), device=self.device, number=number, epoch=epoch
+            )
+
+    @contextlib.contextmanager
+    def _renewing(self, slot: Slot) -> Iterator[None]:
+        """Hold the trial and its segment while the training takes its time; every write renews them, too."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(self.service.sweep.lease_s / 4):
+                try:
+                    slot.renew()
+                    if (segment := self._segment) is not None:
+                        self.service.store.lease(segment, self.name, self.service.sweep.lease_s)
+                except LeaseLost:
+                    return  # the next write says so, too, and stops
+                except SweeperError as error:
+                    say.warning("trial %d: %s", slot.number, error)
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _row(event: Epoch, by: str) -> dict[str, Any]:
+    """An epoch as a flat row: it travels with the snapshot, so that a forked trial's curves are complete."""
+    metrics = dict(event.metrics)
+    curve = {f"curve/{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
+    values = {key if "/" in key else f"val/{key}": value for key, value in metrics.items()}
+    return {
+        "epoch": event.epoch,
+        "time": round(time.time() * 1000),
+        "by": by,  # the trial that trained it
+        "seconds": event.seconds,
+        "curve/lr": event.lr,
+        **curve,
+        **event.losses,
+        **values,
+    }
+
+
+def _begins(spec: dict[str, Any], trace: Trace, found: Snapshot) -> str:
+    jumps = ", ".join(f"{jump.kind} at epoch {jump.epoch} x{jump.ratio:.2g}" for jump in trace.jumps()) or "no jump"
+    reuse = f"; {found.epoch} of {trace.epochs} epochs are there already" if found.epoch else ""
+    return f"{spec['family']}, {jumps}{reuse}"

@@ -1,0 +1,121 @@
+"""Sweep files: what is wrong is said in one line, before anything else happens; what is right is kept exactly."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from sweeper import search
+from sweeper.config import Sweep
+from sweeper.errors import ConfigError
+from sweeper.schedules import TimeBase, parse
+
+GOOD = """
+name: cells
+data: digits
+model: yolo11n.yaml
+epochs: 20
+lr0: 2e-2
+trials: 6
+search:
+  family: cawb
+  restarts: {min: 1, max: 2, every: 2, distance: 4}
+  step_scale: {per: cycle, choices: [0.5, 0.7, 1.0]}
+  horizon: end
+  decay: [cosine, linear]
+  warmup: 1ep
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    assert Sweep.load(write(tmp_path, GOOD)).lr0 == 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("trails: 3", "did you mean 'trials'"),
+        ("epochs: 0", "epochs"),
+        ("optimizer: auto", "ignores the learning rate"),
+        ("imgsz: 100", "imgsz"),
+        ("name: a/b", "name"),
+        ("baselines: [yolo_liner]", "yolo_liner"),
+        ("baselines: [{family: cawb, steps: [30]}]", "30"),
+        ("search: {family: cawb, step_scale: [0.0, 0.5]}", "step_scale"),
+        ("search: {family: cawb, steps: [5, 25]}", "25"),
+        ("search: {family: cawb, steps: [5], decay: [cosine, cosin]}", "cosin"),
+        ("search: {family: cawb, steps: [5], decay: '__import__(\"os\")'}", "decay"),
+        ("search: {family: cawb, stepscale: 0.5}", "step_scale"),
+        ("search: {family: cawb, restarts: {max: 9, distance: 5}}", "do not fit"),
+        ("search: {family: cawb, warmup: []}", "empty"),
+        ("search: 7", "mapping"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, change: str, says: str) -> None:
+    key = change.split(":")[0]
+    kept = []
+    skip = False
+    for line in GOOD.splitlines():
+        if not line.startswith(" "):
+            skip = line.startswith(key + ":")
+        if not skip:
+            kept.append(line)
+    path = write(tmp_path, "\n".join([*kept, change]))
+    with pytest.raises(ConfigError) as caught:
+        search.check(Sweep.load(path))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        Sweep.load(write(tmp_path, GOOD + "epochs: 30\n"))
+
+
+def test_not_yaml_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line"):
+        Sweep.load(write(tmp_path, "name: [1, 2\nepochs: 3\n"))
+
+
+def test_overrides_go_deep(tmp_path: Path) -> None:
+    sweep = Sweep.load(write(tmp_path, GOOD), ["epochs=30", "search.restarts.max=3", "search.floor=0.1"])
+    assert sweep.epochs == 30
+    assert sweep.search.restarts is not None
+    assert sweep.search.restarts.max == 3
+    assert sweep.search.params["floor"].value == 0.1
+
+
+def test_the_digest_names_what_changes_a_bit_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    digest = Sweep.load(path).recipe.digest({"data": "x"})
+    for same in (["loader_workers=2"], ["cache_mb=1"], ["epochs=30"], ["data=/elsewhere"], ["momentum=0.937"]):
+        assert Sweep.load(path, same).recipe.digest({"data": "x"}) == digest
+    for other in (["batch=8"], ["seed=1"], ["mosaic=0.5"], ["threads=2"], ["momentum=0.9"], ["box=7"]):
+        assert Sweep.load(path, other).recipe.digest({"data": "x"}) != digest
+    assert Sweep.load(path).recipe.digest({"data": "y"}) != digest
+
+
+def test_proposals_keep_their_distance_and_number(tmp_path: Path) -> None:
+    sweep = Sweep.load(write(tmp_path, GOOD))
+    digests = set()
+    for seed in range(200):
+        spec = search.propose(sweep, search.Drawn(seed))
+        steps = spec["steps"]
+        assert 1 <= len(steps) <= 2
+        assert all(4 <= step <= 16 for step in steps)
+        assert all(later - earlier >= 4 for earlier, later in pairwise(steps))
+        digests.add(parse(spec).trace(TimeBase(epochs=20, steps_per_epoch=3)).digest)
+    assert len(digests) > 50
+
+
+def test_the_template_is_a_valid_sweep() -> None:
+    from sweeper import cli
+
+    template = Path(cli.__file__).parent / "sweep.yaml"
+    search.check(Sweep.load(template))
