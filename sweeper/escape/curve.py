@@ -1,0 +1,108 @@
+"""What a run's curve says about each jump of its learning rate: dip, recovery, gain, noise. No training needed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import ConfigError
+
+LAST = 3  # epochs averaged at the end of a cycle, and epochs in a row that make a recovery
+
+
+class Jump(Protocol):
+    """A jump of the learning rate at the start of ``epoch``, as ``Trace.jumps()`` lists them."""
+
+    @property
+    def epoch(self) -> float: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def kind(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One jump in one curve. All values in the curve's unit (mAP); ``epoch`` is the first one at the new LR.
+
+    ``ratio``: LR after / before. ``before``: mean of the last 3 epochs before. ``dip``: before minus the minimum after
+    (negative: it never fell below). ``recovery``: epochs until the first of 3 in a row that are back within noise, None
+    if that did not happen in the ``watched`` epochs up to the next jump (censored, not "never"). ``gain``: mean of the
+    last 3 epochs of the cycle minus the best *annealed* value before, the mean of the last 3 epochs of any earlier
+    cycle; the best of all epochs would count lucky noise. ``noise``: sigma of one epoch's value, see
+    :func:`curve_noise`.
+    """
+
+    epoch: int
+    kind: str
+    ratio: float
+    before: float
+    dip: float
+    recovery: int | None
+    watched: int
+    gain: float
+    noise: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def curve_noise(curve: ArrayLike) -> float:
+    """Sigma of one epoch's value: ``1.4826 * MAD(first differences) / sqrt(2)``; 0.0 below 3 values.
+
+    The median removes a steady trend and does not see the few large differences that jumps make.
+
+    >>> curve_noise([0.1, 0.2, 0.3, 0.4, 0.2, 0.3]) < 1e-9
+    True
+    """
+    steps = np.diff(np.asarray(curve, dtype=np.float64))
+    if len(steps) < 2:
+        return 0.0
+    return float(1.4826 * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2))
+
+
+def effects(curve: ArrayLike, jumps: Sequence[Jump], *, within: float = 2.0) -> list[Effect]:
+    """Measure every jump that the curve has reached; one value per epoch from epoch 0, shape (epochs,).
+
+    ``within``: how many sigma of noise below ``before`` still count as recovered. Works for drops as for restarts. A
+    cycle ends at the next jump of either kind. Jumps before any value or beyond the curve are left out; ConfigError
+    for a curve with values that are not finite.
+
+    >>> from types import SimpleNamespace as Jump
+    >>> curve = [0.2, 0.3, 0.3, 0.3, 0.3, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
+    >>> [found] = effects(curve, [Jump(epoch=5, ratio=7.0, kind="restart")])
+    >>> round(found.dip, 3), found.recovery, round(found.gain, 3)
+    (0.2, 2, 0.1)
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ConfigError(f"curve of shape {values.shape}: expected one finite value per epoch")
+    noise = curve_noise(values)
+    starts = sorted({int(jump.epoch) for jump in jumps if 0 < int(jump.epoch) < len(values)})
+    if not starts:
+        return []
+    ends = [*starts[1:], len(values)]
+    begins = [0, *starts[:-1]]
+    annealed = [float(values[max(s - LAST, b) : s].mean()) for b, s in zip(begins, starts, strict=True)]
+    found = []
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        jump = max((j for j in jumps if int(j.epoch) == start), key=lambda j: abs(np.log(j.ratio)))
+        after = values[start:end]
+        back = after >= annealed[i] - within * noise
+        runs = [e for e in range(len(after) - LAST + 1) if back[e : e + LAST].all()]
+        found.append(
+            Effect(
+                epoch=start,
+                kind=jump.kind,
+                ratio=float(jump.ratio),
+                before=annealed[i],
+                dip=annealed[i] - float(after.min()),
+                recovery=runs[0] if runs else None,
+                watched=len(after),
+                gain=float(after[-LAST:].mean()) - max(annealed[: i + 1]),
+                noise=noise,
+            )
+        )
+    return found

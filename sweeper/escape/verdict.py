@@ -1,0 +1,178 @@
+"""From three measurements to one word, with the thresholds beside it."""
+
+from dataclasses import asdict, dataclass, field
+from math import inf
+from typing import Any, Literal, Protocol
+
+State = Literal["yes", "no", "unclear"]
+
+ESCAPE = "escape"
+LARGER_LR = "gain explained by a larger LR"
+NOT_BETTER = "moved, not better"
+SAME_BASIN = "progress in the same basin"
+NO_EVIDENCE = "no evidence of an escape"
+NOT_A_RESTART = "not a restart"
+UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What decides; part of the sweep's configuration and printed with every verdict.
+
+    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
+    self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
+    have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
+    ``snapshots``, ``points``: quenched snapshots along the way and losses per piece of it.
+    """
+
+    practical: float = 0.002
+    over_self: float = 3.0
+    moved_beta: float = 0.05
+    same_beta: float = 0.02
+    within: float = 2.0
+    snapshots: int = 8
+    points: int = 11
+
+
+class Comparison(Protocol):
+    """A paired mean difference over ``n`` seeds with its 95 % interval, as ``stats.paired`` returns it."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A comparison written down by hand; one pair has no interval."""
+
+    mean: float
+    low: float = -inf
+    high: float = inf
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Barriers in units of the loss. ``path``: along quenched snapshots. ``self_barrier``: between two quenches of one
+    snapshot with other data orders, the noise. ``seeds``: between independent seeds, what "unrelated" means.
+    ``disagreement`` and ``self_disagreement``: share of decisions that differ between before and after, and between the
+    two quenches; None where not measured."""
+
+    path: float
+    self_barrier: float
+    seeds: float
+    disagreement: float | None = None
+    self_disagreement: float = 0.0
+
+    @property
+    def beta(self) -> float | None:
+        """Path barrier as a share of the barrier between seeds; None where seeds are not separated at all."""
+        return self.path / self.seeds if self.seeds > 0 else None
+
+    def state(self, thresholds: Thresholds) -> tuple[State, str]:
+        """Has it moved, and why one says so."""
+        beta = self.beta
+        facts = f"path barrier {self.path:.3g}, self-barrier {self.self_barrier:.3g}"
+        facts += f", beta {beta:.3g}" if beta is not None else ", no barrier between seeds"
+        if self.disagreement is not None and self.disagreement <= self.self_disagreement:
+            return "no", f"{facts}, but the same decisions: the same function in other weights"
+        if self.path <= self.self_barrier or (beta is not None and beta < thresholds.same_beta):
+            return "no", facts
+        if beta is not None and beta >= thresholds.moved_beta and self.path >= thresholds.over_self * self.self_barrier:
+            return "yes", facts
+        return "unclear", facts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``word`` is one of the module's constants; ``reason`` the measurements behind it; ``sentence`` both."""
+
+    word: str
+    reason: str
+    moved: State | None
+    better: bool | None
+    movement: Movement | None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @property
+    def sentence(self) -> str:
+        t = self.thresholds
+        limits = (
+            f"moved from {t.over_self:g}x self-barrier and beta {t.moved_beta:g}, same basin below beta "
+            f"{t.same_beta:g}, gain beyond {t.practical:g}; {t.snapshots} snapshots, {t.points} points"
+        )
+        return f"{self.word}: {self.reason} (thresholds: {limits})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; infinite interval ends cannot occur here, comparisons are in ``reason`` only."""
+        data = asdict(self)
+        if self.movement is not None:
+            data["movement"]["beta"] = self.movement.beta
+        return {**data, "sentence": self.sentence}
+
+
+def verdict(
+    kind: str,
+    *,
+    movement: Movement | None = None,
+    gain: Comparison | None = None,
+    over_peak: Comparison | None = None,
+    thresholds: Thresholds | None = None,
+) -> Verdict:
+    """The verdict on one jump of the learning rate.
+
+    ``kind``: "restart" or "drop"; a drop is never an escape. ``gain``: restarted minus counterfactual branch, paired
+    over seeds. ``over_peak``: restarted minus matched-peak control. A measurement that was not made (None) leads to
+    "unclear" wherever the answer hangs on it.
+
+    A gain counts if its mean is beyond the region of practical equivalence and its interval above 0. The control beats
+    the restart if the same holds the other way round; it does not if the interval excludes a relevant loss; in between
+    the verdict is unclear.
+
+    >>> verdict("restart", movement=Movement(0.9, 0.01, 1.0), gain=Gain(0.02, 0.01, 0.03, 6),
+    ...         over_peak=Gain(-0.07, -0.09, -0.05, 6)).word
+    'gain explained by a larger LR'
+    """
+    t = thresholds or Thresholds()
+    if kind != "restart":
+        return Verdict(NOT_A_RESTART, "the learning rate jumped down", None, None, movement, t)
+    moved, why = movement.state(t) if movement else (None, "path barrier not measured")
+    reasons = [why]
+    better = None
+    if gain is None:
+        reasons.append("counterfactual not run")
+    else:
+        better = gain.mean >= t.practical and gain.low > 0
+        reasons.append(_says("counterfactual gain", gain))
+
+    if better is None:
+        word = NO_EVIDENCE if moved == "no" else UNCLEAR
+    elif not better:
+        word = NOT_BETTER if moved == "yes" else NO_EVIDENCE
+    elif moved == "no":
+        word = SAME_BASIN
+    elif moved != "yes":
+        word = UNCLEAR
+    elif over_peak is None:
+        word = UNCLEAR
+        reasons.append("matched-peak control not run")
+    else:
+        reasons.append(_says("against the matched peak", over_peak))
+        if over_peak.mean <= -t.practical and over_peak.high < 0:
+            word = LARGER_LR
+        elif over_peak.low > -t.practical:
+            word = ESCAPE
+        else:
+            word = UNCLEAR
+    return Verdict(word, "; ".join(reasons), moved, better, movement, t)
+
+
+def _says(what: str, c: Comparison) -> str:
+    interval = f"{c.low:+.4f} to {c.high:+.4f}, {c.n} pairs" if c.n > 1 else "one pair, no interval"
+    return f"{what} {c.mean:+.4f} ({interval})"
