@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import yaml
 
-from sweeper.data.layout import MARKER, SPLITS, aside, label_text, publish, write
+from sweeper.data.layout import SPLITS, aside, label_text, publish, write
 
+MARKER = "digits.json"  # written last
 VERSION = 1  # of the pictures; another version is another folder and another digest
 SEED = 20240611
 IMAGES = {"train": 352, "val": 96}
@@ -31,7 +32,7 @@ def make(folder: Path) -> Path:
     if not (home / MARKER).is_file():
         made = aside(home)
         _draw(made)
-        publish(made, home)
+        publish(made, home, MARKER)
     return home / "data.yaml"
 
 

@@ -132,13 +132,13 @@ def write(path: Path, text: str) -> None:
     written.replace(path)
 
 
-def publish(aside: Path, folder: Path) -> None:
-    """Give a finished folder its name; where another process was first, its work stands and ours goes."""
+def publish(aside: Path, folder: Path, marker: str) -> None:
+    """Give a finished folder its name; where another process was first (``marker`` is there), ours goes."""
     try:
         aside.rename(folder)
     except OSError:
         shutil.rmtree(aside)
-        if not (folder / MARKER).is_file():
+        if not (folder / marker).is_file():
             raise DataError(
                 f"{folder}: holds something else than a finished data set; remove it and run again"
             ) from None
@@ -181,7 +181,7 @@ def lay_out(source: Source, folder: Path, shown: str, problems: tuple[str, ...])
         described = {"path": str(home), **{s: f"images/{s}" for s in SPLITS}, "names": dict(enumerate(source.names))}
         write(made / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
         write(made / MARKER, json.dumps({"digest": digest, "source": shown}))
-        publish(made, home)
+        publish(made, home, MARKER)
     counts = {split: len(samples[split]) for split in SPLITS}
     return Dataset(shown, home, home / "data.yaml", source.names, counts["train"], counts["val"], digest, problems)
 

@@ -12,7 +12,7 @@ import yaml
 
 from sweeper.data.checks import Findings, image_facts
 from sweeper.data.coco import by_image, categories, find_annotations, find_image, load, sample_of, unique
-from sweeper.data.layout import MARKER, SPLITS, Sample, aside, label_text, publish, write
+from sweeper.data.layout import SPLITS, Sample, aside, label_text, publish, write
 from sweeper.errors import DataError
 
 
@@ -64,8 +64,7 @@ def coco_subset(
     described["annotations"] = {split: f"annotations/instances_{split}.json" for split in SPLITS}
     write(made / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
     write(made / "manifest.json", json.dumps(manifest, indent=1))
-    write(made / MARKER, json.dumps({"digest": manifest["digest"]}))
-    publish(made, out)
+    publish(made, out, "manifest.json")
     return manifest
 
 
