@@ -125,9 +125,7 @@ def _line(loss: Loss, first: Weights, last: Weights, points: int, at_first: floa
     if not np.isfinite(losses).all():
         raise ConfigError(f"loss between two snapshots is {losses.tolist()}; expected finite numbers")
     top = int(losses.argmax())
-    return Barrier(
-        float(losses[top] - max(at_first, at_last)), float(shares[top]), float(at_first), float(at_last), len(losses)
-    )
+    return Barrier(float(losses[top] - max(at_first, at_last)), float(shares[top]), float(at_first), float(at_last))
 
 
 def _same(first: Weights, last: Weights) -> None:
