@@ -33,6 +33,14 @@ SAME_NAMES = (
 )
 
 
+def described(path: Path) -> dict[str, Any]:
+    """What Ultralytics wants to know of a data set laid out by ``sweeper.data``."""
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    root, names = Path(said["path"]), dict(said["names"])
+    splits = {split: str(root / said[split]) for split in ("train", "val")}
+    return {**splits, "path": root, "names": names, "nc": len(names), "channels": 3}
+
+
 class Parts(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' trainer, of which only the set-up and single parts are used, never its loop."""
 
@@ -112,11 +120,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         path = Path(self._recipe.data)
         if not (path.parent / MARKER).is_file():
             path = datasets.open(self._recipe.data, folder=self._folder / "data").yaml
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-        root = Path(described["path"])
-        names = dict(described["names"])
-        splits = {split: str(root / described[split]) for split in ("train", "val")}
-        return {**splits, "path": root, "names": names, "nc": len(names), "channels": 3}
+        return described(path)
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Training: epochs as pure functions of their number. Validation: as Ultralytics'."""
