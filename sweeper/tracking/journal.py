@@ -151,7 +151,9 @@ class Journal:
         self._unsynced.set()
         if self._syncing:
             self._syncing.join()
-        os.close(self._descriptor)
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1  # a late writer gets an error, not somebody else's file
 
     def retire(self) -> None:
         """Move a journal that has arrived whole out of the way: its records stay readable, its files go."""

@@ -20,6 +20,7 @@ REASON = "sweeper.reason"  # why a trial failed
 CUT = "sweeper.cut"  # params and tags that were too long for MLflow and lost their end
 REFUSED = "sweeper.refused"  # the last record that the server would not take, and why
 DAMAGED = "sweeper.damaged"  # journal lines that could not be read (a failing disk)
+VIEW = "sweeper.view"  # place of the run in the prepared view, "001" is first
 PARENT = "mlflow.parentRunId"
 COLOR = "mlflow.runColor"
 EXPERIMENT_KIND = "mlflow.experimentKind"
@@ -44,13 +45,16 @@ _COLORS = {
 }
 
 
-def color(family: str) -> str:
-    """One colour per schedule family (Okabe and Ito's first), because MLflow's own hashed colours collide.
+def color(family: str, number: int = 0) -> str:
+    """A hue per schedule family (MLflow's own hashed colours collide), and shades of it for the trials within.
 
-    >>> color("cawb"), color("mine") == color("mine")
-    ('#0072b2', True)
+    >>> color("cawb"), color("cawb", 1), color("mine") == color("mine")
+    ('#0072b2', '#006fae', True)
     """
-    return _COLORS.get(family) or "#" + hashlib.sha256(family.encode()).hexdigest()[:6]
+    hue = _COLORS.get(family) or "#" + hashlib.sha256(family.encode()).hexdigest()[:6]
+    shade = number * 0.618034 % 1  # the golden section keeps neighbours apart
+    target, share = (255, shade) if shade < 0.6 else (0, 1.4 * (shade - 0.6))
+    return "#" + "".join(f"{round(c + (target - c) * share):02x}" for c in bytes.fromhex(hue[1:]))
 
 
 def check(what: str, name: str) -> str:

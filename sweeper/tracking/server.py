@@ -254,6 +254,10 @@ class Server:
             else:
                 self.client().set_terminated(run_id, status, end_ms)
 
+    def delete_tag(self, run_id: str, key: str) -> None:
+        with self._asking(), self._turn():
+            self.client().delete_tag(run_id, key)
+
     def set_experiment_tag(self, key: str, value: str) -> None:
         experiment = self.experiment_id()
         with self._asking(), self._turn():

@@ -96,7 +96,7 @@ class Tracker:
             ) from None
         words = {names.SWEEP: self.experiment, names.KIND: "trial", names.TRIAL: number, **(tags or {})}
         if names.FAMILY in words:
-            words[names.COLOR] = names.color(str(words[names.FAMILY]))
+            words[names.COLOR] = names.color(str(words[names.FAMILY]), number)
         cut, long = _checked("tag", words, names.TAG_CHARACTERS)
         if long:
             cut[names.CUT] = ", ".join(long)
@@ -133,7 +133,7 @@ class Tracker:
         """Send what can be sent within ``timeout`` seconds and stop; the rest stays in the journals."""
         if self.folder.is_dir():
             self._uploader.wait(timeout)
-        self._uploader.stop(timeout)
+        self._uploader.stop()
 
     def __enter__(self) -> "Tracker":
         return self

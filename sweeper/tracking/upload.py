@@ -18,6 +18,7 @@ from sweeper.tracking.server import Gone, Held, Refused, Server
 _LOOK_AROUND = 5.0  # seconds between looks for journals whose owner died
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts while the server is away
 _GATHER = 0.2  # seconds; what is written within them goes out together
+_LAST_REQUEST = 5.0  # seconds to wait for it at the end
 _PATIENCE = 20.0  # seconds of failures in one round
 
 
@@ -84,15 +85,19 @@ class Uploader:
         with self._changed:
             return sum(not upload.done for upload in self._uploads)
 
-    def stop(self, timeout: float) -> None:
+    def stop(self) -> None:
         """End the thread after the request it is in, and give the journals up."""
         with self._changed:
             self._stopping = True
+            for upload in self._uploads:
+                upload.writing = False
             self._changed.notify_all()
         if self._thread:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                return  # in a request to a server that hangs; the locks go with the process
+            self._thread.join(_LAST_REQUEST)  # if the server hangs, the thread goes, and the locks, with the process
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         for upload in self._uploads:
             upload.journal.close()
         self._uploads = []
@@ -110,6 +115,7 @@ class Uploader:
                 if not self._now:
                     self._changed.wait_for(lambda: self._stopping or self._now, _GATHER)
                 if self._stopping:
+                    self._give_up()
                     return
                 self._news = self._now = False
                 self._begun += 1

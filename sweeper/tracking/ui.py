@@ -1,0 +1,124 @@
+"""An MLflow server of our own on this machine, with everything off that a sweep does not need."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.errors import TrackingError
+
+_HARDENED = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes and 640 MB, for GenAI jobs
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
+    "MLFLOW_ENABLE_REMOTE_ASSISTANT": "false",
+    "MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; ``stop`` ends it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End the server and its workers; returns when they are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 15)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether an MLflow server answers at ``url``."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as answer:
+            return bool(answer.status == 200 and answer.read(16).strip() == b"OK")
+    except (OSError, ValueError):
+        return False
+
+
+def serve(
+    uri: str,
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    *,
+    log: Path,
+    timeout: float = 60.0,
+    waiting: Callable[[], None] = lambda: None,
+) -> Server:
+    """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
+
+    It has no login, therefore ``host`` must be this machine's loopback address. ``port`` 0 takes a free one; what the
+    server prints goes to ``log``; ``waiting`` is called about twice a second meanwhile. TrackingError if the port is
+    taken, or with the end of the log if the server does not come up in ``timeout`` seconds.
+    """
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        raise TrackingError(
+            f"host {host!r}: this server has no login; expected 127.0.0.1, or run MLflow with basic-auth"
+        )
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise TrackingError(
+                f"port {port} on {host} is taken by another program; choose another with --port"
+            ) from None
+        port = probe.getsockname()[1]
+    store = uri
+    if uri.startswith("sqlite:///"):
+        store = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        store,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    command += [
+        "--workers",
+        "1",
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        str(log.parent.resolve() / "artifacts"),
+    ]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **_HARDENED},
+            start_new_session=True,  # Ctrl-C is for the caller, who calls stop()
+        )
+    name = f"[{host}]" if ":" in host else host
+    server = Server(f"http://{name}:{port}", process)
+    deadline = time.monotonic() + timeout
+    while not answers(server.url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            server.stop()
+            end = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
+            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}")
+        waiting()
+        time.sleep(0.4)
+    return server
