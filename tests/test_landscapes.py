@@ -16,7 +16,7 @@ LIMITS = escape.Thresholds(practical=0.01)  # in the loss of these landscapes: 5
 
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.5])
 def test_true_escapes_are_found(scale: float) -> None:
-    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=300)
+    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
     assert found.escaped.sum() >= 5
     assert (found.moved[found.escaped] == "yes").mean() >= 0.95
     assert (found.moved[~found.escaped] == "yes").mean() <= 0.05
@@ -24,14 +24,14 @@ def test_true_escapes_are_found(scale: float) -> None:
 
 @pytest.mark.parametrize("scale", [0.2, 0.4])
 def test_small_restarts_escape_nothing_and_nothing_is_reported(scale: float) -> None:
-    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=300)
+    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
     assert found.escaped.mean() <= 0.01, "but for a run that was still between the wells when the restart came"
     assert not (found.moved[~found.escaped] == "yes").any()
 
 
 @pytest.mark.parametrize("surface", [surfaces.quadratic(), surfaces.straight_river()], ids=["quadratic", "river"])
 def test_where_there_is_one_basin_and_no_bend_nothing_is_ever_reported(surface: surfaces.Surface) -> None:
-    found = surfaces.battery(surface, surfaces.restarted(0.25, 1.0, (150, 150)), runs=300)
+    found = surfaces.battery(surface, surfaces.restarted(0.25, 1.0, (150, 150)), runs=200)
     assert not (found.moved == "yes").any()
 
 

@@ -285,11 +285,11 @@ def _sentence(answer: Answer) -> str:
     if not answer.ranking:
         return f"no winner yet: nothing to compare; {need}"
     if answer.pairs == 0:
-        luck = luck_of_the_best(noise.s_d / math.sqrt(2), answer.tried)
-        return (
-            f"no winner yet: one run each, and the best of {answer.tried} equal configurations leads by {luck:+.4f} "
-            f"by luck alone; {need}"
+        lead = luck_of_the_best(noise.s_d / math.sqrt(2), answer.tried)
+        luck = (
+            f", and the best of {answer.tried} equal configurations leads by {lead:+.4f} by luck alone" if lead else ""
         )
+        return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):
         return f"no winner yet: {best.name}: {best.reason}; {need}"
