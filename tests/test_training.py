@@ -18,6 +18,7 @@ from sweeper import data, training
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
+    DataError,
     DeviceError,
     LRMismatch,
     NotFinite,
@@ -276,6 +277,31 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_built(
     with pytest.raises(ConfigError, match=said):
         exact.open_trainer(exact.recipe(source, model=model), tmp_path / "files")
     assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch": 7, "imgsz": 32}, "final batch=1 training at imgsz=32"),
+        ({"freeze": 99}, "no trainable parameters left"),
+        ({"model": "yolov8n-p6.yaml", "imgsz": 96}, "imgsz 96 is no multiple of its stride; 128 would be"),
+    ],
+)
+def test_a_recipe_that_cannot_be_built_says_why(
+    source: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        exact.open_trainer(exact.recipe(source, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_went_away_is_named(source: Path, tmp_path: Path, workers: int) -> None:
+    path = data.open(source, folder=tmp_path / "data").yaml
+    trainer = exact.open_trainer(exact.recipe(path, loader_workers=workers, cache_mb=0), tmp_path / "files")
+    gone = next((path.parent / "images" / "train").iterdir())
+    gone.unlink()
+    with pytest.raises(DataError, match=f"epoch 0, .*{gone.name}"):
+        trainer.train_epoch(0, steady(trainer))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps", "cpu0"])

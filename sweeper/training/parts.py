@@ -54,7 +54,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
                 "data": recipe.data,
                 "device": str(device),
                 "save_dir": str(folder / "ultralytics"),
-                "lr0": 1.0,  # so that the groups' LRs show their multiples of the schedule (3 in some of MuSGD's)
+                "lr0": 1.0,  # so that the groups' LRs show their multiples of the schedule (3 in some of MuSGD's;
+                # Ultralytics starts their biases' warm-up from the plain warmup_bias_lr, we from 3 times it)
                 "close_mosaic": 0,  # counts from the end; the data set closes mosaic at an absolute epoch
                 "augmentations": [],
                 "amp": False,  # the check for it downloads weights; set below
@@ -69,6 +70,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
     def set_up(self) -> None:
         """Build model, data, optimizer, EMA and validator."""
         self._setup_train()
+        if self.args.imgsz != self._recipe.imgsz:
+            raise ValueError(f"imgsz {self._recipe.imgsz} is no multiple of its stride; {self.args.imgsz} would be")
         self.amp = self._recipe.amp and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
         self.model.criterion = (

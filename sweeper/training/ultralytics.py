@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sweeper.errors import ConfigError, NotFinite, OutOfMemory, TrainingError
+from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
 from sweeper.training import EpochLog, Evaluation, isolated, snapshot  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import reseed
 from sweeper.training.models import architecture, check_device
@@ -45,11 +45,10 @@ class UltralyticsTrainer:
         architecture(recipe.model)
         where = check_device(device)
         self._recipe, self._threads = recipe, threads
-        with _typed_errors(f"building {recipe.model}"):
-            self._parts = Parts(recipe, where, folder)
+        with _typed_errors(f"building {recipe.model}"), _config_errors(recipe):
+            self._parts = parts = Parts(recipe, where, folder)
             torch.set_num_threads(threads)  # choosing a device has reset it
-            self._parts.set_up()
-        parts = self._parts
+            parts.set_up()
         self._batches = len(parts.train_loader)
         self._next_epoch: int | None = None  # what the loader is preparing; None after an epoch that broke off
         self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
@@ -207,14 +206,37 @@ class UltralyticsTrainer:
 
 
 @contextmanager
+def _config_errors(recipe: "Recipe") -> Iterator[None]:
+    """What Ultralytics refuses to build is a matter of the recipe."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if _is_memory(error):
+            raise
+        raise ConfigError(f"recipe: Ultralytics cannot build {recipe.model}: {_first_line(error)}") from error
+
+
+@contextmanager
 def _typed_errors(doing: str) -> Iterator[None]:
     """Name what Ultralytics would hide (it halves the batch when memory ends) or leave untyped."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).lower()
-        out = isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
-        if not out and "alloc_failed" not in said:
+        if not _is_memory(error):
             raise
-        first = str(error).splitlines()[0] if str(error) else "no memory"
-        raise OutOfMemory(f"{doing}: {first}; use a smaller batch, imgsz or model") from error
+        raise OutOfMemory(f"{doing}: {_first_line(error)}; use a smaller batch, imgsz or model") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{doing}: {_first_line(error)}; put it back where it was") from error
+
+
+def _is_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The message; of an error in a loader process, which brings its traceback along, the last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if "Traceback" in str(error) else 0]
