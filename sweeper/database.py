@@ -1,7 +1,7 @@
 """One way to SQLite and PostgreSQL: engines that survive many workers and outages, and our own tables.
 
-Optuna's tables live in the same database. Ours keep out of their way: schema ``sweeper`` on PostgreSQL, the prefix
-``sweeper_`` on SQLite. Every time in them is the database's clock, in seconds since the Unix epoch (UTC), so that
+Optuna's tables live in the same database. Ours keep out of their way: schema ``sweeper_tables`` on PostgreSQL (not
+``sweeper``: a user of that name would meet it first in the search path), the prefix ``sweeper_`` on SQLite. Every time in them is the database's clock, in seconds since the Unix epoch (UTC), so that
 workers whose clocks disagree still agree on whose lease has run out.
 
 This module is the home of SQLAlchemy; the others build their statements with the names it offers.
@@ -178,7 +178,7 @@ def _tables(schema: str | None, prefix: str) -> Tables:
     return Tables(version, studies, slots, workers, stores, snapshots, segments, pins, mismatches, metadata)
 
 
-_TABLES = {"sqlite": _tables(None, "sweeper_"), "postgresql": _tables("sweeper", "")}
+_TABLES = {"sqlite": _tables(None, "sweeper_"), "postgresql": _tables("sweeper_tables", "")}
 
 # Schema version n is what the first n of these make; add to the end, never change one that was released.
 _MIGRATIONS: Sequence[Callable[[Connection, Tables], None]] = (
@@ -352,7 +352,7 @@ def _migrate(connection: Connection, database: Database) -> None:
     version = database.tables.version
     if database.engine.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(7305829)"))  # any number, the same for all workers
-        connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper"))
+        connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))
     version.create(connection, checkfirst=True)
     found = connection.execute(select(version.c.version)).scalar() or 0
     known = len(_MIGRATIONS)

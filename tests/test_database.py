@@ -31,7 +31,7 @@ def test_time_is_the_databases_in_seconds_since_1970(url: str) -> None:
 def test_our_tables_do_not_meet_optunas(url: str) -> None:
     opened = database.open(url)
     names = {table.fullname for table in opened.tables.metadata.sorted_tables}
-    assert all(name.startswith(("sweeper.", "sweeper_")) for name in names)
+    assert all(name.startswith(("sweeper_tables.", "sweeper_")) for name in names)
 
 
 def test_opening_again_keeps_what_is_there(url: str) -> None:

@@ -155,9 +155,9 @@ class Store:
             "seen": self._database.now,
         }
         insert = self._database.upsert(t).values(**values).on_conflict_do_nothing()
-        new = self._database.transaction(lambda connection: connection.execute(insert).rowcount) == 1
+        new = self._database.transaction(lambda connection: connection.execute(insert.returning(t.c.key)).first())
         found = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
-        return Mismatch(**{**vars(found[0]), "known": not new})
+        return Mismatch(**{**vars(found[0]), "known": new is None})
 
     def mismatches(self) -> list[Mismatch]:
         """All that were ever found, each digest of a key once, the oldest first."""
@@ -189,7 +189,8 @@ class Store:
             set_={"owner": owner, "expires": now + seconds},
             where=or_(t.c.expires < now, t.c.owner == owner),
         )
-        return self._database.transaction(lambda connection: connection.execute(take).rowcount) == 1
+        taken = take.returning(t.c.key)
+        return self._database.transaction(lambda connection: connection.execute(taken).first()) is not None
 
     def renew(self, key: str, owner: str, seconds: float = 60.0) -> None:
         """Hold the segment for another ``seconds``; raises LeaseLost when it is somebody else's."""

@@ -10,18 +10,19 @@ methods below is one transaction; ``optuna.trial.Trial(study, trial_id)``.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.database import Database, Session, event
+from sweeper.database import Database, IntegrityError, Session, event
 from sweeper.errors import DatabaseError
 
 Guard = Callable[[Session], None]
@@ -61,6 +62,11 @@ class FencedStorage(RDBStorage):
         finally:
             event.remove(session, "before_commit", guard)
 
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """Optuna's own reads the trial for its message, in the same session, and thereby commits in mid-transaction."""
+        if trial_state.is_finished():
+            raise UpdateFinishedTrialError(f"Trial {trial_id} has finished and cannot be updated.")
+
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         with self._transaction():
             return super()._create_new_trial(study_id, template_trial)
@@ -99,13 +105,13 @@ def open_storage(database: Database) -> FencedStorage:
     Optuna makes them in several steps without a lock; of two workers that do so at once one fails, and finds them
     complete when it looks again. Raises DatabaseError also for tables of another version of Optuna.
     """
-    for attempt in range(6):
+    for last in (False,) * 9 + (True,):
         try:
             return database.retry(lambda: FencedStorage(database))
+        except (DatabaseError, IntegrityError) as error:
+            if last or not (isinstance(error, IntegrityError) or "exist" in str(error)):
+                raise
+            time.sleep(random.uniform(0.05, 0.5))
         except RuntimeError as error:
             raise DatabaseError(f"{database}: {' '.join(str(error).split())}") from error
-        except (DatabaseError, optuna.exceptions.StorageInternalError):
-            if attempt == 5:
-                raise
-            time.sleep(0.2 * (attempt + 1))
     raise AssertionError("unreachable")

@@ -103,13 +103,19 @@ class Lease:
             closed = closed.where(slots.c.state == "closed", slots.c.attempt == self.attempt)
             if self.database.transaction(lambda connection: connection.execute(closed).first()) is None:
                 raise self.lost() from None
+        except KeyError:  # deleted
+            raise self.lost() from None
+
+    def store(self, work: Callable[[], None]) -> None:
+        """Behind the fence, store something on the trial; raises LeaseLost also if it is finished or deleted."""
+        try:
+            self.write(work)
+        except (UpdateFinishedTrialError, KeyError):
+            raise self.lost() from None
 
     def set(self, key: str, value: Any) -> None:
         """Store a user attribute."""
-        try:
-            self.write(lambda: self.storage.set_trial_user_attr(self.trial_id, key, value))
-        except UpdateFinishedTrialError:
-            raise self.lost() from None
+        self.store(lambda: self.storage.set_trial_user_attr(self.trial_id, key, value))
 
     def fail(self, reasons: Sequence[str]) -> None:
         """Close the slot with the trial as FAIL and the reasons on both."""
@@ -224,13 +230,9 @@ class Slot:
 
     def report(self, epoch: int, value: float) -> None:
         """Store the objective after ``epoch`` (from 0); a second report of an epoch replaces the first."""
-        try:
-            self._lease.write(
-                lambda: self._lease.storage.set_trial_intermediate_value(self._lease.trial_id, epoch, float(value))
-            )
-        except UpdateFinishedTrialError:
-            raise self._lease.lost() from None
-        self.values[epoch] = float(value)
+        lease, number = self._lease, float(value)
+        lease.store(lambda: lease.storage.set_trial_intermediate_value(lease.trial_id, epoch, number))
+        self.values[epoch] = number
 
     def set(self, key: str, value: Any) -> None:
         """Store a user attribute (anything JSON can hold) on the trial."""

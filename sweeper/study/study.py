@@ -72,14 +72,16 @@ class Study:
             )
         )
         study_id = database.retry(lambda: storage.get_study_id_from_name(name))
+        directions = database.retry(lambda: storage.get_study_directions(study_id))
         studies = database.tables.studies
         text = json.dumps(dict(config), sort_keys=True)
         ours = {"id": uuid.uuid4().hex, "name": name, "study_id": study_id, "config": text}
 
         def register(connection: Connection) -> Any:
             insert = database.upsert(studies).values(**ours, sampler=sampler, seed=seed).on_conflict_do_nothing()
-            made = connection.execute(insert).rowcount == 1
-            if made and connection.execute(select(TRIALS).where(TRIALS.c.study_id == study_id)).first() is not None:
+            made = connection.execute(insert.returning(studies.c.id)).first() is not None
+            used = connection.execute(select(TRIALS).where(TRIALS.c.study_id == study_id)).first() is not None
+            if made and (used or directions != [optuna.study.StudyDirection.MAXIMIZE]):
                 raise ConfigError(
                     f"study {name!r}: there is one in {database} that sweeper did not make; choose another name"
                 )

@@ -1,0 +1,695 @@
+"""The study: exactly the trials that were asked for, whoever dies, and a plain Optuna study to everybody else."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import optuna
+import pytest
+from postgres import Postgres
+
+from sweeper import database
+from sweeper.errors import ConfigError, DatabaseError, LeaseLost, NotFinite
+from sweeper.study import Slot, Study, Suggest
+
+CONFIG = {"epochs": 4, "recipe": {"imgsz": 320, "batch": 8}, "trials": 3}
+COSINE = {"family": "cosine", "lr": 0.1}
+FORK = get_context("fork")
+
+
+def search(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"stage": "search", "schedule": None, "seed": 7, **more} for _ in range(count)]
+
+
+def baseline(**more: Any) -> dict[str, Any]:
+    return {"stage": "baseline", "schedule": COSINE, "seed": 7, **more}
+
+
+def launch(
+    url: str,
+    slots: Sequence[Mapping[str, Any]] | int = 3,
+    config: Mapping[str, Any] = CONFIG,
+    sampler: str = "random",
+    seed: int = 1,
+    name: str = "sweep",
+    **options: Any,
+) -> Study:
+    slots = search(slots) if isinstance(slots, int) else slots
+    opened = database.open(url)
+    return Study.create(opened, name, config=config, slots=slots, sampler=sampler, seed=seed, **options)
+
+
+def foreign(url: str, name: str = "sweep") -> optuna.Study:
+    """The study as anybody sees it who knows nothing of us."""
+    return optuna.load_study(study_name=name, storage=url.replace("postgresql://", "postgresql+psycopg://"))
+
+
+def space(suggest: Suggest) -> dict[str, Any]:
+    lr = suggest.suggest_float("lr", 0.001, 1.0, log=True)
+    power = suggest.suggest_float("power", 0.5, 2.0) if suggest.suggest_categorical("decay", ["cos", "poly"]) else 1.0
+    return {"family": "cawb", "lr": lr, "power": power, "step": suggest.suggest_int("step", 10, 90, step=10)}
+
+
+def claim(study: Study, worker: str = "w") -> Slot:
+    slot = study.claim(worker)
+    assert slot is not None
+    return slot
+
+
+def finish(study: Study, value: float = 0.5) -> Slot:
+    slot = claim(study)
+    slot.propose(space)
+    slot.report(0, value)
+    slot.tell(value)
+    return slot
+
+
+# -- the budget
+
+
+def test_every_slot_is_a_waiting_trial_with_a_known_number(url: str) -> None:
+    study = launch(url, [*search(3), baseline(note="article")])
+    rows = study.rows()
+    assert [(row.number, row.state, row.stage, row.seed) for row in rows] == [
+        (0, "WAITING", "search", 7),
+        (1, "WAITING", "search", 7),
+        (2, "WAITING", "search", 7),
+        (3, "WAITING", "baseline", 7),
+    ]
+    assert rows[3].schedule == COSINE
+    assert rows[3].attrs["note"] == "article"
+    assert not study.done
+
+
+def test_baselines_come_first_then_the_lowest_number(url: str) -> None:
+    study = launch(url, [*search(2), baseline(), {**baseline(), "stage": "confirm"}])
+    assert [claim(study).number for _ in range(4)] == [2, 0, 1, 3]
+    assert study.claim("w") is None
+    assert not study.done
+
+
+def test_launching_again_adds_only_what_is_missing(url: str) -> None:
+    slots = [baseline(), baseline(), *search(2)]  # two equal baselines are two trials
+    launch(url, slots)
+    study = launch(url, slots)
+    assert study.counts()["total"] == 4
+    study = launch(url, [baseline(), baseline(), *search(5)])
+    assert [row.stage for row in study.rows()] == ["baseline"] * 2 + ["search"] * 5
+
+
+def test_slots_added_later_are_added_once(url: str) -> None:
+    study = launch(url, 2)
+    confirm = [{"stage": "confirm", "schedule": COSINE, "seed": seed, "of": 1} for seed in (11, 12)]
+    study.add(confirm)
+    Study.open(database.open(url), "sweep").add(confirm)
+    launch(url, 3)
+    assert [(row.stage, row.seed) for row in study.rows()] == [
+        ("search", 7),
+        ("search", 7),
+        ("confirm", 11),
+        ("confirm", 12),
+        ("search", 7),
+    ]
+
+
+def _launch_at(url: str, at: float) -> None:
+    time.sleep(max(0.0, at - time.time()))
+    launch(url, [baseline(), *search(9)])
+
+
+def test_many_workers_may_launch_at_once(url: str) -> None:
+    at = time.time() + 0.3
+    processes = [FORK.Process(target=_launch_at, args=(url, at)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    study = Study.open(database.open(url), "sweep")
+    assert [row.number for row in study.rows()] == list(range(10))
+    assert study.counts()["total"] == 10
+    assert study.counts()["foreign"] == 0
+
+
+def test_another_configuration_is_refused_with_what_changed(url: str) -> None:
+    launch(url)
+    changed = {"epochs": 5, "recipe": {"imgsz": 640, "batch": 8, "amp": True}, "trials": 9}
+    with pytest.raises(ConfigError) as caught:
+        launch(url, config=changed, seed=2, free_keys=("trials",))
+    message = str(caught.value)
+    assert "epochs: 4 -> 5, recipe.amp: null -> true, recipe.imgsz: 320 -> 640, seed: 1 -> 2;" in message
+    assert "trials" not in message
+    launch(url, config={**CONFIG, "trials": 9}, free_keys=("trials",))
+    launch(url, config={**CONFIG, "trials": 9, "recipe": {"imgsz": 1}}, free_keys=("trials", "recipe"))
+    assert Study.open(database.open(url), "sweep").config["trials"] == 9
+
+
+def test_a_study_that_somebody_else_made_is_left_alone(url: str) -> None:
+    launch(url)
+    plain = foreign(url)
+    other = optuna.create_study(storage=plain._storage, study_name="theirs", direction="maximize")
+    other.ask()
+    with pytest.raises(ConfigError, match=r"'theirs': there is one in .* that sweeper did not make"):
+        launch(url, name="theirs")
+    optuna.create_study(storage=plain._storage, study_name="down", direction="minimize")
+    with pytest.raises(ConfigError, match=r"'down': there is one in .* that sweeper did not make"):
+        launch(url, name="down")
+
+
+def test_a_study_that_is_not_there_is_named_with_those_that_are(url: str) -> None:
+    launch(url)
+    with pytest.raises(DatabaseError, match=r"'other': not in .*, which has: sweep; launch it first"):
+        Study.open(database.open(url), "other")
+
+
+def test_a_deleted_studys_name_can_be_used_again(url: str) -> None:
+    study = launch(url, 3)
+    finish(study)
+    running = claim(study)
+    optuna.delete_study(study_name="sweep", storage=foreign(url)._storage)
+    with pytest.raises(DatabaseError, match="launch it first"):
+        Study.open(database.open(url), "sweep")
+    again = launch(url, 2)
+    assert again.counts() == {
+        "waiting": 2,
+        "running": 0,
+        "complete": 0,
+        "pruned": 0,
+        "fail": 0,
+        "foreign": 0,
+        "total": 2,
+    }
+    with pytest.raises((LeaseLost, DatabaseError)):
+        running.report(0, 0.5)
+
+
+# -- leases
+
+
+def test_no_slot_is_claimed_twice(url: str) -> None:
+    launch(url, 40)
+    opened = database.open(url)
+
+    def work(worker: int) -> list[int]:
+        study, numbers = Study.open(opened, "sweep"), []
+        while (slot := study.claim(f"w{worker}")) is not None:
+            numbers.append(slot.number)
+        return numbers
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = list(pool.map(work, range(4)))
+    assert sorted(number for numbers in claimed for number in numbers) == list(range(40))
+
+
+def test_a_dead_workers_trial_is_adopted_as_it_was(url: str) -> None:
+    study = launch(url, 1, lease_seconds=0.3)
+    dead = claim(study, "dead")
+    spec = dead.propose(space)
+    dead.report(0, 0.25)
+    dead.set("trace", "abc")
+    assert study.claim("heir") is None
+    time.sleep(0.4)
+    heir = claim(study, "heir")
+    assert (heir.number, heir.attempt, heir.values) == (dead.number, dead.attempt + 1, {0: 0.25})
+    assert heir.attrs["trace"] == "abc"
+    assert heir.reasons == ("dead stopped renewing its lease (attempt 1)",)
+    assert heir.propose(lambda suggest: pytest.fail("asked again")) == spec  # type: ignore[arg-type, return-value]
+
+
+def test_who_lost_the_lease_writes_nothing(url: str) -> None:
+    study = launch(url, 1, lease_seconds=0.2)
+    frozen = claim(study, "frozen")
+    time.sleep(0.3)
+    heir = claim(study, "heir")
+    before = study.rows()
+    for write in (
+        frozen.renew,
+        lambda: frozen.propose(space),
+        lambda: frozen.report(0, 0.9),
+        lambda: frozen.set("note", "late"),
+        lambda: frozen.tell(0.9),
+        lambda: frozen.prune(0.9),
+        lambda: frozen.fail("late"),
+    ):
+        with pytest.raises(LeaseLost, match="trial 0: frozen no longer holds attempt 1"):
+            write()
+    frozen.give_back("late")  # nothing to give
+    assert study.rows() == before
+    heir.tell(0.5)
+    with pytest.raises(LeaseLost):
+        frozen.tell(0.9)
+    with pytest.raises(LeaseLost):
+        heir.report(1, 0.9)
+    assert study.rows()[0].value == 0.5
+
+
+def test_a_late_renewal_counts_while_nobody_else_came(url: str) -> None:
+    study = launch(url, 1, lease_seconds=0.1)
+    slot = claim(study)
+    time.sleep(0.2)  # the database was away, say: better to go on than to train again
+    slot.report(0, 0.5)
+    slot.tell(0.5)
+    assert study.done
+
+
+def test_every_write_renews(url: str) -> None:
+    study = launch(url, 1, lease_seconds=0.6)
+    slot = claim(study)
+    for epoch in range(4):
+        time.sleep(0.25)
+        slot.report(epoch, 0.5)
+    assert study.claim("thief") is None
+
+
+def test_what_is_given_back_is_claimable_at_once_and_costs_nothing(url: str) -> None:
+    study = launch(url, 1, attempts=2)
+    for attempt in range(1, 6):
+        slot = claim(study)
+        assert (slot.attempt, slot.reasons) == (attempt, ())
+        slot.give_back()
+    claim(study).tell(0.5)
+    assert study.done
+
+
+def test_attempts_that_end_badly_are_limited_and_remembered(url: str) -> None:
+    study = launch(url, 2, attempts=2, lease_seconds=0.2)
+    claim(study).give_back("out of memory")
+    slot = claim(study)
+    assert slot.number == 0
+    slot.give_back("segmentation fault")
+    claim(study, "w1")
+    time.sleep(0.3)
+    claim(study, "w2")
+    time.sleep(0.3)
+    assert study.claim("w3") is None
+    assert study.done
+    first, second = study.rows()
+    assert (first.state, first.reasons) == ("FAIL", ("out of memory", "segmentation fault"))
+    assert second.state == "FAIL"
+    assert [reason.split()[0] for reason in second.reasons] == ["w1", "w2"]
+    assert [trial.user_attrs["reasons"] for trial in foreign(url).trials] == [list(first.reasons), list(second.reasons)]
+
+
+def test_states_and_values_as_optuna_sees_them(url: str) -> None:
+    study = launch(url, 3)
+    told, pruned, failed = claim(study), claim(study), claim(study)
+    for slot in (told, pruned, failed):
+        slot.propose(space)
+        for epoch, value in enumerate((0.1, 0.4, 0.2)):
+            slot.report(epoch, value)
+    told.tell(0.3)
+    pruned.prune(0.4)  # the best annealed value, not the dip that came last
+    failed.fail("not finite")
+    trials = foreign(url).trials
+    assert [(trial.state.name, trial.value) for trial in trials] == [("COMPLETE", 0.3), ("PRUNED", 0.4), ("FAIL", None)]
+    assert trials[1].intermediate_values == {0: 0.1, 1: 0.4, 2: 0.2}
+    assert study.done
+    assert study.counts()["pruned"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_objective_is_a_finite_number(url: str, value: float) -> None:
+    study = launch(url, 1)
+    slot = claim(study)
+    with pytest.raises(NotFinite, match="trial 0: the objective is"):
+        slot.tell(value)
+    slot.report(0, value)  # a single epoch may be anything
+    slot.tell(0.5)
+
+
+# -- others at the same study
+
+
+def test_a_foreign_ask_takes_a_trial_and_ours_gets_another(url: str) -> None:
+    study = launch(url, [*search(2), baseline(note="b")])
+    theirs = foreign(url).ask()
+    assert theirs.number == 0
+    numbers = []
+    while (slot := study.claim("w")) is not None:
+        slot.propose(space)
+        slot.tell(0.5)
+        numbers.append((slot.number, slot.stage))
+    assert numbers == [(2, "baseline"), (1, "search"), (3, "search")]
+    assert study.done
+    assert study.counts() == {
+        "waiting": 0,
+        "running": 0,
+        "complete": 3,
+        "pruned": 0,
+        "fail": 0,
+        "foreign": 1,
+        "total": 3,
+    }
+    assert study.rows()[0].stage == "foreign"
+    launch(url, [*search(2), baseline(note="b")])
+    assert study.counts()["total"] == 3  # launching again knows the replacement
+
+
+def test_a_trial_told_by_somebody_else_is_finished(url: str) -> None:
+    study = launch(url, 2)
+    slot = claim(study)
+    foreign(url).tell(slot.number, 0.75)
+    with pytest.raises(LeaseLost):
+        slot.tell(0.5)
+    with pytest.raises(LeaseLost):
+        slot.set("note", "late")
+    slot.give_back()
+    assert claim(study).number == 1
+    assert study.best is not None
+    assert study.best.value == 0.75
+
+
+def test_optunas_command_line_reads_the_study(tmp_path: Any) -> None:
+    url = f"sqlite:///{tmp_path}/sweep.db"
+    finish(launch(url, 2), 0.625)
+    command = ["best-trial", "--study-name", "sweep", "--storage", url, "-f", "json"]
+    program = [sys.executable, "-c", "from optuna.cli import main; main()"]
+    said = subprocess.run([*program, *command], capture_output=True, text=True, check=True)
+    assert json.loads(said.stdout)["value"] == 0.625
+
+
+# -- proposals
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "grid"])
+def test_a_proposal_depends_on_seed_number_and_searched_history_alone(tmp_path: Any, sampler: str) -> None:
+    """Also past the samplers' start-up trials, and whatever baselines there are and how good they were."""
+    count = 13
+
+    def proposals(name: str, others: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        # The others come behind in numbers, and are claimed first where they are baselines.
+        study = launch(f"sqlite:///{tmp_path}/{name}.db", [*search(count), *others], sampler=sampler, seed=3)
+        found = []
+        while (slot := study.claim("w")) is not None:
+            if slot.stage == "baseline":
+                slot.report(0, 99.0)
+                slot.tell(99.0)
+            else:
+                found.append(slot.propose(_grid))
+                slot.tell(-((found[-1]["x"] - 0.3) ** 2) - found[-1]["y"] / 100)
+        return found
+
+    alone = proposals("alone", [])
+    assert proposals("again", []) == alone
+    assert proposals("among", [baseline(note=index) for index in range(4)]) == alone
+    if sampler == "grid":
+        assert len({json.dumps(point) for point in alone}) == count
+
+
+def _grid(suggest: Suggest) -> dict[str, Any]:
+    return {"x": suggest.suggest_float("x", 0.0, 1.0, step=0.1), "y": suggest.suggest_int("y", 1, 3)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_samplers_learn_while_there_are_baselines(tmp_path: Any, sampler: str) -> None:
+    slots = [baseline(note=index) for index in range(12)] + search(24)
+    study = launch(f"sqlite:///{tmp_path}/sweep.db", slots, sampler=sampler)
+    found = []
+    while (slot := study.claim("w")) is not None:
+        if slot.stage == "baseline":
+            slot.tell(1.0)
+        else:
+            x = slot.propose(lambda suggest: {"x": suggest.suggest_float("x", 0.0, 1.0)})["x"]
+            found.append(abs(x - 0.3))
+            slot.tell(-found[-1])
+    assert sum(found[-8:]) / 8 < 0.17  # 0.29 by chance
+
+
+def test_the_same_seed_proposes_the_same_in_another_process(tmp_path: Any) -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from test_study import launch, space\n"
+        "study = launch(sys.argv[1], 13, sampler='tpe')\n"
+        "while (slot := study.claim('w')) is not None: print(slot.propose(space)); slot.tell(slot.number % 5)"
+    )
+    said = set()
+    for seed in ("1", "2"):
+        path = [str(os.path.dirname(__file__)), os.path.dirname(os.path.dirname(__file__))]
+        said.add(
+            subprocess.run(
+                [sys.executable, "-c", code, f"sqlite:///{tmp_path}/{seed}.db", *path],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+    assert len(said) == 1
+
+
+def test_parallel_workers_propose_differently(url: str) -> None:
+    study = launch(url, 6, sampler="tpe")
+    proposals = [json.dumps(claim(study, f"w{index}").propose(space)) for index in range(6)]
+    assert len(set(proposals)) == 6
+
+
+def test_a_pruned_trial_teaches_what_it_was_told(tmp_path: Any) -> None:
+    """TPE ranks pruned trials by their last epoch, which may lie in a dip: it gets to see the value told."""
+
+    def next_after(last: float) -> dict[str, Any]:
+        study = launch(f"sqlite:///{tmp_path}/{last}.db", 14, sampler="tpe")
+        for index in range(13):
+            slot = claim(study)
+            spec = slot.propose(space)
+            slot.report(0, spec["lr"])
+            slot.report(1, last if index % 2 else -last)
+            slot.prune(spec["lr"])
+        return claim(study).propose(space)
+
+    assert next_after(0.0) == next_after(0.9)
+
+
+def test_a_proposal_cut_short_goes_on_with_what_was_stored(url: str) -> None:
+    study = launch(url, 1, sampler="tpe")
+    slot, seen = claim(study), []
+
+    def dies(suggest: Suggest) -> dict[str, Any]:
+        seen.append(suggest.suggest_float("lr", 0.001, 1.0, log=True))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        slot.propose(dies)
+    slot.give_back()
+    assert claim(Study.open(database.open(url), "sweep")).propose(space)["lr"] == seen[0]
+
+
+def test_known_good_parameters_can_be_given(url: str) -> None:
+    known = {"lr": 0.125, "decay": "poly", "power": 1.5, "step": 30}
+    study = launch(url, search(1, params=known), sampler="tpe")
+    assert claim(study).propose(space) == {"family": "cawb", "lr": 0.125, "power": 1.5, "step": 30}
+    assert study.rows()[0].params == known
+
+
+def test_a_fixed_schedule_is_proposed_as_it_is(url: str) -> None:
+    study = launch(url, [baseline()])
+    assert claim(study).propose(space) == COSINE
+    assert study.rows()[0].params == {}
+
+
+def test_what_cannot_be_searched_is_said_in_one_line(url: str) -> None:
+    study = launch(url, 3)
+    claim(study).propose(lambda suggest: {"decay": suggest.suggest_categorical("decay", ["cos", 1, None])})
+    with pytest.raises(ConfigError, match=r"search.decay: .*; a study's search space is fixed"):
+        claim(study).propose(lambda suggest: {"decay": suggest.suggest_categorical("decay", ["cos", "poly"])})
+    with pytest.raises(ConfigError, match=r"search.steps: \[1, 2\] cannot be stored as a choice"):
+        claim(study).propose(lambda suggest: {"steps": suggest.suggest_categorical("steps", [[1, 2]])})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        ("best", "'best' is not known; expected one of tpe, random, gp, grid, or module:Class"),
+        ("no_such:Thing", "cannot be imported"),
+        ("optuna.samplers:NoSuch", "cannot be imported"),
+        ("json:dumps", "is no subclass of optuna.samplers.BaseSampler"),
+        ("optuna.samplers:GridSampler", "cannot be made"),
+    ],
+)
+def test_a_sampler_that_cannot_be_had_is_named_before_anything_is_made(tmp_path: Any, sampler: str, said: str) -> None:
+    url = f"sqlite:///{tmp_path}/sweep.db"
+    with pytest.raises(ConfigError, match=said):
+        launch(url, sampler=sampler)
+    with pytest.raises(DatabaseError, match="which has: none"):
+        Study.open(database.open(url), "sweep")
+
+
+def test_any_sampler_of_optunas_by_import_path(tmp_path: Any) -> None:
+    study = launch(f"sqlite:///{tmp_path}/sweep.db", 3, sampler="optuna.samplers:NSGAIISampler")
+    assert all(finish(study).schedule for _ in range(3))
+
+
+# -- what it tells
+
+
+def test_a_finished_twin_is_found(url: str) -> None:
+    study = launch(url, 3)
+    first = claim(study)
+    for key, value in {"trace": "t", "recipe": "r"}.items():
+        first.set(key, value)
+    assert study.find("t", 7, "r") is None  # not finished yet
+    first.report(0, 0.25)
+    first.tell(0.5)
+    twin = study.find("t", 7, "r")
+    assert twin is not None
+    assert (twin.number, twin.value, twin.values) == (0, 0.5, {0: 0.25})
+    assert study.find("t", 8, "r") is None
+    assert study.find("t", 7, "other") is None
+
+
+def test_the_best_is_the_first_of_the_highest(url: str) -> None:
+    study = launch(url, 4)
+    assert study.best is None
+    for value in (0.25, 0.75, 0.75, 0.5):
+        finish(study, value)
+    assert study.best is not None
+    assert (study.best.number, study.best.value) == (1, 0.75)
+    assert study.best.seconds is not None
+
+
+def test_workers_are_known_by_their_last_word(url: str) -> None:
+    study = launch(url, 1)
+    study.beat("a", host="h", pid=1, device="cuda:0")
+    time.sleep(0.05)
+    study.beat("b", host="h", pid=2, device="cpu", number=3, epoch=4)
+    study.beat("b", host="h", pid=2, device="cpu", number=3, epoch=5)
+    first, second = study.workers()
+    assert (first.worker, first.number, first.epoch) == ("b", 3, 5)
+    assert (second.worker, second.device, second.number) == ("a", "cuda:0", None)
+    assert 0 <= first.age_s < second.age_s < 10
+
+
+# -- faults
+
+
+def objective(spec: Mapping[str, Any], epoch: int) -> float:
+    return float(spec["lr"]) * (epoch + 1)
+
+
+def work(url: str, epochs: int, pause: float) -> None:
+    """A worker whose training is a pause; killed at any moment by the tests."""
+    study = Study.open(database.open(url), "sweep", lease_seconds=0.8, attempts=1000)
+    while not study.done:
+        slot = study.claim(f"worker-{os.getpid()}")
+        if slot is None:
+            time.sleep(0.05)
+            continue
+        try:
+            spec = slot.propose(space)
+            for epoch in range(len(slot.values), epochs):
+                time.sleep(pause)
+                slot.report(epoch, objective(spec, epoch))
+            slot.tell(objective(spec, epochs - 1))
+        except LeaseLost:
+            continue
+
+
+def start(url: str, epochs: int, pause: float) -> BaseProcess:
+    process = FORK.Process(target=work, args=(url, epochs, pause), daemon=True)
+    process.start()
+    return process
+
+
+def drill(url: str, trials: int, workers: int, kills: int, epochs: int, pause: float, seed: int) -> None:
+    """Kill random workers until ``kills`` are dead, each replaced at once; then audit."""
+    launch(url, trials, sampler="tpe")._database.close()
+    chance, crew, killed = random.Random(seed), [start(url, epochs, pause) for _ in range(workers)], 0
+    limit = time.monotonic() + 60 + 3 * kills
+    while any(process.is_alive() for process in crew):
+        assert time.monotonic() < limit, "the sweep does not end"
+        time.sleep(chance.uniform(0.05, 0.5))
+        index = chance.randrange(workers)
+        if killed < kills and crew[index].is_alive():
+            os.kill(crew[index].pid or 0, signal.SIGKILL)
+            crew[index].join()
+            crew[index] = start(url, epochs, pause)
+            killed += 1
+    assert [process.exitcode for process in crew] == [0] * workers
+    trials_seen = foreign(url).trials
+    assert [trial.number for trial in trials_seen] == list(range(trials))
+    assert {trial.state.name for trial in trials_seen} == {"COMPLETE"}
+    for trial in trials_seen:
+        spec = trial.user_attrs["schedule"]
+        assert trial.params["lr"] == spec["lr"]
+        assert trial.intermediate_values == {epoch: objective(spec, epoch) for epoch in range(epochs)}
+        assert trial.value == objective(spec, epochs - 1)
+    assert killed == kills
+
+
+def test_kill_9_leaves_exactly_the_trials_asked_for(url: str) -> None:
+    drill(url, trials=10, workers=3, kills=5, epochs=6, pause=0.06, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_kill_9_many_times(url: str, seed: int) -> None:
+    drill(url, trials=40, workers=6, kills=25, epochs=8, pause=0.08, seed=seed)
+
+
+def _hold(url: str, ready: Any, said: Any) -> None:
+    slot = claim(Study.open(database.open(url), "sweep", lease_seconds=0.5), "frozen")
+    slot.report(0, 0.1)
+    ready.set()
+    try:
+        while True:
+            slot.report(1, 0.1)
+    except LeaseLost as error:
+        said.put(str(error))
+
+
+def test_a_frozen_worker_that_wakes_up_writes_nothing(url: str) -> None:
+    study = launch(url, 1, lease_seconds=0.5)
+    ready, said = FORK.Event(), FORK.Queue()
+    frozen = FORK.Process(target=_hold, args=(url, ready, said), daemon=True)
+    frozen.start()
+    assert ready.wait(20)
+    heir = None
+    while heir is None:  # frozen inside a transaction it may hold the database's lock: then wake it and try again
+        os.kill(frozen.pid or 0, signal.SIGSTOP)
+        try:
+            time.sleep(0.7)
+            heir = _patiently(lambda: study.claim("heir"), frozen)
+        finally:
+            os.kill(frozen.pid or 0, signal.SIGCONT)
+    heir.report(1, 0.7)
+    assert "frozen no longer holds attempt 1" in said.get(timeout=20)
+    frozen.join(20)
+    assert study.rows()[0].values == {0: 0.1, 1: 0.7}
+    heir.tell(0.7)
+
+
+def _patiently(work: Any, frozen: BaseProcess) -> Any:
+    """The result of ``work``; after two seconds the frozen process gets to run, for it may hold the lock."""
+    wake = threading.Timer(2.0, os.kill, (frozen.pid, signal.SIGCONT))
+    wake.start()
+    try:
+        return work()
+    finally:
+        wake.cancel()
+
+
+def test_a_trial_goes_on_through_an_outage(postgres: Postgres) -> None:
+    study = launch(postgres.database(), 2)
+    slot = claim(study)
+    slot.propose(space)
+    postgres.stop()
+    back = threading.Timer(2.0, postgres.start)
+    back.start()
+    slot.report(0, 0.25)
+    back.join()
+    postgres.stop()
+    postgres.start()  # and one that nobody noticed
+    slot.report(1, 0.5)
+    slot.tell(0.5)
+    assert study.rows()[0].values == {0: 0.25, 1: 0.5}
+    assert claim(study).number == 1
