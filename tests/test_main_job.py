@@ -1,0 +1,209 @@
+"""The main job as a person runs it: the real commands in real processes, on a small data set made from real digits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sweeper import data
+from sweeper.tracking import Tracker
+
+EPOCHS = 4
+SWEEP = {
+    "name": "tiny",
+    "model": "yolo11n.yaml",
+    "epochs": EPOCHS,
+    "imgsz": 64,
+    "batch": 8,
+    "nbs": 8,
+    "mosaic": 0.0,
+    "lr0": 0.02,
+    "trials": 3,
+    "baselines": [{"family": "yolo_linear", "warmup": "1ep"}],
+    "search": {
+        "family": "cawb",
+        "restarts": {"min": 1, "max": 1, "first": 2},
+        "step_scale": [0.5, 1.0],
+        "horizon": "end",
+        "warmup": "1ep",
+    },
+    "workers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep file beside 24 + 8 images of the digits."""
+    folder = tmp_path_factory.mktemp("tiny")
+    digits = data.open("digits", folder=folder / "digits")
+    for split, count in (("train", 24), ("val", 8)):
+        for kind in ("images", "labels"):
+            (folder / "data" / kind / split).mkdir(parents=True)
+        for image in digits.images(split)[:count]:
+            shutil.copy(image, folder / "data" / "images" / split)
+            label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
+            shutil.copy(label, folder / "data" / "labels" / split)
+    described = {
+        "path": str(folder / "data"),
+        "train": "images/train",
+        "val": "images/val",
+        "names": list(digits.names),
+    }
+    (folder / "data" / "data.yaml").write_text(yaml.safe_dump(described))
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**SWEEP, "data": "data/data.yaml"}))
+    return file
+
+
+def sweeper(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeper", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def finals(folder: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
+    """trial -> what its MLflow run says, every point checked to be there exactly once."""
+    store = folder / "sweeper_store"
+    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "journals", store / "mlartifacts")
+    found = {}
+    for run in tracker.runs():
+        assert run["status"] == "FINISHED", run
+        for key in ("curve/lr", "curve/mAP50-95"):
+            steps = [step for step, _, _ in tracker.history(run["run_id"], key)]
+            assert steps == list(range(EPOCHS)), (run["name"], key)
+        found[run["tags"]["sweeper.trial"]] = run
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``sweeper run`` went through."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    sweeper("run", sweep, cwd=folder)
+    return folder
+
+
+def test_one_run_gives_every_trial_its_run_with_trace_curves_and_tags(sweep: Path, undisturbed: Path) -> None:
+    runs = finals(undisturbed)
+    assert sorted(runs) == ["0", "1", "2", "3"]
+    for run in runs.values():
+        assert {"sweeper.recipe", "sweeper.state_digest", "sweeper.trial"} <= run["tags"].keys()
+        assert {"family", "lr", "peak", "final", "restarts"} <= run["params"].keys()
+    assert Counter(run["tags"]["sweeper.stage"] for run in runs.values()) == {"baseline": 1, "search": 3}
+    artifacts = {path.name for path in (undisturbed / "sweeper_store" / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"lr.parquet", "lr.png", "ema.pt"} <= artifacts
+
+
+def test_status_and_pick_speak_json(sweep: Path, undisturbed: Path) -> None:
+    status = json.loads(sweeper("status", sweep, "--json", cwd=undisturbed).stdout)
+    assert status["counts"]["complete"] == status["budget"] == 4
+    picked = json.loads(sweeper("pick", sweep, "--json", cwd=undisturbed).stdout)
+    assert picked["winner"] is None  # one run each is no evidence
+    assert {"trial", "params", "mAP50-95", "run_id"} <= picked["ranking"][0].keys()
+    assert picked["baseline"]["name"] == "yolo_linear"
+    runs = finals(undisturbed)
+    assert {entry["run_id"] for entry in picked["ranking"]} <= {run["run_id"] for run in runs.values()}
+
+
+def test_no_epoch_is_trained_twice_and_shared_beginnings_once(sweep: Path, undisturbed: Path) -> None:
+    """Trials that begin alike train the beginning once; equal schedules cost nothing the second time."""
+    status = json.loads(sweeper("status", sweep, "--json", cwd=undisturbed).stdout)
+    epochs = status["epochs"]
+    assert epochs["trained"] + epochs["reused"] == 4 * EPOCHS
+    assert epochs["reused"] >= EPOCHS  # three CAWB trials share at least warm-up and first epochs
+    assert status["store"]["count"] == epochs["trained"]
+
+
+def test_running_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
+    before = sweeper("status", sweep, "--json", cwd=undisturbed).stdout
+    sweeper("run", sweep, cwd=undisturbed)
+    after = sweeper("status", sweep, "--json", cwd=undisturbed).stdout
+    assert json.loads(before)["trials"] == json.loads(after)["trials"]
+    assert json.loads(before)["store"]["count"] == json.loads(after)["store"]["count"]
+
+
+def test_an_edited_sweep_is_refused_and_says_what_changed(sweep: Path, undisturbed: Path) -> None:
+    done = sweeper("run", sweep, "batch=4", cwd=undisturbed, check=False)
+    assert done.returncode == 1
+    assert "batch: 8 -> 4" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_killed_and_interrupted_it_ends_where_the_undisturbed_one_did(
+    sweep: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """kill -9 of a worker, then Ctrl-C of the whole, then the same command again: nobody can tell."""
+    command = [sys.executable, "-m", "sweeper", "run", str(sweep), "lease_s=3"]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        index = tmp_path / "sweeper_store" / "snapshots"
+        wait(lambda: len(list(index.glob("??/*"))) >= 1, run)
+        killed = worker_processes(run.pid)
+        assert killed
+        os.kill(killed[0], signal.SIGKILL)
+        stored = len(list(index.glob("??/*")))
+        wait(lambda: len(list(index.glob("??/*"))) > stored, run)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    sweeper("run", sweep, "lease_s=3", cwd=tmp_path)
+    disturbed, calm = finals(tmp_path), finals(undisturbed)
+    assert {key: run["tags"]["sweeper.state_digest"] for key, run in disturbed.items()} == {
+        key: run["tags"]["sweeper.state_digest"] for key, run in calm.items()
+    }
+    assert {key: run["metrics"]["final/mAP50-95"] for key, run in disturbed.items()} == {
+        key: run["metrics"]["final/mAP50-95"] for key, run in calm.items()
+    }
+
+
+def wait(condition: Any, run: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def worker_processes(parent: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trails=3"], "did you mean 'trials'"),
+        (["data=nowhere/data.yaml"], "nowhere/data.yaml"),
+        (["model=yolo99n.yaml"], "yolo99n.yaml"),
+        (["search.decay=cosin"], "cosin"),
+        (["search.step_scale=0"], "step_scale"),
+        (["device=7"], "device 7"),
+        (["--database-url", "postgresql://nobody@127.0.0.1:1/none"], "127.0.0.1"),
+        (["--tracking-uri", "http://127.0.0.1:1"], "127.0.0.1"),
+        (["--store", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_trained(
+    sweep: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = sweeper("run", sweep, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert says in done.stderr
+    assert done.stderr.startswith("sweeper: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.rglob("*-??????*")) or not (tmp_path / "sweeper_store" / "snapshots" / "00").exists()
