@@ -68,7 +68,7 @@ class Service:
     @cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked. Raises DataError."""
-        return data.open(self.sweep.recipe.data, folder=self.place.folder / "data")
+        return data.open(self.sweep.recipe.data, folder=self.place.folder / "data", invalid=self.sweep.invalid)
 
     @cached_property
     def time(self) -> TimeBase:

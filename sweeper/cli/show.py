@@ -164,7 +164,7 @@ def progress() -> Iterator[Callable[[Callable[[], Mapping[str, Any]]], None]]:
         )
         at_first = done if at_first is None else at_first
         speed = (done - at_first) / (now - begun) if done > at_first else 0.0
-        left = f", about {(total - done) / speed / 60:.1f} min left" if speed else ""
+        left = f", about {(total - done) / speed / 60:.1f} min left" if speed and done < total else ""
         line = f"{_counts(found)}; epoch {done} of {total}{left}"
         if live:
             live.update(Text(line))

@@ -38,6 +38,7 @@ class Sweep(Model):
     sampler: str = "tpe"
     pruner: str = "none"
     confirm: Confirm = Field(default_factory=Confirm)
+    invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
     workers: int | Literal["auto"] = "auto"
     attempts: int = Field(default=3, ge=1)
@@ -51,7 +52,7 @@ class Sweep(Model):
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
         *("trials", "confirm", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
-        *("data", "loader_workers", "cache_mb"),
+        *("data", "invalid", "loader_workers", "cache_mb"),
     )
 
     @property
