@@ -1,0 +1,203 @@
+"""One link shows learning rate beside mAP without a click, in a real browser on a real MLflow."""
+
+import http.server
+import json
+import math
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import pytest
+
+from sweeper.errors import TrackingError
+from sweeper.tracking import Tracker, names, ui, view
+
+T0 = 1_795_000_000_000  # ms since 1970
+TRIALS, EPOCHS = 13, 12
+LINES = """return [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
+    lines: new Set(plot.data.filter(d => d.y.length > 1).map(d => d.name)).size,
+    top: plot.getBoundingClientRect().top,
+}))"""
+AXES = "return [...document.querySelectorAll('.parcoords text.label')].map(label => label.textContent)"
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+    """Two baselines and eleven CAWB trials, the first of which lacks a parameter of the others."""
+    folder = tmp_path_factory.mktemp("view")
+    with Tracker(f"sqlite:///{folder}/mlflow.db", "digits", folder / "journals") as tracker:
+        tracker.sweep(
+            {"epochs": EPOCHS}, artifacts={"hello.html": b"<h1>hello</h1><script>document.body.append('ran')</script>"}
+        )
+        for number in range(TRIALS):
+            family = ("yolo_linear", "yolo_cosine")[number] if number < 2 else "cawb"
+            restarts = 0 if number < 2 else number % 3
+            params = {"peak": 0.02, "restarts": restarts, "step_scale": 0.3 + 0.1 * (number % 5)}
+            if number > 1:
+                params["epoch_scale"] = number
+            log = tracker.trial(number, name=f"{family} {number}", tags={names.FAMILY: family}, params=params)
+            for epoch in range(EPOCHS):
+                relative = 0.5 + 0.5 * math.cos(math.pi * (epoch / EPOCHS * (1 + restarts) % 1))
+                quality = (0.4 + 0.01 * number) * (1 - math.exp(-epoch / 3))
+                row = {"curve/lr": 0.02 * relative, "curve/lr_rel": relative, "curve/mAP50-95": quality}
+                log.epoch(epoch, row | {"curve/mAP50": quality, "train/box": 1.0, "val/box": 1.0}, T0 + 4000 * epoch)
+            log.epoch(EPOCHS - 1, {"best/mAP50-95": 0.4 + 0.01 * number}, T0 + 4000 * EPOCHS)
+            log.finish("FINISHED")
+        assert tracker.drain(60) == 0
+        yield tracker
+
+
+@pytest.fixture(scope="session")
+def served(sweep: Tracker) -> Iterator[ui.Server]:
+    server = ui.serve(sweep.server.uri, port=0, log=sweep.folder / "ui.log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def page() -> Iterator:  # type: ignore[type-arg]
+    with browser.chromium() as page:
+        page.execute_cdp_cmd(  # MLflow's assistant panel opens by itself at the first visit; not in the pictures
+            "Page.addScriptToEvaluateOnNewDocument",
+            {"source": "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"},
+        )
+        yield page
+
+
+def baselines(tracker: Tracker) -> list[str]:
+    return [run["run_id"] for run in tracker.runs()[:2]]
+
+
+def plots(page, url: str, number: int) -> list[dict[str, int]]:  # type: ignore[no-untyped-def]
+    """The line charts at ``url`` once ``number`` of them are drawn with their data."""
+    page.get("about:blank")  # else only the part behind # changes, and the old page stays for a moment
+    page.get(url)
+    deadline = time.monotonic() + 60
+    while True:
+        drawn = page.execute_script(LINES)
+        if len(drawn) >= number and all(plot["lines"] for plot in drawn):
+            return drawn  # type: ignore[no-any-return]
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{drawn}; see {browser.screenshot(page, 'failed')}")
+        time.sleep(0.3)
+
+
+def requested(page) -> set[str]:  # type: ignore[no-untyped-def]
+    """Hosts that the page asked for anything."""
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return {urllib.parse.urlsplit(url).netloc for url in urls if url.startswith("http")}
+
+
+def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+    prepared = view.publish(sweep, ["peak", "restarts", "step_scale", "epoch_scale"], baselines(sweep))
+    assert prepared.note is None
+    rate, quality, both = plots(page, prepared.link(served.url), 3)
+    assert rate["lines"] == quality["lines"] == 10
+    assert both["lines"] == 10  # a name per run: its learning rate and its mAP
+    assert rate["top"] == quality["top"] < 700
+    assert page.execute_script(AXES) == ["restarts", "step_scale", "best/mAP50-95"]  # what all have and what varies
+    text = page.find_element("tag name", "body").text
+    for name in ["yolo_linear 0", "yolo_cosine 1", "cawb 12", "cawb 5"]:
+        assert name in text
+    assert requested(page) == {urllib.parse.urlsplit(served.url).netloc}
+    browser.screenshot(page, "view")
+
+
+def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+    def stored() -> dict[str, str]:
+        tags = sweep.server.experiment_tags()
+        return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
+
+    view.publish(sweep, ["restarts"], baselines(sweep))
+    ((key, first),) = stored().items()
+    view.publish(sweep, ["restarts"], baselines(sweep))
+    assert stored() == {key: first}
+    many = [run["run_id"] for run in sweep.runs()[:11]]
+    prepared = view.publish(sweep, ["restarts", "step_scale"], many)
+    ((again, second),) = stored().items()
+    assert again == key
+    assert second != first
+    assert json.loads(second)["createdAt"] == json.loads(first)["createdAt"]
+    assert [plot["lines"] for plot in plots(page, prepared.link(served.url), 3)] == [TRIALS] * 3
+    view.publish(sweep, ["restarts"], baselines(sweep))
+    places = [run["tags"].get(names.VIEW) for run in sweep.runs()]
+    assert places[:2] == ["001", "002"]
+    assert sorted(place for place in places if place) == [f"{i:03d}" for i in range(1, 11)]
+
+
+def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
+    page, sweep: Tracker, served: ui.Server, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    class OldMLflow(http.server.BaseHTTPRequestHandler):
+        """The real server, but for what it says of its version."""
+
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            request = urllib.request.Request(
+                served.url + self.path,
+                data=self.rfile.read(length) if length else None,
+                headers={"Content-Type": "application/json"},
+                method=self.command,
+            )
+            if self.path == "/version":
+                body = b"2.22.1"
+            else:
+                with urllib.request.urlopen(request) as answer:
+                    body = answer.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OldMLflow) as old:
+        threading.Thread(target=old.serve_forever, daemon=True).start()
+        tracker = Tracker(f"http://127.0.0.1:{old.server_port}", "digits", tmp_path)
+        prepared = view.publish(tracker, ["restarts"], baselines(sweep))
+        old.shutdown()
+    assert prepared.note == "MLflow 2.22.1 cannot take a prepared view: this is its plain metric page"
+    (plot,) = plots(page, prepared.link(served.url), 1)
+    assert plot["lines"] == 10
+    browser.screenshot(page, "plain")
+
+
+def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+    page.get(f"{served.url}/#/experiments/{sweep.server.experiment_id()}/runs/{sweep.sweep()}/artifacts/hello.html")
+    deadline = time.monotonic() + 30
+    while not (frames := page.find_elements("css selector", "iframe")):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    page.switch_to.frame(frames[0])
+    assert "ran" in page.find_element("tag name", "body").text
+    page.switch_to.default_content()
+
+
+def test_a_view_without_parameters_or_trials(tmp_path: Path, sweep: Tracker) -> None:
+    empty = Tracker(sweep.server.uri, "empty", tmp_path)
+    prepared = view.publish(empty, [])
+    assert prepared.runs == ()
+    assert prepared.note is None
+
+
+@pytest.mark.parametrize(("host", "words"), [("0.0.0.0", "no login"), ("127.0.0.1", "taken by another program")])
+def test_a_server_is_not_started_in_the_wrong_place(host: str, words: str, served: ui.Server, tmp_path: Path) -> None:
+    port = urllib.parse.urlsplit(served.url).port
+    assert port
+    with pytest.raises(TrackingError, match=words):
+        ui.serve("sqlite:///x.db", host, port, log=tmp_path / "log")
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    with pytest.raises(TrackingError, match="not a database") as caught:
+        ui.serve(f"sqlite:///{tmp_path}/mlflow.db", port=0, log=tmp_path / "ui.log")
+    assert "\n" not in str(caught.value)
