@@ -41,14 +41,19 @@ class Place:
             self.id = self._identity()
 
     def _identity(self) -> str:
-        path, mine = f"{self._root}/store.json", {"store": uuid.uuid4().hex, "format": FORMAT}
-        with suppress(FileExistsError):
-            self._fs.pipe_file(path, json.dumps(mine).encode(), mode="create")
-        for _ in range(20):
-            said = self._fs.cat_file(path)
-            if said:
-                break
-            time.sleep(0.05)  # another worker is just writing it
+        path = f"{self._root}/store.json"
+        mine = json.dumps({"store": uuid.uuid4().hex, "format": FORMAT}).encode()
+        if not self._fs.exists(path):
+            if self._local:
+                aside = f"{self._root}/tmp/{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
+                _write_through(Path(aside), mine, hashlib.sha256(mine).hexdigest())
+                with suppress(FileExistsError):
+                    os.link(aside, path)  # whole, and only for the first
+                os.unlink(aside)
+            else:
+                with suppress(FileExistsError):
+                    self._fs.pipe_file(path, mine, mode="create")
+        said = self._fs.cat_file(path)
         found = json.loads(said)
         if found["format"] > FORMAT:
             raise StoreError(
