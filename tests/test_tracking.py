@@ -30,8 +30,8 @@ Points = dict[tuple[int, str, int], list[tuple[float, int]]]  # (trial, metric, 
 class MLflow:
     """A real ``mlflow server`` on its own SQLite store; ``kill`` it and get it ``ready`` at will, the port stays."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self._options = folder, options
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -42,7 +42,7 @@ class MLflow:
     def _start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "files")]
+        command += ["--artifacts-destination", str(self.folder / "files"), *self._options]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         log = (self.folder / "server.log").open("ab")
         self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -281,6 +281,14 @@ def test_sweep_is_one_run_however_often_it_is_asked_for(tracker: Tracker, store:
     parent = next(run for run in tracker.server.runs() if run["run_id"] == run_id)
     assert (parent["params"], parent["tags"]["state"], parent["status"]) == ({"epochs": "20"}, "old", "FINISHED")
     assert tracker.runs() == []
+
+
+def test_artifacts_of_a_sweep_whose_name_has_a_space(store: str, tmp_path: Path) -> None:
+    with Tracker(store, "my first sweep", tmp_path) as tracker:
+        log = tracker.trial(0)
+        log.artifact("a.txt", b"a")
+        assert log.flush(30)
+    assert len(list(Path(store[10:]).parent.glob("artifacts/my first sweep/*/artifacts/a.txt"))) == 1
 
 
 def test_a_run_deleted_on_the_server_is_made_again_whole(tracker: Tracker) -> None:
@@ -546,6 +554,57 @@ def test_outages_lose_nothing_and_hold_nobody_up(mlflow_server: MLflow, tmp_path
     assert [path.read_bytes() for path in mlflow_server.folder.rglob("lr.parquet")] == [b"PAR1"]
     assert sorted(took)[len(took) // 2] < 0.001
     tracker.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_lost_its_memory_gets_everything_again(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = MLflow(tmp_path_factory.mktemp("wiped"))
+    try:
+        tracker = Tracker(server.ready(), "wiped", tmp_path)
+        log = tracker.trial(0, params={"lr0": 1})
+        epochs(log, 0, 5)
+        assert log.flush(60)
+        server.kill()
+        for file in server.folder.glob("server.db*"):
+            file.unlink()
+        epochs(log, 5, 10)
+        server.ready()
+        assert log.flush(60)
+        assert arrived(server.database, "wiped") == journaled(tmp_path)
+        assert run_of(tracker, 0)["params"] == {"lr0": "1"}
+        tracker.close()
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_with_a_login(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "key")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "a password of length")
+    server = MLflow(tmp_path_factory.mktemp("login"), "--app-name", "basic-auth")
+    try:
+        url = server.ready()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        with pytest.raises(TrackingError, match="'admin' or the password is refused") as caught:
+            Tracker(url, "login", tmp_path).check()
+        assert "wrong" not in str(caught.value)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a password of length")
+        tracker = Tracker(url, "login", tmp_path)
+        tracker.check()
+        log = tracker.trial(0)
+        epochs(log, 0, 3)
+        log.artifact("trace.txt", b"x")
+        log.finish("FINISHED")
+        assert log.flush(60)
+        assert arrived(server.database, "login") == journaled(tmp_path)
+        tracker.close()
+    finally:
+        server.kill()
 
 
 def test_a_race_for_the_parent_ends_with_one(mlflow_server: MLflow, tmp_path: Path) -> None:

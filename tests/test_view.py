@@ -52,7 +52,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
 
 
 @pytest.fixture(scope="session")
-def served(sweep: Tracker) -> Iterator[ui.Server]:
+def served(sweep: Tracker) -> Iterator[ui.Served]:
     server = ui.serve(sweep.server.uri, port=0, log=sweep.folder / "ui.log")
     yield server
     server.stop()
@@ -93,7 +93,7 @@ def requested(page) -> set[str]:  # type: ignore[no-untyped-def]
     return {urllib.parse.urlsplit(url).netloc for url in urls if url.startswith("http")}
 
 
-def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
     prepared = view.publish(sweep, ["peak", "restarts", "step_scale", "epoch_scale"], baselines(sweep))
     assert prepared.note is None
     rate, quality, both = plots(page, prepared.link(served.url), 3)
@@ -108,7 +108,7 @@ def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served
     browser.screenshot(page, "view")
 
 
-def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
     def stored() -> dict[str, str]:
         tags = sweep.server.experiment_tags()
         return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
@@ -131,7 +131,7 @@ def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui
 
 
 def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
-    page, sweep: Tracker, served: ui.Server, tmp_path: Path
+    page, sweep: Tracker, served: ui.Served, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     class OldMLflow(http.server.BaseHTTPRequestHandler):
         """The real server, but for what it says of its version."""
@@ -170,7 +170,7 @@ def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
     browser.screenshot(page, "plain")
 
 
-def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Server) -> None:  # type: ignore[no-untyped-def]
+def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
     page.get(f"{served.url}/#/experiments/{sweep.server.experiment_id()}/runs/{sweep.sweep()}/artifacts/hello.html")
     deadline = time.monotonic() + 30
     while not (frames := page.find_elements("css selector", "iframe")):
@@ -189,7 +189,7 @@ def test_a_view_without_parameters_or_trials(tmp_path: Path, sweep: Tracker) -> 
 
 
 @pytest.mark.parametrize(("host", "words"), [("0.0.0.0", "no login"), ("127.0.0.1", "taken by another program")])
-def test_a_server_is_not_started_in_the_wrong_place(host: str, words: str, served: ui.Server, tmp_path: Path) -> None:
+def test_a_server_is_not_started_in_the_wrong_place(host: str, words: str, served: ui.Served, tmp_path: Path) -> None:
     port = urllib.parse.urlsplit(served.url).port
     assert port
     with pytest.raises(TrackingError, match=words):

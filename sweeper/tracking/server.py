@@ -149,7 +149,7 @@ class Server:
             with self._asking(), self._turn():
                 self._experiment_id = self._found_experiment()
                 if self._experiment_id is None:
-                    place = f"{self._artifacts.resolve().as_uri()}/{self.experiment}" if self._artifacts else None
+                    place = (self._artifacts / self.experiment).resolve().as_uri() if self._artifacts else None
                     kind = {names.EXPERIMENT_KIND: "custom_model_development"}  # or the UI opens on its GenAI pages
                     try:
                         self._experiment_id = self.client().create_experiment(self.experiment, place, kind)
@@ -195,9 +195,13 @@ class Server:
         """The id of the oldest run with these tags, or None."""
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         experiment = self.experiment_id()
-        with self._asking():
-            order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-            runs = self.client().search_runs([experiment], wanted, max_results=1, order_by=order)
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        try:
+            with self._asking():
+                runs = self.client().search_runs([experiment], wanted, max_results=1, order_by=order)
+        except Gone:
+            self._experiment_id = None  # the server lost its memory: next time it is made again
+            raise
         return str(runs[0].info.run_id) if runs else None
 
     def held(self, run_id: str) -> Held:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sweeper.errors import TrackingError
 from sweeper.tracking import names
-from sweeper.tracking.journal import Journal, written
+from sweeper.tracking.journal import Journal, pending, written
 from sweeper.tracking.server import Server
 from sweeper.tracking.upload import Uploader
 
@@ -108,7 +108,7 @@ class Tracker:
 
     def drain(self, timeout: float) -> int:
         """Send our journals and those whose owner is dead; how many have not arrived within ``timeout`` seconds."""
-        if not self.folder.is_dir():
+        if not pending(self.folder):
             return 0
         self._uploader.wait(timeout)
         return self._uploader.left()
@@ -131,7 +131,7 @@ class Tracker:
 
     def close(self, timeout: float = 10.0) -> None:
         """Send what can be sent within ``timeout`` seconds and stop; the rest stays in the journals."""
-        if self.folder.is_dir():
+        if pending(self.folder):
             self._uploader.wait(timeout)
         self._uploader.stop()
 

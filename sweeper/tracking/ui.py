@@ -25,7 +25,7 @@ _HARDENED = {
 
 
 @dataclass(frozen=True)
-class Server:
+class Served:
     """A running server; ``stop`` ends it."""
 
     url: str
@@ -59,7 +59,7 @@ def serve(
     log: Path,
     timeout: float = 60.0,
     waiting: Callable[[], None] = lambda: None,
-) -> Server:
+) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
 
     It has no login, therefore ``host`` must be this machine's loopback address. ``port`` 0 takes a free one; what the
@@ -112,7 +112,7 @@ def serve(
             start_new_session=True,  # Ctrl-C is for the caller, who calls stop()
         )
     name = f"[{host}]" if ":" in host else host
-    server = Server(f"http://{name}:{port}", process)
+    server = Served(f"http://{name}:{port}", process)
     deadline = time.monotonic() + timeout
     while not answers(server.url):
         if process.poll() is not None or time.monotonic() > deadline:
