@@ -247,6 +247,13 @@ def test_a_trace_of_another_length_is_refused(trainer: training.Trainer) -> None
         trainer.train_epoch(3, steady(trainer))
 
 
+def test_a_schedule_for_a_parameter_group_that_is_not_there_is_refused(trainer: training.Trainer) -> None:
+    assert trainer.groups == ("weight", "bn", "bias")
+    trace = Trace(lr=np.full(12, 0.01), groups={"muon": np.full(12, 0.02)}, steps_per_epoch=4, epochs=3)
+    with pytest.raises(ConfigError, match=r"groups: muon is no parameter group .* with SGD; expected weight, bn, bias"):
+        trainer.train_epoch(0, trace)
+
+
 def test_a_damaged_or_foreign_snapshot_is_refused(trainer: training.Trainer) -> None:
     state = trainer.state()
     with pytest.raises(SnapshotCorrupt, match="cannot be read"):

@@ -60,7 +60,7 @@ class Evaluation:
     seconds: float
 
 
-def _silent(iteration: int) -> None:
+def silent(iteration: int) -> None:
     """Tell nobody."""
 
 
@@ -70,7 +70,7 @@ class Trainer(Protocol):
     steps_per_epoch: int
     groups: tuple[str, ...]
 
-    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = _silent) -> EpochLog:
+    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent) -> EpochLog:
         """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``; ``beat`` is called with every batch.
 
         Raises LRMismatch, NotFinite or OutOfMemory; the state is then undefined until ``load``.

@@ -1,5 +1,6 @@
 """Ultralytics' trainer and validator, of which single parts are used, never their loops."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweeper.training.epochs import ExactDataset, epoch_loader
 from ultralytics.data.build import build_dataloader
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils.metrics import DetMetrics
+from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import init_seeds
 
 if TYPE_CHECKING:
@@ -74,9 +76,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
             raise ValueError(f"imgsz {self._recipe.imgsz} is no multiple of its stride; {self.args.imgsz} would be")
         self.amp = self._recipe.amp and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
-        self.model.criterion = (
-            self.model.init_criterion()
-        )  # now, and not at the first loss: snapshots may hold its state
+        self.model.criterion = self.model.init_criterion()  # not as late as the first loss: it may have state
         self.multiples = [group["lr"] for group in self.optimizer.param_groups]
         self.loss_items: dict[str, torch.Tensor] = {}
         self.epoch = 0  # read by the validator only
@@ -168,6 +168,12 @@ class Validator(DetectionValidator):  # type: ignore[misc]
         super().init_metrics(model)
         self.loss: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.found: list[Detections] = []
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        """As Ultralytics', without its time limit, at which it drops what a busy machine has not suppressed yet."""
+        limits = {"max_det": self.args.max_det, "end2end": self.end2end, "max_time_img": math.inf}
+        found = non_max_suppression(preds, self.args.conf, self.args.iou, multi_label=True, **limits)
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in found]
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Count, and keep."""

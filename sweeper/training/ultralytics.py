@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
-from sweeper.training import EpochLog, Evaluation, isolated, snapshot  # noqa: F401  before Ultralytics
+from sweeper.training import EpochLog, Evaluation, isolated, silent, snapshot  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import reseed
 from sweeper.training.models import architecture, check_device
 from sweeper.training.parts import Parts
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from sweeper.schedules import Trace
 
 LOOK_EVERY = 20  # batches between looks at the losses: a look waits for the GPU
-
-
-def _silent(iteration: int) -> None:
-    """Tell nobody."""
 
 
 class UltralyticsTrainer:
@@ -54,7 +50,7 @@ class UltralyticsTrainer:
         self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
         self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
 
-    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = _silent) -> EpochLog:
+    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent) -> EpochLog:
         """Train one epoch; see the protocol."""
         started = time.perf_counter()
         parts, recipe = self._parts, self._recipe
@@ -181,6 +177,11 @@ class UltralyticsTrainer:
             )
         if not 0 <= epoch < trace.epochs:
             raise ConfigError(f"epoch: {epoch} is not in the trace; expected 0 to {trace.epochs - 1}")
+        if unknown := sorted(set(trace.groups) - set(self.groups)):
+            raise ConfigError(
+                f"schedule: groups: {unknown[0]} is no parameter group of {self._recipe.model} with "
+                f"{self._recipe.optimizer}; expected {', '.join(self.groups)}"
+            )
         if torch.get_num_threads() != self._threads:
             raise TrainingError(
                 f"threads: torch uses {torch.get_num_threads()}, this training was opened with {self._threads} and its "
