@@ -231,8 +231,8 @@ class Service:
         """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
         rows = self.study.rows()
         counts = self.study.counts()
-        trained = sum(int(row.attrs.get("epochs_trained", 0)) for row in rows)
         reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
+        trained = sum(len(row.values) for row in rows) - reused
         seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
         return {
             "sweep": self.sweep.name,

@@ -98,12 +98,17 @@ class Worker:
             with contextlib.closing(self._log(slot)) as log:
                 log.finish("FAILED", reason=f"{reason}: {error}")
             slot.fail(f"{reason}: {error}")
+            self._unpin(slot)
         except BaseException:
             child.end()
             slot.give_back()
             raise
-        finally:
-            self.service.store.unpin(f"{self.service.sweep.name}/{slot.number}")
+        else:
+            self._unpin(slot)
+
+    def _unpin(self, slot: Slot) -> None:
+        """The trial is finished; until then its latest state stays, whoever goes on with it."""
+        self.service.store.unpin(f"{self.service.sweep.name}/{slot.number}")
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
         service = self.service
@@ -122,6 +127,8 @@ class Worker:
                 if log is None:
                     say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
                     log = self._log(slot, attrs=self._describe(slot, spec, trace, digest), trace=trace)
+                    if "epochs_reused" not in slot.attrs:
+                        slot.set("epochs_reused", found.epoch)
                 for row in found.rows:
                     self._record(slot, log, trace, row)
                 if found.epoch == trace.epochs:
