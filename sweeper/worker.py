@@ -15,7 +15,16 @@ from typing import Any
 
 from sweeper import report, search
 from sweeper.config import Recipe
-from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError, SweeperError, TrainingError
+from sweeper.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    LeaseLost,
+    SnapshotCorrupt,
+    StoreError,
+    SweeperError,
+    TrainingError,
+)
 from sweeper.schedules import Trace, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -88,10 +97,15 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        except (Crash, Hang, StoreError) as error:  # may be the machine's fault: another attempt, up to the limit
+        except (
+            Crash,
+            Hang,
+            StoreError,
+            DeviceError,
+        ) as error:  # may be the machine's fault: another attempt, up to the limit
             say.warning("trial %d: %s", slot.number, error)
             slot.give_back(reason=f"{getattr(error, 'reason', 'store')}: {error}")
-        except SweeperError as error:  # the trial's own: another attempt would end the same way
+        except (TrainingError, ConfigError, DataError) as error:  # the trial's own: again it would end the same way
             say.warning("trial %d: %s", slot.number, error)
             reason = error.reason if isinstance(error, TrainingError) else type(error).__name__
             slot.set("confounder", reason)
@@ -101,7 +115,8 @@ class Worker:
             self._unpin(slot)
         except BaseException:
             child.end()
-            slot.give_back()
+            with contextlib.suppress(SweeperError):  # a database that is away learns it from the lease running out
+                slot.give_back()
             raise
         else:
             self._unpin(slot)
