@@ -13,7 +13,7 @@ LAYERS = [
     {"config", "data", "database"},
     {"search"},
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report"},
-    {"worker", "service"},
+    {"worker", "service", "fleet"},
     {"cli"},
 ]
 HOMES = {

@@ -1,14 +1,12 @@
 """The commands about a sweep: init, plan, run, launch, worker, status, pick, ui."""
 
+import functools
 import json
 import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from sweeper import fleet
 from sweeper.cli import show
 from sweeper.config import Sweep
-from sweeper.errors import ConfigError, DeviceError, SweeperError
+from sweeper.errors import ConfigError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
@@ -95,7 +94,10 @@ def worker(
     store: StoreOption = "sweeper_store",
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, or a CUDA index.")] = "auto",
+    wanted: Annotated[
+        str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
+    ] = "auto",
+    per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
 ) -> None:
     """Train trials of a launched sweep until it is done (one process per device slot)."""
     from sweeper.worker import Worker
@@ -104,18 +106,13 @@ def worker(
     for noisy in ("alembic", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     service = _service(sweep, overrides, store, database_url, tracking_uri)
-    stop = threading.Event()
-
-    def leave(number: int, _: Any) -> None:
-        if stop.is_set():  # asked twice: now
-            raise KeyboardInterrupt
-        stop.set()
-        console.print(f"{signal.Signals(number).name}: stopping after this epoch; once more: now")
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
+    slots = fleet.slots(wanted, per_device)
+    stop = _stop_on_signals(signal.SIGTERM, signal.SIGINT)
+    if len(slots) > 1:
+        workers(service, _arguments(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
+        return
     try:
-        Worker(service, device=devices(device)[0], stop=stop).run()
+        Worker(service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop).run()
     finally:
         service.tracker.close(10)
 
@@ -129,20 +126,20 @@ def run(
 ) -> None:
     """All of it on this machine: study, workers, answer. Ctrl-C is safe: the same command goes on where it stopped."""
     service = _service(sweep, overrides, store, database_url, tracking_uri)
-    slots = devices(str(service.sweep.device))
     count = service.sweep.workers
-    if slots == ["cpu"]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        slots *= max(cores // service.sweep.recipe.threads, 1) if count == "auto" else count
-    elif count != "auto":
-        slots = [slots[index % len(slots)] for index in range(count)]
+    slots = fleet.slots(
+        str(service.sweep.device), None if count == "auto" else count, threads=service.sweep.recipe.threads
+    )
+    if count != "auto":
+        slots = slots[:count]
     for problem in service.dataset.problems:
-        console.print(f"data: {problem}")
+        console.print(f"data: {problem}", soft_wrap=True)
     service.launch()
-    arguments = [str(sweep), *(overrides or ()), "--store", store]
-    arguments += ["--database-url", database_url] if database_url else []
-    arguments += ["--tracking-uri", tracking_uri] if tracking_uri else []
-    _workers(service, arguments, slots[: max(_open_trials(service), 1)])
+    stop = _stop_on_signals(signal.SIGTERM)
+    arguments = _arguments(sweep, overrides, store, database_url, tracking_uri)
+    workers(service, arguments, slots[: max(_open_trials(service), 1)], stop=stop, logs=service.place.folder / "work")
+    if stop.is_set():
+        raise KeyboardInterrupt
     service.tracker.drain(60)
     if service.study.done:
         service.tracker.sweep(status="FINISHED")
@@ -159,50 +156,56 @@ def _open_trials(service: "Service") -> int:
     return counts["waiting"] + counts["running"]
 
 
-def _workers(service: "Service", arguments: list[str], slots: list[str]) -> None:
-    """A process per slot until the sweep is done; one that dies is replaced, a few times; Ctrl-C reaches all."""
-    folder = service.place.folder / "work"
-    folder.mkdir(parents=True, exist_ok=True)
+def _arguments(
+    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
+) -> list[str]:
+    """The same sweep at the same place, for a process of ours. No password: those stay in the environment."""
+    arguments = [str(sweep), *(overrides or ()), "--store", store]
+    for option, variable, value in (
+        ("--database-url", "SWEEPER_DATABASE_URL", database_url),
+        ("--tracking-uri", "MLFLOW_TRACKING_URI", tracking_uri),
+    ):
+        if value and value != os.environ.get(variable):
+            arguments += [option, value]
+    return arguments
 
-    def start(index: int) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
-        command = [sys.executable, "-m", "sweeper", "worker", *arguments]
-        if slots[index] == "cpu":
-            environment["OMP_NUM_THREADS"] = str(service.sweep.recipe.threads)
-            command += ["--device", "cpu"]
-        else:  # the process sees its own GPU only, as number 0
-            environment["CUDA_VISIBLE_DEVICES"] = slots[index]
-            command += ["--device", "0"]
-        with (folder / f"{socket.gethostname()}-{index}.log").open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    running = {index: start(index) for index in range(len(slots))}
-    lives = dict.fromkeys(running, 5)
-    try:
-        with show.progress() as update:
-            while running:
-                time.sleep(0.5)
-                for index, process in list(running.items()):
-                    if (code := process.poll()) is None:
-                        continue
-                    del running[index]
-                    if code != 0 and lives[index] > 0 and not service.study.done:
-                        lives[index] -= 1
-                        console.print(f"a worker ended with {code}; another takes its trial ({folder}/*.log)")
-                        running[index] = start(index)
-                update(service.status)
-    except KeyboardInterrupt:
-        console.print("stopping the workers; the same command goes on where they stopped")
-        for process in running.values():
-            process.send_signal(signal.SIGINT)  # a second one, after the terminal's own, means now
-        for process in running.values():
-            process.wait(30)
-        raise
-    finally:
-        for process in running.values():
-            process.kill()
-    if not service.study.done:
-        raise SweeperError(f"the workers ended before the sweep was done; the reasons stand in {folder}/*.log")
+def workers(
+    service: "Service",
+    arguments: list[str],
+    slots: list[str],
+    *,
+    stop: threading.Event,
+    logs: Path | None = None,
+) -> None:
+    """A process per slot until the sweep is done; with ``logs``, show how it comes along instead of what they say."""
+    command = [sys.executable, "-m", "sweeper", "worker", *arguments]
+    crew = fleet.Fleet(command, slots, threads=service.sweep.recipe.threads, logs=logs)
+    say = functools.partial(console.print, soft_wrap=True)
+    if logs is None:
+        crew.run(lambda: service.study.done, stop=stop, say=say)
+        return
+    with show.progress() as update:
+        try:
+            crew.run(lambda: service.study.done, stop=stop, say=say, tick=lambda: update(service.status))
+        except KeyboardInterrupt:
+            console.print("the workers are stopped; the same command goes on where they were")
+            raise
+
+
+def _stop_on_signals(*signals: signal.Signals) -> threading.Event:
+    """An event that these signals set: stop after this epoch. A second SIGINT is KeyboardInterrupt: now."""
+    stop = threading.Event()
+
+    def leave(number: int, _: Any) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        console.print(f"{signal.Signals(number).name}: stopping after this epoch; SIGINT (Ctrl-C) once more: now")
+
+    for number in signals:
+        signal.signal(number, leave)
+    return stop
 
 
 def status(
@@ -230,27 +233,6 @@ def pick(
     service = _service(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
     typer.echo(json.dumps(answer.to_dict(), indent=1)) if as_json else show.answer(answer, service.place.tracking)
-
-
-def devices(wanted: str) -> list[str]:
-    """Device slots: ["cpu"], or CUDA indices. Raises DeviceError naming what is there."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        there = [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
-        there = [name for name in visible.split(",") if name] if visible is not None else there
-    except (OSError, subprocess.SubprocessError):
-        there = []
-    if wanted == "auto":
-        return there or ["cpu"]
-    if wanted == "cpu":
-        return ["cpu"]
-    asked = [part.strip() for part in wanted.split(",")]
-    missing = [part for part in asked if part not in there]
-    if missing:
-        found = ", ".join(there) if there else "none"
-        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {found}")
-    return asked
 
 
 def register(app: typer.Typer) -> None:

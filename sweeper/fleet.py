@@ -1,0 +1,158 @@
+"""Worker processes, one per slot of a device: started, replaced when they die, stopped together."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sweeper.errors import DeviceError, SweeperError
+
+CPU = "cpu"
+SOON_S = 60.0  # a process that lived shorter died in vain
+TRIES = 5  # such deaths in a row end a slot
+LAST_WORDS_S = 30.0
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    there = [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return [name.strip() for name in visible.split(",") if name.strip()] if there else []
+
+
+def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:
+    """Where the workers go: "cpu", or the number of a visible GPU, once for each of ``per_device`` workers on it.
+
+    ``devices``: ``auto`` (all visible GPUs, else the CPU), ``cpu``, or numbers of visible GPUs, "0,2". ``per_device``:
+    None for one per GPU, and on the CPU as many as there are cores for ``threads`` each. Slots alternate between the
+    devices, so that the first few are spread. Raises DeviceError naming what is there.
+    """
+    there = [str(index) for index in range(len(gpus()))]
+    asked = [part.strip() for part in devices.split(",")]
+    if devices == CPU or (devices == "auto" and not there):
+        return [CPU] * (max(cores() // threads, 1) if per_device is None else per_device)
+    if missing := [part for part in asked if devices != "auto" and part not in there]:
+        found = ", ".join(there) or "none"
+        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {found}")
+    return (there if devices == "auto" else asked) * (1 if per_device is None else per_device)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Fleet:
+    """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
+
+    Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores.
+    """
+
+    def __init__(
+        self, command: Sequence[str], slots: Sequence[str], *, threads: int = 1, logs: Path | None = None
+    ) -> None:
+        self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._born: dict[int, float] = {}
+        self._again: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # slot -> when to start it
+        self._in_vain = [0] * len(slots)
+
+    def run(
+        self,
+        done: Callable[[], bool],
+        *,
+        stop: threading.Event,
+        say: Callable[[str], None],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Until every process has ended with exit status 0, or ``done()``, a slow question asked when one died.
+
+        A process that dies is replaced; one that does so again and again at its start is not. ``tick`` is called twice
+        a second. ``stop`` ends all at a snapshot, KeyboardInterrupt at once. Raises SweeperError when it was in vain.
+        """
+        try:
+            while (self._running or self._again) and not stop.is_set():
+                self._start()
+                stop.wait(0.5)
+                self._look(done, say)
+                _patiently(tick, say)
+            self._signal(signal.SIGTERM)
+            for process in self._running.values():
+                process.wait()
+            if not stop.is_set() and not done():
+                raise SweeperError(f"the workers ended before the sweep was done; the reasons stand in {self._place}")
+        except KeyboardInterrupt:
+            self._signal(signal.SIGINT)  # a second one, after the terminal's own, means now
+            end = time.monotonic() + LAST_WORDS_S
+            for process in self._running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(end - time.monotonic(), 0.1))
+            raise
+        finally:
+            self._signal(signal.SIGKILL)
+
+    @property
+    def _place(self) -> str:
+        return f"{self._logs}/*.log" if self._logs else "the lines above"
+
+    def _start(self) -> None:
+        now = time.monotonic()
+        for index in [index for index, when in self._again.items() if when <= now]:
+            del self._again[index]
+            self._born[index] = now
+            device = CPU if self._slots[index] == CPU else "0"  # the only one that it sees
+            command, environment = [*self._command, "--devices", device], self._environment(index)
+            if self._logs is None:
+                self._running[index] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+                continue
+            self._logs.mkdir(parents=True, exist_ok=True)
+            with (self._logs / f"{os.uname().nodename}-{index}.log").open("ab") as log:
+                self._running[index] = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+
+    def _environment(self, index: int) -> dict[str, str]:
+        slot = self._slots[index]
+        if slot == CPU:
+            return os.environ | {"OMP_NUM_THREADS": str(self._threads)}
+        share = max(cores() // len(self._slots), 1)
+        return os.environ | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": gpus()[int(slot)]}
+
+    def _look(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
+        now = time.monotonic()
+        for index, process in list(self._running.items()):
+            if (code := process.poll()) is None:
+                continue
+            del self._running[index]
+            if code == 0:
+                continue
+            self._in_vain[index] = self._in_vain[index] + 1 if now - self._born[index] < SOON_S else 0
+            if self._in_vain[index] >= TRIES:
+                say(f"a worker ended with {code} for the {TRIES}th time within {SOON_S:.0f} s; not started again")
+            elif _patiently(done, say) is not True:
+                wait = 2.0 ** self._in_vain[index] - 1
+                say(f"a worker ended with {code}; another takes its place in {wait:.0f} s (why: {self._place})")
+                self._again[index] = now + wait
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            process.send_signal(number)
+
+
+def _patiently(ask: Callable[[], bool | None], say: Callable[[str], None]) -> bool | None:
+    """``ask()``; None if that cannot be told now: workers outlast a database's outage, so must who watches them."""
+    try:
+        return ask()
+    except SweeperError as error:
+        say(str(error))
+        return None
