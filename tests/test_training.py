@@ -382,6 +382,16 @@ def test_fingerprint(source: Path) -> None:
     assert other["end2end"] == 1
 
 
+def test_initial_weights_depend_on_no_model_built_before(source: Path, tmp_path: Path) -> None:
+    """Building YOLO11 or YOLOv5 leaves a mark on a class that YOLOv10 is built with."""
+    digests = []
+    for before in ("yolo11n.yaml", "yolov5n.yaml"):
+        exact.open_trainer(exact.recipe(source, model=before), tmp_path / before)
+        trainer = exact.open_trainer(exact.recipe(source, model="yolov10n.yaml"), tmp_path / before)
+        digests.append(trainer.state_digest())
+    assert digests[0] == digests[1]
+
+
 def test_weights_files_start_a_training_and_count_by_content(
     source: Path, tmp_path: Path, trainer: training.Trainer
 ) -> None:

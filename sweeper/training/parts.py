@@ -20,6 +20,7 @@ from sweeper.training.epochs import ExactDataset, epoch_loader
 # isort: split
 from ultralytics.data.build import build_dataloader
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import init_seeds
@@ -114,7 +115,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         return np.float32(groups[main]["lr"])
 
     def setup_model(self) -> Any:
-        """As Ultralytics', from fresh random states: the initial weights depend on the seed alone."""
+        """As Ultralytics', from a fresh start: the initial weights depend on model and seed, not on this process."""
+        Detect.legacy = False  # set on the class by the model built before, and read by YOLOv10's head
         init_seeds(self.args.seed, deterministic=self.args.deterministic)
         return super().setup_model()
 
