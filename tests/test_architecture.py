@@ -14,6 +14,7 @@ LAYERS = [
     {"search"},
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report"},
     {"worker", "service", "fleet"},
+    {"summary"},
     {"cli"},
 ]
 HOMES = {

@@ -6,6 +6,7 @@ import typer
 
 from sweeper import __version__
 from sweeper.cli.data import register as data
+from sweeper.cli.look import register as look
 from sweeper.cli.schedules import register as schedules
 from sweeper.cli.sweeps import register as sweeps
 from sweeper.errors import SweeperError
@@ -33,7 +34,7 @@ def _root(
     pass
 
 
-for register in (sweeps, schedules, data):
+for register in (sweeps, look, schedules, data):
     register(app)
 
 

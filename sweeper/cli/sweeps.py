@@ -1,4 +1,4 @@
-"""The commands about a sweep: init, plan, run, launch, worker, status, pick, ui."""
+"""The commands about a sweep: init, plan, run, launch, worker, status, pick."""
 
 import functools
 import json
@@ -16,34 +16,21 @@ from rich.console import Console
 
 from sweeper import fleet
 from sweeper.cli import show
-from sweeper.config import Sweep
+from sweeper.cli.options import (
+    DatabaseOption,
+    JsonOption,
+    Overrides,
+    StoreOption,
+    SweepFile,
+    TrackingOption,
+    service_of,
+)
 from sweeper.errors import ConfigError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep file (YAML).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as with yolo.")]
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Folder or fsspec URL of training states.")
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database-url", envvar="SWEEPER_DATABASE_URL", help="By default SQLite in the store.")
-]
-TrackingOption = Annotated[
-    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="By default SQLite in the store.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _service(
-    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
-) -> "Service":
-    from sweeper.service import Place, Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
-
-    return Service(Sweep.load(sweep, overrides or ()), Place(store, database_url or None, tracking_uri or None))
 
 
 def init(
@@ -68,7 +55,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Schedules drawn, epochs shared, hours, detectable effect; nothing is trained."""
-    found = _service(sweep, overrides, store, database_url, tracking_uri).plan()
+    found = service_of(sweep, overrides, store, database_url, tracking_uri).plan()
     typer.echo(json.dumps(found, indent=1)) if as_json else show.plan(found)
 
 
@@ -80,7 +67,7 @@ def launch(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Create study and experiment and print where they are; `worker` trains, here or elsewhere."""
-    service = _service(sweep, overrides, store, database_url, tracking_uri)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
     service.launch()
     service.tracker.close()
     typer.echo(f"study {service.sweep.name}: {service.study.counts()['total']} trials in {service.database}")
@@ -105,7 +92,7 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    service = _service(sweep, overrides, store, database_url, tracking_uri)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
     slots = fleet.slots(wanted, per_device)
     stop = _stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
@@ -125,7 +112,7 @@ def run(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """All of it on this machine: study, workers, answer. Ctrl-C is safe: the same command goes on where it stopped."""
-    service = _service(sweep, overrides, store, database_url, tracking_uri)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
     count = service.sweep.workers
     slots = fleet.slots(
         str(service.sweep.device), None if count == "auto" else count, threads=service.sweep.recipe.threads
@@ -217,7 +204,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Trials by state, workers, epochs trained and reused."""
-    found = _service(sweep, overrides, store, database_url, tracking_uri).status()
+    found = service_of(sweep, overrides, store, database_url, tracking_uri).status()
     typer.echo(json.dumps(found, indent=1)) if as_json else show.status(found)
 
 
@@ -230,7 +217,7 @@ def pick(
     as_json: JsonOption = False,
 ) -> None:
     """Ranking, evidence, and the winner or "no winner"."""
-    service = _service(sweep, overrides, store, database_url, tracking_uri)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
     typer.echo(json.dumps(answer.to_dict(), indent=1)) if as_json else show.answer(answer, service.place.tracking)
 

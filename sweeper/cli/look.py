@@ -1,0 +1,103 @@
+"""The commands that show what came out: ui."""
+
+import signal
+import webbrowser
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
+from sweeper.errors import TrackingError
+
+if TYPE_CHECKING:
+    from sweeper.service import Service
+    from sweeper.tracking.ui import Server
+
+PORT = 5000  # MLflow's own
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def ui(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = "sweeper_store",
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    port: Annotated[int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, a free one.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
+) -> None:
+    """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
+    from sweeper import summary
+    from sweeper.tracking import Tracker, view
+
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    answer = service.pick()
+    service.tracker.drain(20)
+    url, started = _mlflow(service, port)
+    try:
+        folder = service.place.folder / "journals"
+        tracker = Tracker(url, service.sweep.name, folder) if started is None else service.tracker
+        prepared = view.publish(tracker, summary.chart_parameters(service.sweep), summary.best_runs(answer))
+        if prepared.note:
+            console.print(prepared.note)
+        if not prepared.runs:
+            console.print("no trial has a run yet: the charts fill as trials begin")
+        typer.echo(prepared.link(url))
+        if show:
+            webbrowser.open(prepared.link(url))
+        if started is not None:
+            console.print("MLflow runs until Ctrl-C")
+            _until_interrupted(started)
+    finally:
+        if started is not None:
+            started.stop()
+
+
+def _mlflow(service: "Service", port: int | None) -> "tuple[str, Server | None]":
+    """The address of an MLflow that shows the sweep, and the server if it had to be started."""
+    from sweeper.tracking import Tracker, ui
+
+    uri = service.place.tracking
+    if uri.startswith(("http://", "https://")):
+        service.tracker.check()
+        return uri, None
+    url = f"http://127.0.0.1:{port or PORT}"
+    parent = service.tracker.sweep()
+    if ui.answers(url):
+        try:
+            Tracker(url, service.sweep.name, service.place.folder / "journals").server.held(parent)
+            return url, None
+        except TrackingError:
+            if port is not None:
+                raise TrackingError(f"{url} shows another store; choose another port, or leave --port out") from None
+    log = service.place.folder / "work" / "mlflow-ui.log"
+    console.print("starting MLflow, some 10 s")
+    try:
+        started = ui.serve(uri, port=port or PORT, log=log)
+    except TrackingError as error:
+        if port is not None or "taken" not in str(error):
+            raise
+        started = ui.serve(uri, port=0, log=log)
+        console.print(f"port {PORT} is taken by another program")
+    return started.url, started
+
+
+def _until_interrupted(started: "Server") -> None:
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        code = started.process.wait()
+    except KeyboardInterrupt:
+        return
+    raise TrackingError(f"mlflow server ended with {code}; see its log in the store, work/mlflow-ui.log")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (ui,):
+        app.command()(command)
