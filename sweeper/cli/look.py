@@ -13,7 +13,7 @@ from sweeper.errors import TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
-    from sweeper.tracking.ui import Server
+    from sweeper.tracking.ui import Served
 
 PORT = 5000  # MLflow's own
 
@@ -56,7 +56,7 @@ def ui(
             started.stop()
 
 
-def _mlflow(service: "Service", port: int | None) -> "tuple[str, Server | None]":
+def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":
     """The address of an MLflow that shows the sweep, and the server if it had to be started."""
     from sweeper.tracking import Tracker, ui
 
@@ -85,7 +85,7 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Server | None]"
     return started.url, started
 
 
-def _until_interrupted(started: "Server") -> None:
+def _until_interrupted(started: "Served") -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
