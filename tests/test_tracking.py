@@ -55,7 +55,8 @@ class MLflow:
             self._start()
         deadline = time.monotonic() + 90
         while not ui.answers(self.url):
-            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
+            dead = self._process is None or self._process.poll() is not None
+            assert not dead and time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]  # noqa: PT018
             time.sleep(0.2)
         return self.url
 
@@ -272,6 +273,31 @@ def test_a_late_attempt_does_not_overrule_a_newer_one(store: str, tmp_path: Path
         assert [path.read_bytes() for path in Path(store[10:]).parent.rglob(f"{run['run_id']}/artifacts/log.txt")] == [
             b"new"
         ]
+
+
+def test_a_worker_that_was_frozen_adds_nothing_to_what_another_has_done(store: str, tmp_path: Path) -> None:
+    with Tracker(store, "frozen", tmp_path / "a") as frozen, Tracker(store, "frozen", tmp_path / "b") as newer:
+        old = frozen.trial(0, 1)
+        epochs(old, 0, 3)
+        assert old.flush(30)
+        new = newer.trial(0, 2)
+        epochs(new, 2, 6, T0 + 999_000)
+        assert new.flush(30)
+        time.sleep(3.1)  # it thaws: longer than what it knows of the run is believed
+        epochs(old, 3, 5, T0 + 5)
+        old.finish("FAILED")
+        assert old.flush(30)
+        assert run_of(newer, 0)["status"] == "RUNNING"
+    points = arrived(store, "frozen")
+    assert {step: values[0][1] - T0 for (_, key, step), values in points.items() if key == "curve/lr"} == {
+        0: 0,
+        1: 1000,
+        2: 2000,
+        3: 1_002_000,
+        4: 1_003_000,
+        5: 1_004_000,
+    }
+    assert all(len(values) == 1 for values in points.values())
 
 
 def test_sweep_is_one_run_however_often_it_is_asked_for(tracker: Tracker, store: str, tmp_path: Path) -> None:
@@ -583,6 +609,7 @@ def test_a_server_that_lost_its_memory_gets_everything_again(
 def test_a_server_with_a_login(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("flask_wtf", reason="needs Flask-WTF: pip install mlflow[auth]")
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "key")
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "a password of length")
     server = MLflow(tmp_path_factory.mktemp("login"), "--app-name", "basic-auth")

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from sweeper.errors import TrackingError
 from sweeper.tracking import names
+from sweeper.tracking.connection import Gone, Refused
 from sweeper.tracking.journal import Journal, Record, pending
-from sweeper.tracking.server import Gone, Held, Refused, Server
+from sweeper.tracking.server import Held, Server
 
 _LOOK_AROUND = 5.0  # seconds between looks for journals whose owner died
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts while the server is away
 _GATHER = 0.2  # seconds; what is written within them goes out together
+_FRESH = 3.0  # seconds that what the run was found to have is believed
 _LAST_REQUEST = 5.0  # seconds to wait for it at the end
 _PATIENCE = 20.0  # seconds of failures in one round
 
@@ -28,6 +30,7 @@ class Upload:
     def __init__(self, journal: Journal, *, writing: bool) -> None:
         self.journal, self.writing = journal, writing
         self.held: Held | None = None  # what the run has, once asked
+        self.asked = 0.0  # when that was; monotonic seconds
 
     @property
     def done(self) -> bool:
@@ -119,7 +122,10 @@ class Uploader:
                     return
                 self._news = self._now = False
                 self._begun += 1
-            problem = self._round()
+            try:
+                problem = self._round()
+            except OSError as error:
+                problem = f"journals {self._folder}: {error}"
             if problem is None:
                 wait = _LOOK_AROUND
             else:
@@ -138,10 +144,9 @@ class Uploader:
         patience = time.monotonic() + _PATIENCE
         with self._changed:
             mine = {upload.journal.path for upload in self._uploads}
-            for path in pending(self._folder):
-                journal = None if path in mine else Journal.take(path)
-                if journal:
-                    self._uploads.append(Upload(journal, writing=False))
+        orphans = [Journal.take(path) for path in pending(self._folder) if path not in mine]
+        with self._changed:
+            self._uploads += [Upload(journal, writing=False) for journal in orphans if journal]
             uploads = sorted(self._uploads, key=lambda upload: upload.journal.path.name)
         for upload in uploads:
             writing = upload.writing  # before sending: what is written until it is closed is sent below
@@ -156,6 +161,7 @@ class Uploader:
                 problem = str(error)
                 upload.journal.acknowledge(0, None)  # all of it again, to a new run
                 upload.held = None
+                self._server.forget()
             except Exception as error:  # whatever it is, the next round may pass, and training goes on
                 problem = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
                 upload.held = None  # a request without an answer may have arrived: ask again
@@ -211,14 +217,17 @@ class Uploader:
     def _bound(self, upload: Upload) -> tuple[str, Held]:
         """The run of a journal, found or made, and what it has."""
         journal = upload.journal
-        if journal.run_id and upload.held:
-            return journal.run_id, upload.held
+        held, run = upload.held, journal.run_id
+        # A worker that was frozen for a while may find that another has gone on with its trial.
+        if run and held and (time.monotonic() < upload.asked + _FRESH or self._server.attempt(run) == held.attempt):
+            upload.asked = time.monotonic()
+            return run, held
         opened = journal.first()
         start = opened.get("time") or round(time.time() * 1000)
         parent = self._server.run(self._server.experiment, {names.KIND: "sweep"}, start)
         identity = {names.KIND: "trial", names.TRIAL: str(journal.number)}
         run_id = journal.run_id or self._server.run(opened.get("name") or f"trial {journal.number}", identity, start)
-        upload.held = self._server.held(run_id)
+        upload.held, upload.asked = self._server.held(run_id), time.monotonic()
         if upload.held.parent != parent:
             self._server.send(run_id, [], {}, {names.PARENT: parent})
         journal.acknowledge(journal.acknowledged, run_id)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper.tracking import names
-from sweeper.tracking.server import Refused
+from sweeper.tracking.connection import Refused
 from sweeper.tracking.tracker import Tracker
 
 LR, LR_RELATIVE, MAP, BEST = "curve/lr", "curve/lr_rel", "curve/mAP50-95", "best/mAP50-95"

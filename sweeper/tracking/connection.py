@@ -1,0 +1,186 @@
+"""The way to MLflow: its client, whose turn it is to write, and what a failure means.
+
+MLflow is imported only when it is first needed, because that takes seconds.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeper.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal tries again, without holding anybody up
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_PATIENCE = 30  # seconds for another process's turn at an SQLite store; a turn takes milliseconds
+
+
+class Refused(TrackingError):
+    """The server answered that it never takes this."""
+
+
+class Gone(TrackingError):
+    """The run is not there (any more)."""
+
+
+class Connection:
+    """An MLflow server or store. The constructor asks nothing; everything else may raise TrackingError.
+
+    ``uri``: ``http(s)://``, ``sqlite:///FILE`` (several processes may write to it at once) or another database that
+    MLflow takes.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self.file = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+        if self.file:
+            self.uri = f"sqlite:///{self.file}"
+        self._client: MlflowClient | None = None
+        self._mutex = threading.RLock()
+        self._turns = 0
+        self._lock = -1
+
+    def __str__(self) -> str:
+        return re.sub(r"//[^@/]*@", "//", self.uri)  # without a password
+
+    def check_answer(self, timeout: float) -> None:
+        """TrackingError unless a server answers within ``timeout`` seconds and knows us; of a store, if it is one."""
+        if not self.uri.startswith(("http://", "https://")):
+            if not re.match(r"(sqlite|postgresql|mysql|mssql)[+\w]*://", self.uri):
+                raise TrackingError(f"tracking {self}: expected http(s)://HOST:PORT or sqlite:///FILE")
+            return
+        self.client()  # sets the environment
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        try:
+            answer = http_request(  # type: ignore[no-untyped-call]
+                get_default_host_creds(self.uri),  # type: ignore[no-untyped-call]
+                "/api/2.0/mlflow/experiments/search",
+                "GET",
+                params={"max_results": 1},
+                max_retries=0,
+                timeout=timeout,
+                raise_on_status=False,
+            )
+        except Exception as error:  # MLflow wraps every failure to connect in its own exception
+            raise TrackingError(
+                f"tracking {self}: no answer within {timeout:g} s ({_line(error, 120)}); start it or change the address"
+            ) from None
+        if answer.status_code == 401:
+            raise TrackingError(
+                f"tracking {self}: user {os.environ.get('MLFLOW_TRACKING_USERNAME')!r} or the password is refused; "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        if answer.status_code == 403:
+            raise TrackingError(
+                f"tracking {self}: refused (403: {_line(answer.text, 100)}); "
+                "start the server with --allowed-hosts for this name, or give the user permission"
+            )
+        if answer.status_code != 200:
+            raise TrackingError(f"tracking {self}: answers {answer.status_code}; expected an MLflow server")
+
+    def client(self) -> "MlflowClient":
+        """The client, made at the first call: MLflow takes seconds to import, a new SQLite store a second to make."""
+        if self._client is None:
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            from mlflow import MlflowClient
+
+            for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # a busy database is ours to handle, not news
+            with self.asking(), self.turn():
+                if self.file:
+                    with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
+                        database.execute("PRAGMA journal_mode=WAL")  # readers and the one writer do not wait
+                client = MlflowClient(self.uri, self.uri)
+                if self.file:
+                    client.search_experiments(max_results=1)  # makes the tables: not two processes at once
+                self._client = client
+        return self._client
+
+    def version(self) -> str:
+        """The server's version of MLflow; of the installed one for a store without a server."""
+        self.client()
+        import mlflow
+
+        if not self.uri.startswith("http"):
+            return str(mlflow.__version__)
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        with self.asking():
+            credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
+            return str(http_request(credentials, "/version", "GET").text).strip()  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Only one process writes to an SQLite store at a time: two would fail with "database is locked"."""
+        if self.file is None:
+            yield
+            return
+        with self._mutex:
+            if self._turns == 0:
+                self._lock = self._locked(self.file)
+            self._turns += 1
+            try:
+                yield
+            finally:
+                self._turns -= 1
+                if self._turns == 0:
+                    os.close(self._lock)
+
+    def _locked(self, file: Path) -> int:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(file.with_name(file.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise TrackingError(
+                f"tracking {self}: {error.strerror}: {error.filename}; expected a writable folder"
+            ) from None
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(lock)
+                    raise TrackingError(f"tracking {self}: another process has held it for {_PATIENCE} s") from None
+                time.sleep(0.005)
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Failures as TrackingError, by what can be done about them."""
+        try:
+            yield
+        except TrackingError:
+            raise
+        except Exception as error:
+            code = getattr(error, "error_code", "")
+            text = f"tracking {self}: {_line(error, 300)}"
+            if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "'active' state" in text):
+                raise Gone(text) from error
+            raise (Refused if code == "INVALID_PARAMETER_VALUE" else TrackingError)(text) from error
+
+
+def _line(error: object, length: int) -> str:
+    """The gist of an error in one line, without a password."""
+    text = re.sub(r"//[^@/\s]*@", "//", " ".join(str(error).split()))
+    return text if len(text) <= length else text[: length - 1] + "…"
