@@ -4,8 +4,8 @@ Between asking "is the lease mine?" and writing, a worker can be stopped for any
 the transaction that writes: a hook on its commit, which raises LeaseLost and thereby rolls everything back. It belongs
 to every write that Optuna makes for us, also those of its samplers, and to each of its own repetitions.
 
-Relied upon in Optuna, and held by tests: RDBStorage's attributes ``engine`` and ``scoped_session``; that each of the
-methods below is one transaction; ``optuna.trial.Trial(study, trial_id)``.
+Relied upon in Optuna, and held by tests: RDBStorage's attributes ``engine`` and ``scoped_session``; its method
+``_get_trials``; that each of the methods below is one transaction; ``optuna.trial.Trial(study, trial_id)``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class FencedStorage(RDBStorage):
         self.engine = database.engine
         self.scoped_session = database.sessions()
         self._here = threading.local()
+
+    def trials(self, study_id: int, trial_ids: set[int]) -> list[FrozenTrial]:
+        """These trials in a handful of statements, as Optuna's cache reads them."""
+        return self._get_trials(study_id, None, trial_ids, 2**31 - 1)
 
     @contextmanager
     def fenced(self, guard: Guard) -> Iterator[None]:

@@ -13,13 +13,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.database import Connection, Database, IntegrityError, Session, column, or_, select, table, update
+from sweeper.database import Connection, Database, IntegrityError, Session, or_, select, update
 from sweeper.errors import DatabaseError, LeaseLost
 from sweeper.study.fence import FencedStorage
+from sweeper.study.history import TRIALS
 from sweeper.study.slot import Lease
-
-# Optuna's own table, as far as we look into it.
-TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"))
 
 
 @dataclass(frozen=True)
@@ -140,10 +138,8 @@ class Queue:
             lease.fail(lease.reasons)
             return None
         if not lease.started:
-            if trial.state is TrialState.WAITING:
-                lease.start()
-                trial = self._trial(lease)
-            if not lease.is_started():
+            begun = trial.state is TrialState.WAITING and lease.start()
+            if not begun and not lease.is_started():
                 # Somebody else's `optuna ask` took it: theirs to finish; ours is a new one in its place.
                 self._enqueue(lease.spec, lease.item, instead_of=lease)
                 return None

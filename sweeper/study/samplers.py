@@ -10,12 +10,11 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.errors import ConfigError
 
@@ -56,45 +55,3 @@ def _imported(name: str, seed: int) -> BaseSampler:
         return sampler
     except TypeError as error:
         raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error
-
-
-class SearchTrials:
-    """A storage that shows samplers the trials that have something to teach them.
-
-    Baselines, confirmations and controls have no parameters. Shown to a sampler they would count as start-up trials,
-    take places among TPE's good ones, empty the GP's common search space and close the grid at its root.
-    Everything but :meth:`get_all_trials` is passed on.
-    """
-
-    def __init__(self, storage: optuna.storages.BaseStorage, number: int) -> None:
-        self._storage = storage
-        self._number = number
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """The trials with parameters, and the one that is being proposed."""
-        trials = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        return [_annealed(trial) for trial in trials if trial.distributions or trial.number == self._number]
-
-
-def _annealed(trial: FrozenTrial) -> FrozenTrial:
-    """A pruned trial as judged by the value it was told: TPE would take its last epoch, which may lie in a dip."""
-    if trial.state is not TrialState.PRUNED or not trial.intermediate_values or trial.values is None:
-        return trial
-    fields = {name: getattr(trial, name) for name in ("number", "state", "datetime_start", "datetime_complete")}
-    seen = FrozenTrial(
-        **fields,
-        value=None,
-        values=list(trial.values),
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=trial.system_attrs,
-        intermediate_values={max(trial.intermediate_values): trial.values[0]},
-        trial_id=trial._trial_id,
-    )
-    return seen

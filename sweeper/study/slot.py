@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from sweeper.database import Database, Session, select, update
 from sweeper.errors import ConfigError, LeaseLost, NotFinite
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, Guard
+from sweeper.study.history import History, SearchStorage
 
 T = TypeVar("T")
 
@@ -70,14 +70,19 @@ class Lease:
         if self.database.transaction(lambda connection: connection.execute(self.holds(**values)).rowcount) == 0:
             raise self.lost()
 
-    def start(self) -> None:
-        """WAITING to RUNNING, and remember that it was us, in one transaction; nothing if somebody else was first."""
+    def start(self) -> bool:
+        """WAITING to RUNNING, and remember that it was us, in one transaction; False if somebody else was first."""
 
         def guard(session: Session) -> None:  # Optuna changes nothing, and still commits, unless it was WAITING
             self.guard(**({"started": True} if session.dirty else {}))(session)
 
-        with self.storage.fenced(guard), contextlib.suppress(UpdateFinishedTrialError):
-            self.database.retry(lambda: self.storage.set_trial_state_values(self.trial_id, TrialState.RUNNING))
+        with self.storage.fenced(guard):
+            try:
+                return self.database.retry(
+                    lambda: self.storage.set_trial_state_values(self.trial_id, TrialState.RUNNING)
+                )
+            except UpdateFinishedTrialError:
+                return False
 
     def is_started(self) -> bool:
         """Whether it was us, in any attempt, who set the trial to RUNNING."""
@@ -166,8 +171,9 @@ class Slot:
     attributes, ``values`` those reported so far by epoch, ``reasons`` how earlier attempts ended.
     """
 
-    def __init__(self, lease: Lease, trial: FrozenTrial, study: optuna.Study, sampler: str, seed: int) -> None:
+    def __init__(self, lease: Lease, trial: FrozenTrial, history: History, study: str, sampler: str, seed: int) -> None:
         self._lease = lease
+        self._history = history
         self._study = study
         self._sampler = (sampler, seed)
         self.attrs: dict[str, Any] = dict(trial.user_attrs)
@@ -209,12 +215,11 @@ class Slot:
         if self.schedule is not None:
             return self.schedule
         name, seed = self._sampler
-        self._lease.database.retry(lambda: self._study.get_trials(deepcopy=False))  # a cold cache raises KeyError
-        view = samplers.SearchTrials(self._study._storage, self.number)
+        view = SearchStorage(self._history, self.number)
 
         def ask() -> Mapping[str, Any]:
             study = optuna.Study(
-                self._study.study_name,
+                self._study,
                 view,  # type: ignore[arg-type]  # a storage in all but name
                 samplers.make(name, seed, self.number),
                 optuna.pruners.NopPruner(),

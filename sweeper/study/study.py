@@ -14,7 +14,8 @@ from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
-from sweeper.study.queue import TRIALS, Queue
+from sweeper.study.history import TRIALS, History
+from sweeper.study.queue import Queue
 from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Slot
 
@@ -34,6 +35,7 @@ class Study:
         self._id: str = row.id
         self._database = database
         self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
+        self._history = History(database, storage, row.study_id)
         self._optuna = database.retry(
             lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
         )
@@ -137,7 +139,7 @@ class Study:
         ``passing_over`` are left to others.
         """
         claimed = self._queue.claim(worker, passing_over)
-        return None if claimed is None else Slot(*claimed, self._optuna, self.sampler, self.seed)
+        return None if claimed is None else Slot(*claimed, self._history, self.name, self.sampler, self.seed)
 
     # -- what it tells
 
@@ -174,7 +176,7 @@ class Study:
     def find(self, trace: str, seed: int, recipe: str) -> TrialRow | None:
         """The first COMPLETE trial with these user attributes: the same training, whose value can be told at once."""
         wanted = {"trace": trace, "seed": seed, "recipe": recipe}
-        for trial in self._trials():
+        for trial in self._history.read():
             if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
                 return _row(trial, self._queue.rows().get(trial.number))
         return None

@@ -1,0 +1,186 @@
+"""Engines that survive many workers and outages, and work done on them in transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tenacity
+from sqlalchemy import ColumnElement, Connection, Double, Engine, Table, create_engine, event, literal_column
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from sweeper.database.faults import advice_for, cause_of, is_transient, line_of
+from sweeper.database.tables import TABLES, Tables, migrate
+from sweeper.errors import DatabaseError
+
+T = TypeVar("T")
+
+PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open database: its engine, our tables in it, and work done in transactions that outlast an outage.
+
+    Printed, it is its URL without the password.
+    """
+
+    url: URL
+    engine: Engine
+    tables: Tables = field(repr=False)
+    now: ColumnElement[float] = field(repr=False)  # the database's clock, in seconds since the Unix epoch
+    patience_s: float = PATIENCE_S
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Do ``work`` in one transaction, again from its start after a transient error.
+
+        Whether a commit whose answer got lost took place is unknown, so ``work`` must bear being done twice.
+        """
+
+        def once() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self.retry(once)
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Call ``work`` until no transient error comes out of it, for ``patience_s`` seconds.
+
+        Raises DatabaseError when they are over, or at once when trying again is of no use. IntegrityError passes:
+        that a row is there already may be just the answer.
+        """
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            stop=tenacity.stop_after_delay(self.patience_s),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=3.0),
+            reraise=True,
+        )
+        try:
+            return tries(work)
+        except IntegrityError:
+            raise
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            tried = f" for {self.patience_s:.0f} s" if is_transient(error) else ""
+            raise DatabaseError(f"{self}: the database failed{tried}: {line_of(cause)}; {advice_for(cause)}") from error
+
+    def upsert(self, into: Table) -> Any:
+        """An insert into ``into`` that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
+        return (postgresql.insert if self.engine.name == "postgresql" else sqlite.insert)(into)
+
+    def sessions(self) -> scoped_session[Session]:
+        """Sessions, one per thread, on this engine."""
+        return scoped_session(sessionmaker(bind=self.engine))
+
+    def storage_engine_kwargs(self) -> dict[str, Any]:
+        """What another library needs to open an engine that behaves like this one."""
+        return _engine_kwargs(self.url)
+
+    def close(self) -> None:
+        """Close the pooled connections; the next use opens new ones."""
+        self.engine.dispose()
+
+
+def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
+    """Open the database at ``url``, make or migrate our tables, and return it.
+
+    ``url`` is a path or ``sqlite:///path`` (made with its folder when missing), or ``postgresql://user@host/name``.
+    SQLite is for one machine: its file locks cannot be trusted over a network.
+
+    Raises DatabaseError at once (an outage is only waited out later): unreachable host, refused password, a folder
+    that cannot be written, a file that is something else, tables made by a newer version.
+    """
+    parsed = _parse(str(url))
+    tables = TABLES[parsed.get_backend_name()]
+    if parsed.get_backend_name() == "sqlite":
+        engine = _sqlite(parsed)
+        now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Double)
+    else:
+        engine = create_engine(parsed, **_engine_kwargs(parsed))
+        now = literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double)
+    database = Database(parsed, engine, tables, now, patience_s)
+    try:
+        with engine.begin() as connection:
+            migrate(connection, tables)
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        engine.dispose()
+        cause = cause_of(error) or error
+        raise DatabaseError(f"{database}: cannot be opened: {line_of(cause)}; {advice_for(cause)}") from error
+    return database
+
+
+def _parse(url: str) -> URL:
+    if "://" not in url:
+        url = f"sqlite:///{Path(url).expanduser().absolute()}"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # not shown: it may hold a password
+        raise DatabaseError(
+            f"{url.partition(':')[0]}://...: not a database URL; expected a path or postgresql://user@host:port/name"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("postgresql+psycopg", "sqlite"):
+        raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql")
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise DatabaseError("sqlite: a database in memory cannot be shared by workers; expected the path of a file")
+    return parsed
+
+
+def _engine_kwargs(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        # No transactions of Python's own making: begin() below says when and how.
+        return {"connect_args": {"timeout": 60.0, "isolation_level": None}}
+    # A worker needs one connection and its heartbeat another: servers run out of connections before anything else.
+    # The timeouts end a session frozen inside a transaction, whose locks would stop everybody.
+    return {
+        "pool_pre_ping": True,
+        "pool_size": 1,
+        "max_overflow": 3,
+        "pool_timeout": 30,
+        "connect_args": {
+            "connect_timeout": 5,
+            "tcp_user_timeout": 10_000,
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "application_name": "sweeper",
+            "options": "-c idle_in_transaction_session_timeout=30000 -c lock_timeout=20000",
+        },
+    }
+
+
+def _sqlite(url: URL) -> Engine:
+    path = Path(str(url.database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"{path}: its folder cannot be made: {error.strerror}; choose a writable place") from error
+    engine = create_engine(url, **_engine_kwargs(url))
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _: Any) -> None:
+        # A commit then appends to the log without waiting for the disk. A killed process loses nothing; after a power
+        # cut the last commits may be missing, never broken, and their trials go on from the last snapshot.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that first reads and then writes would fail, or act on what it no longer is, when another
+        # writes in between: take the write lock at the start.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

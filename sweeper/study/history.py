@@ -1,0 +1,98 @@
+"""What samplers learn from: the trials that have begun, read as cheaply as the many that still wait allow."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Container
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeper.database import Database, column, literal_column, select, table
+from sweeper.study.fence import FencedStorage
+
+# Optuna's own table, as far as we look into it.
+TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state"))
+_AT_ONCE = 5000  # databases limit the parameters of a statement
+
+
+class History:
+    """The trials of one study that have begun. Finished ones are read once, running ones every time.
+
+    Optuna's cache would read all waiting trials again with every look, and there are as many as the budget has left.
+    """
+
+    def __init__(self, database: Database, storage: FencedStorage, study_id: int) -> None:
+        self.database = database
+        self.storage = storage
+        self.study_id = study_id
+        self._finished: dict[int, FrozenTrial] = {}
+        self._lock = threading.Lock()
+
+    def read(self) -> list[FrozenTrial]:
+        """All trials that have begun, by number. Not to be changed: they are kept."""
+        waiting = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
+        begun = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == self.study_id, TRIALS.c.state != waiting)
+        with self._lock:
+            ids = set(self.database.transaction(lambda connection: connection.execute(begun).scalars().all()))
+            known = {trial_id: trial for trial_id, trial in self._finished.items() if trial_id in ids}
+            wanted = sorted(ids - known.keys())
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = set(wanted[start : start + _AT_ONCE])
+                for trial in self.database.retry(lambda some=some: self.storage.trials(self.study_id, some)):  # type: ignore[misc]
+                    known[trial._trial_id] = trial
+            self._finished = {trial_id: trial for trial_id, trial in known.items() if trial.state.is_finished()}
+        return sorted(known.values(), key=lambda trial: trial.number)
+
+
+class SearchStorage:
+    """The storage as a sampler sees it for one proposal: the history as it was then, of what there is to learn from.
+
+    Baselines, confirmations and controls have no parameters. Shown to a sampler they would count as start-up trials,
+    take places among TPE's good ones, empty the GP's common search space and close the grid at its root. All else,
+    the writing above all, is passed on.
+    """
+
+    def __init__(self, history: History, number: int) -> None:
+        self._storage = history.storage
+        self._study_id = history.study_id
+        begun = history.read()
+        self._trials = [_annealed(trial) for trial in begun if trial.distributions or trial.number == number]
+        self._distributions = {name: kind for trial in begun for name, kind in trial.distributions.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Known without asking."""
+        return self._study_id
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Known without asking."""
+        return [StudyDirection.MAXIMIZE]
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """The trials with parameters, and the one that is being proposed, as they were when the proposal began."""
+        trials = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """As the storage does, without its search for an earlier distribution to compare with."""
+        known = self._distributions.get(param_name)
+        self._storage._set_trial_param(trial_id, param_name, param_value_internal, distribution, known)
+
+
+def _annealed(trial: FrozenTrial) -> FrozenTrial:
+    """A pruned trial as judged by the value it was told: TPE would take its last epoch, which may lie in a dip."""
+    if trial.state is not TrialState.PRUNED or not trial.intermediate_values or trial.values is None:
+        return trial
+    seen = copy.copy(trial)
+    seen.intermediate_values = {max(trial.intermediate_values): trial.values[0]}
+    return seen
