@@ -141,9 +141,7 @@ class Service:
     def branches(self, trace: Trace) -> set[int]:
         """Epochs after which others may part from ``trace``: warm-up's end, its jumps, possible restarts, the end."""
         found = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
-        if self.sweep.search.restarts is not None:
-            found.update(*search.slots(self.sweep.search.restarts, trace.epochs))
-        return found
+        return found.union(*search.slots(self.sweep, self.time))
 
     def launch(self) -> None:
         """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
@@ -153,7 +151,12 @@ class Service:
             {"stage": "baseline", "schedule": spec, "seed": seed, "name": name}
             for name, spec in self.baselines().items()
         ]
-        slots += [{"stage": "search", "schedule": None, "seed": seed}] * self.sweep.trials
+        given = search.enqueued(self.sweep, self.time)
+        slots += [
+            {"stage": "search", "schedule": None, "seed": seed, "name": f"enqueued {number}", **one}
+            for number, one in enumerate(given, start=1)
+        ]
+        slots += [{"stage": "search", "schedule": None, "seed": seed}] * (self.sweep.trials - len(given))
         Study.create(
             self.database,
             self.sweep.name,
@@ -182,8 +185,11 @@ class Service:
         count = self.sweep.trials if draws is None else draws
         seed = self.sweep.recipe.seed
         baselines = self.baselines()
-        drawn = [search.propose(self.sweep, search.Drawn(seed * 1_000_003 + number)) for number in range(count)]
-        corners = list({trace: spec for spec in search.corners(self.sweep) for trace in [self.trace(spec)]}.values())
+        drawn = [
+            search.propose(self.sweep, search.Drawn(seed * 1_000_003 + number), self.time) for number in range(count)
+        ]
+        found = {self.trace(spec): spec for spec in search.corners(self.sweep, self.time)}
+        corners = list(found.values())
         shown = [("baseline", name, spec) for name, spec in baselines.items()]
         shown += [("search", f"draw {number}", spec) for number, spec in enumerate(drawn)]
         shown += [("corner", f"corner {number}", spec) for number, spec in enumerate(corners)]

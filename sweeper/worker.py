@@ -127,7 +127,7 @@ class Worker:
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
         service = self.service
-        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest))
+        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest, service.time))
         trace = service.trace(spec)
         recipe = service.recipe(slot.seed)
         facts = service.facts(child.fingerprint(recipe))

@@ -7,7 +7,18 @@ deeper.
 
 from sweeper.config.reading import parse_value, read_yaml
 from sweeper.config.recipe import Recipe
-from sweeper.config.space import Parameter, Range, Restarts, Search
+from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
 from sweeper.config.sweep import Confirm, Sweep
 
-__all__ = ["Confirm", "Parameter", "Range", "Recipe", "Restarts", "Search", "Sweep", "parse_value", "read_yaml"]
+__all__ = [
+    "Confirm",
+    "Parameter",
+    "Pruner",
+    "Range",
+    "Recipe",
+    "Restarts",
+    "Search",
+    "Sweep",
+    "parse_value",
+    "read_yaml",
+]

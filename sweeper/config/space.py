@@ -1,7 +1,7 @@
 """``Search``: the space that Optuna searches, as a sweep file writes it."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -33,13 +33,16 @@ Scalar = bool | int | float | str
 class Parameter(Model):
     """What one schedule parameter may be: a fixed ``value``, one of ``choices``, or within a ``range``.
 
-    In YAML: a scalar; a list; ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one a cycle.
+    In YAML: a scalar; a list; ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one a cycle. A
+    choice may have parameters of its own, ``- cosine: {power: [1, 2]}``, which exist only where it is chosen; of a
+    decay written as arithmetic they are also the constants that it leaves open. ``own`` has them by :meth:`label`.
     """
 
     value: Any = None
     choices: tuple[Scalar | None, ...] | None = None
     range: Range | None = None
     per_cycle: bool = False
+    own: dict[str, dict[str, "Parameter"]] = Field(default_factory=dict)
 
     @classmethod
     def read(cls, written: Any) -> "Parameter":
@@ -55,16 +58,41 @@ class Parameter(Model):
         if isinstance(written, Mapping) and set(written) == {"choices"}:
             written = written["choices"]
         if isinstance(written, list | tuple):
-            if not written:
-                raise ValueError("is an empty list; expected at least one choice")
-            if any(isinstance(item, list | dict) for item in written):
-                raise ValueError("a choice is a single value, not a list or mapping")
-            if len(set(written)) < len(written):
-                raise ValueError("names a choice twice")
-            return cls(choices=tuple(written), per_cycle=per_cycle)
+            return cls._read_choices(list(written), per_cycle)
         if isinstance(written, Mapping):
             return cls(range=Range.model_validate(written), per_cycle=per_cycle)
         return cls(value=written)
+
+    @classmethod
+    def _read_choices(cls, written: list[Any], per_cycle: bool) -> "Parameter":
+        if not written:
+            raise ValueError("is an empty list; expected at least one choice")
+        choices, belongs = [], []
+        for item in written:
+            choice: Any = item
+            own: Any = {}
+            if isinstance(item, Mapping) and len(item) == 1:
+                [(choice, own)] = item.items()
+            if isinstance(choice, list | Mapping) or not isinstance(own, Mapping):
+                raise ValueError(
+                    "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
+                )
+            choices.append(choice)
+            belongs.append({str(name): cls.read(value) for name, value in own.items()})
+        if len(set(choices)) < len(choices):
+            raise ValueError("names a choice twice")
+        found = cls(choices=tuple(choices), per_cycle=per_cycle)
+        named = {found.label(choice): below for choice, below in zip(choices, belongs, strict=True) if below}
+        if per_cycle and named:
+            raise ValueError("a choice drawn per cycle cannot have parameters of its own")
+        if any(parameter.per_cycle for below in named.values() for parameter in below.values()):
+            raise ValueError("a choice's own parameter cannot be drawn per cycle")
+        return found.model_copy(update={"own": named})
+
+    def label(self, choice: Any) -> str:
+        """A choice's name in the names of its own parameters: itself if it is a word, else its place (from 1)."""
+        assert self.choices is not None
+        return choice if isinstance(choice, str) and choice.isidentifier() else str(self.choices.index(choice) + 1)
 
     @property
     def searched(self) -> bool:
@@ -82,8 +110,8 @@ class Restarts(Model):
     """How many restart steps a proposal has (``min`` to ``max``) and where: ``first`` to ``last``, a grid of ``every``.
 
     All in epochs. One on/off slot per possible restart with a position inside it: of the encodings tried, the one that
-    searches best. ``distance`` is the least number of epochs between two restarts; ``first`` defaults to it, ``last``
-    to the run's length less it.
+    searches best. ``distance`` is the least number of epochs between two restarts; ``first`` defaults to it (and to
+    after the warm-up), ``last`` to the run's length less it.
     """
 
     min: int = Field(default=0, ge=0)
@@ -126,3 +154,22 @@ class Search(Model):
         if own.get("restarts") is not None and "steps" in params:
             raise ValueError("restarts and steps both say where restarts are; expected one of them")
         return {**own, "params": params}
+
+
+class Pruner(Model):
+    """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
+
+    ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: half
+    the run), stop a trial whose best annealed value so far is among the lowest ``share`` of what at least ``others``
+    other trials had reached by that epoch.
+    """
+
+    name: Literal["none", "cycle_end"] = "none"
+    from_epoch: int | None = Field(default=None, ge=1)
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    others: int = Field(default=5, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_enough(cls, written: Any) -> Any:
+        return {"name": written} if isinstance(written, str) else written

@@ -2,17 +2,21 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sweeper import schedules
 from sweeper.config.reading import parse_value, read_yaml
 from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
-from sweeper.config.space import Scalar, Search
+from sweeper.config.space import Pruner, Scalar, Search
 from sweeper.errors import ConfigError, ScheduleError
+
+#: Names of samplers; any other of Optuna's is written module:Class.
+SAMPLERS = ("tpe", "random", "gp", "grid")
 
 
 class Confirm(Model):
@@ -34,9 +38,15 @@ class Sweep(Model):
     lr0: Positive
     trials: int = Field(ge=0, le=100_000)
     baselines: tuple[str | dict[str, Any], ...] = ("yolo_linear", "yolo_cosine")
+    enqueue: tuple[str | dict[str, Any], ...] = Field(
+        default=(), description="schedules, or answers to the search's questions, that the first trials are given"
+    )
     search: Search
     sampler: str = "tpe"
-    pruner: str = "none"
+    pruner: Pruner = Field(default_factory=Pruner)
+    dead_after: int | None = Field(
+        default=None, ge=1, description="epochs after which a search trial whose mAP never left 0 is given up"
+    )
     confirm: Confirm = Field(default_factory=Confirm)
     invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
@@ -54,6 +64,17 @@ class Sweep(Model):
         *("trials", "confirm", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
         *("data", "invalid", "loader_workers", "cache_mb"),
     )
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_is_known(cls, value: str) -> str:
+        if value not in SAMPLERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            close = difflib.get_close_matches(value, SAMPLERS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"is not a sampler{hint}; expected one of {', '.join(SAMPLERS)}, or module:Class of an Optuna sampler"
+            )
+        return value
 
     @property
     def objective(self) -> str:

@@ -3,7 +3,7 @@
 import ast
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,37 @@ x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max 
             raise ScheduleError(
                 f"decay: {self.text!r}: a power of {power:g} is too large; expected at most {MAX_POWER:g}"
             )
+
+
+def free_names(text: str) -> set[str]:
+    """The names in an expression that are not its variables, pi, e or a function: constants left open.
+
+    >>> sorted(free_names("a*((1+cos(pi*x/y))/2)**b+(1-a)"))
+    ['a', 'b']
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()  # not arithmetic: whoever reads it as a decay says so
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names - {*_VARIABLES, *_CONSTANTS, *_FUNCTIONS}
+
+
+def filled(text: str, constants: Mapping[str, float]) -> str:
+    """The expression with numbers in place of the names in ``constants``.
+
+    >>> filled("a*((1+cos(pi*x/y))/2)**b+(1-a)", {"a": 0.65, "b": -1})
+    '0.65 * ((1 + cos(pi * x / y)) / 2) ** (-1.0) + (1 - 0.65)'
+    """
+
+    class Fill(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:  # the name that ast looks for
+            if node.id not in constants:
+                return node
+            number = float(constants[node.id])
+            return ast.Constant(number) if number >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-number))
+
+    return ast.unparse(Fill().visit(ast.parse(text.strip(), mode="eval"))) if constants else text
 
 
 class _Run:

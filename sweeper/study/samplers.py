@@ -24,7 +24,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed),
     # Every point once, conditional ones too; needs a step on every range. A finished grid starts over.
-    "grid": lambda seed: BruteForceSampler(seed=seed, avoid_premature_stop=True),
+    # What others are training counts as visited: with `avoid_premature_stop` two workers would get one point.
+    "grid": lambda seed: BruteForceSampler(seed=seed),
 }
 
 

@@ -1,0 +1,213 @@
+"""From a search space to one schedule, by asking for its parameters one by one.
+
+Restarts are on/off slots with a position inside each slot: of sixteen encodings tried, the one with the least regret.
+What would change nothing is not asked for (a restart's position where there is none, a step_scale without restarts),
+with two exceptions that a sampler's nature asks for: a Gaussian process wants every parameter in every trial
+(``gp``), and a grid should not hold one schedule twice (``grid``: a slot offers only what is still free).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+
+from sweeper.config import Parameter, Restarts, Sweep
+from sweeper.errors import ConfigError
+from sweeper.schedules import Duration, TimeBase
+from sweeper.schedules.expression import filled, free_names
+
+#: What acts at restarts only, and so is idle in a schedule without any.
+AT_RESTARTS = ("step_scale", "epoch_scale")
+
+
+class Suggest(Protocol):
+    """The part of an Optuna trial that a proposal needs."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+class Drawn:
+    """A ``Suggest`` that draws uniformly: what a study without history proposes. For plans and checks."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if step is not None:
+            return low + step * int(self._random.integers(0, int((high - low) / step + 1e-9) + 1))
+        if log:
+            return float(np.exp(self._random.uniform(np.log(low), np.log(high))))
+        return float(self._random.uniform(low, high))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return low + step * int(self._random.integers(0, (high - low) // step + 1))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[int(self._random.integers(0, len(choices)))]
+
+
+def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dict[str, Any]:
+    """One schedule as a spec (all defaults written out), drawn from ``sweep.search`` through ``suggest``.
+
+    ``time`` is needed where a warm-up is written in steps or images: restarts come after it. Raises ConfigError for a
+    space that cannot be.
+    """
+    search, whole = sweep.search, sweep.sampler == "gp"
+    written: dict[str, Any] = {"family": search.family}
+    cycles = most = 1
+    if search.restarts is not None:
+        places = slots(sweep, time)
+        draw = _free_restarts if sweep.sampler == "grid" else _restarts
+        written["steps"] = draw(places, search.restarts, suggest, whole)
+        cycles, most = len(written["steps"]) + 1, search.restarts.max + 1
+    for name, parameter in search.params.items():
+        acting = cycles > 1 or search.restarts is None or name not in AT_RESTARTS
+        if not parameter.per_cycle:
+            if acting or whole:
+                found = _one(name, parameter, suggest, whole)
+                written.update(found if acting else {})
+            continue
+        first = 2 if name == "step_scale" else 1  # no restart begins the first cycle
+        last = most if whole else cycles
+        drawn = [_one(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)]
+        values = [next(iter(one.values())) for one in drawn[: cycles - first + 1]]
+        if values:
+            written[name] = values
+    return sweep.spec(written)
+
+
+def _one(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
+    """A parameter's value and those of the parameters that belong to the choice made, by name."""
+    if parameter.choices is not None:
+        choices = list(parameter.choices)
+        choice: Any = suggest.suggest_categorical(name, choices) if parameter.searched else choices[0]
+        own: dict[str, Any] = {}
+        for label, below in parameter.own.items():
+            chosen = label == parameter.label(choice)
+            for inner, inner_parameter in below.items():
+                if chosen or whole:
+                    found = _one(f"{inner}_{label}", inner_parameter, suggest, whole)
+                    own.update({inner: found[f"{inner}_{label}"]} if chosen else {})
+        if own and isinstance(choice, str):
+            choice = filled(choice, {key: own.pop(key) for key in free_names(choice) & own.keys()})
+        return {name: choice, **own}
+    if parameter.range is None:
+        return {name: parameter.value}
+    limits = parameter.range
+    whole_numbers = all(float(value).is_integer() for value in (limits.low, limits.high, limits.step or 0.5))
+    if whole_numbers and limits.step is not None:
+        return {name: suggest.suggest_int(name, int(limits.low), int(limits.high), step=int(limits.step))}
+    return {name: suggest.suggest_float(name, limits.low, limits.high, step=limits.step, log=limits.log)}
+
+
+def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
+    """The epochs at which each slot's restart may come: equal shares of the grid from ``first`` to ``last``.
+
+    A restart comes after the (longest) warm-up. Raises ConfigError where the restarts do not fit; [] without any.
+    """
+    restarts = sweep.search.restarts
+    if restarts is None:
+        return []
+    epochs, every = sweep.epochs, restarts.every
+    earliest = int(_warmup(sweep, time)) + 1
+    first = restarts.first
+    if first is None:
+        behind = max(earliest - restarts.distance, 0)
+        first = restarts.distance + -(-behind // every) * every
+    elif first < earliest:
+        raise ConfigError(
+            f"search.restarts: first {first} is not after the warm-up; expected epoch {earliest} or later, "
+            "or a shorter warm-up"
+        )
+    last = restarts.last if restarts.last is not None else epochs - restarts.distance
+    if last >= epochs or first >= epochs:
+        raise ConfigError(
+            f"search.restarts: first {first} to last {last} does not lie inside the run; expected {earliest} "
+            f"(after the warm-up) to {epochs - 1}"
+        )
+    grid = range(first, last + 1, every)
+    if not len(grid) or (restarts.max - 1) * _gap(restarts) > grid[-1] - first:
+        raise ConfigError(
+            f"search.restarts: {restarts.max} restarts do not fit between epochs {first} and {last} in steps of "
+            f"{every} with distance {restarts.distance}; expected fewer or a longer run"
+        )
+    edges = [round(len(grid) * slot / restarts.max) for slot in range(restarts.max + 1)]
+    return [grid[low:high] for low, high in pairwise(edges)]
+
+
+def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
+    """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
+    longest = 0.0
+    for written in sweep.search.params.get("warmup", Parameter(value=0)).examples():
+        length = Duration.parse(written, "warmup")
+        if time is not None or length.unit in ("ep", "dur"):
+            longest = max(longest, length.epochs(time or TimeBase(sweep.epochs, 1)))
+    return longest
+
+
+def _gap(restarts: Restarts) -> int:
+    """The least distance between two restarts that keeps both on the grid."""
+    return -(-restarts.distance // restarts.every) * restarts.every
+
+
+def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
+    """Restart epochs, ascending; neighbours that are too near are moved apart, later first. All ranges are fixed."""
+    steps: list[int] = []
+    for index, place in enumerate(places):
+        # on without asking when the slots that are left are needed to reach the minimum
+        forced = restarts.min - len(steps) >= len(places) - index
+        on = forced
+        if not forced or (whole and restarts.min < restarts.max):
+            on = suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "on" or forced
+        if on or whole:
+            at = place[0]
+            if len(place) > 1:
+                at = suggest.suggest_int(f"steps_{index + 1}", place[0], place[-1], step=restarts.every)
+            steps += [at] if on else []
+    gap = _gap(restarts)
+    for index in range(1, len(steps)):
+        steps[index] = max(steps[index], steps[index - 1] + gap)
+    end = places[-1][-1] + gap
+    for index in reversed(range(len(steps))):
+        steps[index] = end = min(steps[index], end - gap)
+    return steps
+
+
+def _free_restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
+    """The same without two answers for one schedule: a slot offers what its predecessors left, at the right distance.
+
+    Its ranges depend on earlier answers, which a model of the space takes badly and a walk over it well.
+    """
+    gap = _gap(restarts)
+
+    def room(index: int, after: int) -> int:
+        """How many more restarts fit into the slots from ``index`` on, the last one so far being at ``after``."""
+        count = 0
+        for place in places[index:]:
+            free = [at for at in place if at >= after + gap]
+            if free:
+                count, after = count + 1, free[0]
+        return count
+
+    steps: list[int] = []
+    for index, place in enumerate(places):
+        after = steps[-1] if steps else -gap
+        need = restarts.min - len(steps)
+        free = [at for at in place if at >= after + gap and 1 + room(index + 1, at) >= need]
+        may_be_off = room(index + 1, after) >= need
+        if not free:
+            continue
+        if may_be_off and suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "off":
+            continue
+        at = free[0]
+        if len(free) > 1:
+            at = suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
+        steps.append(at)
+    return steps

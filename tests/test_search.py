@@ -1,0 +1,393 @@
+"""The search space: every proposal is a valid schedule within the limits that the sweep file sets."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper import database, search
+from sweeper.config import Sweep
+from sweeper.config.sweep import SAMPLERS
+from sweeper.errors import ConfigError
+from sweeper.schedules import Duration, TimeBase, parse
+from sweeper.study import Study, samplers
+
+RECIPE = {"name": "s", "data": "digits", "model": "yolo11n.yaml", "lr0": 0.01, "trials": 8, "baselines": []}
+SPACE = {
+    "family": "cawb",
+    "restarts": {"min": 0, "max": 3, "every": 10, "distance": 10},
+    "step_scale": {"per": "cycle", "choices": [0.5, 0.7, 1.0]},
+    "horizon": "end",
+    "warmup": "3ep",
+}
+OPEN = "a*((1+cos(pi*x/y))/2)**b+(1-a)"
+
+
+def build(space: dict[str, Any] | None = None, **more: Any) -> Sweep:
+    return Sweep.build({**RECIPE, "epochs": 100, "search": SPACE if space is None else space, **more})
+
+
+def time(sweep: Sweep, steps: int = 3) -> TimeBase:
+    return TimeBase(sweep.epochs, steps, images=steps * 16)
+
+
+def digest(sweep: Sweep, spec: dict[str, Any]) -> str:
+    return parse(spec).trace(time(sweep)).digest
+
+
+class Walk:
+    """Answers that go through every path of a finite space, one after the other."""
+
+    def __init__(self) -> None:
+        self.path: list[tuple[int, int]] = []
+        self.at = 0
+
+    def _next(self, count: int) -> int:
+        if self.at == len(self.path):
+            self.path.append((0, count))
+        self.at += 1
+        return self.path[self.at - 1][0]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
+        assert step is not None
+        return low + step * self._next(int((high - low) / step + 1e-9) + 1)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return low + step * self._next((high - low) // step + 1)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return choices[self._next(len(choices))]
+
+    def forward(self) -> bool:
+        """To the next path; False after the last."""
+        self.at = 0
+        while self.path and self.path[-1][0] + 1 == self.path[-1][1]:
+            self.path.pop()
+        if self.path:
+            index, count = self.path.pop()
+            self.path.append((index + 1, count))
+        return bool(self.path)
+
+
+def walked(sweep: Sweep) -> list[dict[str, Any]]:
+    walk, found = Walk(), []
+    while True:
+        found.append(search.propose(sweep, walk, time(sweep)))
+        if not walk.forward():
+            return found
+
+
+# -- properties
+
+restarts = st.fixed_dictionaries(
+    {"min": st.integers(0, 4), "max": st.integers(1, 5), "every": st.integers(1, 12), "distance": st.integers(1, 25)},
+    optional={"last": st.integers(20, 99)},
+)
+warmups = st.sampled_from([0, "3ep", "2.5ep", "17ep", "0.1dur", "20it", "100img", [0, "5ep"]])
+sampled = st.sampled_from(SAMPLERS)
+
+
+@settings(max_examples=150, deadline=None)
+@given(restarts=restarts, warmup=warmups, sampler=sampled, seed=st.integers(0, 10**6))
+def test_every_proposal_is_valid_and_keeps_to_the_limits(
+    restarts: dict[str, int], warmup: Any, sampler: str, seed: int
+) -> None:
+    """Number of restarts, distance, grid, warm-up, range: whatever is drawn, in every encoding."""
+    restarts["max"] = max(restarts["min"], restarts["max"])
+    sweep = build({**SPACE, "restarts": restarts, "warmup": warmup}, sampler=sampler)
+    try:
+        places = search.slots(sweep, time(sweep))
+    except ConfigError:  # they do not fit; that is said, not drawn
+        return
+    spec = search.propose(sweep, search.Drawn(seed), time(sweep))
+    steps = spec["steps"]
+    assert restarts["min"] <= len(steps) <= restarts["max"]
+    assert all(later - earlier >= restarts["distance"] for earlier, later in pairwise(steps))
+    assert all((step - places[0][0]) % restarts["every"] == 0 for step in steps)
+    assert all(places[0][0] <= step <= places[-1][-1] for step in steps)
+    trace = parse(spec).trace(time(sweep))
+    assert all(step > Duration.parse(spec["warmup"]).epochs(time(sweep)) for step in steps)
+    breaks = [step for step in steps if trace.lr[step * 3 - 1] != trace.lr[step * 3]]
+    assert [jump.epoch for jump in trace.jumps()] == breaks
+    assert parse(spec).spec == spec
+
+
+@settings(max_examples=25, deadline=None)
+@given(restarts=restarts, sampler=sampled)
+def test_the_corners_of_a_space_that_fits_are_schedules(restarts: dict[str, int], sampler: str) -> None:
+    restarts["max"] = max(restarts["min"], restarts["max"])
+    space = {
+        **SPACE,
+        "restarts": restarts,
+        "decay": ["linear", {"cosine": {"power": {"low": 0.5, "high": 2, "step": 0.5}}}],
+    }
+    sweep = build(space, sampler=sampler)
+    try:
+        search.slots(sweep)
+    except ConfigError:
+        return
+    search.check(sweep, time(sweep))
+    counts = {len(spec["steps"]) for spec in search.corners(sweep, time(sweep))}
+    assert counts == {restarts["min"], restarts["max"]}
+
+
+@pytest.mark.parametrize("distance", [10, 25, 30])
+def test_a_walk_over_the_grid_meets_no_schedule_twice_and_all_that_tpe_can_propose_by_slot(distance: int) -> None:
+    limits = {"min": 1, "max": 3, "every": 10, "distance": distance, "first": 10, "last": 90}
+    space = {**SPACE, "restarts": limits, "step_scale": [0.5, 0.7]}
+    grid = build(space, sampler="grid")
+    specs = walked(grid)
+    assert len({digest(grid, spec) for spec in specs}) == len(specs)
+    places = search.slots(grid)
+    canonical = {
+        digest(grid, spec)
+        for spec in walked(build(space))
+        if len({index for step in spec["steps"] for index, place in enumerate(places) if step in place})
+        == len(spec["steps"])
+    }
+    assert canonical <= {digest(grid, spec) for spec in specs}
+
+
+class Noted(search.Drawn):
+    """Draws, and notes what was asked for."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.names: list[str] = []
+
+    def suggest_float(self, name: str, *args: Any, **kwargs: Any) -> float:
+        self.names.append(name)
+        return super().suggest_float(name, *args, **kwargs)
+
+    def suggest_int(self, name: str, *args: Any, **kwargs: Any) -> int:
+        self.names.append(name)
+        return super().suggest_int(name, *args, **kwargs)
+
+    def suggest_categorical(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.names.append(name)
+        return super().suggest_categorical(name, *args, **kwargs)
+
+
+def test_what_changes_nothing_is_not_asked_for() -> None:
+    sweep = build({**SPACE, "floor": [0.0, 0.1]})
+    for seed in range(40):
+        noted = Noted(seed)
+        spec = search.propose(sweep, noted, time(sweep))
+        assert len(noted.names) == len(set(noted.names))
+        for name in ("steps_", "step_scale_"):
+            assert sum(asked.startswith(name) for asked in noted.names) == len(spec["steps"])
+
+
+def test_a_gaussian_process_is_asked_everything_every_time() -> None:
+    """It models what every trial has; the schedules are the same as those of other samplers."""
+    space = {**SPACE, "decay": ["linear", {"cosine": {"power": {"low": 0.5, "high": 2}}}]}
+    sweep = build(space, sampler="gp")
+    asked = set()
+    for seed in range(40):
+        noted = Noted(seed)
+        spec = search.propose(sweep, noted, time(sweep))
+        asked.add(frozenset(noted.names))
+        assert len(spec["steps"]) <= 3
+        assert spec["power"] == 1.0 or spec["decay"] == "cosine"
+    assert len(asked) == 1
+    assert {"restart_3", "steps_3", "step_scale_3", "power_cosine"} <= asked.pop()
+
+
+# -- parameters of a choice
+
+
+def test_a_choice_has_parameters_of_its_own() -> None:
+    decay = [
+        "linear",
+        {"cosine": {"power": {"low": 0.5, "high": 2}, "floor": [0.0, 0.1]}},
+        {OPEN: {"a": [0.5], "b": {"low": 1, "high": 3}}},
+    ]
+    sweep = build({**SPACE, "decay": decay})
+    search.check(sweep)
+    seen = set()
+    for seed in range(60):
+        spec = search.propose(sweep, search.Drawn(seed))
+        seen.add(spec["decay"].split(" ")[0])
+        if spec["decay"] == "cosine":
+            assert 0.5 <= spec["power"] <= 2
+            assert spec["floor"] in (0.0, 0.1)
+        elif spec["decay"] == "linear":
+            assert spec["power"] == 1.0
+        else:
+            assert "a" not in spec["decay"].replace("max", "")
+            assert parse(spec).trace(time(sweep)).final == pytest.approx(0.01 * 0.5 * min(1, _last(spec)), rel=0.01)
+    assert seen == {"linear", "cosine", "0.5"}
+
+
+def _last(spec: dict[str, Any]) -> float:
+    peak = 1.0
+    for scale in spec["step_scale"] if spec["steps"] else []:
+        peak *= scale
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"decay": OPEN}, "leaves a, b open"),
+        ({"decay": [{OPEN: {"a": [0.5]}}]}, "leaves b open"),
+        ({"decay": [{"cosine": {"pwer": [1, 2]}}]}, "'pwer'"),
+        ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "'c'"),
+        ({"decay": [{"cosine": {"power": [-1, 2]}}]}, "power"),
+        ({"decay": [{"(u-0.5)**b": {"b": {"low": 0.5, "high": 1.5}}}]}, "LR is nan"),
+        ({"decay": [{"cosine": 3}]}, "with its own parameters"),
+        ({"warmup": "20ep", "restarts": {"first": 20}}, "expected epoch 21"),
+        ({"restarts": {"max": 4, "distance": 30}}, "do not fit"),
+        ({"decay": [[1, 2]]}, "single value"),
+    ],
+)
+def test_what_cannot_be_proposed_is_refused_before_it_is(space: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        search.check(build({**SPACE, **space}))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_needs_a_step() -> None:
+    space = {**SPACE, "decay": [{"cosine": {"power": {"low": 0.5, "high": 2}}}]}
+    with pytest.raises(ConfigError, match="no step"):
+        search.check(build(space, sampler="grid"))
+    search.check(build(space))
+
+
+@pytest.mark.parametrize("sampler", ["tep", "optuna.samplers", "a b:c"])
+def test_a_sampler_is_known_when_the_file_is_read(sampler: str) -> None:
+    with pytest.raises(ConfigError, match="sampler"):
+        build(sampler=sampler)
+    assert set(SAMPLERS) == set(samplers.SAMPLERS)
+
+
+def test_restarts_come_after_a_warmup_in_steps() -> None:
+    sweep = build({**SPACE, "warmup": "100it"})
+    assert search.slots(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
+    assert search.slots(sweep, TimeBase(100, 100))[0][0] == 10
+    search.check(sweep)  # nothing to say before the steps of an epoch are known
+    with pytest.raises(ConfigError, match="warm"):
+        search.check(sweep, TimeBase(100, 1))
+
+
+# -- known good schedules
+
+
+def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -> None:
+    inside = {"family": "cawb", "steps": [30, 70], "step_scale": [0.7, 1.0], "horizon": "end", "warmup": "3ep"}
+    outside = {"family": "warm_restarts", "T_0": "10ep", "T_mult": 2}
+    answers = {"restart_1": "on", "steps_1": 20}
+    plain = {"family": "cawb", "warmup": "3ep"}
+    sweep = build(enqueue=[inside, outside, {**inside, "steps": [31, 70]}, answers, plain, "yolo_cosine"])
+    found = search.enqueued(sweep, time(sweep))
+    assert [next(iter(one)) for one in found] == ["params", "schedule", "schedule", "params", "params", "schedule"]
+    assert found[0]["params"] == {
+        "restart_1": "on",
+        "steps_1": 30,
+        "restart_2": "off",
+        "restart_3": "on",
+        "steps_3": 70,
+        "step_scale_1": 0.7,
+        "step_scale_2": 1.0,
+    }
+    assert found[3]["params"] == answers
+    assert found[4]["params"] == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"restart_9": "on"}, "restart_9: is not a parameter of the search"),
+        ({"restart_1": "yes"}, "'yes' is not in the search space"),
+        ({"restart_1": "on", "steps_1": 11}, "11 is not in the search space"),
+        ({"family": "cawb", "steps": [300]}, "300"),
+    ],
+)
+def test_what_cannot_be_enqueued_is_said(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        search.check(build(enqueue=[given]))
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("enqueue: 1: ")
+
+
+# -- near duplicates
+
+
+def test_the_nearest_is_found_by_its_learning_rates() -> None:
+    sweep = build()
+    base = sweep.spec({"family": "cawb", "steps": [50], "horizon": "end"})
+    sketches = {
+        0: search.sketch(sweep.spec("yolo_linear"), time(sweep)),
+        1: search.sketch({**base, "steps": [51]}, time(sweep)),
+        2: search.sketch({**base, "steps": [80]}, time(sweep)),
+    }
+    found = search.nearest(search.sketch(base, time(sweep)), sketches)
+    assert found is not None
+    assert (found.trial, found.shared_epochs) == (1, 50)
+    assert found.near
+    far = search.nearest(sketches[2], {0: sketches[0]})
+    assert far is not None
+    assert not far.near
+    assert search.nearest(sketches[0], {}) is None
+
+
+def test_the_template_uses_the_space_made_for_sharing() -> None:
+    from sweeper import cli
+
+    sweep = Sweep.load(Path(cli.__file__).parent / "sweep.yaml")
+    search.check(sweep)
+    params = sweep.search.params
+    assert params["horizon"].value == "end"
+    assert not params["decay"].searched
+    assert not params["warmup"].searched
+    assert sweep.search.restarts is not None
+    assert sweep.search.restarts.every == 10
+
+
+# -- through a real study
+
+
+def test_the_grid_is_walked_once_by_the_sampler(tmp_path: Path) -> None:
+    """As many trials as the grid has schedules: each of them once, by two workers in turn."""
+    limits = {"min": 0, "max": 2, "every": 20, "distance": 40, "first": 20, "last": 80}
+    decay = ["linear", {"cosine": {"power": [1, 2]}}]
+    sweep = build({**SPACE, "restarts": limits, "step_scale": 0.5, "decay": decay}, sampler="grid")
+    everything = {digest(sweep, spec) for spec in walked(sweep)}
+    assert len(everything) == (1 + 2 + 2 + 3) * 3
+    study = launched(sweep, tmp_path, len(everything))
+    seen = []
+    while (slot := study.claim("a")) is not None:
+        other = study.claim("b")
+        for held in filter(None, (slot, other)):
+            seen.append(digest(sweep, held.propose(lambda suggest: search.propose(sweep, suggest, time(sweep)))))
+        for held in filter(None, (slot, other)):
+            held.tell(0.5)
+    assert set(seen) == everything
+    assert len(seen) == len(everything)
+
+
+def test_the_space_of_a_study_is_frozen_and_a_change_is_told(tmp_path: Path) -> None:
+    sweep = build()
+    launched(sweep, tmp_path, 1)
+    changed = build({**SPACE, "step_scale": {"per": "cycle", "choices": [0.5, 0.9]}}, sampler="gp")
+    with pytest.raises(ConfigError) as caught:
+        launched(changed, tmp_path, 1)
+    assert "search.params.step_scale.choices: [0.5, 0.7, 1.0] -> [0.5, 0.9]" in str(caught.value)
+    assert "sampler" in str(caught.value)
+
+
+def launched(sweep: Sweep, folder: Path, count: int) -> Study:
+    slots = [{"stage": "search", "schedule": None, "seed": 0}] * count
+    return Study.create(
+        database.open(f"sqlite:///{folder}/s.db"),
+        sweep.name,
+        config=sweep.identity(),
+        slots=slots,
+        sampler=sweep.sampler,
+        seed=0,
+        free_keys=Sweep.FREE,
+    )
