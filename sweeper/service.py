@@ -240,12 +240,21 @@ class Service:
         reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
         trained = sum(len(row.values) for row in rows) - reused
         seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
+        told = [row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED")]
+        distinct = len({row.attrs.get("trace") for row in told})
         return {
             "sweep": self.sweep.name,
             "budget": counts["total"],
             "counts": counts,
             "done": self.study.done,
             "epochs": {"per_trial": self.sweep.epochs, "trained": trained, "reused": reused},
+            "proposals": {
+                "told": len(told),
+                "distinct": distinct,
+                "per_distinct": len(told) / distinct if distinct else None,
+                "duplicates": sum("duplicate_of" in row.attrs for row in told),
+                "near_duplicates": sum("near_duplicate_of" in row.attrs for row in told),
+            },
             "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
             "seconds_per_epoch": median(seconds) if seconds else None,
             "store": asdict(self.store.usage()),

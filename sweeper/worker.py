@@ -11,9 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from sweeper import report, search
+from sweeper import prune, report, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -25,6 +26,7 @@ from sweeper.errors import (
     SweeperError,
     TrainingError,
 )
+from sweeper.known import Known
 from sweeper.schedules import Trace, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -35,13 +37,13 @@ from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
 say = logging.getLogger("sweeper")
 
 MAP = "curve/mAP50-95"
-LAST_EPOCHS = 3
+SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 BEAT_S = 2.0
 
 
 def objective(rows: list[dict[str, Any]]) -> float:
     """Mean mAP50-95 of the last three epochs of a run (fewer where it has fewer): one lucky epoch does not win."""
-    tail = [float(row[MAP]) for row in rows[-LAST_EPOCHS:]]
+    tail = [float(row[MAP]) for row in rows[-prune.LAST :]]
     return sum(tail) / len(tail)
 
 
@@ -62,6 +64,7 @@ class Worker:
         self.stop = stop
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self.folder = service.place.folder / "work" / self.name
+        self.known = Known(service)
         self._segment: str | None = None  # the key whose training we have leased
         self._beaten = 0.0
 
@@ -134,19 +137,24 @@ class Worker:
         digest = recipe.digest(facts)
         keys = prefix_keys(digest, trace)
         branches = service.branches(trace)
+        twin = self.known.twin(slot, trace, digest)
         log: TrialLog | None = None
         try:
             while True:
                 # The idea, all of it: go on from the deepest stored prefix of this trace.
-                found = self._deepest(slot, keys)
+                found = self._deepest(slot, keys, twin)
                 if log is None:
                     say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
                     log = self._log(slot, attrs=self._describe(slot, spec, trace, digest), trace=trace)
                     if "epochs_reused" not in slot.attrs:
                         slot.set("epochs_reused", found.epoch)
-                for row in found.rows:
+                pruned = None
+                for count, row in enumerate(found.rows, start=1):
                     self._record(slot, log, trace, row)
-                if found.epoch == trace.epochs:
+                    if found.epoch < trace.epochs and (pruned := self._verdict(slot, trace, found.rows[:count])):
+                        found = replace(found, rows=found.rows[:count])
+                        break
+                if pruned or found.epoch == trace.epochs:
                     break
                 for event in child.train(recipe, trace, start=found.epoch, state=found.state or None):
                     self._beat(slot.number, event.epoch)
@@ -158,13 +166,15 @@ class Worker:
                     self._put(slot, log, keys, found, facts, branch=found.epoch in branches)
                     self._record(slot, log, trace, row)
                     if found.epoch < trace.epochs:
+                        if pruned := self._verdict(slot, trace, found.rows):
+                            break
                         if self.stop.is_set():
                             raise Stopped
                         if not self._next_is_ours(keys, found.epoch):
                             break
-                if found.epoch == trace.epochs:
+                if pruned or found.epoch == trace.epochs:
                     break
-            self._finish(slot, log, child, recipe, found)
+            self._finish(slot, log, child, recipe, found, pruned)
         finally:
             self._release()
             if log is not None:
@@ -172,13 +182,22 @@ class Worker:
 
     # -- segments: trained once, by whoever holds the lease
 
-    def _deepest(self, slot: Slot, keys: list[str]) -> Snapshot:
-        """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere."""
+    def _verdict(self, slot: Slot, trace: Trace, rows: list[dict[str, Any]]) -> str | None:
+        return self.known.verdict(slot, trace, [float(row[MAP]) for row in rows])
+
+    def _deepest(self, slot: Slot, keys: list[str], twin: Snapshot | None) -> Snapshot:
+        """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere.
+
+        A finished twin stands in where the last state is gone: its values are known, there is nothing to train.
+        """
         store = self.service.store
         while True:
             depth = store.deepest(keys, owner=f"{self.service.sweep.name}/{slot.number}")
-            if depth + 1 < len(keys) and not self._lease(keys[depth + 1]):
-                raise Elsewhere
+            if depth + 1 < len(keys):
+                if twin is not None:
+                    return twin
+                if not self._lease(keys[depth + 1]):
+                    raise Elsewhere
             if store.deepest(keys) != depth:  # it was stored while we asked
                 continue
             if depth == 0:
@@ -227,9 +246,15 @@ class Worker:
 
     def _describe(self, slot: Slot, spec: dict[str, Any], trace: Trace, digest: str) -> dict[str, Any]:
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
-        for key, value in (("trace", trace.digest), ("recipe", digest), ("facts", facts)):
+        # "facts" for programs; one by one they are columns and axes in optuna-dashboard
+        shown = {key: facts[key] for key in SHOWN}
+        for key, value in {"trace": trace.digest, "recipe": digest, "facts": facts, **shown}.items():
             if slot.attrs.get(key) != value:
                 slot.set(key, value)
+        if slot.stage == "search" and "duplicate_of" not in slot.attrs:
+            near = self.known.near(slot, spec)
+            if near is not None and near.near:
+                say.info("trial %d: like trial %d, %.1f %% of its LR", slot.number, near.trial, 100 * near.distance)
         return {**spec, **facts}
 
     def _log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
@@ -260,19 +285,22 @@ class Worker:
         if row["epoch"] not in slot.values:
             slot.report(row["epoch"], row[MAP])
 
-    def _finish(self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, end: Snapshot) -> None:
+    def _finish(
+        self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, end: Snapshot, pruned: str | None
+    ) -> None:
         own = f"{self.service.sweep.name}/{slot.number}"
         trained = [row for row in end.rows if row["by"] == own]
-        value = objective(end.rows)
+        # a dip is no verdict: what is told of a pruned trial is the best that it had reached
+        value = prune.best_so_far([float(row[MAP]) for row in end.rows]) if pruned else objective(end.rows)
         best = max(end.rows, key=lambda row: float(row[MAP]))
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
-        if self.service.sweep.weights != "none":
+        if self.service.sweep.weights != "none" and end.state and not pruned:
             log.weights("ema.pt", child.weights(recipe, end.state))
         last = end.rows[-1]
         summary = {"best/mAP50-95": best[MAP], "best/epoch": best["epoch"], "final/mAP50-95": value}
         log.epoch(last["epoch"], summary, last["time"])
         log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
-        log.finish("FINISHED", last["time"])
+        log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         for key, said in told.items():
@@ -280,6 +308,11 @@ class Worker:
         log.flush(5)
         if log.run_id is not None:
             slot.set("run_id", log.run_id)
+        if pruned:
+            slot.set("pruned", pruned)
+            slot.prune(value)
+            say.info("trial %d: stopped, %s", slot.number, pruned)
+            return
         slot.tell(value)
         say.info("trial %d: mAP50-95 %.4f (%d epochs trained, %d reused)", slot.number, value, *counts.values())
 

@@ -129,6 +129,12 @@ def status(found: Mapping[str, Any]) -> None:
             console.print(
                 f"worker {worker['worker']} on {worker['device']}: {at}, heard of {worker['age_s']:.0f} s ago"
             )
+    told = found["proposals"]
+    if told["told"]:
+        console.print(
+            f"proposals: {told['told']} told, {told['distinct']} distinct schedules "
+            f"({told['per_distinct']:.2f} proposals for one), {told['near_duplicates']} near another"
+        )
     store = found["store"]
     console.print(f"store: {store['count']} states, {store['bytes'] / 1e9:.2f} GB")
     if found["tracking_problem"]:

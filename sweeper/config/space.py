@@ -159,9 +159,9 @@ class Search(Model):
 class Pruner(Model):
     """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
 
-    ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: half
-    the run), stop a trial whose best annealed value so far is among the lowest ``share`` of what at least ``others``
-    other trials had reached by that epoch.
+    ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: a
+    third of the run), stop a trial whose best so far is below the lowest ``share`` of what at least ``others`` other
+    trials had reached by that epoch. Three epochs' means are compared; see :mod:`sweeper.prune`.
     """
 
     name: Literal["none", "cycle_end"] = "none"

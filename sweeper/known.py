@@ -1,0 +1,83 @@
+"""What a study knows of a trial before and while it is trained: its twin, its nearest, what others reached."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeper import prune, search
+from sweeper.schedules import Trace
+from sweeper.service import Service
+from sweeper.store import Snapshot
+from sweeper.study import Slot, TrialRow
+
+MAP = "curve/mAP50-95"
+
+
+class Known:
+    """The finished trials of one sweep, seen from the one at hand."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sketches: dict[int, NDArray[np.float64]] = {}
+
+    def twin(self, slot: Slot, trace: Trace, recipe: str) -> Snapshot | None:
+        """The end of a finished trial with the same trace, seed and recipe, without its state; None if there is none.
+
+        The trial's attribute ``duplicate_of`` then says which one.
+        """
+        row = self._service.study.find(trace.digest, slot.seed, recipe)
+        if row is None or row.number == slot.number or len(row.values) < trace.epochs:
+            return None
+        slot.set("duplicate_of", row.number)
+        now, steps = round(time.time() * 1000), trace.steps_per_epoch
+        rows = [
+            {
+                "epoch": epoch,
+                "time": now,
+                "by": f"{self._service.sweep.name}/{row.number}",
+                "seconds": float(row.attrs.get("epoch_seconds", 0.0)),
+                "curve/lr": float(trace.lr[(epoch + 1) * steps - 1]),
+                MAP: row.values[epoch],
+            }
+            for epoch in range(trace.epochs)
+        ]
+        return Snapshot(trace.epochs, b"", rows, str(row.attrs.get("state_digest", "")))
+
+    def near(self, slot: Slot, spec: Mapping[str, Any]) -> search.Nearest | None:
+        """The finished trial whose learning rates are most like ``spec``'s; noted on the trial where it is near."""
+        for row in self._others(slot):
+            if row.number not in self._sketches and row.schedule is not None and row.state == "COMPLETE":
+                self._sketches[row.number] = search.sketch(row.schedule, self._service.time)
+        found = search.nearest(search.sketch(spec, self._service.time), self._sketches)
+        if found is not None and found.near and "near_duplicate_of" not in slot.attrs:
+            slot.set("near_duplicate_of", found.trial)
+            slot.set("near_distance", round(found.distance, 6))
+        return found
+
+    def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
+        """The reason to stop a search trial after ``curve`` (mAP by epoch), or None. Nothing else is ever stopped."""
+        sweep = self._service.sweep
+        if slot.stage != "search" or len(curve) >= trace.epochs:
+            return None
+        if (reason := prune.dead(curve, sweep.dead_after)) is not None:
+            return reason
+        ends = {jump.epoch for jump in trace.jumps()}
+        if sweep.pruner.name == "none" or len(curve) not in ends:
+            return None
+        others = [[row.values[epoch] for epoch in sorted(row.values)] for row in self._others(slot)]
+        least, from_epoch = sweep.pruner.others, sweep.pruner.from_epoch
+        return prune.cycle_end(
+            curve,
+            ends,
+            others,
+            from_epoch=trace.epochs // 3 if from_epoch is None else from_epoch,
+            share=sweep.pruner.share,
+            least=least,
+        )
+
+    def _others(self, slot: Slot) -> list[TrialRow]:
+        rows = self._service.study.rows()
+        return [row for row in rows if row.number != slot.number and row.seed == slot.seed and row.state != "FAIL"]
