@@ -27,7 +27,7 @@ demo: install
 	@echo "Learning-rate traces beside mAP:   $(BIN)/sweeper ui jobs/digits.yaml"
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
