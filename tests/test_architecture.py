@@ -13,6 +13,7 @@ LAYERS = [
     {"config", "data", "database"},
     {"search"},
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report", "prune"},
+    {"evidence"},
     {"worker", "service", "fleet", "known"},
     {"summary"},
     {"cli"},

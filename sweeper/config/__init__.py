@@ -1,17 +1,18 @@
 """What the YAML says, checked: ``Recipe`` (everything but the learning rate), ``Search``, ``Sweep``.
 
 A sweep file is flat where Ultralytics is (``data``, ``model``, ``epochs``, ``imgsz``, ``batch`` ...) and nested only
-for what this project adds (``search``, ``baselines``, ``confirm``). ``key=value`` after the file overrides it, dots go
-deeper.
+for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``). ``key=value`` after the file overrides
+it, dots go deeper.
 """
 
 from sweeper.config.reading import parse_value, read_yaml
 from sweeper.config.recipe import Recipe
 from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
-from sweeper.config.sweep import Confirm, Sweep
+from sweeper.config.sweep import Confirm, Escape, Sweep
 
 __all__ = [
     "Confirm",
+    "Escape",
     "Parameter",
     "Pruner",
     "Range",

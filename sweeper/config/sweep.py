@@ -29,6 +29,26 @@ class Confirm(Model):
     sigma: Positive | None = Field(default=None, description="assumed sd of a run, until baselines tell it")
 
 
+class Escape(Model):
+    """The battery on a restart: what decides (see ``sweeper.escape.Thresholds``), and what is spent on it.
+
+    ``quench``: the length of a short anneal to the bottom, as a share of the run's steps, an epoch at most.
+    ``bn_batches`` and ``val_images`` are what one loss on the landscape costs.
+    """
+
+    practical: NotNegative = 0.002
+    over_self: NotNegative = 3.0
+    moved_beta: NotNegative = 0.05
+    same_beta: NotNegative = 0.02
+    within: NotNegative = 2.0
+    snapshots: int = Field(default=8, ge=0, le=64)
+    points: int = Field(default=7, ge=3, le=101)
+    piece_points: int = Field(default=3, ge=3, le=101)
+    quench: Annotated[float, Field(gt=0, le=1)] = 0.005
+    bn_batches: int = Field(default=2, ge=1)
+    val_images: int = Field(default=32, ge=1)
+
+
 class Sweep(Model):
     """One YAML file = one Optuna study = one MLflow experiment, one name."""
 
@@ -48,6 +68,7 @@ class Sweep(Model):
         default=None, ge=1, description="epochs after which a search trial whose mAP never left 0 is given up"
     )
     confirm: Confirm = Field(default_factory=Confirm)
+    escape: Escape = Field(default_factory=Escape)
     invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
     workers: int | Literal["auto"] = "auto"
@@ -61,7 +82,7 @@ class Sweep(Model):
 
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
-        *("trials", "confirm", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
+        *("trials", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
         *("data", "invalid", "loader_workers", "cache_mb"),
     )
 

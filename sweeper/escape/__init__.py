@@ -9,8 +9,9 @@
 Weights are numpy arrays under their names; whoever owns the network hands in its loss as a function.
 """
 
+from sweeper.schedules.controls import along, counterfactual, matched_peak, quench
+
 from .barrier import Barrier, PathBarrier, Weights, barrier, disagreement, distance, interpolate, path_barrier
-from .controls import along, counterfactual, matched_peak, quench
 from .curve import Effect, curve_noise, effects
 from .verdict import Comparison, Gain, Movement, Thresholds, Verdict, verdict
 

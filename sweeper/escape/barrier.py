@@ -71,21 +71,30 @@ def barrier(loss: Loss, first: Weights, last: Weights, *, points: int = 11) -> B
 
 
 def path_barrier(
-    loss: Loss, before: Weights, snapshots: Sequence[Weights], after: Weights, *, points: int = 11
+    loss: Loss,
+    before: Weights,
+    snapshots: Sequence[Weights],
+    after: Weights,
+    *,
+    points: int = 11,
+    direct: Barrier | None = None,
 ) -> PathBarrier:
     """The barrier between ``before`` and ``after`` along quenched ``snapshots`` taken on the way, in their order.
 
     All of them must be quenched alike (a short anneal at the floor LR): raw weights at a high LR sit high on the walls.
-    Costs ``(k + 2) * (points - 1)`` losses for k > 0 snapshots.
+    ``points`` are those of each piece; ``direct`` is the straight line, where it is known already. Costs
+    ``(k + 2) * (points - 1)`` losses for k > 0 snapshots, ``(k + 1) * (points - 1) - 1`` with ``direct``.
     """
-    path = [before, *snapshots, after]
-    losses = [loss(dict(weights)) for weights in path]
-    direct = _line(loss, before, after, points, losses[0], losses[-1])
+    known = direct is not None
+    if direct is None:
+        direct = barrier(loss, before, after, points=points)
     if not snapshots:
-        return PathBarrier(direct.height, direct, direct.height, (direct,), points)
+        return PathBarrier(direct.height, direct, direct.height, (direct,), 0 if known else points)
+    path = [before, *snapshots, after]
+    losses = [direct.first, *(loss(dict(weights)) for weights in snapshots), direct.last]
     pieces = tuple(_line(loss, path[i], path[i + 1], points, losses[i], losses[i + 1]) for i in range(len(path) - 1))
     along = max(piece.top for piece in pieces) - max(losses[0], losses[-1])
-    evaluations = len(path) + (len(pieces) + 1) * (points - 2)
+    evaluations = len(snapshots) + len(pieces) * (points - 2) + (0 if known else points)
     return PathBarrier(min(direct.height, along), direct, along, pieces, evaluations)
 
 

@@ -22,7 +22,8 @@ class Thresholds:
     ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
     self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
     have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
-    ``snapshots``, ``points``: quenched snapshots along the way and losses per piece of it.
+    ``snapshots``: quenched ones along the way; ``points``: losses on a straight line from end to end, ``piece_points``:
+    on each piece of the way, both ends included.
     """
 
     practical: float = 0.002
@@ -31,7 +32,8 @@ class Thresholds:
     same_beta: float = 0.02
     within: float = 2.0
     snapshots: int = 8
-    points: int = 11
+    points: int = 7
+    piece_points: int = 3
 
 
 class Comparison(Protocol):
@@ -105,7 +107,8 @@ class Verdict:
         t = self.thresholds
         limits = (
             f"moved from {t.over_self:g}x self-barrier and beta {t.moved_beta:g}, same basin below beta "
-            f"{t.same_beta:g}, gain beyond {t.practical:g}; {t.snapshots} snapshots, {t.points} points"
+            f"{t.same_beta:g}, gain beyond {t.practical:g}; {t.snapshots} snapshots, {t.points} "
+            f"points a line and {t.piece_points} a piece"
         )
         return f"{self.word}: {self.reason} (thresholds: {limits})"
 
@@ -148,7 +151,8 @@ def verdict(
     if gain is None:
         reasons.append("counterfactual not run")
     else:
-        better = gain.mean >= t.practical and gain.low > 0
+        if gain.low > -inf:  # one pair has no interval and tells neither
+            better = gain.mean >= t.practical and gain.low > 0
         reasons.append(_says("counterfactual gain", gain))
 
     if better is None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules.checks import IDLE
+from sweeper.schedules.checks import IDLE, whole
+from sweeper.schedules.controls import CONTROLS, at_restart
 from sweeper.schedules.families import FAMILIES
 from sweeper.schedules.shapes import did_you_mean
 from sweeper.schedules.time import FloatArray, TimeBase
@@ -59,6 +60,9 @@ class Schedule:
         >>> parse({"family": "cawb", "lr": 0.1}).at(TimeBase(10, 2), np.array([0.0, 20.0, 99.0])).round(4).tolist()
         [0.1, 0.005, 0.005]
         """
+        if self.family in CONTROLS:
+            column = self.trace(time).group(group).astype(np.float64)
+            return column[np.minimum(np.asarray(steps), len(column) - 1).astype(np.int64)]
         params = {**self.params, **self.groups.get(group, {})}
         with np.errstate(all="ignore"):  # what is not finite is refused below, with its step
             values = FAMILIES[self.family].curve(params, time, group)(np.asarray(steps, np.float64))
@@ -82,6 +86,8 @@ class Schedule:
         >>> [(jump.step, jump.epoch, jump.kind) for jump in run.jumps()]
         [(10, 5, 'restart')]
         """
+        if self.family in CONTROLS:
+            return at_restart(self.family, parse(self.params["of"]).trace(time), self.params["restart"])
         family = FAMILIES[self.family]
         lr = self.values(time)
         momentum = family.momentum(self.params, time)
@@ -99,6 +105,8 @@ class Schedule:
         )
 
     def _rows(self, time: TimeBase) -> int:
+        if self.family in CONTROLS:
+            return parse(self.params["of"])._rows(time)
         return max(FAMILIES[self.family].rows(self.params, time), 1)
 
 
@@ -107,7 +115,9 @@ def parse(spec: Mapping[str, Any]) -> Schedule:
 
     ``lr`` may be a list, one base LR per parameter group: the first is the main group, the others are called "1", "2"
     ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. Everything that does not
-    depend on the length of the run is checked here. Raises ScheduleError naming the parameter and what is allowed.
+    depend on the length of the run is checked here. The control runs of a restart are schedules, too:
+    ``{family: counterfactual | matched_peak, of: SPEC, restart: 1}``, see :mod:`sweeper.schedules.controls`.
+    Raises ScheduleError naming the parameter and what is allowed.
 
     >>> parse({"family": "cawb", "lr": 0.1, "steps": [31, 81], "warmup": "3ep"}).params["step_scale"]
     0.8
@@ -120,6 +130,8 @@ warmup, decay, floor, power, warmup_start, granularity, horizon, groups (did you
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
     name = spec.get("family")
+    if isinstance(name, str) and name in CONTROLS:
+        return _control(name, spec)
     if not isinstance(name, str) or name not in FAMILIES:
         raise ScheduleError(
             f"family: {str(name)[:80]!r} is not known; expected one of {', '.join(FAMILIES)}"
@@ -138,6 +150,17 @@ warmup, decay, floor, power, warmup_start, granularity, horizon, groups (did you
         if differs:
             overrides[group] = differs
     return Schedule(name, params, dict(sorted(overrides.items())))
+
+
+def _control(name: str, spec: Mapping[str, Any]) -> Schedule:
+    """A control run of the schedule ``of``, whose ``restart`` (from 1) it does without."""
+    of, unknown = spec.get("of"), sorted(map(str, spec.keys() - {"family", "of", "restart"}))
+    if unknown:
+        raise ScheduleError(f"{name}: {unknown[0][:80]} is not a parameter; known are of, restart")
+    if not isinstance(of, Mapping) or of.get("family") in CONTROLS:
+        raise ScheduleError(f"{name}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
+    restart = whole(1, 1_000)(f"{name}: restart", spec.get("restart", 1))
+    return Schedule(name, {"of": parse(of).spec, "restart": restart}, {})
 
 
 def _groups(name: str, given: dict[str, Any], groups: object) -> dict[str, dict[str, Any]]:

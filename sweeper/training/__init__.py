@@ -70,9 +70,12 @@ class Trainer(Protocol):
     steps_per_epoch: int
     groups: tuple[str, ...]
 
-    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent) -> EpochLog:
+    def train_epoch(
+        self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
+    ) -> EpochLog:
         """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``; ``beat`` is called with every batch.
 
+        ``steps``: only the first so many optimizer steps of it, for a quench; there is no training on from there.
         Raises LRMismatch, NotFinite or OutOfMemory; the state is then undefined until ``load``.
         """
 

@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sweeper import errors
 from sweeper.config import Recipe
@@ -100,6 +102,23 @@ class TrainingProcess:
         answer = self._ask(("weights", recipe, state))
         assert isinstance(answer, bytes)
         return answer
+
+    def quench(
+        self, recipe: Recipe, trace: Trace, *, epoch: int, steps: int, state: bytes
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The EMA's arrays after ``steps`` steps from ``state`` with the data and learning rates of ``epoch``."""
+        answer = self._ask(("quench", recipe, trace, epoch, steps, state))
+        assert isinstance(answer, dict)
+        return answer
+
+    def loss(
+        self, recipe: Recipe, arrays: Mapping[str, np.ndarray[Any, Any]], *, epoch: int, batches: int, images: int
+    ) -> float:
+        """Loss of an EMA with these arrays on the first ``images`` validation images, as they are.
+
+        Its BatchNorm statistics are recomputed before, on the first ``batches`` of the augmented batches of ``epoch``.
+        """
+        return float(self._ask(("loss", recipe, dict(arrays), epoch, batches, images)))
 
     def end(self) -> None:
         """End the child, at once."""
@@ -197,9 +216,18 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
             if trainer is None or opened != recipe:
                 trainer = training.open(recipe, device=device, threads=recipe.threads, folder=folder)
                 opened, untrained = recipe, trainer.state()
+            if message[0] == "loss":
+                _, _, arrays, epoch, batches, images = message
+                trainer.set_weights(arrays)
+                trainer.recompute_bn(epoch, batches)
+                pipe.send(trainer.val_loss(images))
+                continue
             trainer.load(untrained if state is None else state)
             if message[0] == "weights":
                 pipe.send(trainer.weights())
+            elif message[0] == "quench":
+                trainer.train_epoch(message[3], message[2], steps=message[4])
+                pipe.send(trainer.arrays())
             else:
                 _train(pipe, trainer, trace=message[2], start=message[3])
         except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again

@@ -50,7 +50,9 @@ class UltralyticsTrainer:
         self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
         self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
 
-    def train_epoch(self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent) -> EpochLog:
+    def train_epoch(
+        self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
+    ) -> EpochLog:
         """Train one epoch; see the protocol."""
         started = time.perf_counter()
         parts, recipe = self._parts, self._recipe
@@ -59,7 +61,8 @@ class UltralyticsTrainer:
         parts.deterministic()
         parts._model_train()
         parts.optimizer.zero_grad()
-        steps = parts.plan(epoch, trace)
+        planned = parts.plan(epoch, trace)
+        batches = self._batches if steps is None else min(steps * recipe.accumulate, self._batches)
         used: list[np.float32] = []
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=parts.device))
         unseen: list[torch.Tensor] = []
@@ -75,18 +78,20 @@ class UltralyticsTrainer:
                 for name, value in items.items():
                     sums[name] += value
                 unseen.append(loss.detach())
-                last = i + 1 == self._batches
+                last = i + 1 == batches
                 if last or len(unseen) == LOOK_EVERY:
                     self._look(epoch, i + 1 - len(unseen), unseen)
                     unseen = []
                 if last or (i + 1) % recipe.accumulate == 0:
-                    used.append(parts.step(epoch, *next(steps)))
+                    used.append(parts.step(epoch, *next(planned)))
+                if last and steps is not None:
+                    break
         if hasattr(parts.model.criterion, "update"):
             parts.model.criterion.update()
         for name, model in (("weights", parts.model), ("EMA", parts.ema.ema)):
             if broken := snapshot.first_not_finite(model):
                 raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
-        losses = {f"train/{name}": float(value) / self._batches for name, value in sums.items()}
+        losses = {f"train/{name}": float(value) / batches for name, value in sums.items()}
         return EpochLog(np.array(used, np.float32), losses, time.perf_counter() - started)
 
     def evaluate(self) -> Evaluation:

@@ -1,7 +1,8 @@
 """The learning rates of the controls, made from the trace of the run they control: pure functions, trace in, trace out.
 
-Each control is an ordinary run. Because it begins with the very same learning rates, its beginning is found in the
-snapshot store and nothing before the fork is trained again.
+Each control is an ordinary run, and its spec an ordinary spec: ``{family: counterfactual, of: SPEC, restart: 1}``.
+Because it begins with the very same learning rates, its beginning is found in the snapshot store and nothing before
+the fork is trained again.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ScheduleError
-from ..schedules import Trace
+from sweeper.errors import ScheduleError
+from sweeper.schedules.trace import Trace
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -81,6 +82,25 @@ def quench(trace: Trace, epoch: int, *, epochs: int = 1, floor: float | None = N
         epochs=epoch + epochs,
         marks=None if trace.marks is None else tuple(mark for mark in trace.marks if mark < cut),
     )
+
+
+#: Families of control runs: name -> (trace of the run, step of its restart) -> trace of the control.
+CONTROLS: dict[str, Callable[[Trace, int], Trace]] = {"counterfactual": counterfactual, "matched_peak": matched_peak}
+
+
+def at_restart(family: str, trace: Trace, restart: int) -> Trace:
+    """The control ``family`` of the run's restart number ``restart``, counted from 1; drops do not count.
+
+    ScheduleError where the run has fewer restarts.
+
+    >>> run = Trace([0.1, 0.05, 0.1, 0.05], epochs=4, marks=(2,))
+    >>> at_restart("counterfactual", run, 1).jumps()
+    []
+    """
+    steps = [jump.step for jump in trace.jumps() if jump.kind == "restart"]
+    if restart > len(steps):
+        raise ScheduleError(f"{family}: restart: {restart} is not there; the run has {len(steps)} restarts")
+    return CONTROLS[family](trace, steps[restart - 1])
 
 
 def along(trace: Trace, start: int, end: int, k: int) -> list[int]:

@@ -1,0 +1,198 @@
+"""The battery on the restarts of one trial: which control runs it needs, and what they say together.
+
+Per restart and paired seed: the *counterfactual* branch (the same run without the restart; its beginning is in the
+store) and the *matched peak* (one anneal from the restart's LR). Seeds are those of the confirmation where the trial
+was confirmed, else its own, and then there is no interval. Once on the first of the seeds: the *barrier*, a trial that
+is the run itself (nothing to train) with a landscape measured at its end; its scale is an independent seed of the run.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper import escape, stats
+from sweeper.errors import ConfigError
+from sweeper.escape import Comparison, Gain, Thresholds
+from sweeper.evidence.confirm import OPEN, Slot, fresh_seeds, name_of
+from sweeper.evidence.landscape import Landscape
+from sweeper.schedules import Trace
+from sweeper.schedules.controls import CONTROLS
+from sweeper.study import TrialRow
+
+SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Restart ``number`` (from 1) of a run: the LR goes up by ``ratio`` (None: from 0) in ``epoch``; its cycle ends
+    after ``end`` epochs."""
+
+    number: int
+    epoch: int
+    ratio: float | None
+    end: int
+
+
+def restarts(trace: Trace) -> list[Restart]:
+    """The restarts of a run; drops are none.
+
+    >>> restarts(Trace([0.1, 0.05, 0.1, 0.05, 0.02, 0.01], epochs=6, marks=(2, 4)))
+    [Restart(number=1, epoch=2, ratio=2.0, end=4)]
+    """
+    jumps = trace.jumps()
+    found: list[Restart] = []
+    for jump in jumps:
+        if jump.kind == "restart":
+            end = min((other.epoch for other in jumps if other.epoch > jump.epoch), default=trace.epochs)
+            ratio = round(jump.ratio, 6) if math.isfinite(jump.ratio) else None
+            found.append(Restart(len(found) + 1, jump.epoch, ratio, end))
+    return found
+
+
+def subject(rows: Sequence[TrialRow], trial: int | None = None) -> TrialRow:
+    """The trial to examine: ``trial``, else the best one with a restart, by confirmed scores where there are any.
+
+    Without any restart in the sweep: the best trial with a drop. ConfigError if there is none, or for a trial that is
+    not finished, not comparable, or itself a confirmation or control run.
+    """
+    usable = [
+        row
+        for row in rows
+        if row.stage in ("baseline", "search") and row.state == "COMPLETE" and not row.attrs.get("confounder")
+    ]
+    if trial is not None:
+        for row in usable:
+            if row.number == trial:
+                return row
+        raise ConfigError(
+            f"trial {trial}: not a finished, comparable baseline or search trial of this sweep; "
+            "expected one that `sweeper pick` ranks"
+        )
+
+    def merit(row: TrialRow) -> tuple[bool, float]:
+        again = [other.value for other in _confirmed(rows, row) if other.value is not None]
+        return bool(again), sum(again) / len(again) if again else row.value or 0.0
+
+    for kind in ("restarts", "drops"):
+        with_jumps = [row for row in usable if (row.attrs.get("facts") or {}).get(kind)]
+        if with_jumps:
+            return max(with_jumps, key=merit)
+    raise ConfigError("escape: no finished trial has a restart or a drop; there is nothing to examine")
+
+
+def seeds_of(rows: Sequence[TrialRow], row: TrialRow) -> list[int]:
+    """The seeds that the trial was, or is being, confirmed on, in their order; its own if fewer than two."""
+    confirmed = [other.seed for other in _confirmed(rows, row) if other.seed is not None]
+    return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [row.seed or 0]
+
+
+def control_slots(rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int) -> list[Slot]:
+    """The runs that the battery on ``row`` (with this ``trace``) compares with; ``seed`` is the sweep's. None for a
+    run without restarts."""
+    seeds, found = seeds_of(rows, row), restarts(trace)
+    slots = [
+        _slot(row, {"family": family, "of": dict(row.schedule or {}), "restart": at.number}, one, family, at)
+        for one in seeds
+        for at in found
+        for family in CONTROLS
+    ]
+    if found and len(seeds) == 1:
+        slots.append(_slot(row, dict(row.schedule or {}), fresh_seeds(seed, 1)[0], SEED, None))
+    return slots
+
+
+def barrier_slots(
+    rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int, settings: Mapping[str, Any]
+) -> list[Slot]:
+    """The measuring trials of the battery, for after the control runs. Other ``settings`` measure anew."""
+    first, *others = seeds_of(rows, row)
+    other = others[0] if others else fresh_seeds(seed, 1)[0]
+    return [
+        _slot(row, dict(row.schedule or {}), first, BARRIER, at, other=other, settings=dict(settings))
+        for at in restarts(trace)
+    ]
+
+
+def verdicts(rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds) -> list[dict[str, Any]]:
+    """What can be said of the jumps of ``row``, in their order: every drop, and every restart with control runs.
+
+    Each is a verdict's ``to_dict`` with the jump's ``epoch``, ``ratio`` and ``kind``, and for a restart its number, the
+    comparisons ``gain`` and ``over_peak`` and the ``landscape`` (None: not there). JSON-able.
+    """
+    found = [
+        {"kind": "drop", "epoch": at["epoch"], "ratio": at["ratio"]}
+        | escape.verdict("drop", thresholds=thresholds).to_dict()
+        for at in row.attrs.get("effects") or []
+        if at["kind"] == "drop"
+    ]
+    controls = [other for other in rows if _control(other).get("trial") == row.number]
+    numbers = {_control(other)["restart"] for other in controls if _control(other).get("restart")}
+    for number in sorted(numbers):
+        own = [other for other in controls if _control(other).get("restart") == number]
+        at, seeds = _control(own[0]), seeds_of(rows, row)
+        gain, over_peak = (_compared(rows, row, own, family, seeds) for family in CONTROLS)
+        measured = [other.attrs["landscape"] for other in own if other.attrs.get("landscape")]
+        landscape = Landscape.of(measured[-1]) if measured else None
+        said = escape.verdict(
+            "restart",
+            movement=landscape.movement if landscape else None,
+            gain=gain,
+            over_peak=over_peak,
+            thresholds=thresholds,
+        )
+        found.append(
+            {"kind": "restart", "restart": number, "epoch": at["epoch"], "ratio": at["ratio"]}
+            | said.to_dict()
+            | {"gain": _plain(gain), "over_peak": _plain(over_peak)}
+            | {"landscape": landscape.to_dict() if landscape else None}
+        )
+    return sorted(found, key=lambda one: int(one["epoch"]))
+
+
+def _slot(row: TrialRow, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Slot:
+    words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
+    place = {"restart": at.number, "epoch": at.epoch, "ratio": at.ratio, "end": at.end} if at else {}
+    return {
+        "stage": "control",
+        "schedule": spec,
+        "seed": seed,
+        "name": f"{name_of(row)}: {words}" + (f" (epoch {at.epoch})" if at else ""),
+        "control": {"trial": row.number, "kind": kind, **place, **more},
+    }
+
+
+def _control(row: TrialRow) -> Mapping[str, Any]:
+    control: Mapping[str, Any] = row.attrs.get("control") or {}
+    return control
+
+
+def _confirmed(rows: Sequence[TrialRow], row: TrialRow) -> Iterator[TrialRow]:
+    """The confirmation runs of a trial's configuration that did not fail."""
+    for other in rows:
+        ours = other.stage == "confirm" and name_of(other) == name_of(row)
+        if ours and other.state in (*OPEN, "COMPLETE") and not other.attrs.get("confounder"):
+            yield other
+
+
+def _compared(
+    rows: Sequence[TrialRow], row: TrialRow, controls: Sequence[TrialRow], kind: str, seeds: Sequence[int]
+) -> Comparison | None:
+    """The restarted runs minus their controls of this kind on the same seeds; None without a pair."""
+    theirs = {
+        other.seed: other.value
+        for other in controls
+        if _control(other)["kind"] == kind and other.state == "COMPLETE" and other.value is not None
+    }
+    runs = {other.seed: other.value for other in (row, *_confirmed(rows, row)) if other.value is not None}
+    pairs = [(runs[seed], theirs[seed]) for seed in seeds if seed in runs and seed in theirs]
+    if len(pairs) < 2:
+        return Gain(pairs[0][0] - pairs[0][1]) if pairs else None
+    return stats.paired([mine for mine, _ in pairs], [other for _, other in pairs])
+
+
+def _plain(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    numbers = {name: getattr(comparison, name) for name in ("n", "mean", "low", "high")}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

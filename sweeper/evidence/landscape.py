@@ -1,0 +1,167 @@
+"""Is there a hill between before and after a restart: quenches and losses in a training process, the maths in escape.
+
+Everything is measured alike: weights are the EMA's, quenches and BatchNorm statistics use the data of the epoch after
+the run's last one (so no two points differ in their images, and mosaic is as at the run's end), the loss is on the same
+un-augmented validation images.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sweeper import escape
+from sweeper.config import Escape, Recipe
+from sweeper.errors import SnapshotCorrupt
+from sweeper.escape import Movement, Thresholds, Weights
+from sweeper.schedules import Trace
+from sweeper.store import Store
+from sweeper.training.process import Epoch, TrainingProcess
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's; no weights, and large
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What was measured around one restart; barriers in units of the loss per image.
+
+    ``path``: the barrier that counts, the lower of ``direct`` (the straight line) and ``along`` (the quenched snapshots
+    after ``snapshots`` epochs; None where the straight line already said that there is nothing to cross).
+    ``self_barrier``: between two quenches of the state before, with other data orders. ``seeds``: to the run on
+    ``other_seed`` at the same epoch. ``distance``, ``cosine``: of the weights, a diagnostic.
+    """
+
+    start: int
+    end: int
+    path: float
+    direct: float
+    along: float | None
+    self_barrier: float
+    seeds: float
+    snapshots: tuple[int, ...]
+    distance: float
+    cosine: float
+    losses: int
+    quenches: int
+    quench_steps: int
+    seconds: float
+
+    @property
+    def movement(self) -> Movement:
+        """As the verdict wants it."""
+        return Movement(self.path, self.self_barrier, self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; all numbers are finite."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Landscape":
+        """What ``to_dict`` gave."""
+        return cls(**{**data, "snapshots": tuple(data["snapshots"])})
+
+
+def thresholds(settings: Escape) -> Thresholds:
+    """The deciding half of the settings."""
+    return Thresholds(**{name: getattr(settings, name) for name in Thresholds.__dataclass_fields__})
+
+
+def measure(
+    child: TrainingProcess,
+    recipe: Recipe,
+    trace: Trace,
+    state: Callable[[int], bytes],
+    other: Callable[[], bytes],
+    *,
+    start: int,
+    end: int,
+    settings: Escape,
+    beat: Callable[[], None] = lambda: None,
+) -> Landscape:
+    """The landscape between epochs ``start`` (the state before the restart) and ``end`` (that of its cycle's end).
+
+    ``state(epoch)``: the run's snapshot after so many epochs; ``other()``: that of an independent seed after ``end``.
+    ``beat`` is called between losses and may raise to stop. Where the straight line already shows that nothing was
+    crossed the way is not walked: the path barrier can only be lower.
+    """
+    began = time.monotonic()
+    limits = thresholds(settings)
+    steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
+    tail = escape.quench(trace, trace.epochs, epochs=2)
+    spent = {"losses": 0, "quenches": 0}
+
+    def quenched(state: bytes, order: int = 0) -> Weights:
+        beat()
+        spent["quenches"] += 1
+        return child.quench(recipe, tail, epoch=trace.epochs + order, steps=steps, state=state)
+
+    def loss(weights: dict[str, np.ndarray[Any, Any]]) -> float:
+        beat()
+        spent["losses"] += 1
+        cost = {"batches": settings.bn_batches, "images": settings.val_images}
+        return child.loss(recipe, weights, epoch=trace.epochs, **cost)
+
+    first = state(start)
+    before, again, after = quenched(first), quenched(first, order=1), quenched(state(end))
+    direct = escape.barrier(loss, before, after, points=limits.points)
+    own = escape.barrier(loss, before, again, points=limits.points)
+    seeds = escape.barrier(loss, after, quenched(other()), points=limits.points)
+    way: list[int] = []
+    path, along = direct.height, None
+    if Movement(direct.height, own.height, seeds.height).state(limits)[0] != "no":
+        way = escape.along(trace, start, end, limits.snapshots)
+        between = [quenched(state(epoch)) for epoch in way]
+        walked = escape.path_barrier(loss, before, between, after, points=limits.piece_points, direct=direct)
+        path, along = walked.height, walked.along
+    apart, cosine = escape.distance(_weights(before), _weights(after))
+    return Landscape(
+        start=start,
+        end=end,
+        path=path,
+        direct=direct.height,
+        along=along,
+        self_barrier=own.height,
+        seeds=seeds.height,
+        snapshots=tuple(way),
+        distance=apart,
+        cosine=cosine,
+        **spent,
+        quench_steps=steps,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _weights(arrays: Weights) -> Weights:
+    return {name: array for name, array in arrays.items() if not name.endswith(_STATISTICS)}
+
+
+def states(
+    store: Store, child: TrainingProcess, recipe: Recipe, trace: Trace, keys: Sequence[str]
+) -> Callable[[int], bytes]:
+    """Gives a run's snapshot after so many epochs: from the store, or trained again where it was evicted.
+
+    Trained again from the deepest one there is, which may be the one given last: ask for them in ascending order.
+    """
+    last = (0, b"")
+
+    def at(epoch: int) -> bytes:
+        nonlocal last
+        found = last if last[0] <= epoch else (0, b"")
+        depth = store.deepest(keys[: epoch + 1])
+        if depth > found[0]:
+            try:
+                found = (depth, store.get(keys[depth]).state)
+            except SnapshotCorrupt:  # it is out of the index now
+                return at(epoch)
+        if found[0] < epoch:
+            for event in child.train(recipe, trace, start=found[0], state=found[1] or None):
+                if isinstance(event, Epoch) and event.epoch + 1 == epoch:
+                    found = (epoch, event.state)
+                    break
+        last = found
+        return found[1]
+
+    return at
