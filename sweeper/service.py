@@ -9,14 +9,14 @@ The command line is a thin skin over this module; a notebook can use it the same
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sweeper import data, database, schedules, search
+from sweeper import data, database, evidence, schedules, search
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
@@ -198,7 +198,7 @@ class Service:
         keys = [key for name in trials for key in prefix_keys("plan", traces[name])[1:]]
         confirm, finished = self.sweep.confirm, self._rows_if_launched()
         noise = spread(
-            [self._row(row) for row in finished],
+            [self._row(row, ()) for row in finished],
             baselines=baselines,
             **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
         )
@@ -273,7 +273,7 @@ class Service:
                     "trial": row.number,
                     "state": row.state.lower(),
                     "stage": row.stage,
-                    "name": self._name(row),
+                    "name": evidence.name_of(row),
                     "seed": row.seed,
                     "epochs_done": len(row.values),
                     "mAP50-95": row.value if row.value is not None else _latest(row.values),
@@ -287,14 +287,44 @@ class Service:
 
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
-        confirm = self.sweep.confirm
+        confirm, rows = self.sweep.confirm, [row for row in self.study.rows() if row.stage != "foreign"]
         return choose(
-            [self._row(row) for row in self.study.rows() if row.stage != "foreign"],
+            [self._row(row, rows) for row in rows],
             baselines=self.baselines(),
             alpha=confirm.alpha,
             equivalence=confirm.equivalence,
             **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
         )
+
+    # -- evidence
+
+    def confirm(self) -> list[int]:
+        """Ask for what is missing of the confirmation; gives the trials that are confirmed. Any number of times.
+
+        Raises ConfigError while the search goes on. The first call chooses, later ones keep to it.
+        """
+        confirm = self.sweep.confirm
+        slots = evidence.confirm_slots(
+            self.study.rows(), self.baselines(), best=confirm.best, seeds=confirm.seeds, seed=self.sweep.recipe.seed
+        )
+        self.study.add(slots)
+        return list(slots[0]["chosen"])
+
+    def examine(self, trial: TrialRow) -> Iterator[int]:
+        """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
+        how many trials each step has. What was asked for must be trained before the next. Any number of times."""
+        trace, seed = self.trace(trial.schedule or {}), self.sweep.recipe.seed
+        controls = evidence.control_slots(self.study.rows(), trial, trace, seed)
+        self.study.add(controls)
+        yield len(controls)
+        measured = evidence.barrier_slots(self.study.rows(), trial, trace, seed, self.sweep.escape.cost())
+        self.study.add(measured)
+        yield len(measured)
+
+    def verdicts(self, trial: TrialRow, rows: Sequence[TrialRow] | None = None) -> list[dict[str, Any]]:
+        """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
+        rows = self.study.rows() if rows is None else rows
+        return evidence.verdicts(rows, trial, evidence.thresholds(self.sweep.escape))
 
     def _rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""
@@ -304,23 +334,28 @@ class Service:
             return Study.open(self.database, self.sweep.name).rows()
         return []
 
-    def _name(self, row: TrialRow) -> str:
-        return str(row.attrs.get("name") or f"trial {row.number}")
-
-    def _row(self, row: TrialRow) -> Row:
+    def _row(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
+        """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
         confounder = row.attrs.get("confounder")
-        if row.state in ("FAIL", "PRUNED") and confounder is None:
-            confounder = "pruned" if row.state == "PRUNED" else (row.reasons[-1] if row.reasons else "failed")
+        if row.state == "FAIL":  # the last attempt's reason is the confounder, in a whole sentence
+            confounder = row.reasons[-1] if row.reasons else confounder or "failed"
+        elif row.state == "PRUNED":
+            confounder = confounder or "pruned"
+        facts = dict(row.attrs.get("facts") or {})
+        if row.attrs.get("effects"):
+            facts["jumps"] = row.attrs["effects"]
+        if verdicts := self.verdicts(row, rows):
+            facts["verdicts"] = verdicts
         return Row(
             trial=row.number,
-            name=self._name(row),
+            name=evidence.name_of(row),
             stage=row.stage,
             seed=row.seed if row.seed is not None else -1,
             score=row.value if row.state == "COMPLETE" else None,
             confounder=confounder,
             params=dict(row.schedule or {}),
             run_id=row.attrs.get("run_id"),
-            facts=dict(row.attrs.get("facts") or {}),
+            facts=facts,
         )
 
 

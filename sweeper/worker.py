@@ -5,16 +5,17 @@ Stopping and resuming, sharing a beginning, forking and recognising a duplicate 
 """
 
 import contextlib
+import json
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sweeper import prune, report, search
+from sweeper import escape, evidence, prune, report, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -174,7 +175,7 @@ class Worker:
                             break
                 if pruned or found.epoch == trace.epochs:
                     break
-            self._finish(slot, log, child, recipe, found, pruned)
+            self._finish(slot, log, child, recipe, trace, found, pruned)
         finally:
             self._release()
             if log is not None:
@@ -286,7 +287,14 @@ class Worker:
             slot.report(row["epoch"], row[MAP])
 
     def _finish(
-        self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, end: Snapshot, pruned: str | None
+        self,
+        slot: Slot,
+        log: TrialLog,
+        child: TrainingProcess,
+        recipe: Recipe,
+        trace: Trace,
+        end: Snapshot,
+        pruned: str | None,
     ) -> None:
         own = f"{self.service.sweep.name}/{slot.number}"
         trained = [row for row in end.rows if row["by"] == own]
@@ -294,7 +302,9 @@ class Worker:
         value = prune.best_so_far([float(row[MAP]) for row in end.rows]) if pruned else objective(end.rows)
         best = max(end.rows, key=lambda row: float(row[MAP]))
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
-        if self.service.sweep.weights != "none" and end.state and not pruned:
+        effects = self._effects(log, trace, end)
+        landscape = self._landscape(slot, log, child, recipe, trace)
+        if self.service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
         last = end.rows[-1]
         summary = {"best/mAP50-95": best[MAP], "best/epoch": best["epoch"], "final/mAP50-95": value}
@@ -303,6 +313,7 @@ class Worker:
         log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
+        told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
         for key, said in told.items():
             slot.set(key, said)
         log.flush(5)
@@ -315,6 +326,43 @@ class Worker:
             return
         slot.tell(value)
         say.info("trial %d: mAP50-95 %.4f (%d epochs trained, %d reused)", slot.number, value, *counts.values())
+
+    def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
+        """What the curve says about each jump, also as metrics at the jumps' epochs."""
+        found = evidence.jump_effects([row[MAP] for row in end.rows], trace, self.service.sweep.escape.within)
+        for effect in found:
+            log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
+        if found and all(effect["kind"] == "drop" for effect in found):
+            log.tags({names.VERDICT: escape.NOT_A_RESTART})
+        return found
+
+    def _landscape(
+        self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, trace: Trace
+    ) -> dict[str, Any] | None:
+        """What a control trial of the battery is there to measure, None for all others. Raises Stopped."""
+        asked, service = slot.attrs.get("control") or {}, self.service
+        if asked.get("kind") != evidence.BARRIER:
+            return None
+
+        def states(recipe: Recipe) -> Callable[[int], bytes]:
+            keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
+            return evidence.states(service.store, child, recipe, trace, keys)
+
+        def beat() -> None:
+            self._beat(slot.number, trace.epochs)
+            if self.stop.is_set():
+                raise Stopped
+
+        other, (start, end) = service.recipe(asked["other"]), (asked["epoch"], asked["end"])
+        found = evidence.measure(
+            *(child, recipe, trace, states(recipe), lambda: states(other)(end)),
+            start=start,
+            end=end,
+            settings=service.sweep.escape,
+            beat=beat,
+        ).to_dict()
+        log.artifact("escape/landscape.json", json.dumps(found, indent=1).encode())
+        return found
 
     def _beat(self, number: int | None, epoch: int | None) -> None:
         """Say what this worker is at, every other second at most."""

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from sweeper import __version__
+from sweeper.cli.confirm import register as confirm
 from sweeper.cli.data import register as data
 from sweeper.cli.look import register as look
 from sweeper.cli.schedules import register as schedules
@@ -34,7 +35,7 @@ def _root(
     pass
 
 
-for register in (sweeps, look, schedules, data):
+for register in (sweeps, confirm, look, schedules, data):
     register(app)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 LINE_EVERY_S = 15.0
+JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -107,8 +108,48 @@ def answer(found: "Answer", tracking: str) -> None:
                 f"sign-flip p {short(pairs.p_flip)}: {candidate.reason}",
                 soft_wrap=True,
             )
+    for row in found.ranking[:JUMPS_OF]:
+        for line in _jumps(row):
+            console.print(line, soft_wrap=True)
     for excluded in found.excluded:
         console.print(f"not compared: trial {excluded['trial']}: {excluded['reason']}", soft_wrap=True)
+
+
+def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
+    """What ``sweeper confirm --escape`` prints: a row per jump, then the reasons with the thresholds."""
+    table = _table("epoch", "jump", "path", "self", "seeds", "gain", "over peak", "verdict", right=("epoch",))
+    for one in found:
+        landscape = one.get("landscape") or {}
+        barriers = [short(landscape.get(key)) for key in ("path", "self_barrier", "seeds")]
+        gains = [_comparison(one.get(key)) for key in ("gain", "over_peak")]
+        table.add_row(str(one["epoch"]), _jump(one), *barriers, *gains, one["word"])
+    console.print(f"trial {trial}: " + ("" if found else "no restart and no drop, so nothing to examine"))
+    if found:
+        console.print(table)
+    for one in found:
+        console.print(f"epoch {one['epoch']}: {one['sentence']}", soft_wrap=True)
+
+
+def _jump(one: Mapping[str, Any]) -> str:
+    return f"{one['kind']} x{one['ratio']:.3g}" if one.get("ratio") else str(one["kind"])
+
+
+def _comparison(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "-"
+    interval = f" [{one['low']:+.4f}, {one['high']:+.4f}]" if one["low"] is not None else ""
+    return f"{one['mean']:+.4f}{interval} n={one['n']}"
+
+
+def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
+    """What the curve says about each jump of a trial, and the verdict where there is one."""
+    said = {one["epoch"]: one["word"] for one in row["facts"].get("verdicts") or ()}
+    for one in row["facts"].get("jumps") or ():
+        back = f"back after {one['recovery']}" if one["recovery"] is not None else f"not back in {one['watched']}"
+        yield (
+            f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: dip {one['dip']:.4f}, {back} epochs, "
+            f"gain {one['gain']:+.4f} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"
+        )
 
 
 def status(found: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def worker(
     slots = fleet.slots(wanted, per_device)
     stop = _stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
-        workers(service, _arguments(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
+        workers(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
         return
     try:
         Worker(service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop).run()
@@ -113,25 +113,34 @@ def run(
 ) -> None:
     """All of it on this machine: study, workers, answer. Ctrl-C is safe: the same command goes on where it stopped."""
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    slots = slots_here(service)
+    for problem in service.dataset.problems:
+        console.print(f"data: {problem}", soft_wrap=True)
+    service.launch()
+    train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
+    show.answer(service.pick(), service.place.tracking)
+    typer.echo(f"\ncompare in MLflow:  sweeper ui {sweep}" + _store_flag(store))
+
+
+def slots_here(service: "Service") -> list[str]:
+    """The slots of this machine that the sweep asks for. Raises DeviceError."""
     count = service.sweep.workers
     slots = fleet.slots(
         str(service.sweep.device), None if count == "auto" else count, threads=service.sweep.recipe.threads
     )
-    if count != "auto":
-        slots = slots[:count]
-    for problem in service.dataset.problems:
-        console.print(f"data: {problem}", soft_wrap=True)
-    service.launch()
+    return slots if count == "auto" else slots[:count]
+
+
+def train_all(service: "Service", arguments: list[str], slots: list[str]) -> None:
+    """Train every open trial with workers of ours, to the end; KeyboardInterrupt if told to stop before it."""
     stop = _stop_on_signals(signal.SIGTERM)
-    arguments = _arguments(sweep, overrides, store, database_url, tracking_uri)
-    workers(service, arguments, slots[: max(_open_trials(service), 1)], stop=stop, logs=service.place.folder / "work")
+    if open_trials := _open_trials(service):
+        workers(service, arguments, slots[:open_trials], stop=stop, logs=service.place.folder / "work")
     if stop.is_set():
         raise KeyboardInterrupt
     service.tracker.drain(60)
     if service.study.done:
         service.tracker.sweep(status="FINISHED")
-    show.answer(service.pick(), service.place.tracking)
-    typer.echo(f"\ncompare in MLflow:  sweeper ui {sweep}" + _store_flag(store))
 
 
 def _store_flag(store: str) -> str:
@@ -143,7 +152,7 @@ def _open_trials(service: "Service") -> int:
     return counts["waiting"] + counts["running"]
 
 
-def _arguments(
+def arguments_of(
     sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
 ) -> list[str]:
     """The same sweep at the same place, for a process of ours. No password: those stay in the environment."""

@@ -48,6 +48,11 @@ class Escape(Model):
     bn_batches: int = Field(default=2, ge=1)
     val_images: int = Field(default=32, ge=1)
 
+    def cost(self) -> dict[str, float]:
+        """The settings on which the measurement itself depends; with others it is made anew."""
+        names = ("snapshots", "points", "piece_points", "quench", "bn_batches", "val_images")
+        return {name: getattr(self, name) for name in names}
+
 
 class Sweep(Model):
     """One YAML file = one Optuna study = one MLflow experiment, one name."""

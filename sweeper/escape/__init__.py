@@ -13,10 +13,10 @@ from sweeper.schedules.controls import along, counterfactual, matched_peak, quen
 
 from .barrier import Barrier, PathBarrier, Weights, barrier, disagreement, distance, interpolate, path_barrier
 from .curve import Effect, curve_noise, effects
-from .verdict import Comparison, Gain, Movement, Thresholds, Verdict, verdict
+from .verdict import NOT_A_RESTART, Comparison, Gain, Movement, Thresholds, Verdict, verdict
 
 __all__ = [
-    "Barrier", "Comparison", "Effect", "Gain", "Movement", "PathBarrier", "Thresholds", "Verdict", "Weights", "along",
-    "barrier", "counterfactual", "curve_noise", "disagreement", "distance", "effects", "interpolate", "matched_peak",
-    "path_barrier", "quench", "verdict",
+    "NOT_A_RESTART", "Barrier", "Comparison", "Effect", "Gain", "Movement", "PathBarrier", "Thresholds", "Verdict",
+    "Weights", "along", "barrier", "counterfactual", "curve_noise", "disagreement", "distance", "effects",
+    "interpolate", "matched_peak", "path_barrier", "quench", "verdict",
 ]  # fmt: skip

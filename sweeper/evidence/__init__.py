@@ -4,11 +4,13 @@ Plain rows of trials in, slots of trials out; the same workers train them as eve
 what was decided is read back from the slots that are there, so that any command can be interrupted and given again.
 """
 
-from .battery import Restart, barrier_slots, control_slots, restarts, subject, verdicts
-from .confirm import chosen, confirm_slots, fresh_seeds
+from .battery import BARRIER, Restart, barrier_slots, control_slots, restarts, seeds_of, subject, verdicts
+from .confirm import chosen, confirm_slots, fresh_seeds, name_of
+from .jumps import jump_effects, jump_metrics
 from .landscape import Landscape, measure, states, thresholds
 
 __all__ = [
-    "Landscape", "Restart", "barrier_slots", "chosen", "confirm_slots", "control_slots", "fresh_seeds", "measure",
-    "restarts", "states", "subject", "thresholds", "verdicts",
+    "BARRIER", "Landscape", "Restart", "barrier_slots", "chosen", "confirm_slots", "control_slots", "fresh_seeds",
+    "jump_effects", "jump_metrics", "measure", "name_of", "restarts", "seeds_of", "states", "subject", "thresholds",
+    "verdicts",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ RECIPE = "sweeper.recipe"  # digest of everything but the learning rate
 STATE_DIGEST = "sweeper.state_digest"  # SHA-256 over the final model, EMA and optimizer tensors
 STATE = "sweeper.state"  # FINISHED, FAILED, KILLED or PRUNED, where MLflow has no word for the last
 REASON = "sweeper.reason"  # why a trial failed
+VERDICT = "sweeper.verdict"  # on the restarts, or that there are none
 CUT = "sweeper.cut"  # params and tags that were too long for MLflow and lost their end
 REFUSED = "sweeper.refused"  # the last record that the server would not take, and why
 DAMAGED = "sweeper.damaged"  # journal lines that could not be read (a failing disk)
@@ -42,6 +43,8 @@ _COLORS = {
     "polynomial": "#8c510a",
     "exponential": "#b8a900",
     "constant": "#7b3294",
+    "counterfactual": "#8db9d6",
+    "matched_peak": "#b5a17a",
 }
 
 

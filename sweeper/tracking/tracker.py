@@ -68,14 +68,27 @@ class Tracker:
             words[names.CUT] = ", ".join(long + long_tags)
         server.send(run_id, [], {key: value for key, value in kept.items() if key not in held.params}, words)
         for name, data in (artifacts or {}).items():
-            names.check("artifact", name)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / Path(name).name
-                path.write_bytes(data)
-                server.send_file(run_id, name, path)
+            self._send_file(run_id, name, data)
         if status:
             server.set_status(run_id, status, None if status == "RUNNING" else _now())
         return run_id
+
+    def add(self, number: int, tags: Mapping[str, object], artifacts: Mapping[str, bytes]) -> None:
+        """Say more of trial ``number``, whose run has ended. Asks the server at once: TrackingError if it is away."""
+        run_id = self.server.find({names.KIND: "trial", names.TRIAL: str(number)})
+        if run_id is None:
+            raise TrackingError(f"trial {number}: has no run in {self.server} yet; its worker's journal is on the way")
+        words, _ = _checked("tag", tags, names.TAG_CHARACTERS)
+        self.server.send(run_id, [], {}, words)
+        for name, data in artifacts.items():
+            self._send_file(run_id, name, data)
+
+    def _send_file(self, run_id: str, name: str, data: bytes) -> None:
+        names.check("artifact", name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            self.server.send_file(run_id, name, path)
 
     def trial(
         self,

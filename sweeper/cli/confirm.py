@@ -1,0 +1,82 @@
+"""The command that turns a ranking into evidence: fresh seeds for the best, and the battery on their restarts."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sweeper.cli import show
+from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
+from sweeper.cli.sweeps import arguments_of, console, slots_here, train_all
+from sweeper.errors import ConfigError, TrackingError
+
+if TYPE_CHECKING:
+    from sweeper.service import Service
+    from sweeper.study import TrialRow
+
+
+def confirm(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = "sweeper_store",
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
+    trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the best with a restart.")] = None,
+) -> None:
+    """Fresh, paired seeds for the best of a finished search and the baselines. Ctrl-C is safe, as with `run`.
+
+    The best are chosen once: looking in between and calling again changes nothing but the number of seeds, by
+    confirm.seeds=N. With --escape: the control runs and measures that tell whether a restart escaped.
+    """
+    if trial is not None and not escape:
+        raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    slots = slots_here(service)
+    service.study  # noqa: B018  there is one, of this sweep
+    service.check()
+    arguments = arguments_of(sweep, overrides, store, database_url, tracking_uri)
+    if escape:
+        _examine(service, trial, arguments, slots, sweep)
+        return
+    chosen = service.confirm()
+    if service.sweep.confirm.best > len(chosen):
+        console.print(
+            f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: all there are, or all that were "
+            "chosen when the confirmation began"
+        )
+    train_all(service, arguments, slots)
+    show.answer(service.pick(), service.place.tracking)
+
+
+def _examine(service: "Service", trial: int | None, arguments: list[str], slots: list[str], sweep: Path) -> None:
+    from sweeper import evidence
+
+    rows = service.study.rows()
+    subject = evidence.subject(rows, trial)
+    if len(evidence.seeds_of(rows, subject)) == 1:
+        console.print(
+            f"trial {subject.number} was not confirmed: one seed, no interval, and so no word on a gain. First: "
+            f"sweeper confirm {sweep}"
+        )
+    for asked in service.examine(subject):
+        if asked:
+            train_all(service, arguments, slots)
+    found = service.verdicts(subject)
+    _tell(service, subject, found)
+    show.verdicts(subject.number, found)
+
+
+def _tell(service: "Service", subject: "TrialRow", found: list[dict[str, Any]]) -> None:
+    """The verdicts onto the trial's run; without a server they still stand in the study."""
+    tags = {"sweeper.verdict": "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
+    try:
+        service.tracker.add(subject.number, tags, {"escape/verdicts.json": json.dumps(found, indent=1).encode()})
+    except TrackingError as error:
+        console.print(str(error))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(confirm)
