@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check lint install clean
+.PHONY: help demo evidence-test test check lint install clean
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
@@ -25,6 +25,9 @@ demo: install
 	$(BIN)/sweeper pick jobs/digits.yaml
 	@echo
 	@echo "Learning-rate traces beside mAP:   $(BIN)/sweeper ui jobs/digits.yaml"
+
+evidence-test: install
+	$(BIN)/python -m pytest -q -m slow tests/test_confirm.py
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile

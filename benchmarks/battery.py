@@ -1,8 +1,8 @@
 """What the battery on one restart costs, as a share of the run: quenches, losses, and all of it at k snapshots.
 
 The parts are measured on a few epochs (their time does not depend on how far the training is) and put together for a
-run of ``--epochs``; the counterfactual and matched-peak runs, which are ordinary trainings, are left out. CPU seconds of
-this process, steadier than wall seconds on shared cores.
+run of ``--epochs``; the counterfactual and matched-peak runs, which are ordinary trainings, are left out. CPU seconds
+of this process, steadier than wall seconds on shared cores.
 
     python benchmarks/battery.py ../shared/data/bccd/data.yaml --imgsz 160 --epochs 40
 """

@@ -1,0 +1,306 @@
+"""Confirmation and the battery: what is asked for, that nothing is trained twice for it, and what comes out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_main_job import SWEEP, sweep, sweeper, wait  # noqa: F401  # a fixture
+
+from sweeper import escape, evidence
+from sweeper.config import Escape, Sweep
+from sweeper.errors import ConfigError
+from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
+from sweeper.schedules.controls import CONTROLS
+from sweeper.service import Place, Service
+from sweeper.study import TrialRow
+from sweeper.worker import Worker
+
+RESTART = {"family": "cawb", "lr": 0.02, "steps": [2], "step_scale": 1.0, "horizon": "end", "warmup": "1ep"}
+STAIRCASE = {"family": "cawb", "mode": "article", "steps": [31, 81], "step_scale": 0.7, "floor": 0.35, "epoch_scale": 4}
+
+
+def row(number: int, stage: str, value: float | None = None, **more: Any) -> TrialRow:
+    seed, schedule, state = more.pop("seed", 0), more.pop("schedule", RESTART), more.pop("state", None)
+    attrs = {"trace": f"trace {number}", **more}
+    state = state or ("WAITING" if value is None else "COMPLETE")
+    return TrialRow(number, state, stage, seed, {}, schedule, value, {}, attrs, None, 1, None, ())
+
+
+# What is asked for.
+
+
+def test_fresh_seeds_are_a_function_of_sweep_and_index_and_never_the_searchs() -> None:
+    for seed in range(50):
+        seeds = evidence.fresh_seeds(seed, 40)
+        assert len(set(seeds)) == 40
+        assert seed not in seeds
+        assert seeds[:7] == evidence.fresh_seeds(seed, 7)
+    assert not set(evidence.fresh_seeds(0, 6)) & set(evidence.fresh_seeds(1, 6)), "a repetition is independent"
+
+
+def test_the_best_distinct_comparable_schedules_are_confirmed() -> None:
+    rows = [
+        row(0, "baseline", 0.5, trace="plain"),
+        row(1, "search", 0.4),
+        row(2, "search", 0.9, confounder="out of memory"),
+        row(3, "search", 0.6),
+        row(4, "search", 0.6, trace="trace 3"),
+        row(5, "search", 0.7, trace="plain"),
+        row(6, "search", state="FAIL"),
+    ]
+    assert evidence.chosen(rows, 2) == [3, 1]
+    with pytest.raises(ConfigError, match="sweeper run"):
+        evidence.chosen([*rows, row(7, "search")], 2)
+
+
+def test_the_choice_stays_and_more_seeds_only_add() -> None:
+    rows = [row(0, "baseline", 0.5), row(1, "search", 0.4), row(2, "search", 0.6)]
+    baselines = {"yolo_linear": {"family": "yolo_linear", "lr": 0.02}}
+    first = evidence.confirm_slots(rows, baselines, best=1, seeds=2, seed=0)
+    assert [(slot["name"], slot["seed"]) for slot in first] == [
+        (name, seed) for seed in evidence.fresh_seeds(0, 2) for name in ("yolo_linear", "trial 2")
+    ]
+    # one slot was made, then the power failed; meanwhile the search got a better trial
+    there = row(3, "confirm", **{key: first[0][key] for key in ("name", "chosen", "seed", "schedule")})
+    later = evidence.confirm_slots([*rows, there, row(4, "search", 0.99)], baselines, best=5, seeds=3, seed=0)
+    assert later[:4] == first
+    assert {slot["name"] for slot in later[4:]} == {"yolo_linear", "trial 2"}
+
+
+def test_the_default_subject_is_the_best_with_a_restart_confirmed_ones_first() -> None:
+    up, down = {"facts": {"restarts": 1, "drops": 0}}, {"facts": {"restarts": 0, "drops": 1}}
+    rows = [row(0, "baseline", 0.9), row(1, "search", 0.8, **down), row(2, "search", 0.7, **up)]
+    assert evidence.subject(rows).number == 2
+    rows += [row(3, "search", 0.6, **up), row(4, "confirm", 0.5, seed=7, name="trial 3")]
+    assert evidence.subject(rows).number == 3
+    assert evidence.subject(rows, 1).number == 1
+    assert evidence.subject(rows[:2]).number == 1, "no restart at all: the drop, to say that it is none"
+    with pytest.raises(ConfigError, match="nothing to examine"):
+        evidence.subject(rows[:1])
+    with pytest.raises(ConfigError, match="trial 4"):
+        evidence.subject(rows, 4)
+
+
+TRACE = parse({**RESTART, "steps": [20], "warmup": "3ep"}).trace(TimeBase(40, 13))
+
+
+def test_every_seed_gets_its_controls_and_one_the_landscape() -> None:
+    rows = [row(2, "search", 0.7), *(row(n, "confirm", 0.6, seed=n, name="trial 2") for n in (5, 6, 7))]
+    slots = evidence.control_slots(rows, rows[0], TRACE, 0)
+    assert {(slot["schedule"]["family"], slot["seed"]) for slot in slots} == {
+        (f, s) for f in CONTROLS for s in (5, 6, 7)
+    }
+    [measuring] = evidence.barrier_slots(rows, rows[0], TRACE, 0, Escape().cost())
+    assert (measuring["seed"], measuring["control"]["other"], measuring["schedule"]) == (5, 6, RESTART)
+
+    alone = evidence.control_slots(rows[:1], rows[0], TRACE, 0)
+    assert [slot["seed"] for slot in alone] == [0, 0, *evidence.fresh_seeds(0, 1)], "its own seed, and another run"
+    json.dumps(alone)
+
+
+def test_a_control_is_a_spec_like_any_other_and_shares_what_comes_before_the_restart() -> None:
+    spec = {"family": "counterfactual", "of": {**RESTART, "steps": [20], "warmup": "3ep"}, "restart": 1}
+    branch = parse(spec)
+    assert parse(json.loads(json.dumps(branch.spec))) == branch
+    trace = branch.trace(TimeBase(40, 13))
+    shared = [a == b for a, b in zip(prefix_keys("r", trace), prefix_keys("r", TRACE), strict=True)]
+    assert shared == [True] * 21 + [False] * 20
+    assert trace.final == TRACE.final
+    assert not trace.jumps()
+    assert branch.values(TimeBase(40, 13)).shape == (520,)
+    peak = parse({**spec, "family": "matched_peak"}).trace(TimeBase(40, 13))
+    assert peak.peak == pytest.approx(float(TRACE.lr[20 * 13]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"restart": 2}, "1 restarts"),
+        ({"restart": 0}, "whole number"),
+        ({"of": "cawb"}, "schedule that it controls"),
+        ({"lr": 0.1}, "lr is not a parameter"),
+        ({"of": {"family": "cawb"}}, "lr is missing"),
+    ],
+)
+def test_a_control_that_cannot_be_says_so(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"family": "counterfactual", "of": RESTART, **change}).trace(TimeBase(4, 3))
+
+
+def test_thresholds_of_a_sweep_file_are_those_of_the_battery_by_default() -> None:
+    assert evidence.thresholds(Escape()) == escape.Thresholds()
+
+
+# What comes out.
+
+
+def examined(gains: list[float], over: list[float], path: float = 0.5) -> list[dict[str, Any]]:
+    """The verdicts on a confirmed trial with one restart, whose controls were beaten by so much on each seed."""
+    rows = [row(0, "search", 0.5)]
+    for seed, (gain, more) in enumerate(zip(gains, over, strict=True), start=10):
+        rows.append(row(len(rows), "confirm", 0.5, seed=seed, name="trial 0"))
+        for family, value in (("counterfactual", 0.5 - gain), ("matched_peak", 0.5 - more)):
+            control = {"trial": 0, "kind": family, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40}
+            rows.append(row(len(rows), "control", value, seed=seed, control=control))
+    found = evidence.Landscape(20, 40, path, path, path, 0.01, 1.0, (30,), 0.1, 0.9, 38, 5, 3, 1.0)
+    control = {"trial": 0, "kind": evidence.BARRIER, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40, "other": 11}
+    rows.append(
+        row(len(rows), "control", 0.5, seed=10, control=control, landscape=json.loads(json.dumps(found.to_dict())))
+    )
+    verdicts = evidence.verdicts(rows, rows[0], escape.Thresholds())
+    json.dumps(verdicts, allow_nan=False)
+    return verdicts
+
+
+def test_verdicts_pair_runs_with_their_controls_by_seed() -> None:
+    [found] = examined([0.01, 0.012, 0.011, 0.009], [0.001, 0.0, -0.001, 0.0])
+    assert (found["word"], found["gain"]["n"], found["epoch"]) == ("escape", 4, 20)
+    assert found["gain"]["mean"] == pytest.approx(0.0105)
+    assert (
+        examined([0.01, 0.012, 0.011, 0.009], [-0.05, -0.06, -0.05, -0.05])[0]["word"]
+        == escape.verdict(
+            "restart",
+            movement=escape.Movement(0.5, 0.01, 1.0),
+            gain=escape.Gain(0.0105, 0.008, 0.012, 4),
+            over_peak=escape.Gain(-0.05, -0.06, -0.04, 4),
+        ).word
+    )
+    assert examined([0.01, 0.012, 0.011, 0.009], [0.0] * 4, path=0.001)[0]["word"] == "progress in the same basin"
+
+
+def test_one_run_gives_no_word_on_a_gain() -> None:
+    assert examined([0.05], [0.05])[0]["word"] == "unclear"
+
+
+def test_the_articles_staircase_is_not_a_restart_and_asks_for_nothing() -> None:
+    trace = parse({"lr": 0.1, **STAIRCASE}).trace(TimeBase(150, 8))
+    effects = evidence.jump_effects([0.1] * 150, trace, 2.0)
+    staircase = row(3, "search", 0.3, effects=effects)
+    assert evidence.control_slots([staircase], staircase, trace, 0) == []
+    assert evidence.barrier_slots([staircase], staircase, trace, 0, {}) == []
+    found = evidence.verdicts([staircase], staircase, escape.Thresholds())
+    assert [(one["epoch"], one["word"]) for one in found] == [(33, "not a restart"), (83, "not a restart")]
+
+
+def test_jump_measures_have_no_infinite_numbers() -> None:
+    trace = Trace([0.1, 0.0, 0.1, 0.05], epochs=4, marks=(2,))
+    [effect] = evidence.jump_effects([0.1, 0.2, 0.1, 0.2], trace, 2.0)
+    assert effect["ratio"] is None
+    assert "jump/ratio" not in evidence.jump_metrics(effect)
+    json.dumps(effect, allow_nan=False)
+
+
+# The real thing, small.
+
+
+@pytest.fixture(scope="module")
+def trained(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:  # noqa: F811
+    """A baseline, a staircase as another, and a trial with a restart, trained by a worker in this process."""
+    steps = {**STAIRCASE, "steps": [1], "family": "cawb"}
+    written = {
+        **SWEEP,
+        "data": str(sweep.parent / "data" / "data.yaml"),
+        "name": "battery",
+        "trials": 1,
+        "search": RESTART,
+    }
+    written |= {"baselines": [*SWEEP["baselines"], steps], "confirm": {"best": 1, "seeds": 2}}
+    written |= {"escape": {"snapshots": 1, "points": 3, "bn_batches": 1, "val_images": 8}}
+    service = Service(Sweep.build(written), Place(str(tmp_path_factory.mktemp("battery"))))
+    service.launch()
+    work(service)
+    return service
+
+
+def work(service: Service) -> None:
+    Worker(service, device="cpu", stop=threading.Event()).run()
+
+
+def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -> None:
+    rows = trained.study.rows()
+    assert [row.attrs["effects"][0]["kind"] for row in rows[1:3]] == ["drop", "restart"]
+    assert list(trained.examine(rows[1])) == [0, 0], "nothing is trained for a staircase"
+    assert trained.verdicts(rows[1])[0]["word"] == "not a restart"
+
+    steps = trained.examine(evidence.subject(rows))
+    assert next(steps) == 3
+    work(trained)
+    assert next(steps) == 1
+    work(trained)
+    kinds = {row.attrs["control"]["kind"]: row for row in trained.study.rows() if row.stage == "control"}
+    spent = {kind: (row.attrs["epochs_reused"], row.attrs["epochs_trained"]) for kind, row in kinds.items()}
+    # with step_scale 1 the restart's peak is the run's, so the matched peak has the run's warm-up of one epoch
+    assert spent == {"counterfactual": (2, 2), "matched_peak": (1, 3), "seed": (0, 4), "barrier": (4, 0)}
+    landscape = kinds["barrier"].attrs["landscape"]
+    assert (landscape["start"], landscape["end"]) == (2, 4)
+    assert landscape["quenches"] >= 4
+
+    answer = trained.pick().to_dict()
+    [ranked] = [entry for entry in answer["ranking"] if entry["trial"] == 2]
+    assert ranked["facts"]["jumps"][0]["kind"] == "restart"
+    assert ranked["facts"]["verdicts"][0]["word"] in ("unclear", "no evidence of an escape"), "one run each"
+    assert ranked["facts"]["verdicts"][0]["landscape"] == landscape
+    assert list(trained.examine(evidence.subject(trained.study.rows()))) == [3, 1], "asked for again: nothing new"
+    assert trained.study.done
+
+
+def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
+    trained.tracker.drain(30)
+    runs = {run["tags"]["sweeper.trial"]: run for run in trained.tracker.runs()}
+    assert {"jump/dip", "jump/gain", "jump/ratio", "jump/noise"} <= runs["2"]["metrics"].keys()
+    assert [step for step, _, _ in trained.tracker.history(runs["2"]["run_id"], "jump/gain")] == [2]
+    assert runs["1"]["tags"]["sweeper.verdict"] == "not a restart"
+    assert "sweeper.verdict" not in runs["2"]["tags"]
+
+
+@pytest.mark.slow
+def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(sweep: Path, tmp_path: Path) -> None:  # noqa: F811
+    """run, confirm (Ctrl-C in the middle), confirm again, more seeds, the battery: nothing is trained twice."""
+    written = yaml.safe_load(sweep.read_text())
+    file = sweep.parent / "evidence.yaml"
+    written |= {"name": "evidence", "trials": 1, "search": RESTART, "confirm": {"best": 1, "seeds": 3}}
+    file.write_text(yaml.safe_dump(written))
+    ask: Callable[[], Any] = lambda: json.loads(sweeper("status", file, "--json", cwd=tmp_path).stdout)  # noqa: E731
+    refused = sweeper("confirm", file, cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "launch it first" in refused.stderr
+    sweeper("run", file, cwd=tmp_path)
+    snapshots = tmp_path / "sweeper_store" / "snapshots"
+    before = len(list(snapshots.glob("??/*")))
+    command = [sys.executable, "-m", "sweeper", "confirm", str(file)]
+    first = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        wait(lambda: len(list(snapshots.glob("??/*"))) > before + 2, first)
+        os.killpg(first.pid, signal.SIGINT)
+        assert first.wait(60) == 130
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    assert not ask()["done"]
+    sweeper("confirm", file, cwd=tmp_path)
+    status = ask()
+    assert status["done"]
+    assert status["budget"] == 2 + 3 * 2
+    sweeper("confirm", file, "confirm.seeds=4", cwd=tmp_path)
+    picked = json.loads(sweeper("pick", file, "--json", cwd=tmp_path).stdout)
+    assert [(c["name"], c["pairs"]["n"]) for c in picked["candidates"]] == [("trial 1", 4)]
+    stored = len(list(snapshots.glob("??/*")))
+    said = sweeper("confirm", file, "confirm.seeds=4", "--escape", cwd=tmp_path).stdout
+    assert "4 pairs" in said or "n=4" in said
+    status = ask()
+    assert status["budget"] == 2 + 4 * 2 + 4 * 2 + 1
+    assert status["store"]["count"] - stored == 4 * (2 + 3), "branches from the restart on, matched peaks from the warm-up on"
+    picked = json.loads(sweeper("pick", file, "--json", cwd=tmp_path).stdout)
+    [verdict] = picked["candidates"][0]["facts"]["verdicts"]
+    assert verdict["gain"]["n"] == verdict["over_peak"]["n"] == 4
+    assert verdict["thresholds"]["over_self"] == 3.0
