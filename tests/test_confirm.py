@@ -299,7 +299,8 @@ def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(swee
     assert "4 pairs" in said or "n=4" in said
     status = ask()
     assert status["budget"] == 2 + 4 * 2 + 4 * 2 + 1
-    assert status["store"]["count"] - stored == 4 * (2 + 3), "branches from the restart on, matched peaks from the warm-up on"
+    added = status["store"]["count"] - stored
+    assert added == 4 * (2 + 3), "branches from the restart on, matched peaks from the warm-up on"
     picked = json.loads(sweeper("pick", file, "--json", cwd=tmp_path).stdout)
     [verdict] = picked["candidates"][0]["facts"]["verdicts"]
     assert verdict["gain"]["n"] == verdict["over_peak"]["n"] == 4
