@@ -1,11 +1,26 @@
 """What a sweep has come to, gathered from its parts for those who look: plain data, nothing is trained or changed."""
 
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from sweeper import escape, report
 from sweeper.config import Sweep
+from sweeper.report import Configuration, Page
+from sweeper.schedules import Trace
+from sweeper.service import Service
 from sweeper.stats import Answer
+from sweeper.study import TrialRow
 
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
-SHOWN = 8  # runs beside the baselines, in charts that show a few
+SHOWN = 8  # runs beside the baseline, in charts that show a few
+_VERSIONS = ("sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
 
 
 def chart_parameters(sweep: Sweep) -> list[str]:
@@ -18,3 +33,136 @@ def best_runs(answer: Answer) -> list[str]:
     """MLflow ids of the runs to look at first: the best configurations and the best baseline."""
     entries = [*answer.ranking[:SHOWN], *([answer.baseline] if answer.baseline else [])]
     return list(dict.fromkeys(entry["run_id"] for entry in entries if entry["run_id"]))
+
+
+def page(service: Service, link: str | None = None) -> bytes:
+    """The sweep's report as one HTML file. ``link``: where a run is shown, with {run_id} in it; None: no links.
+
+    Raises DatabaseError if the sweep was never launched.
+    """
+    rows = service.study.rows()
+    answer = service.pick()
+    importance, trials = service.study.importance()
+    status = service.status()
+    return report.render(
+        Page(
+            sweep=service.sweep.name,
+            made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            epochs=service.sweep.epochs,
+            answer=answer.to_dict(),
+            configurations=configurations(service, rows, link),
+            cost=_cost(rows, status),
+            sweep_file=sweep_file(service.sweep),
+            identity=_identity(service, rows),
+            facts=_facts(answer, status),
+            verdicts=_verdicts(service, rows, answer),
+            importance=importance,
+            importance_of=trials,
+            unfinished=sum(status["counts"][state] for state in ("waiting", "running")),
+        )
+    )
+
+
+def configurations(service: Service, rows: Sequence[TrialRow], link: str | None = None) -> list[Configuration]:
+    """Everything that has begun, one entry per schedule: the search's or first run, then other seeds of it."""
+    groups: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        if row.values and row.schedule and row.stage not in ("control", "foreign"):
+            groups.setdefault(_name(row), []).append(row)
+    found = []
+    for name, own in groups.items():
+        first = min(own, key=lambda row: (row.stage == "confirm", row.number))
+        run_id, spec = first.attrs.get("run_id"), dict(first.schedule or {})
+        trace = service.trace(spec)
+        found.append(
+            Configuration(
+                trial=first.number,
+                name=name,
+                spec=spec,
+                trace=trace,
+                curves=[row.values for row in (first, *(row for row in own if row is not first))],
+                effects=_effects(first, trace),
+                state=first.state.lower(),
+                link=link.format(run_id=run_id) if link and run_id else None,
+            )
+        )
+    return found
+
+
+def sweep_file(sweep: Sweep) -> str:
+    """The sweep as YAML with every default written out; ``Sweep.load`` reads it back as the same sweep."""
+    said = sweep.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump({"name": said.pop("name"), **said.pop("recipe"), **said}, sort_keys=False, width=110)
+
+
+def _effects(row: TrialRow, trace: Trace) -> list[dict[str, Any]]:
+    curve = [row.values[epoch] for epoch in sorted(row.values)]
+    if sorted(row.values) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
+        return []
+    return [effect.to_dict() for effect in escape.effects(curve, trace.jumps())]
+
+
+def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> list[report.Verdict]:
+    """What was examined, with the first run of each kind of control."""
+    controls: dict[tuple[int, int], dict[str, report.Line]] = {}
+    for row in rows:
+        asked: Mapping[str, Any] = row.attrs.get("control") or {}
+        if row.values and row.schedule and asked.get("restart"):
+            kinds = controls.setdefault((asked["trial"], asked["epoch"]), {})
+            words = {"counterfactual": "without the restart", "matched_peak": "one anneal from its peak"}
+            if asked["kind"] in words:
+                line = report.Line(words[asked["kind"]], service.trace(row.schedule), row.values)
+                kinds.setdefault(asked["kind"], line)
+    entries = [*answer.ranking, *([answer.baseline] if answer.baseline else [])]
+    return [
+        report.Verdict(
+            entry["trial"], said["epoch"], said, list(controls.get((entry["trial"], said["epoch"]), {}).values())
+        )
+        for entry in entries
+        for trial in [entry["trial"]]
+        for said in entry["facts"].get("verdicts") or []
+    ]
+
+
+def _name(row: TrialRow) -> str:
+    return str(row.attrs.get("name") or f"trial {row.number}")
+
+
+def _cost(rows: Sequence[TrialRow], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Epochs and hours; an epoch of a trial that did not finish counts as long as the median one."""
+    trained = reused = 0.0
+    for row in rows:
+        seconds = float(row.attrs.get("epoch_seconds") or status["seconds_per_epoch"] or 0.0)
+        shared = int(row.attrs.get("epochs_reused", 0))
+        trained += (len(row.values) - shared) * seconds
+        reused += shared * seconds
+    epochs = {key: status["epochs"][key] for key in ("trained", "reused")}
+    hours = {"hours": trained / 3600, "hours_saved": reused / 3600}
+    return {**epochs, **hours, "seconds_per_epoch": status["seconds_per_epoch"]}
+
+
+def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
+    noise, seen = answer.noise, answer.detectable
+    found = {
+        "Trials": f"{status['counts']['complete']} of {status['budget']} finished",
+        "Schedules tried": str(answer.tried),
+        "Paired seeds": str(answer.pairs) if answer.pairs else "none yet",
+        "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})",
+        "This design would see": f"{seen:+.4f}" if seen is not None else "nothing without pairs",
+        "Pairs to see +0.004": str(answer.needed),
+    }
+    if answer.baseline:
+        found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['mAP50-95']:.4f}"
+    if noise.correlation is not None:
+        found["Correlation of pairs"] = f"{noise.correlation:.2f}"
+    return found
+
+
+def _identity(service: Service, rows: Sequence[TrialRow]) -> dict[str, str]:
+    recipes = sorted({str(row.attrs["recipe"]) for row in rows if row.attrs.get("recipe")})
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
+    return {
+        "Recipes": ", ".join(recipes) or "none yet",
+        "Data": service.dataset.digest,
+        "Here": f"Python {platform.python_version()}, {versions}",
+    }

@@ -28,6 +28,7 @@ HOMES = {
     "pycocotools": {"evaluate"},
     "sqlalchemy": {"database"},
     "scipy": {"stats"},
+    "jinja2": {"report"},
     "matplotlib": {"report"},
     "pydantic": {"config"},
     "sklearn": {"data"},

@@ -1,7 +1,8 @@
-"""The commands that show what came out: ui."""
+"""The commands that show what came out: ui, report."""
 
 import signal
 import webbrowser
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 
 from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
-from sweeper.errors import TrackingError
+from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
@@ -26,7 +27,9 @@ def ui(
     store: StoreOption = "sweeper_store",
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
-    port: Annotated[int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, any (0: any).")
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
 ) -> None:
     """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
@@ -56,6 +59,42 @@ def ui(
             started.stop()
 
 
+def report(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = "sweeper_store",
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page: the answer, the curves, what it cost, how to reproduce. Also kept in MLflow."""
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    page = write_report(service, output)
+    typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
+
+
+def write_report(service: "Service", output: Path) -> bytes:
+    """Write the page to ``output`` and onto the sweep's run in MLflow; without MLflow to ``output`` only."""
+    from sweeper import summary
+
+    uri, link = service.place.tracking, None
+    try:
+        if uri.startswith(("http://", "https://")):
+            link = f"{uri}/#/experiments/{service.tracker.server.experiment_id()}/runs/{{run_id}}"
+    except TrackingError:
+        pass  # said below
+    page = summary.page(service, link)
+    try:
+        output.write_bytes(page)
+    except OSError as error:
+        raise ConfigError(f"{output}: {error.strerror}; expected a file in a folder that can be written") from None
+    try:
+        service.tracker.sweep(artifacts={"report.html": page})
+    except TrackingError as error:
+        console.print(f"not kept in MLflow: {error}")
+    return page
+
+
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":
     """The address of an MLflow that shows the sweep, and the server if it had to be started."""
     from sweeper.tracking import Tracker, ui
@@ -64,9 +103,9 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     if uri.startswith(("http://", "https://")):
         service.tracker.check()
         return uri, None
-    url = f"http://127.0.0.1:{port or PORT}"
+    url = f"http://127.0.0.1:{PORT if port is None else port}"
     parent = service.tracker.sweep()
-    if ui.answers(url):
+    if port != 0 and ui.answers(url):
         try:
             Tracker(url, service.sweep.name, service.place.folder / "journals").server.held(parent)
             return url, None
@@ -76,7 +115,7 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     log = service.place.folder / "work" / "mlflow-ui.log"
     console.print("starting MLflow, some 10 s")
     try:
-        started = ui.serve(uri, port=port or PORT, log=log)
+        started = ui.serve(uri, port=PORT if port is None else port, log=log)
     except TrackingError as error:
         if port is not None or "taken" not in str(error):
             raise
@@ -99,5 +138,5 @@ def _until_interrupted(started: "Served") -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (ui,):
+    for command in (ui, report):
         app.command()(command)

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeper.schedules import short, told_apart
+
 if TYPE_CHECKING:
     from sweeper.stats import Answer
 
@@ -25,35 +27,6 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
-
-
-def differing(specs: list[Mapping[str, Any]]) -> list[str]:
-    """Keys whose values are not the same in all of ``specs``, in the order in which they first appear."""
-    keys = list(dict.fromkeys(key for spec in specs for key in spec))
-    return [key for key in keys if len({repr(spec.get(key)) for spec in specs}) > 1]
-
-
-def told_apart(specs: list[Mapping[str, Any]]) -> list[str]:
-    """For each spec, what tells it from the others of its family: ``steps=[3] decay=linear``."""
-    families = [spec.get("family") for spec in specs]
-    keys = {
-        name: differing([spec for spec, of in zip(specs, families, strict=True) if of == name]) for name in families
-    }
-    return [
-        " ".join(f"{key}={short(spec[key])}" for key in keys[name] if spec.get(key) is not None)
-        for spec, name in zip(specs, families, strict=True)
-    ]
-
-
-def short(value: Any) -> str:
-    """A value in a table cell: no trailing digits, no quotes."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(short(item) for item in value) + "]"
-    return str(value)
 
 
 def plan(found: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
+from sweeper.schedules.apart import differing_by_family, short, told_apart
 from sweeper.schedules.families import FAMILIES
 from sweeper.schedules.schedule import MAIN, Schedule, parse
 from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
@@ -13,9 +14,12 @@ __all__ = [
     "Schedule",
     "TimeBase",
     "Trace",
+    "differing_by_family",
     "epochs_from_iterations",
     "find_jumps",
     "iterations_from_epochs",
     "parse",
     "prefix_keys",
+    "short",
+    "told_apart",
 ]

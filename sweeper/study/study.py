@@ -15,6 +15,7 @@ from sweeper.errors import ConfigError, DatabaseError
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
 from sweeper.study.history import TRIALS, History
+from sweeper.study.importance import importance
 from sweeper.study.queue import Queue
 from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Slot
@@ -172,6 +173,10 @@ class Study:
             return None
         trial = max(complete, key=lambda trial: (trial.values[0], -trial.number))
         return _row(trial, self._queue.rows().get(trial.number))
+
+    def importance(self) -> tuple[dict[str, float], int]:
+        """Parameter -> share in getting among the best, and of how many trials; see :func:`importance`."""
+        return importance(self._trials())
 
     def find(self, trace: str, seed: int, recipe: str) -> TrialRow | None:
         """The first COMPLETE trial with these user attributes: the same training, whose value can be told at once."""

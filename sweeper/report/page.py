@@ -1,0 +1,208 @@
+"""The page: one HTML file with everything in it, the answer first; for the screen, for paper, and without network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from sweeper.report import charts
+from sweeper.report.charts import Line
+from sweeper.schedules import Trace, differing_by_family, short
+
+OVER_EACH_OTHER = len(charts.COMPARED)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One schedule with its runs, the search's first. ``curves``: mAP by epoch, one per run. ``effects``: what the
+    first curve says of each jump, ``escape.Effect`` as dicts. ``state`` in small letters."""
+
+    trial: int
+    name: str
+    spec: Mapping[str, Any]
+    trace: Trace
+    curves: Sequence[Mapping[int, float]]
+    effects: Sequence[Mapping[str, Any]] = ()
+    state: str = "complete"
+    link: str | None = None
+
+    @property
+    def anchor(self) -> str:
+        return f"trial-{self.trial}"
+
+    def line(self) -> Line:
+        return Line(f"{self.name} ({self.spec['family']})", self.trace, self.curves[0])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one restart of ``trial``: ``escape.Verdict`` as a dict, and the curves of its controls."""
+
+    trial: int
+    epoch: int
+    said: Mapping[str, Any]
+    controls: Sequence[Line] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the page says; numbers come as they are, words are made here.
+
+    ``answer``: ``stats.Answer.to_dict()``. ``configurations``: the ranked ones first. ``importance``: parameter ->
+    share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours, hours_saved, seconds_per_epoch.
+    ``identity``: what names the training (digests, versions). ``sweep_file``: YAML that launches it again.
+    """
+
+    sweep: str
+    made: str
+    epochs: int
+    answer: Mapping[str, Any]
+    configurations: Sequence[Configuration]
+    cost: Mapping[str, Any]
+    sweep_file: str
+    identity: Mapping[str, str]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Sequence[Verdict] = ()
+    importance: Mapping[str, float] = field(default_factory=dict)
+    importance_of: int = 0
+    unfinished: int = 0
+
+
+def render(page: Page) -> bytes:
+    """The page as one UTF-8 HTML file without references to anything outside but the runs' links."""
+    by_trial = {one.trial: one for one in page.configurations}
+    baseline = page.answer["baseline"]
+    reference = by_trial.get(baseline["trial"]) if baseline else None
+    line = reference.line() if reference else None
+    rows = _ranking(page.answer)
+    shown = [by_trial[row["trial"]] for row in rows if row["trial"] in by_trial]
+    shown += [one for one in page.configurations if one not in shown]
+    top = charts.ceilings([one.trace for one in shown], [curve for one in shown for curve in one.curves])
+    best = [one for one in shown if one is not reference][:OVER_EACH_OTHER]
+    compared = [c for c in page.answer["candidates"] if c["pairs"]]
+    headline, detail = _answer(page.answer)
+    html = _template().render(
+        page=page,
+        headline=headline,
+        detail=detail,
+        answer=page.answer,
+        rows=rows,
+        columns=_columns([row["params"] for row in rows]),
+        reference=reference,
+        overview=charts.overlay("overview", _overview(best, reference), [one.line() for one in best], line, page.epochs)
+        if shown
+        else "",
+        panels=[
+            (one, charts.panel(one.anchor, _alternative(one), _lines(one), one.effects, line, page.epochs, top))
+            for one in shown
+        ],
+        compared=charts.intervals(
+            "intervals",
+            "; ".join(_difference(c) for c in compared),
+            [(c["name"], c["pairs"]["mean"], c["pairs"]["low"], c["pairs"]["high"]) for c in compared],
+            page.answer["equivalence"],
+        )
+        if compared
+        else "",
+        verdicts=[(one, _controls(one, by_trial, page.epochs)) for one in page.verdicts],
+        importance=charts.bars(
+            "importance",
+            ", ".join(f"{name} {share:.0%}" for name, share in page.importance.items()),
+            page.importance,
+        )
+        if page.importance
+        else "",
+    )
+    return html.encode()
+
+
+def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
+    """The sentence of the answer as a headline and the rest."""
+    word, _, rest = answer["sentence"].partition(": ")
+    if answer["winner"]:
+        name = answer["winner"]["name"]
+        return f"Winner: {name}", rest.removeprefix(f"{name}, ")
+    return word.capitalize(), rest[:1].upper() + rest[1:]
+
+
+def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Confirmed configurations first, the baseline among them; each with its difference from the baseline."""
+    rows = [dict(row) for row in answer["ranking"]]
+    baseline = answer["baseline"]
+    if baseline:
+        rows.append({**baseline, "stage": "baseline"})
+    candidates = {candidate["name"]: candidate for candidate in answer["candidates"]}
+    for row in rows:
+        row["candidate"] = candidates.get(row["name"])
+        both = baseline and row["mAP50-95"] is not None and row["stage"] != "baseline"
+        row["over"] = row["mAP50-95"] - baseline["mAP50-95"] if both else None
+    confirmed = any(row["stage"] == "confirm" for row in rows)
+    return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -(row["mAP50-95"] or 0.0)))
+
+
+def _columns(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters in which schedules of one family differ."""
+    return list(dict.fromkeys(key for keys in differing_by_family(specs).values() for key in keys))
+
+
+def _lines(one: Configuration) -> list[Line]:
+    return [Line(one.name, one.trace, curve) for curve in one.curves]
+
+
+def _overview(best: Sequence[Configuration], reference: Configuration | None) -> str:
+    named = ", ".join(one.name for one in best) or "no trial"
+    against = f" and the baseline {reference.name} in grey" if reference else ""
+    return f"Learning rate above mAP50-95 over the epochs, for {named}{against}; the numbers are in the ranking"
+
+
+def _alternative(one: Configuration) -> str:
+    curve = one.curves[0]
+    end = f"mAP50-95 {curve[max(curve)]:.3f} after {max(curve) + 1} epochs" if curve else "no epoch yet"
+    jumps = one.trace.jumps()
+    said = "; ".join(f"{jump.kind} at epoch {jump.epoch}" for jump in jumps) or "no jump"
+    return f"{one.name}: learning rate with {said}; {end}"
+
+
+def effect_in_words(effect: Mapping[str, Any]) -> str:
+    """One jump and what the curve did, in a line.
+
+    >>> effect_in_words({"epoch": 30, "kind": "restart", "ratio": 2.0, "dip": 0.021, "recovery": 4, "watched": 20,
+    ...                  "gain": 0.012, "noise": 0.002, "before": 0.4})
+    'restart at epoch 30 (×2): dip 0.021, back after 4 epochs, gain +0.012'
+    """
+    ratio = f"×{effect['ratio']:.3g}" if effect["ratio"] is not None and effect["ratio"] != float("inf") else "from 0"
+    recovery = effect["recovery"]
+    if effect["dip"] <= 2 * effect["noise"]:
+        dip = "no dip beyond the noise"
+    elif recovery is None:
+        dip = f"dip {effect['dip']:.3f}, not back in the {effect['watched']} epochs watched"
+    else:
+        dip = f"dip {effect['dip']:.3f}, back after {recovery} epoch{'s' if recovery != 1 else ''}"
+    return f"{effect['kind']} at epoch {effect['epoch']} ({ratio}): {dip}, gain {effect['gain']:+.3f}"
+
+
+def _difference(candidate: Mapping[str, Any]) -> str:
+    pairs = candidate["pairs"]
+    return f"{candidate['name']} {pairs['mean']:+.4f} ({pairs['low']:+.4f} to {pairs['high']:+.4f}, {pairs['n']} pairs)"
+
+
+def _controls(one: Verdict, by_trial: Mapping[int, Configuration], epochs: int) -> str:
+    own = by_trial.get(one.trial)
+    if own is None or not one.controls:
+        return ""
+    runs = [own.line(), *one.controls][:OVER_EACH_OTHER]
+    said = f"{own.name} with its restart at epoch {one.epoch}, and " + ", ".join(line.label for line in one.controls)
+    return charts.overlay(f"verdict-{one.trial}-{one.epoch}", said, runs, None, epochs)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["short"] = short
+    environment.filters["effect"] = effect_in_words
+    environment.filters["map"] = lambda value: "–" if value is None else f"{value:.4f}"
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.4f}"
+    return environment.from_string(resources.files("sweeper.report").joinpath("page.html").read_text("utf-8"))

@@ -1,0 +1,259 @@
+"""The page and the link, on a sweep whose study, tracker and schedules are real and whose mAP curves are invented."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import browser
+import invented
+import pytest
+
+from sweeper import escape, report, schedules, summary
+from sweeper.config import Sweep
+from sweeper.errors import DatabaseError
+from sweeper.report import Configuration, Line, Page, Verdict
+from sweeper.schedules import TimeBase
+from sweeper.service import Place, Service
+from sweeper.tracking import ui
+
+MERITS = {"trial 5": 0.03, "trial 7": 0.004}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return invented.written(tmp_path_factory.mktemp("shown"))
+
+
+@pytest.fixture(scope="module")
+def shown(sweep: Path) -> Service:
+    """Two baselines and six trials, one of which failed; two confirmed on four seeds."""
+    service = invented.launched(sweep, sweep.parent / "store")
+    invented.work(service, MERITS)
+    invented.confirmed(service, [5, 7], range(100, 104), MERITS)
+    assert service.tracker.drain(60) == 0
+    return service
+
+
+@pytest.fixture(scope="module")
+def file(sweep: Path, shown: Service) -> Path:
+    """The page as the command writes it."""
+    done = sweeper("report", sweep, "--store", shown.place.store, "-o", "report.html", cwd=sweep.parent)
+    assert done.stdout.startswith("wrote report.html (0.")
+    return sweep.parent / "report.html"
+
+
+def sweeper(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeper", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+class Reader(HTMLParser):
+    """Ids, links, tags and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        self.ids += [found["id"]] if found.get("id") else []
+        self.links += [value for key in ("href", "src", "xlink:href") if (value := found.get(key))]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def many(count: int, epochs: int = 100) -> Page:
+    """A page of ``count`` trials of ``epochs`` epochs."""
+    time_base = TimeBase(epochs, 100)
+    found = []
+    for number in range(count):
+        steps = [10 + number % 40, 60 + number % 30]
+        spec = schedules.parse({"family": "cawb", "lr": 0.1, "steps": steps, "step_scale": 0.7, "horizon": "end"}).spec
+        trace = schedules.parse(spec).trace(time_base)
+        values = invented.curve(trace, number)
+        effects = [effect.to_dict() for effect in escape.effects(values, trace.jumps())]
+        found.append(Configuration(number, f"trial {number}", spec, trace, [dict(enumerate(values))], effects))
+    facts = {"restarts": 2, "drops": 0, "peak": 0.1, "integral": 3.0}
+    ranking = [
+        {"trial": one.trial, "name": one.name, "params": one.spec, "mAP50-95": 0.4, "run_id": None, "stage": "search"}
+        | {"n": 1, "facts": facts}
+        for one in found
+    ]
+    answer = {"sentence": "no winner yet: <b>one run</b> each", "winner": None, "candidates": [], "ranking": ranking}
+    answer |= {"baseline": None, "excluded": [], "alpha": 0.05, "equivalence": 0.002}
+    cost = {"trained": 10, "reused": 5, "hours": 1.0, "hours_saved": 0.5, "seconds_per_epoch": 9.0}
+    restart = escape.verdict("restart", movement=escape.Movement(0.9, 0.01, 1.0), gain=escape.Gain(0.02, 0.01, 0.03, 6))
+    controls = [Line("without the restart", found[0].trace, found[0].curves[0])] if found else []
+    return Page(
+        sweep="many",
+        made="2026-01-01",
+        epochs=epochs,
+        answer=answer,
+        configurations=found,
+        cost=cost,
+        sweep_file="name: many\n",
+        identity={"Recipes": "0" * 64},
+        verdicts=[Verdict(0, 10, restart.to_dict(), controls)] if found else [],
+        importance={"steps_1": 0.9, "restart_2": 0.1},
+        importance_of=count,
+    )
+
+
+def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> None:
+    page = report.render(many(50)).decode()
+    assert len(page.encode()) < 3_000_000
+    found = Reader(page)
+    assert [tag for tag, _ in found.tags if tag in ("script", "link", "img", "iframe", "object")] == []
+    assert all(link.startswith("#") for link in found.links)
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert len(found.ids) == len(set(found.ids))
+    assert {link[1:] for link in found.links} <= set(found.ids)
+    charts = [attrs for tag, attrs in found.tags if tag == "svg"]
+    assert len(charts) == 50 + 3  # every trial; overview, controls, importance
+    assert all(chart.get("role") == "img" and len(chart.get("aria-label") or "") > 10 for chart in charts)
+    assert "<b>one run</b>" not in page
+    assert "unclear: path barrier 0.9" in found.text
+    assert "restart at epoch 10" in found.text
+
+
+def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:
+    found = Reader(report.render(many(0)).decode())
+    assert "No trial has begun." in found.text
+    assert "Nothing is finished that could be ranked." in found.text
+
+
+def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
+    page = Reader(file.read_text())
+    answer = shown.pick().to_dict()
+    assert answer["winner"]["name"] == "trial 5"
+    assert "Winner: trial 5" in page.text
+    for row in answer["ranking"]:
+        assert f"{row['mAP50-95']:.4f}" in page.text
+    pairs = answer["winner"]["pairs"]
+    assert f"{pairs['mean']:+.4f} [{pairs['low']:+.4f}, {pairs['high']:+.4f}]" in page.text
+    assert "trial 4 (trial 4, search, seed 0): " in page.text
+    assert "not finite" in page.text
+    rows = shown.study.rows()
+    reused = sum(row.attrs.get("epochs_reused", 0) for row in rows)
+    trained = sum(len(row.values) for row in rows) - reused
+    assert (trained, reused) == (23 * 16 + 6 - 8, 8)  # every epoch takes a minute here; one trial failed after six
+    assert f"trained {trained} {trained / 60:.4g} saved by sharing {reused} {reused / 60:.4g}" in page.text
+    assert shown.dataset.digest in page.text
+
+
+def test_the_sweep_file_on_the_page_is_the_sweep(shown: Service, tmp_path: Path) -> None:
+    (tmp_path / "again.yaml").write_text(summary.sweep_file(shown.sweep))
+    assert Sweep.load(tmp_path / "again.yaml") == shown.sweep
+
+
+def test_the_page_is_kept_in_mlflow(file: Path, shown: Service) -> None:
+    parent = shown.tracker.sweep()
+    assert shown.tracker.server.has_file(parent, "report.html")
+    stored = list((shown.place.folder / "mlartifacts").rglob("report.html"))
+    assert [path.read_bytes() for path in stored] == [file.read_bytes()]
+
+
+def test_a_sweep_that_was_never_launched_has_no_page(sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="launch it first"):
+        summary.page(Service(Sweep.load(sweep), Place(str(tmp_path))))
+
+
+CONTRAST = """
+const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor
+    if (c && c !== 'rgba(0, 0, 0, 0)') return c } return 'rgb(255, 255, 255)' }
+return [...document.querySelectorAll("body *")]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+    .map(e => { const s = getComputedStyle(e), f = light(e.closest('svg') ? s.fill : s.color), b = light(behind(e))
+        return [(Math.max(f, b) + 0.05) / (Math.min(f, b) + 0.05), e.textContent.slice(0, 40)] })
+    .filter(([ratio]) => ratio < 4.5)
+"""
+
+
+def test_in_a_browser_the_page_renders_and_fetches_nothing(file: Path) -> None:
+    with browser.chromium() as page:
+        page.get(file.as_uri())
+        sizes = page.execute_script(
+            "return [...document.querySelectorAll('svg')].map(e => [e.clientWidth, e.clientHeight, "
+            "e.querySelectorAll('path').length])"
+        )
+        assert len(sizes) == 8 + 2  # every schedule; intervals and overview; too few trials for importance
+        assert all(width > 250 and height > 100 and paths > 5 for width, height, paths in sizes), sizes
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.execute_script(CONTRAST) == []
+        asked = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+        assert all(url.startswith(("file:", "data:")) for url in urls), urls
+        assert page.get_log("browser") == []
+        browser.screenshot(page, "report")
+        page.find_element("link text", "trial 5").click()
+        assert page.execute_script("return document.querySelector('figure:target h3').innerText").startswith("trial 5")
+        page.set_window_size(500, 900)  # a telephone: tables scroll in themselves, the page does not
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        paper = page.execute_cdp_cmd("Page.printToPDF", {})
+        assert len(paper["data"]) > 20_000
+
+
+@pytest.fixture
+def link(sweep: Path, shown: Service) -> Any:
+    """``sweeper ui`` as a person starts it: the process, and the one line that it prints."""
+    command = [sys.executable, "-m", "sweeper", "ui", str(sweep), "--store", shown.place.store, "--port", "0"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert started.stdout
+    try:
+        yield started, started.stdout.readline().strip()
+    finally:
+        started.kill()
+        started.communicate()
+
+
+LINES = """return [...document.querySelectorAll('.js-plotly-plot')].map(plot =>
+    new Set(plot.data.filter(d => d.y.length > 1).map(d => d.name)).size)"""
+
+
+def test_ui_prints_one_link_that_shows_both_charts(link: Any, sweep: Path, shown: Service) -> None:
+    process, url = link
+    address = urllib.parse.urlsplit(url)
+    with browser.chromium() as page:
+        page.get(url)
+        deadline = time.monotonic() + 90
+        while len(drawn := page.execute_script(LINES)) < 3 or not all(drawn):
+            assert time.monotonic() < deadline, (drawn, browser.screenshot(page, "failed"))
+            time.sleep(0.3)
+        assert drawn == [10, 10, 10]
+        text = page.find_element("tag name", "body").text
+        assert "001 yolo_cosine" in text
+        assert "005 cawb" in text
+    # who asks for it again gets the link of the server that is there already
+    again = sweeper("ui", sweep, "--store", shown.place.store, "--port", address.port, cwd=sweep.parent)
+    assert again.stdout.strip() == url
+    assert "starting" not in again.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert not ui.answers(f"http://{address.netloc}")
+
+
+def test_ui_without_a_launched_sweep_is_one_line(sweep: Path, tmp_path: Path) -> None:
+    done = sweeper("ui", sweep, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert re.match(r"sweeper: .*launch it first\n$", done.stderr), done.stderr
+    assert os.listdir(tmp_path) in ([], ["sweeper_store"])
