@@ -34,7 +34,7 @@ class History:
 
     def read(self) -> list[FrozenTrial]:
         """All trials that have begun, by number. Not to be changed: they are kept."""
-        waiting = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
+        waiting: Any = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
         begun = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == self.study_id, TRIALS.c.state != waiting)
         with self._lock:
             ids = set(self.database.transaction(lambda connection: connection.execute(begun).scalars().all()))
