@@ -18,7 +18,7 @@ from typing import Any
 
 from sweeper import data, database, evidence, schedules, search
 from sweeper.config import Sweep
-from sweeper.errors import DatabaseError
+from sweeper.errors import DatabaseError, StoreError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
 from sweeper.stats import Answer, Row, choose, detectable_effect, pairs_needed, spread
 from sweeper.store import Store
@@ -98,7 +98,7 @@ class Service:
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
         study = Study.open(self.database, self.sweep.name, **self._leases)
-        study.check(self._config, free_keys=Sweep.FREE)
+        study.check(self._config, free_keys=[*Sweep.FREE, "store"])
         return study
 
     @property
@@ -108,6 +108,20 @@ class Service:
     @cached_property
     def _config(self) -> dict[str, Any]:
         return {**self.sweep.identity(), "data_digest": self.dataset.digest}
+
+    @property
+    def launched(self) -> bool:
+        """Whether the study is there already."""
+        return Study.exists(self.database, self.sweep.name)
+
+    def check_store(self) -> None:
+        """StoreError unless the snapshots are where the sweep's launch saw them: workers there find none of ours."""
+        launched = self.study.config.get("store")
+        if launched not in (None, self.store.id):
+            raise StoreError(
+                f"store {self.store.url}: not the one that {self.sweep.name} was launched with (another folder under "
+                "the same name, on another machine?); mount that one here or launch with a URL that all machines reach"
+            )
 
     def baselines(self) -> dict[str, dict[str, Any]]:
         """name -> spec of the sweep's baselines, by family; a second one of a family gets a number."""
@@ -160,11 +174,11 @@ class Service:
         Study.create(
             self.database,
             self.sweep.name,
-            config=self._config,
+            config={**self._config, "store": self.store.id},
             slots=slots,
             sampler=self.sweep.sampler,
             seed=seed,
-            free_keys=Sweep.FREE,
+            free_keys=[*Sweep.FREE, "store"],
             **self._leases,
         )
         self.tracker.sweep(params=_flat(self.sweep.identity()), tags={"sweeper.data": self.dataset.digest})

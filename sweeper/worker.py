@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -22,9 +23,11 @@ from sweeper.errors import (
     DataError,
     DeviceError,
     LeaseLost,
+    OutOfMemory,
     SnapshotCorrupt,
     StoreError,
     SweeperError,
+    TrackingError,
     TrainingError,
 )
 from sweeper.known import Known
@@ -40,6 +43,7 @@ say = logging.getLogger("sweeper")
 MAP = "curve/mAP50-95"
 SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 BEAT_S = 2.0
+LONGEST_PAUSE_S = 300.0
 
 
 def objective(rows: list[dict[str, Any]]) -> float:
@@ -63,33 +67,50 @@ class Worker:
         self.service = service
         self.device = device
         self.stop = stop
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        # containers may share both the host's name and the number
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.folder = service.place.folder / "work" / self.name
         self.known = Known(service)
         self._segment: str | None = None  # the key whose training we have leased
         self._beaten = 0.0
 
     def run(self) -> None:
-        """Train trials until every one of the sweep is finished, here or elsewhere, or ``stop`` is set."""
+        """Train trials until every one of the sweep is finished, here or elsewhere, or ``stop`` is set.
+
+        Raises StoreError if this is another store than the one that the sweep was launched with.
+        """
+        self.service.check_store()
         study = self.service.study
-        passed: set[int] = set()  # trials whose next segment is being trained elsewhere, since the last pause
+        passed: set[int] = set()  # trials to be left to others for now
+        faults = 0  # in a row, without an epoch in between
         with TrainingProcess(device=self.device, folder=self.folder, stall_s=self.service.sweep.stall_s) as child:
             while not self.stop.is_set():
                 self._beat(None, None)
-                slot = study.claim(self.name, passing_over=passed)
+                slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
                 if slot is not None:
+                    before, well = child.epochs, False
                     try:
-                        self._trial(slot, child)
+                        well = self._trial(slot, child)
                     except Elsewhere:
                         passed.add(slot.number)
+                        continue
+                    except (LeaseLost, TrackingError) as error:  # while its end was being written down
+                        say.warning("trial %d: %s", slot.number, error)
+                    faults = 0 if well or child.epochs > before else faults + 1
+                    if not well:  # others may have more luck; a broken machine must not wear out trial after trial
+                        passed.add(slot.number)
+                        self.stop.wait(min(2.0**faults - 1, LONGEST_PAUSE_S))
                 elif study.done:
                     break
                 else:  # the last ones are being trained elsewhere, or wait for a segment that is
                     passed.clear()
                     self.stop.wait(1)
 
-    def _trial(self, slot: Slot, child: TrainingProcess) -> None:
-        """Work on one trial and leave it told, failed or given back; only what is not about the trial is raised."""
+    def _trial(self, slot: Slot, child: TrainingProcess) -> bool:
+        """Work on one trial and leave it told, failed or given back; False if that was due to a fault here.
+
+        Only what is not about the trial is raised.
+        """
         try:
             with self._renewing(slot):
                 self._train(slot, child)
@@ -101,22 +122,26 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        except (
-            Crash,
-            Hang,
-            StoreError,
-            DeviceError,
-        ) as error:  # may be the machine's fault: another attempt, up to the limit
-            say.warning("trial %d: %s", slot.number, error)
-            slot.give_back(reason=f"{getattr(error, 'reason', 'store')}: {error}")
+        except (Crash, Hang, OutOfMemory) as error:  # may be the machine's fault: another attempt, up to the limit
+            child.end()  # what held the memory goes with it
+            reason = _reason(error, child)
+            say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
+            if slot.last_attempt:
+                self._fail(slot, reason)
+            else:
+                with contextlib.closing(self._log(slot)) as log:
+                    log.tags({f"{names.REASON}.{slot.attempt}": reason})
+                slot.give_back(reason)
+            return False
+        except (StoreError, TrackingError, DeviceError) as error:  # the machine's alone: no attempt of the trial's
+            say.warning("trial %d goes back: %s", slot.number, error)
+            slot.give_back()
+            return False
         except (TrainingError, ConfigError, DataError) as error:  # the trial's own: again it would end the same way
-            say.warning("trial %d: %s", slot.number, error)
-            reason = error.reason if isinstance(error, TrainingError) else type(error).__name__
-            slot.set("confounder", reason)
-            with contextlib.closing(self._log(slot)) as log:
-                log.finish("FAILED", reason=f"{reason}: {error}")
-            slot.fail(f"{reason}: {error}")
-            self._unpin(slot)
+            reason = _reason(error, child)
+            say.warning("trial %d: %s", slot.number, reason)
+            slot.set("confounder", error.reason if isinstance(error, TrainingError) else type(error).__name__)
+            self._fail(slot, reason)
         except BaseException:
             child.end()
             with contextlib.suppress(SweeperError):  # a database that is away learns it from the lease running out
@@ -124,6 +149,23 @@ class Worker:
             raise
         else:
             self._unpin(slot)
+        return True
+
+    def _fail(self, slot: Slot, reason: str) -> None:
+        """The end of a trial, in MLflow first: should this worker die in between, the next one does it again."""
+        self._end_run(slot, reason)
+        slot.fail(reason)
+        self._unpin(slot)
+
+    def _give_up(self, slot: Slot) -> None:
+        """The same for a trial whose workers died too often; the study closes it."""
+        say.warning("trial %d has had its attempts: %s", slot.number, "; ".join(slot.reasons))
+        self._end_run(slot, slot.reasons[-1])
+        self._unpin(slot)
+
+    def _end_run(self, slot: Slot, reason: str) -> None:
+        with contextlib.closing(self._log(slot)) as log:
+            log.finish("FAILED", reason=reason)
 
     def _unpin(self, slot: Slot) -> None:
         """The trial is finished; until then its latest state stays, whoever goes on with it."""
@@ -396,6 +438,12 @@ class Worker:
         finally:
             over.set()
             thread.join()
+
+
+def _reason(error: SweeperError, child: TrainingProcess) -> str:
+    """What ends an attempt, with the last lines that the training wrote."""
+    kind = error.reason if isinstance(error, TrainingError) else type(error).__name__
+    return f"{kind}: {error}\n{child.last_lines()}".strip()
 
 
 def _row(event: Epoch, by: str) -> dict[str, Any]:

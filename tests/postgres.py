@@ -17,7 +17,7 @@ import pytest
 PASSWORD = secrets.token_hex(8)
 
 
-def _programs() -> Path | None:
+def programs() -> Path | None:
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -103,10 +103,10 @@ class Postgres:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The server, started when the first test asks for it."""
-    programs = _programs()
-    if programs is None:
+    found = programs()
+    if found is None:
         pytest.skip("needs PostgreSQL's initdb and postgres (apt-get install postgresql)")
-    server = Postgres(programs)
+    server = Postgres(found)
     yield server
     server.remove()
 

@@ -15,6 +15,7 @@ LAYERS = [
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report", "prune"},
     {"evidence"},
     {"worker", "service", "fleet", "known"},
+    {"doctor"},
     {"summary"},
     {"cli"},
 ]

@@ -7,6 +7,7 @@ import typer
 from sweeper import __version__
 from sweeper.cli.confirm import register as confirm
 from sweeper.cli.data import register as data
+from sweeper.cli.doctor import register as doctor
 from sweeper.cli.look import register as look
 from sweeper.cli.schedules import register as schedules
 from sweeper.cli.sweeps import register as sweeps
@@ -35,7 +36,7 @@ def _root(
     pass
 
 
-for register in (sweeps, confirm, look, schedules, data):
+for register in (sweeps, confirm, look, doctor, schedules, data):
     register(app)
 
 

@@ -85,6 +85,7 @@ def worker(
         str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
     ] = "auto",
     per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
+    launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
 ) -> None:
     """Train trials of a launched sweep until it is done (one process per device slot)."""
     from sweeper.worker import Worker
@@ -94,6 +95,8 @@ def worker(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     slots = fleet.slots(wanted, per_device)
+    if launch_it and not service.launched:
+        service.launch()
     stop = _stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
         workers(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)

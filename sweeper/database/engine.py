@@ -87,6 +87,13 @@ class Database:
         """What another library needs to open an engine that behaves like this one."""
         return _engine_kwargs(self.url)
 
+    def version(self) -> str:
+        """The database's name and version, asked of it."""
+        server = self.engine.name == "postgresql"
+        question = text("SHOW server_version" if server else "SELECT sqlite_version()")
+        answer = self.transaction(lambda connection: connection.scalar(question))
+        return f"{'PostgreSQL' if server else 'SQLite'} {answer}"
+
     def close(self) -> None:
         """Close the pooled connections; the next use opens new ones."""
         self.engine.dispose()

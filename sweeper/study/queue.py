@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,13 @@ class Queue:
         with self.storage.fenced(guard):
             self.database.retry(lambda: self.storage.create_new_trial(self.study_id, waiting))
 
-    def claim(self, worker: str, passing_over: Collection[int]) -> tuple[Lease, FrozenTrial] | None:
+    def claim(
+        self, worker: str, passing_over: Collection[int], giving_up: Callable[[Lease, FrozenTrial], None]
+    ) -> tuple[Lease, FrozenTrial] | None:
         """A lease and its trial, RUNNING; None if there is nothing to be had now. See :meth:`Study.claim`."""
         while (lease := self._take(worker, passing_over)) is not None:
             try:
-                trial = self._begin(lease)
+                trial = self._begin(lease, giving_up)
             except LeaseLost:  # frozen between taking and beginning: somebody else has it now
                 continue
             if trial is not None:
@@ -131,10 +133,11 @@ class Queue:
 
         return self.database.transaction(take)
 
-    def _begin(self, lease: Lease) -> FrozenTrial | None:
+    def _begin(self, lease: Lease, giving_up: Callable[[Lease, FrozenTrial], None]) -> FrozenTrial | None:
         """The trial of a lease just taken; None if it turns out not to be for us to work on."""
         trial = self._trial(lease)
         if lease.strikes >= lease.limit and not trial.state.is_finished():
+            giving_up(lease, trial)
             lease.fail(lease.reasons)
             return None
         if not lease.started:

@@ -196,6 +196,11 @@ class Slot:
         return self._lease.reasons
 
     @property
+    def last_attempt(self) -> bool:
+        """Whether the trial fails for good if this attempt ends badly, too."""
+        return self._lease.strikes + 1 >= self._lease.limit
+
+    @property
     def stage(self) -> str:
         return str(self.attrs["stage"])
 

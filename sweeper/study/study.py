@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -18,7 +18,7 @@ from sweeper.study.history import TRIALS, History
 from sweeper.study.importance import importance
 from sweeper.study.queue import Queue
 from sweeper.study.rows import TrialRow, WorkerRow
-from sweeper.study.slot import Slot
+from sweeper.study.slot import Lease, Slot
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -108,11 +108,17 @@ class Study:
         storage = open_storage(database)
         studies = database.tables.studies
         rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
-        for row in rows:
-            if row.name == name and row.study_id == _optuna_id(database, storage, name):
-                return cls(database, storage, row, lease_seconds, attempts)
+        if (row := _launched(database, storage, rows, name)) is not None:
+            return cls(database, storage, row, lease_seconds, attempts)
         known = ", ".join(sorted(row.name for row in rows)) or "none"
         raise DatabaseError(f"study {name!r}: not in {database}, which has: {known}; launch it first")
+
+    @staticmethod
+    def exists(database: Database, name: str) -> bool:
+        """Whether :meth:`open` would find it."""
+        studies = database.tables.studies
+        rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
+        return _launched(database, open_storage(database), rows, name) is not None
 
     def check(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> None:
         """Raise ConfigError, saying which keys changed, unless ``config`` is the launched one but for ``free_keys``."""
@@ -132,15 +138,25 @@ class Study:
         """
         self._queue.add(slots)
 
-    def claim(self, worker: str, passing_over: Collection[int] = ()) -> Slot | None:
+    def claim(
+        self,
+        worker: str,
+        passing_over: Collection[int] = (),
+        giving_up: Callable[[Slot], None] = lambda slot: None,
+    ) -> Slot | None:
         """The next trial to work on, with a lease, or None if there is none to be had now (see :attr:`done`).
 
         Baselines first, then by number. A trial whose worker let its lease run out is adopted: the same number, the
         stored parameters, the values so far. ``worker`` must be unique among living workers. Trials numbered in
-        ``passing_over`` are left to others.
+        ``passing_over`` are left to others. ``giving_up`` hears of a trial whose attempts are used up before it is
+        closed as FAIL, again by another worker should this one die meanwhile.
         """
-        claimed = self._queue.claim(worker, passing_over)
-        return None if claimed is None else Slot(*claimed, self._history, self.name, self.sampler, self.seed)
+
+        def slot(lease: Lease, trial: FrozenTrial) -> Slot:
+            return Slot(lease, trial, self._history, self.name, self.sampler, self.seed)
+
+        claimed = self._queue.claim(worker, passing_over, lambda *used_up: giving_up(slot(*used_up)))
+        return None if claimed is None else slot(*claimed)
 
     # -- what it tells
 
@@ -245,6 +261,12 @@ def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> No
         connection.execute(delete(tables.studies).where(tables.studies.c.id == row.id))
 
     database.transaction(forget)
+
+
+def _launched(database: Database, storage: FencedStorage, rows: Sequence[Any], name: str) -> Any | None:
+    """The study's row of ours, unless Optuna's study was deleted meanwhile."""
+    ours = (row for row in rows if row.name == name)
+    return next((row for row in ours if row.study_id == _optuna_id(database, storage, name)), None)
 
 
 def _optuna_id(database: Database, storage: FencedStorage, name: str) -> int | None:

@@ -126,6 +126,10 @@ class Tracker:
         self._uploader.wait(timeout)
         return self._uploader.left()
 
+    def waiting(self) -> int:
+        """Journals on this machine that have not arrived whole; those of living workers are among them."""
+        return len(pending(self.folder)) if self.folder.is_dir() else 0
+
     @property
     def problem(self) -> str | None:
         """Why journals are waiting, in one line; None while everything goes through."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sweeper.config import Recipe
     from sweeper.schedules import Trace
 
-__all__ = ["Detections", "EpochLog", "Evaluation", "Trainer", "fingerprint", "open"]
+__all__ = ["Detections", "EpochLog", "Evaluation", "Torch", "Trainer", "fingerprint", "open", "torch_sees"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,21 @@ def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Traine
     from sweeper.training.ultralytics import UltralyticsTrainer  # torch and Ultralytics take seconds to import
 
     return UltralyticsTrainer(recipe, device=device, threads=threads, folder=folder)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The installed torch: its ``version`` (with "+cpu" or "+cu130") and the names of the ``gpus`` that it can use."""
+
+    version: str
+    gpus: list[str]
+
+
+def torch_sees() -> Torch:
+    """What the installed torch can train on."""
+    import torch
+
+    return Torch(torch.__version__, [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())])
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:

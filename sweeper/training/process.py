@@ -25,6 +25,8 @@ from sweeper.config import Recipe
 from sweeper.errors import SweeperError, TrainingError
 from sweeper.schedules import Trace
 
+START_S = 300.0  # patience with a new process, which first imports torch
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -48,7 +50,7 @@ class Beat:
 
 
 class Crash(TrainingError):
-    """The training process died; the message carries how, and the last lines of its log."""
+    """The training process died, or raised what it was not expected to; the message says how."""
 
     reason = "crashed"
 
@@ -66,6 +68,8 @@ class TrainingProcess:
         self._device, self._folder, self._stall_s = device, folder, stall_s
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._heard = False  # since it was started
+        self.epochs = 0  #: finished so far, over all trainings
         self.log = folder / f"training-{os.getpid()}.log"
 
     def __enter__(self) -> "TrainingProcess":
@@ -91,6 +95,7 @@ class TrainingProcess:
             for _ in range(start, trace.epochs):
                 while not isinstance(answer := self._receive(), Epoch):
                     yield answer
+                self.epochs += 1
                 yield answer
                 self._send(("go",))
         except GeneratorExit:  # left before its end: what the child is doing is of no use any more
@@ -129,7 +134,7 @@ class TrainingProcess:
             self._pipe.close()
         self._process = self._pipe = None
 
-    def last_lines(self, count: int = 20) -> str:
+    def last_lines(self, count: int = 40) -> str:
         """The end of the child's log, for the trial that it belongs to."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
@@ -153,17 +158,19 @@ class TrainingProcess:
     def _receive(self) -> Any:
         assert self._pipe is not None
         try:
-            if not self._pipe.poll(self._stall_s):
+            patience = self._stall_s if self._heard else max(self._stall_s, START_S)
+            if not self._pipe.poll(patience):
                 self.end()
-                raise Hang(f"no batch was finished in {self._stall_s:g} s and the training was ended (stall_s)")
+                raise Hang(f"no batch was finished in {patience:g} s (stall_s); the training was ended")
             answer = self._pipe.recv()
+            self._heard = True
         except (EOFError, ConnectionError):
             raise self._crashed() from None
         if isinstance(answer, tuple) and answer[0] == "error":
-            _, name, message, lines = answer
-            kind = getattr(errors, name, None)
-            if kind is None:
-                raise TrainingError(f"{name}: {message}\n{lines}")
+            _, name, message = answer
+            kind = errors.OutOfMemory if name == "MemoryError" else getattr(errors, name, None)
+            if kind is None:  # a full disk, a fault of CUDA: nobody foresaw it
+                raise Crash(f"{name}: {message}")
             raise kind(message)
         return answer
 
@@ -172,8 +179,9 @@ class TrainingProcess:
         self._process.join(5)
         code = self._process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        hint = " (the kernel's, for want of memory?)" if code == -signal.SIGKILL else ""
         self.end()
-        return Crash(f"the training process ended with {how}\n{self.last_lines()}".strip())
+        return Crash(f"the training process ended with {how}{hint}; its output: {self.log}")
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +191,7 @@ class TrainingProcess:
             target=_child, args=(theirs, self._device, self._folder, self.log, os.getpid()), daemon=False
         )
         self._process.start()
+        self._heard = False
         theirs.close()
 
 
@@ -235,8 +244,7 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
 
             traceback.print_exc()
             trainer = opened = None
-            lines = "".join(traceback.format_exception(error)[-6:])
-            pipe.send(("error", type(error).__name__, str(error), lines))
+            pipe.send(("error", type(error).__name__, str(error)))
             if not isinstance(error, SweeperError | Exception):
                 raise
 

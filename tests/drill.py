@@ -1,0 +1,447 @@
+"""The drill: sweeps are trained while everything they stand on is killed, stopped, filled and cut off; then audited.
+
+    python tests/drill.py [--kills 20] [--only database] [--seed 0]
+
+Trainings are real and small. Every disturbed sweep is compared, trial by trial, with one that was left alone: states
+bit for bit, every metric of every epoch once and with the same value, no lease or journal left, every snapshot whole.
+Prints a table; exit status 1 if anything was lost. As root it also fills a disk and cuts the network.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tiny
+import yaml
+from postgres import Postgres, programs
+from test_tracking import MLflow
+
+from sweeper import database
+from sweeper.database import func, select
+from sweeper.errors import SweeperError
+from sweeper.service import Place
+from sweeper.store import Store
+from sweeper.study import Study
+from sweeper.tracking import Tracker
+
+TRIALS, EPOCHS, LEASE_S = 8, 5, 8.0
+SAME = ("curve/lr", "curve/mAP50-95", "train/box_loss", "val/box_loss", "curve/lr_rel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an undisturbed and a disturbed sweep must agree on, and what is wrong with it by itself."""
+
+    digests: dict[int, str]
+    points: dict[tuple[int, str, int], float]
+    wrong: tuple[str, ...]
+    attempts: int
+    epochs_trained: int
+
+
+@dataclasses.dataclass
+class Stand:
+    """A place for one sweep: where its things are, and its workers, each replaced when it dies."""
+
+    folder: Path
+    name: str
+    place: Place
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        constants = [{"family": "constant", "lr": 0.02 * (1 + i / 100)} for i in range(TRIALS // 2)]
+        changes = {"baselines": constants, "trials": TRIALS - len(constants), "epochs": EPOCHS, "sampler": "random"}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=10_000, **changes)
+        self.crew: list[subprocess.Popen[bytes]] = []
+        self.killed = self.crashed = 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        said = {"SWEEPER_STORE": self.place.store, "OMP_NUM_THREADS": "1"}
+        said |= {"SWEEPER_DATABASE_URL": self.place.database_url} if self.place.database_url else {}
+        return said | ({"MLFLOW_TRACKING_URI": self.place.tracking_uri} if self.place.tracking_uri else {})
+
+    def start(self) -> None:
+        """Launch, then the crew."""
+        tiny.sweeper("launch", self.sweep, cwd=self.folder, **self.environment)
+        self.crew = [self._worker() for _ in range(self.workers)]
+
+    def _worker(self) -> "subprocess.Popen[bytes]":
+        with (self.folder / "workers.log").open("ab") as log:
+            return subprocess.Popen(
+                tiny.command("worker", self.sweep, "--devices", "cpu"),
+                cwd=self.folder,
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def tend(self) -> None:
+        """Replace who died, as a restart policy does."""
+        for index, worker in enumerate(self.crew):
+            if worker.poll() not in (None, 0):
+                self.crashed += worker.returncode != -signal.SIGKILL
+                self.crew[index] = self._worker()
+
+    def kill(self, chance: random.Random) -> None:
+        """kill -9 of a living worker."""
+        living = [worker for worker in self.crew if worker.poll() is None]
+        if living:
+            chance.choice(living).kill()
+            self.killed += 1
+
+    @property
+    def study(self) -> Study:
+        return Study.open(database.open(self.place.database), self.name)
+
+    def done(self) -> bool:
+        with contextlib.suppress(SweeperError):
+            return self.study.done
+        return False
+
+    def epochs(self) -> int:
+        """Values reported so far."""
+        return sum(len(row.values) for row in self.study.rows())
+
+    def finish(self, minutes: float = 20) -> None:
+        """Until every worker has ended by itself."""
+        end = time.monotonic() + 60 * minutes
+        while any(worker.poll() is None for worker in self.crew) or not self.done():
+            self.tend()
+            time.sleep(0.5)
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.name} did not end; see {self.folder}/workers.log")
+
+    def stop(self) -> None:
+        for worker in self.crew:
+            worker.kill()
+
+    def audit(self) -> Outcome:
+        """Everything that can be known of the sweep afterwards."""
+        wrong = []
+        opened = database.open(self.place.database)
+        rows = self.study.rows()
+        if [row.number for row in rows] != list(range(TRIALS)):
+            wrong.append(f"trials {[row.number for row in rows]}")
+        wrong += [f"trial {row.number} is {row.state}" for row in rows if row.state != "COMPLETE"]
+        wrong += [f"trial {row.number}: epochs {sorted(row.values)}" for row in rows if len(row.values) != EPOCHS]
+        tracker = Tracker(
+            self.place.tracking, self.name, self.place.folder / "journals", self.place.folder / "mlartifacts"
+        )
+        tracker.drain(120)
+        if waiting := tracker.waiting():
+            wrong.append(f"{waiting} journals not sent: {tracker.problem}")
+        runs = tracker.server.runs()
+        if len(runs) != TRIALS + 1:
+            wrong.append(f"{len(runs)} runs")
+        points: dict[tuple[int, str, int], float] = {}
+        for run in tracker.runs():
+            number = int(run["tags"]["sweeper.trial"])
+            if run["status"] != "FINISHED":
+                wrong.append(f"run {number} is {run['status']}")
+            for key in SAME:
+                found = tracker.history(run["run_id"], key)
+                if [step for step, _, _ in found] != list(range(EPOCHS)):
+                    wrong.append(f"run {number}: {key} at steps {[step for step, _, _ in found]}")
+                points |= {(number, key, step): value for step, value, _ in found}
+            for row in rows:
+                if row.number == number and any(
+                    points.get((number, "curve/mAP50-95", e)) != v for e, v in row.values.items()
+                ):
+                    wrong.append(f"trial {number}: study and MLflow disagree")
+        tracker.close()
+        wrong += leases(opened) + snapshots(opened, self.place)
+        return Outcome(
+            {row.number: str(row.attrs.get("state_digest")) for row in rows},
+            points,
+            tuple(wrong),
+            sum(row.attempt for row in rows),
+            sum(int(row.attrs.get("epochs_trained", 0)) for row in rows),
+        )
+
+
+def leases(opened: database.Database) -> list[str]:
+    """Slots that are not closed, segments and pins that are held still."""
+    t = opened.tables
+
+    def count(connection: database.Connection) -> list[int]:
+        queries = (
+            select(func.count()).select_from(t.slots).where(t.slots.c.state != "closed"),
+            select(func.count()).select_from(t.segments).where(t.segments.c.expires > opened.now + LEASE_S),
+            select(func.count()).select_from(t.pins),
+        )
+        return [int(connection.execute(query).scalar_one()) for query in queries]
+
+    counts = opened.transaction(count)
+    names = ("slots open", "segments leased", "snapshots pinned")
+    return [f"{number} {name}" for number, name in zip(counts, names, strict=True) if number]
+
+
+def snapshots(opened: database.Database, place: Place) -> list[str]:
+    """Snapshots that cannot be read or that two workers trained differently."""
+    store = Store(place.snapshots, opened)
+    table = opened.tables.snapshots
+    keys = opened.transaction(
+        lambda connection: connection.execute(select(table.c.key).where(table.c.store == store.id)).scalars().all()
+    )
+    wrong = [f"{len(store.mismatches())} mismatches"] if store.mismatches() else []
+    for key in keys:
+        try:
+            store.get(key)
+        except SweeperError as error:
+            wrong.append(str(error))
+    store.gc(10**15)
+    files = [path for path in Path(place.snapshots).glob("??/*") if path.is_file()]
+    if len(files) < len(keys):
+        wrong.append(f"{len(files)} files of {len(keys)} snapshots")
+    return wrong
+
+
+class Drill:
+    """The scenarios, each a sweep of its own."""
+
+    def __init__(self, folder: Path, kills: int, seed: int) -> None:
+        self.folder, self.kills, self.chance = folder, kills, random.Random(seed)
+        self.calm: Outcome | None = None
+        self.table: list[tuple[str, str, str, float]] = []
+        self.running: list[Stand] = []
+        self._postgres: Postgres | None = None
+        self._mlflow: MLflow | None = None
+
+    @property
+    def postgres(self) -> Postgres:
+        found = programs()
+        if found is None:
+            raise SystemExit("the drill needs PostgreSQL: apt-get install postgresql")
+        self._postgres = self._postgres or Postgres(found)
+        return self._postgres
+
+    @property
+    def mlflow(self) -> MLflow:
+        if self._mlflow is None:
+            (self.folder / "mlflow").mkdir()
+            self._mlflow = MLflow(self.folder / "mlflow")
+        self._mlflow.ready()
+        return self._mlflow
+
+    def stand(self, name: str, *, served: bool, workers: int = 2) -> Stand:
+        """Embedded, or on PostgreSQL and a served MLflow."""
+        folder = self.folder / name
+        urls = (self.postgres.database(), self.mlflow.url) if served else (None, None)
+        made = Stand(folder, name, Place(str(folder / "store"), *urls), workers)
+        self.running.append(made)
+        return made
+
+    def scenario(self, name: str, work: Callable[[], tuple[list[Stand], str]]) -> None:
+        """Do it, audit it, and write a line of the table."""
+        began = time.monotonic()
+        try:
+            stands, faults = work()
+            wrong = [line for stand in stands for line in self.judge(stand)]
+            restarts = sum(stand.crashed for stand in stands)
+            attempts = sum(row.attempt for stand in stands for row in stand.study.rows())
+            faults += f"; {attempts} attempts" + (f", {restarts} workers ended with an error" if restarts else "")
+        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
+            faults, wrong = "could not be finished", [" ".join(str(error).split())[-500:]]
+        finally:
+            for stand in self.running:
+                stand.stop()
+            self.running = []
+        self.table.append((name, faults, "; ".join(wrong) or "nothing lost", time.monotonic() - began))
+        print(" | ".join((name, faults, self.table[-1][2], f"{self.table[-1][3]:.0f} s")), flush=True)
+
+    def judge(self, stand: Stand) -> list[str]:
+        found, calm = stand.audit(), self.calm
+        wrong = list(found.wrong)
+        if calm is None:
+            self.calm = found
+            return wrong
+        differ = [number for number in calm.digests if found.digests.get(number) != calm.digests[number]]
+        wrong += [f"final states of trials {differ} differ"] if differ else []
+        lost = calm.points.keys() - found.points.keys()
+        other = [key for key in calm.points.keys() & found.points.keys() if calm.points[key] != found.points[key]]
+        return (
+            wrong + ([f"{len(lost)} points lost"] if lost else []) + ([f"{len(other)} points differ"] if other else [])
+        )
+
+    # -- scenarios
+
+    def undisturbed(self) -> tuple[list[Stand], str]:
+        stand = self.stand("undisturbed", served=False, workers=1)
+        stand.start()
+        stand.finish()
+        return [stand], f"{TRIALS} trials of {EPOCHS} epochs"
+
+    def killing(self, name: str, kills: int, *, served: bool, sweeps: int = 1) -> tuple[list[Stand], str]:
+        """Kill until the number is reached; a sweep that ends before is not enough, so another one follows."""
+        stands: list[Stand] = []
+        while sum(stand.killed for stand in stands) < kills or len(stands) < sweeps:
+            together = [self.stand(f"{name}-{len(stands) + i}", served=served) for i in range(sweeps)]
+            stands += together
+            for stand in together:
+                stand.start()
+            while not all(stand.done() for stand in together):
+                time.sleep(self.chance.uniform(0, 12))
+                victim = self.chance.choice(together)
+                if sum(stand.killed for stand in stands) < kills and not victim.done():
+                    victim.kill(self.chance)
+                for stand in together:
+                    stand.tend()
+            for stand in together:
+                stand.finish()
+        killed = sum(stand.killed for stand in stands)
+        return stands, f"{killed} kill -9 over {len(stands)} sweep{'s' * (len(stands) > 1)}"
+
+    def frozen(self) -> tuple[list[Stand], str]:
+        stand = self.started("frozen", served=False)
+        victim = stand.crew[0]
+        family = [victim.pid, *tiny.children(victim.pid, below=True)]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3 * LEASE_S)
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+        stand.finish()
+        return [stand], f"SIGSTOP of a worker and its training for {3 * LEASE_S:.0f} s"
+
+    def outage(self, name: str, seconds: float, stop: Callable[[], Any], start: Callable[[], Any]) -> list[Stand]:
+        stand = self.started(name, served=True)
+        stop()
+        time.sleep(seconds)
+        start()
+        stand.finish()
+        return [stand]
+
+    def database_away(self) -> tuple[list[Stand], str]:
+        server = self.postgres
+        return self.outage("database", 30, server.stop, server.start), "PostgreSQL crashed, back after 30 s"
+
+    def network_cut(self) -> tuple[list[Stand], str]:
+        rule = ["INPUT", "-i", "lo", "-p", "tcp", "--dport", str(self.postgres.port), "-j", "DROP"]
+        back = ["INPUT", "-i", "lo", "-p", "tcp", "--sport", str(self.postgres.port), "-j", "DROP"]
+
+        def cut(what: str) -> None:
+            for each in (rule, back):
+                subprocess.run(["iptables", what, *each], check=True)
+
+        try:
+            stands = self.outage("network", 30, lambda: cut("-I"), lambda: cut("-D"))
+        finally:
+            for each in (rule, back):
+                subprocess.run(["iptables", "-D", *each], stderr=subprocess.DEVNULL)
+        return stands, "packets from and to PostgreSQL dropped for 30 s"
+
+    def tracking_away(self) -> tuple[list[Stand], str]:
+        server = self.mlflow
+        return self.outage("mlflow", 75, server.kill, server.ready), "MLflow killed, back after 75 s"
+
+    def tracking_gone(self) -> tuple[list[Stand], str]:
+        stand = self.started("mlflow-gone", served=True)
+        self.mlflow.kill()
+        stand.finish()  # the sweep ends without it
+        waiting = len(list((stand.place.folder / "journals").rglob("*.jsonl")))
+        self.mlflow.ready()  # only to see that the journals hold everything
+        return [stand], f"MLflow gone until the sweep was done; then {waiting} journals sent"
+
+    def disk_full(self) -> tuple[list[Stand], str]:
+        stand = self.stand("disk", served=False)
+        folder = Path(stand.place.snapshots)
+        folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder], check=True)
+        try:
+            stand.start()
+            tiny.wait(lambda: stand.epochs() >= 2)
+            ballast = folder / "ballast"
+            with contextlib.suppress(OSError), ballast.open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 20))
+            before = len(list(folder.glob("??/*")))
+            reported = stand.epochs()
+            tiny.wait(lambda: stand.epochs() >= reported + 6)  # it goes on
+            stored = len(list(folder.glob("??/*"))) - before
+            ballast.unlink()
+            stand.finish()
+            log = (stand.folder / "workers.log").read_text()
+            faults = f"no byte left for 6 epochs ({stored} states stored, {log.count('goes on without')} left out)"
+            kept = stand.folder / "kept"
+            shutil.copytree(folder, kept)
+        finally:
+            stand.stop()
+            time.sleep(1)
+            subprocess.run(["umount", "-l", folder], check=True)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        return [stand], faults
+
+    def started(self, name: str, *, served: bool) -> Stand:
+        """A sweep in the middle of its trials."""
+        stand = self.stand(name, served=served)
+        stand.start()
+        tiny.wait(lambda: stand.epochs() >= 3, 600)
+        return stand
+
+
+@contextlib.contextmanager
+def drilling(folder: Path, kills: int, seed: int) -> Iterator[Drill]:
+    drill = Drill(folder, kills, seed)
+    try:
+        yield drill
+    finally:
+        for stand in drill.running:
+            stand.stop()
+        if drill._mlflow:
+            drill._mlflow.kill()
+        if drill._postgres:
+            drill._postgres.remove()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="kill -9 of workers, half on each kind of database")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="scenarios by name")
+    parser.add_argument("--folder", type=Path, help="kept; a temporary one is not")
+    asked = parser.parse_args()
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="drill-"))
+    with drilling(folder.absolute(), asked.kills, asked.seed) as drill:
+        half = asked.kills // 2
+        scenarios: dict[str, Callable[[], tuple[list[Stand], str]]] = {
+            "kills-sqlite": lambda: drill.killing("kills-sqlite", asked.kills - half, served=False),
+            "kills-postgresql": lambda: drill.killing("kills-postgresql", half, served=True),
+            "two-sweeps": lambda: drill.killing("two", 2, served=True, sweeps=2),
+            "frozen": drill.frozen,
+            "database": drill.database_away,
+            "mlflow": drill.tracking_away,
+            "mlflow-gone": drill.tracking_gone,
+        }
+        if os.getuid() == 0:
+            scenarios["disk"] = drill.disk_full
+            if shutil.which("iptables"):
+                scenarios["network"] = drill.network_cut
+        skipped = [name for name in ("disk", "network") if name not in scenarios]
+        drill.scenario("undisturbed", drill.undisturbed)
+        for name, work in scenarios.items():
+            if not asked.only or name in asked.only:
+                drill.scenario(name, work)
+        if skipped:
+            print(f"not done for want of root or iptables: {', '.join(skipped)}")
+        lost = [name for name, _, verdict, _ in drill.table if verdict != "nothing lost"]
+    if not asked.folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(yaml.safe_dump({"scenarios": len(drill.table), "lost something": lost}, sort_keys=False).strip())
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
