@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo evidence-test test check lint install clean
+.PHONY: help demo evidence-test test check lint install clean drill compose-env compose-test
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
 	@echo "make test   install, pass the tests"
 	@echo "make check  lint, types and tests: what CI runs"
+	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
+	@echo "make compose-env    .env with random passwords for docker compose"
+	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
 
 # One marker file: made anew when the requirements change, so that a second call costs nothing.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,6 +41,16 @@ lint: install
 	$(BIN)/mypy
 
 check: lint test
+
+KILLS ?= 20
+drill: install
+	$(BIN)/python tests/drill.py --kills $(KILLS)
+
+compose-env:
+	@$(PYTHON) jobs/compose_env.py
+
+compose-test: install
+	$(BIN)/python tests/compose.py
 
 clean:
 	rm -rf $(VENV) *.egg-info

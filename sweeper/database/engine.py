@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import ColumnElement, Connection, Double, Engine, Table, create_engine, event, literal_column
+from sqlalchemy import ColumnElement, Connection, Double, Engine, Table, create_engine, event, literal_column, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
