@@ -122,7 +122,7 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        except (Crash, Hang, OutOfMemory) as error:  # may be the machine's fault: another attempt, up to the limit
+        except (Crash, Hang, OutOfMemory, DataError) as error:  # may be the machine's fault: another attempt, up to the limit
             child.end()  # what held the memory goes with it
             reason = _reason(error, child)
             say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
@@ -137,7 +137,7 @@ class Worker:
             say.warning("trial %d goes back: %s", slot.number, error)
             slot.give_back()
             return False
-        except (TrainingError, ConfigError, DataError) as error:  # the trial's own: again it would end the same way
+        except (TrainingError, ConfigError) as error:  # the trial's own: again it would end the same way
             reason = _reason(error, child)
             say.warning("trial %d: %s", slot.number, reason)
             slot.set("confounder", error.reason if isinstance(error, TrainingError) else type(error).__name__)

@@ -103,6 +103,7 @@ def test_faults_of_trainings_are_told_apart_and_never_stop_the_worker(tmp_path: 
         assert points(place, told[number]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_sigterm_gives_the_trial_back_and_a_frozen_worker_wakes_to_write_nothing(tmp_path: Path, place: Path) -> None:
     sweep = tiny.write(tmp_path, trials=0, epochs=8, lease_s=3)
     first = start(sweep, tmp_path)

@@ -21,7 +21,9 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(cause, PoolTimeout):
         return True
     if isinstance(cause, sqlite3.Error):
-        return isinstance(cause, sqlite3.OperationalError) and any(word in str(cause) for word in ("locked", "busy", "full"))
+        return isinstance(cause, sqlite3.OperationalError) and any(
+            word in str(cause) for word in ("locked", "busy", "full")
+        )
     state = getattr(cause, "sqlstate", None)
     if state:
         return str(state).startswith(_PASSING)
