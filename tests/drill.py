@@ -35,7 +35,7 @@ from sweeper.store import Store
 from sweeper.study import Study
 from sweeper.tracking import Tracker
 
-TRIALS, EPOCHS, LEASE_S = 8, 5, 8.0
+TRIALS, EPOCHS, LEASE_S = 6, 4, 8.0
 SAME = ("curve/lr", "curve/mAP50-95", "train/box_loss", "val/box_loss", "curve/lr_rel")
 
 
@@ -369,12 +369,12 @@ class Drill:
                     file.write(bytes(1 << 20))
             before = len(list(folder.glob("??/*")))
             reported = stand.epochs()
-            tiny.wait(lambda: stand.epochs() >= reported + 6)  # it goes on
+            tiny.wait(lambda: stand.epochs() >= reported + 4)  # it goes on
             stored = len(list(folder.glob("??/*"))) - before
             ballast.unlink()
             stand.finish()
             log = (stand.folder / "workers.log").read_text()
-            faults = f"no byte left for 6 epochs ({stored} states stored, {log.count('goes on without')} left out)"
+            faults = f"no byte left for 4 epochs ({stored} states stored, {log.count('goes on without')} left out)"
             kept = stand.folder / "kept"
             shutil.copytree(folder, kept)
         finally:
