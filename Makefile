@@ -44,6 +44,7 @@ check: lint test
 
 KILLS ?= 20
 drill: install
+	$(BIN)/python -m pytest -q -m slow tests/test_faults.py
 	$(BIN)/python tests/drill.py --kills $(KILLS)
 
 compose-env:

@@ -122,7 +122,7 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        except (Crash, Hang, OutOfMemory, DataError) as error:  # may be the machine's fault: another attempt, up to the limit
+        except (Crash, Hang, OutOfMemory, DataError) as error:  # may be the machine's fault: it gets other attempts
             child.end()  # what held the memory goes with it
             reason = _reason(error, child)
             say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
