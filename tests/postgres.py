@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -15,6 +14,10 @@ import psycopg
 import pytest
 
 PASSWORD = secrets.token_hex(8)
+
+# Ends the server at once, as if it had crashed (the next start recovers), when told to or when the tests have died;
+# in the latter case nobody is left to remove its folder.
+_KEEPER = 'folder=$0; "$@" & server=$!; read -r said; kill -QUIT $server; wait; [ "$said" ] || rm -rf "$folder"'
 
 
 def programs() -> Path | None:
@@ -58,10 +61,13 @@ class Postgres:
     def start(self) -> None:
         settings = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
         settings += ["fsync=off", "max_connections=60", "shared_buffers=32MB"]
+        options = [word for setting in settings for word in ("-c", setting)]
         self.server = subprocess.Popen(
-            [self.programs / "postgres", "-D", self.data, *(word for setting in settings for word in ("-c", setting))],
+            ["sh", "-c", _KEEPER, str(self.folder), self.programs / "postgres", "-D", self.data, *options],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
             cwd=self.folder,
             **self.user,
         )
@@ -74,8 +80,7 @@ class Postgres:
         raise RuntimeError("the server did not come up")
 
     def stop(self) -> None:
-        self.server.send_signal(signal.SIGQUIT)  # at once, as if it had crashed; the next start recovers
-        self.server.wait(30)
+        self.server.communicate(b"stop\n", timeout=30)
 
     def plain(self, name: str, password: str = PASSWORD) -> str:
         return f"postgresql://sweeper:{password}@127.0.0.1:{self.port}/{name}"

@@ -74,6 +74,11 @@ class SearchStorage:
         """Known without asking."""
         return [StudyDirection.MAXIMIZE]
 
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """The proposed one is at hand; Optuna changes what it gets."""
+        found = next((trial for trial in self._trials if trial._trial_id == trial_id), None)
+        return copy.deepcopy(found) if found is not None else self._storage.get_trial(trial_id)
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
