@@ -1,0 +1,99 @@
+"""What is said before training: `sweeper doctor`, another machine's store, and the secrets of docker compose."""
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from sweeper.config import Sweep
+from sweeper.doctor import examine
+from sweeper.errors import StoreError
+from sweeper.service import Place, Service
+from sweeper.study import Study
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
+    sweep = tiny.write(tmp_path)
+    found = {finding.what: finding for finding in examine(Place(str(tmp_path / "store")), Sweep.load(sweep))}
+    assert list(found) == ["versions", "device", "threads", "database", "tracking", "store", "data", "study"]
+    assert all(finding.good for finding in found.values()), found
+    assert "SQLite 3." in found["database"].says
+    assert "GB free" in found["store"].says
+    assert found["data"].says == "24 training and 8 validation images"
+    assert found["study"].says == "tiny is not launched yet"
+
+
+def test_doctor_says_what_to_do_and_ends_with_1(tmp_path: Path) -> None:
+    sweep = tiny.write(tmp_path)
+    options = ["--tracking-uri", "http://127.0.0.1:1", "--database-url", "postgresql://me:secret@127.0.0.1:1/x"]
+    done = tiny.sweeper("doctor", sweep, "threads=999", "device=7", *options, "--json", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "secret" not in done.stdout + done.stderr
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    red = {what: finding["says"] for what, finding in found.items() if not finding["good"]}
+    assert set(red) == {"device", "threads", "database", "tracking", "store", "study"}
+    assert "expected auto, cpu, or of these GPUs" in red["device"]
+    assert "set threads to" in red["threads"]
+    assert "check the host, and that it is running" in red["database"]
+    assert "start it or change the address" in red["tracking"]
+    assert all("\n" not in says for says in red.values())
+
+
+def test_a_machine_that_sees_another_store_is_refused_before_it_trains(tmp_path: Path) -> None:
+    sweep = Sweep.load(tiny.write(tmp_path))
+    url = f"sqlite:///{tmp_path}/study.db"
+    here, there = (Service(sweep, Place(str(tmp_path / name), url)) for name in ("here", "there"))
+    Study.create(
+        here.database,
+        sweep.name,
+        config={**sweep.identity(), "data_digest": here.dataset.digest, "store": here.store.id},
+        slots=[],
+        sampler=sweep.sampler,
+        seed=0,
+    )
+    here.check_store()
+    with pytest.raises(StoreError, match=r"store .*there/snapshots: not the one that tiny was launched with .*; mount"):
+        there.check_store()
+
+
+def test_secrets_are_random_kept_and_for_their_owner_only(tmp_path: Path) -> None:
+    def made(name: str) -> dict[str, str]:
+        subprocess.run([sys.executable, ROOT / "jobs" / "compose_env.py", tmp_path / name], check=True)
+        lines = (tmp_path / name).read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+    first, other = made("a"), made("b")
+    assert not set(first.values()) & set(other.values())
+    assert all(len(value) >= 32 for value in first.values())
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+    text = (tmp_path / "a").read_text()
+    assert made("a") == first
+    assert (tmp_path / "a").read_text() == text
+    with (tmp_path / "a").open("a") as file:
+        file.write("SWEEP=mine.yaml\n")
+    assert made("a") == {**first, "SWEEP": "mine.yaml"}
+    compose = (ROOT / "docker-compose.yml").read_text()
+    assert all(f"${{{name}:?make compose-env}}" in compose for name in first)
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
+def test_the_compose_file_refuses_to_start_without_secrets(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    command = [
+        "docker-compose",
+        "--env-file",
+        str(tmp_path / "empty"),
+        "-f",
+        str(ROOT / "docker-compose.yml"),
+        "config",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "make compose-env" in done.stderr
