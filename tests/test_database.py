@@ -1,6 +1,7 @@
 """The database: opened once by many, clear about what is wrong, patient when it is away."""
 
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -187,6 +188,16 @@ def test_a_writer_waits_for_another(tmp_path: Path) -> None:
 def test_our_own_mistakes_are_not_transient() -> None:
     assert not is_transient(KeyError("x"))
     assert not is_transient(ValueError("the database is locked"))
+
+
+def test_a_server_that_does_not_answer_is_an_outage() -> None:
+    """A cut network, unlike a stopped server, refuses nothing: the connection's own time-out is all one hears."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(psycopg.OperationalError) as raised:
+            psycopg.connect(f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/x", connect_timeout=2)
+    assert is_transient(raised.value)
 
 
 def test_folder_is_made(tmp_path: Path) -> None:

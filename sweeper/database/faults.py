@@ -28,7 +28,8 @@ def is_transient(error: BaseException) -> bool:
     if state:
         return str(state).startswith(_PASSING)
     # psycopg's OperationalError without a state: no connection, or it broke.
-    return type(cause).__name__ == "OperationalError" and not any(word in str(cause) for word in _FINAL)
+    operational = any(kind.__name__ == "OperationalError" for kind in type(cause).__mro__)  # ConnectionTimeout is one
+    return operational and not any(word in str(cause) for word in _FINAL)
 
 
 def cause_of(error: BaseException) -> BaseException | None:
