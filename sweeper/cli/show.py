@@ -46,7 +46,8 @@ def plan(found: Mapping[str, Any]) -> None:
         f"epochs     {found['epochs_asked']} asked for, {found['epochs_to_train']} to train: "
         f"{found['share_saved']:.0%} shared{hours}",
         f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: +{confirm['detectable']:.4f} "
-        f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs",
+        f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs "
+        "in one comparison",
         f"           (sd of a paired difference {confirm['sigma_of_differences']:.4f}: {confirm['source']})",
         *(f"data       {problem}" for problem in found["problems"]),
     ]
@@ -96,7 +97,7 @@ def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
         barriers = [short(landscape.get(key)) for key in ("path", "self_barrier", "seeds")]
         gains = [_comparison(one.get(key)) for key in ("gain", "over_peak")]
         table.add_row(str(one["epoch"]), _jump(one), *barriers, *gains, one["word"])
-    console.print(f"trial {trial}: " + ("" if found else "no restart and no drop, so nothing to examine"))
+    console.print(f"trial {trial}" if found else f"trial {trial}: no restart and no drop, so nothing to examine")
     if found:
         console.print(table)
     for one in found:
