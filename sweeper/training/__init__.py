@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Detections", "EpochLog", "Evaluation", "Torch", "Trainer", "fingerprint", "open", "torch_sees"]
 
+TORCHVISION = ("fasterrcnn_", "retinanet_", "fcos_")  # how the names of torchvision's models begin
+
 
 @dataclass(frozen=True)
 class EpochLog:
@@ -110,10 +112,17 @@ class Trainer(Protocol):
 def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Trainer:
     """Build the trainer that ``recipe`` asks for, untrained, on ``device`` ("cpu", "cuda:0").
 
+    The model's name says which: ``yolo11n.yaml`` and its like, or torchvision's ``retinanet_resnet18_fpn``.
+
     ``threads`` are torch's CPU threads (they are part of what determines the result on a CPU); ``folder`` takes all
     files. Raises ConfigError for a model that is not there, DeviceError for a device that is not, DataError.
     """
-    from sweeper.training.ultralytics import UltralyticsTrainer  # torch and Ultralytics take seconds to import
+    # torch and Ultralytics take seconds to import
+    if recipe.model.startswith(TORCHVISION):
+        from sweeper.training.torchvision import TorchvisionTrainer
+
+        return TorchvisionTrainer(recipe, device=device, threads=threads, folder=folder)
+    from sweeper.training.ultralytics import UltralyticsTrainer
 
     return UltralyticsTrainer(recipe, device=device, threads=threads, folder=folder)
 
@@ -139,6 +148,10 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
     ``end2end`` is 1 for models whose loss depends on the number of epochs of the run (YOLO26, YOLOv10): the epochs then
     belong to the recipe's digest as well.
     """
+    if recipe.model.startswith(TORCHVISION):
+        from sweeper.training.torchvision import fingerprint as of_torchvision
+
+        return of_torchvision(recipe, device, threads)
     from sweeper.training.models import fingerprint as of_ultralytics
 
     return of_ultralytics(recipe, device, threads)

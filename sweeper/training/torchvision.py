@@ -1,0 +1,243 @@
+"""torchvision's detectors (Faster R-CNN, RetinaNet, FCOS) on any of its backbones, in the same loop as YOLO's.
+
+A model is named as torchvision names its constructors, with the backbone of one's choice in the middle:
+``fasterrcnn_resnet18_fpn``, ``retinanet_mobilenet_v3_large_fpn``, ``fcos_regnet_y_400mf_fpn``. All start untrained.
+
+Data, augmentation, optimizer, EMA, snapshots and mAP are those of :class:`UltralyticsTrainer`, so that what is said of
+one family holds for the other and their metrics are on one scale. Where the two differ, torchvision's habit is kept:
+the loss is the mean over the images of an optimizer step (YOLO's is their sum), so learning rates mean what they mean
+in torchvision's reference training.
+"""
+
+import io
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import box_convert
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from sweeper.errors import ConfigError
+from sweeper.training.epochs import reseed
+from sweeper.training.models import check_device
+from sweeper.training.models import fingerprint as of_ultralytics
+from sweeper.training.parts import Parts, Validator
+from sweeper.training.ultralytics import UltralyticsTrainer, _typed_errors
+
+if TYPE_CHECKING:
+    from sweeper.config import Recipe
+
+CHANNELS = 256  # of the feature pyramid
+CANDIDATES = {"score_thresh": 0.001, "detections_per_img": 300}  # as YOLO's validation: one scale for both
+YOLO_ONLY = ("box", "cls", "dfl", "freeze")
+
+Batch = dict[str, torch.Tensor]
+
+
+def split(model: str) -> tuple[str, str]:
+    """Family and backbone in a model's name. Raises ConfigError.
+
+    >>> split("retinanet_resnet18_fpn")
+    ('retinanet', 'resnet18')
+    """
+    family, _, rest = model.partition("_")
+    backbone = rest.removesuffix("_fpn")
+    known = torchvision.models.list_models(torchvision.models)
+    if family not in ("fasterrcnn", "retinanet", "fcos") or backbone == rest or backbone not in known:
+        raise ConfigError(
+            f"model: {model} is not one of torchvision's; expected fasterrcnn, retinanet or fcos, a backbone and fpn, "
+            "for example fasterrcnn_resnet18_fpn"
+        )
+    return family, backbone
+
+
+def check(recipe: "Recipe") -> None:
+    """Raise ConfigError for a model that is not there and for what has no meaning for it."""
+    with torch.device("meta"):  # shapes without numbers
+        build(recipe.model, classes=1)
+    for name in YOLO_ONLY:
+        if getattr(recipe, name) != type(recipe).model_fields[name].default:
+            raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
+    if recipe.optimizer == "MuSGD":
+        raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
+
+
+def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
+    """See ``sweeper.training.fingerprint``. The name and torchvision's version determine the architecture."""
+    check(recipe)
+    versions = of_ultralytics(recipe.model_copy(update={"model": "yolo11n.yaml"}), device, threads)  # and machine
+    return versions | {"architecture": recipe.model}
+
+
+def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> BackboneWithFPN:
+    """A feature pyramid on the last layers of ``backbone`` that have each of ``strides``, found by running it."""
+    net = torchvision.models.get_model(backbone, weights=None)
+    if hasattr(net, "trunk_output"):  # RegNet keeps its stages one level down
+        body = torch.nn.Sequential(OrderedDict([("stem", net.stem), *net.trunk_output.named_children()]))
+    else:
+        body = getattr(net, "features", None) or getattr(net, "layers", None) or net
+    found: dict[int, tuple[str, int]] = {}
+    x, size = torch.zeros(1, 3, 128, 128), 128
+    net.eval()
+    with torch.no_grad():
+        for name, layer in body.named_children():
+            try:
+                x = layer(x)
+            except Exception:  # its layers are no chain from here on; a classifier's end, or a transformer
+                break
+            if x.ndim != 4 or x.shape[2] != x.shape[3] or x.shape[2] < 2 or size % x.shape[2]:
+                break
+            found[size // x.shape[2]] = (name, x.shape[1])
+    net.train()
+    if missing := [stride for stride in strides if stride not in found]:
+        raise ConfigError(
+            f"model: {backbone} has no layers of stride {missing[0]} that a feature pyramid could stand on; "
+            "use a ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, DenseNet, ShuffleNet or VGG"
+        )
+    layers = {found[stride][0]: str(index) for index, stride in enumerate(strides)}
+    return BackboneWithFPN(body, layers, [found[stride][1] for stride in strides], CHANNELS, extra)
+
+
+def build(model: str, classes: int) -> Any:
+    """The untrained network that ``model`` names, as torchvision's own constructor would build it; no download."""
+    family, backbone = split(model)
+    if family == "fasterrcnn":
+        boxes = {f"box_{name}": value for name, value in CANDIDATES.items()}
+        net = FasterRCNN(pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool()), classes + 1, **boxes)
+    else:
+        body = pyramid(backbone, (8, 16, 32), LastLevelP6P7(CHANNELS, CHANNELS))
+        net = {"retinanet": RetinaNet, "fcos": FCOS}[family](body, classes, **CANDIDATES)
+    net.transform = Normalised(1, 1, net.transform.image_mean, net.transform.image_std)
+    return net
+
+
+class Normalised(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """What torchvision does to images, but for their size: the loader has seen to that."""
+
+    def resize(self, image: torch.Tensor, target: Any = None) -> tuple[torch.Tensor, Any]:
+        """As it is."""
+        return image, target
+
+
+class Detector(torch.nn.Module):
+    """A network of torchvision with the face that the loop and the validator know from YOLO."""
+
+    def __init__(self, model: str, names: dict[int, str], accumulate: int) -> None:
+        super().__init__()
+        self.net = build(model, len(names))
+        self.names = names
+        self.stride = torch.tensor([32.0])
+        self._first = 1 if model.startswith("fasterrcnn") else 0  # its class 0 is the background
+        self._accumulate = accumulate
+
+    def init_criterion(self) -> None:
+        """The losses belong to the network and have no state."""
+
+    def set_head_attr(self, max_det: int) -> None:
+        """The most detections that are kept in an image."""
+        getattr(self.net, "roi_heads", self.net).detections_per_img = max_det
+
+    def forward(self, x: Any, augment: bool = False) -> Any:
+        """The loss of a batch; of images alone the detections, or in training mode the features."""
+        if isinstance(x, dict):
+            loss, items = self.loss(x)
+            return loss / self._accumulate, items
+        return self.net.backbone(x) if self.training else self.net(list(x))
+
+    def loss(self, batch: Batch, found: Any = None) -> tuple[torch.Tensor, Batch]:
+        """The mean loss per image, and its parts by name; BatchNorm is as the mode says, the rest in training mode."""
+        evaluating = not self.training
+        if evaluating:
+            self.net.train()
+            for module in self.net.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
+            reseed(0)  # Faster R-CNN draws the regions that count
+        if batch["img"].is_cuda:  # on CPU the loop has seeded
+            torch.cuda.manual_seed(torch.initial_seed())
+        try:
+            losses = self.net(list(batch["img"]), list(self._targets(batch)))
+        finally:
+            self.train(not evaluating)
+        total = torch.stack(list(losses.values())).sum()
+        return total, {f"{name.removeprefix('loss_')}_loss": value.detach() for name, value in losses.items()}
+
+    def _targets(self, batch: Batch) -> Iterator[Batch]:
+        height, width = batch["img"].shape[2:]
+        boxes = box_convert(batch["bboxes"].float(), "cxcywh", "xyxy")
+        boxes = boxes * boxes.new_tensor([width, height, width, height])
+        labels = batch["cls"].long().reshape(-1) + self._first
+        real = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what rounds to nothing is an error to torchvision
+        for index in range(len(batch["img"])):
+            mine = (batch["batch_idx"] == index) & real
+            yield {"boxes": boxes[mine], "labels": labels[mine]}
+
+    def detections(self, found: list[Batch]) -> list[Batch]:
+        """What ``forward`` found, in YOLO's words."""
+        return [
+            {
+                "bboxes": image["boxes"].float(),
+                "conf": image["scores"].float(),
+                "cls": (image["labels"] - self._first).float(),
+                "extra": image["boxes"].new_zeros((len(image["boxes"]), 0)),
+            }
+            for image in found
+        ]
+
+
+class TorchvisionParts(Parts):
+    """The parts of the loop around another network."""
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Detector:
+        """The network; Ultralytics asks for it when the random states are set."""
+        return Detector(self._recipe.model, self.data["names"], self._recipe.accumulate)
+
+    def get_validator(self) -> Validator:
+        """The validator, told how to read what the network found."""
+        return TorchvisionValidator(
+            self.test_loader, save_dir=self.save_dir, args=vars(self.args).copy(), _callbacks={}
+        )
+
+
+class TorchvisionValidator(Validator):
+    """Counts detections exactly as YOLO's are counted."""
+
+    def init_metrics(self, model: torch.nn.Module) -> None:
+        """Start anew."""
+        super().init_metrics(model)
+        self._model = model
+
+    def postprocess(self, preds: Any) -> list[Batch]:
+        """The network has suppressed overlaps itself."""
+        assert isinstance(self._model, Detector)
+        return self._model.detections(preds)
+
+
+class TorchvisionTrainer(UltralyticsTrainer):
+    """See ``sweeper.training.Trainer``."""
+
+    def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
+        check(recipe)
+        where = check_device(device)
+        self._recipe, self._threads = recipe, threads
+        with _typed_errors(f"building {recipe.model}"):
+            self._parts = parts = TorchvisionParts(recipe, where, folder)
+            torch.set_num_threads(threads)  # choosing a device has reset it
+            parts.set_up()
+        self._batches = len(parts.train_loader)
+        self._next_epoch = None
+        self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
+        self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
+
+    def weights(self) -> bytes:
+        """The EMA's state_dict as torchvision's own network loads it; see the protocol."""
+        buffer = io.BytesIO()
+        torch.save({name: value.cpu() for name, value in self._parts.ema.ema.net.state_dict().items()}, buffer)
+        return buffer.getvalue()
