@@ -9,7 +9,7 @@ The command line is a thin skin over this module; a notebook can use it the same
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,9 +61,12 @@ class Place:
 class Service:
     """One sweep at one place. Parts are opened when first used; nothing is created before ``launch``."""
 
-    def __init__(self, sweep: Sweep, place: Place) -> None:
+    def __init__(
+        self, sweep: Sweep, place: Place, *, training: Callable[..., TrainingProcess] = TrainingProcess
+    ) -> None:
         self.sweep = sweep
         self.place = place
+        self.training = training
 
     @cached_property
     def dataset(self) -> data.Dataset:
@@ -137,7 +140,7 @@ class Service:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
         search.check(self.sweep)
         search.check(self.sweep, self.time)
-        with TrainingProcess(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
+        with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
         self.store.check()
         self.tracker.check()
@@ -271,7 +274,8 @@ class Service:
             },
             "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
             "seconds_per_epoch": median(seconds) if seconds else None,
-            "store": asdict(self.store.usage()),
+            "store": {**asdict(self.store.usage()), "budget": self.store.max_bytes},
+            "mismatches": self.mismatches(),
             "workers": [
                 {
                     "worker": worker.worker,
@@ -298,6 +302,10 @@ class Service:
             "tracking": self.place.tracking,
             "tracking_problem": self.tracker.problem,
         }
+
+    def mismatches(self) -> list[dict[str, Any]]:
+        """How exact the hardware has been: two trainings of one segment that differ, with digests and machines."""
+        return [{**asdict(mismatch), "sentence": str(mismatch)} for mismatch in self.store.mismatches()]
 
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""

@@ -44,6 +44,7 @@ MAP = "curve/mAP50-95"
 SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 BEAT_S = 2.0
 LONGEST_PAUSE_S = 300.0
+UNTRAINED = Snapshot(0, b"", [], "")
 
 
 def objective(rows: list[dict[str, Any]]) -> float:
@@ -83,7 +84,8 @@ class Worker:
         study = self.service.study
         passed: set[int] = set()  # trials to be left to others for now
         faults = 0  # in a row, without an epoch in between
-        with TrainingProcess(device=self.device, folder=self.folder, stall_s=self.service.sweep.stall_s) as child:
+        stall_s = self.service.sweep.stall_s
+        with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s) as child:
             while not self.stop.is_set():
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
@@ -185,7 +187,7 @@ class Worker:
         try:
             while True:
                 # The idea, all of it: go on from the deepest stored prefix of this trace.
-                found = self._deepest(slot, keys, twin)
+                found = self._deepest(slot, keys, branches, twin)
                 if log is None:
                     say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
                     log = self._log(slot, attrs=self._describe(slot, spec, trace, digest), trace=trace)
@@ -205,8 +207,15 @@ class Worker:
                         continue
                     row = _row(event, f"{service.sweep.name}/{slot.number}")
                     found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
-                    slot.renew()
-                    self._put(slot, log, keys, found, facts, branch=found.epoch in branches)
+                    try:
+                        slot.renew()
+                    except LeaseLost:  # whoever goes on with the trial can use what was trained, if nothing is there
+                        self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=None)
+                        raise
+                    own = f"{service.sweep.name}/{slot.number}"
+                    if not self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=own):
+                        found = UNTRAINED  # what was stored first is what all go on from
+                        break
                     self._record(slot, log, trace, row)
                     if found.epoch < trace.epochs:
                         if pruned := self._verdict(slot, trace, found.rows):
@@ -228,7 +237,7 @@ class Worker:
     def _verdict(self, slot: Slot, trace: Trace, rows: list[dict[str, Any]]) -> str | None:
         return self.known.verdict(slot, trace, [float(row[MAP]) for row in rows])
 
-    def _deepest(self, slot: Slot, keys: list[str], twin: Snapshot | None) -> Snapshot:
+    def _deepest(self, slot: Slot, keys: list[str], branches: set[int], twin: Snapshot | None) -> Snapshot:
         """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere.
 
         A finished twin stands in where the last state is gone: its values are known, there is nothing to train.
@@ -244,9 +253,9 @@ class Worker:
             if store.deepest(keys) != depth:  # it was stored while we asked
                 continue
             if depth == 0:
-                return Snapshot(0, b"", [], "")
+                return UNTRAINED
             try:
-                return store.get(keys[depth])
+                return store.get(keys[depth], branch=depth in branches)
             except SnapshotCorrupt as error:
                 say.warning("trial %d: %s", slot.number, error)
 
@@ -269,21 +278,27 @@ class Worker:
         self._segment = None
 
     def _put(
-        self, slot: Slot, log: TrialLog, keys: list[str], snapshot: Snapshot, facts: dict[str, Any], *, branch: bool
-    ) -> None:
-        """Store the state; a full disk costs the snapshot, not the trial."""
-        owner = f"{self.service.sweep.name}/{slot.number}"
+        self,
+        slot: Slot,
+        log: TrialLog,
+        keys: list[str],
+        snapshot: Snapshot,
+        facts: dict[str, Any],
+        *,
+        branch: bool,
+        owner: str | None,
+    ) -> bool:
+        """Store the state; False if another one is there. A full disk costs the snapshot, not the trial."""
+        profile = {**facts, "host": socket.gethostname()}
         try:
-            mismatch = self.service.store.put(keys[snapshot.epoch], snapshot, facts, branch=branch, owner=owner)
+            mismatch = self.service.store.put(keys[snapshot.epoch], snapshot, profile, branch=branch, owner=owner)
         except StoreError as error:
             say.warning("trial %d goes on without the state after epoch %d: %s", slot.number, snapshot.epoch, error)
             log.tags({"sweeper.unstored": str(error)})
-            return
+            return True
         if mismatch is not None and not mismatch.known:
-            say.warning(
-                "two trainings of %s differ after epoch %d (%s, %s): this hardware does not determine the training",
-                *(mismatch.key[:12], mismatch.epoch, mismatch.first_digest[:12], mismatch.digest[:12]),
-            )
+            say.warning("trial %d: %s", slot.number, mismatch)
+        return mismatch is None
 
     # -- what is said of it
 

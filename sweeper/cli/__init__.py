@@ -10,6 +10,7 @@ from sweeper.cli.data import register as data
 from sweeper.cli.doctor import register as doctor
 from sweeper.cli.look import register as look
 from sweeper.cli.schedules import register as schedules
+from sweeper.cli.store import register as store
 from sweeper.cli.sweeps import register as sweeps
 from sweeper.errors import SweeperError
 
@@ -36,7 +37,7 @@ def _root(
     pass
 
 
-for register in (sweeps, confirm, look, doctor, schedules, data):
+for register in (sweeps, confirm, look, doctor, schedules, data, store):
     register(app)
 
 

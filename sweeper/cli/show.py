@@ -150,10 +150,30 @@ def status(found: Mapping[str, Any]) -> None:
             f"proposals: {told['told']} told, {told['distinct']} distinct schedules "
             f"({told['per_distinct']:.2f} proposals for one), {told['near_duplicates']} near another"
         )
-    store = found["store"]
-    console.print(f"store: {store['count']} states, {store['bytes'] / 1e9:.2f} GB")
+    store, epochs = found["store"], found["epochs"]
+    free = f", {store['free'] / 1e9:.0f} GB free" if store["free"] is not None else ""
+    console.print(
+        f"store: {store['count']} states, {store['bytes'] / 1e9:.2f} GB of {store['budget'] / 1e9:g}{free}; "
+        f"read {store['reads']} times"
+    )
+    if done := epochs["trained"] + epochs["reused"]:
+        console.print(
+            f"reuse: {epochs['reused']} of {done} epochs were there already ({epochs['reused'] / done:.0%}), "
+            f"{found['hours_saved']:.2g} hours saved"
+        )
+    exactness(found["mismatches"])
     if found["tracking_problem"]:
         console.print(f"tracking: {found['tracking_problem']}", soft_wrap=True)
+
+
+def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:
+    """How exact this hardware is, as far as it is known: two trainings of one segment that differ, if any did."""
+    for mismatch in mismatches[:3]:
+        console.print(f"not exact: {mismatch['sentence']}", soft_wrap=True)
+    if len(mismatches) > 3:
+        console.print(f"not exact: {len(mismatches) - 3} more (--json)")
+    if not mismatches:
+        console.print("exactness: no two trainings of one segment have differed")
 
 
 def _counts(found: Mapping[str, Any]) -> str:

@@ -230,8 +230,12 @@ def pick(
 ) -> None:
     """Ranking, evidence, and the winner or "no winner"."""
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
-    answer = service.pick()
-    typer.echo(json.dumps(answer.to_dict(), indent=1)) if as_json else show.answer(answer, service.place.tracking)
+    answer, mismatches = service.pick(), service.mismatches()
+    if as_json:
+        typer.echo(json.dumps({**answer.to_dict(), "mismatches": mismatches}, indent=1))
+        return
+    show.answer(answer, service.place.tracking)
+    show.exactness(mismatches)
 
 
 def register(app: typer.Typer) -> None:

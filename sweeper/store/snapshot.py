@@ -40,6 +40,16 @@ class Mismatch:
     seen: float
     known: bool
 
+    def __str__(self) -> str:
+        def machine(profile: Mapping[str, Any]) -> str:
+            return f"{profile.get('host', 'a host')} ({profile.get('device', 'unknown device')})"
+
+        return (
+            f"two trainings of {self.key[:12]} differ after epoch {self.epoch}: {self.first_digest[:12]} on "
+            f"{machine(self.first_profile)}, {self.digest[:12]} on {machine(self.profile)}; the recipe does not "
+            "determine the training on this hardware; the first state is kept (README, Determinism)"
+        )
+
 
 @dataclass(frozen=True)
 class Usage:

@@ -59,8 +59,11 @@ class Store:
 
         return self._database.transaction(find)
 
-    def get(self, key: str) -> Snapshot:
-        """The snapshot, its bytes checked. A damaged or missing one is dropped and named by SnapshotCorrupt."""
+    def get(self, key: str, *, branch: bool = False) -> Snapshot:
+        """The snapshot, its bytes checked. A damaged or missing one is dropped and named by SnapshotCorrupt.
+
+        ``branch`` says that it is a branch point of the reader's, whatever it was to its writer.
+        """
         t = self._tables.snapshots
         query = select(t).where(t.c.store == self.id, t.c.key == key)
         row = self._database.transaction(lambda connection: connection.execute(query).first())
@@ -76,7 +79,8 @@ class Store:
 
         def count(connection: Connection) -> None:
             touch = update(t).where(t.c.store == self.id, t.c.key == key)
-            connection.execute(touch.values(used=self._database.now, reads=t.c.reads + 1))
+            marked = True if branch else t.c.branch
+            connection.execute(touch.values(used=self._database.now, reads=t.c.reads + 1, branch=marked))
             s = self._tables.stores
             total = update(s).where(s.c.store == self.id)
             connection.execute(total.values(reads=s.c.reads + 1, read_bytes=s.c.read_bytes + row.bytes))
@@ -235,8 +239,8 @@ class Store:
         files = select(self._tables.snapshots.c.file).where(self._tables.snapshots.c.store == self.id)
         left = self._place.left_behind()  # before the index is read: a file that gets its row meanwhile is known
         known = set(self._database.transaction(lambda connection: connection.execute(files).scalars()))
-        for file in left:
-            if file not in known:
+        for file in left:  # where the index knows nothing at all, it is not the one that belongs to these files
+            if file not in known and (known or file.startswith("tmp/")):
                 self._place.remove(file)
         budget = self.max_bytes if max_bytes is None else max_bytes
         return (0, 0) if budget is None else self._evict(budget)

@@ -231,7 +231,11 @@ class Slot:
             )
             return fn(Suggest(optuna.trial.Trial(study, self._lease.trial_id)))
 
-        self.set("schedule", json.loads(json.dumps(self._lease.write(ask))))
+        try:
+            proposed = self._lease.write(ask)
+        except UpdateFinishedTrialError:  # somebody else had it meanwhile
+            raise self._lease.lost() from None
+        self.set("schedule", json.loads(json.dumps(proposed)))
         return dict(self.attrs["schedule"])
 
     def renew(self) -> None:

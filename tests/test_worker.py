@@ -1,0 +1,362 @@
+"""Every segment is trained once, and nobody can tell: not by stops, kills, frozen workers, damage or two at once."""
+
+import json
+import logging
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simulation import Home, World, begin, digest, forged, train, undisturbed
+from typer.testing import CliRunner
+
+from sweeper import data, database
+from sweeper.cli import app
+from sweeper.errors import DatabaseError
+
+EPOCHS = 4
+STAY = {"family": "constant", "lr": 1.0}
+DROPS = [
+    {"family": "multistep", "lr": 1.0, "boundaries": [at], "gamma": gamma} for at in (1, 2, 3) for gamma in (0.5, 0.1)
+]
+WARM = {"family": "yolo_linear", "lr": 1.0, "warmup": "1.5ep"}
+SEARCH = {
+    "family": "cawb",
+    "lr": 1.0,
+    "restarts": {"min": 0, "max": 2, "first": 1, "last": 3},
+    "step_scale": [0.5, 2.0],
+    "horizon": "end",
+}
+count = iter(range(10**6))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    folder = tmp_path_factory.mktemp("home")
+    return Home(data.open("digits", folder=folder), f"sqlite:///{folder}/mlflow.db")
+
+
+def written(**changes: Any) -> dict[str, Any]:
+    """A sweep of four epochs under a name that no other test has."""
+    return {
+        "name": f"sweep-{next(count)}",
+        "epochs": EPOCHS,
+        "trials": 0,
+        "baselines": [STAY],
+        "attempts": 100,
+    } | changes
+
+
+def assert_exact(world: World) -> set[str]:
+    """Every trial ended where its undisturbed training ends, with complete curves; the keys of all segments."""
+    keys: set[str] = set()
+    for row in world.service.study.rows():
+        trace = world.service.trace(row.schedule or {})
+        digest, value = undisturbed(row.seed or 0, trace)
+        assert (row.state, row.value, row.attrs["state_digest"]) == ("COMPLETE", value, digest)
+        assert sorted(row.values) == list(range(EPOCHS))
+        assert row.attrs["epochs_trained"] + row.attrs["epochs_reused"] == EPOCHS
+        keys.update(world.keys(row.seed or 0, trace)[1:])
+    assert world.service.store.mismatches() == []
+    assert set(world.trained) <= keys
+    return keys
+
+
+def check(world: World) -> Counter[str]:
+    """The same, and the trials' counts add up; how often each segment was trained."""
+    keys = assert_exact(world)
+    assert set(world.trained) == keys
+    counted = sum(row.attrs["epochs_trained"] for row in world.service.study.rows())
+    # who trains a damaged state again has trained it, too
+    assert len(keys) <= counted <= (len(world.trained) if "damage" in world.happened else len(keys))
+    return Counter(world.trained)
+
+
+EVENTS = st.sampled_from(["switch", "switch", "stop", "kill", "freeze", "damage"])
+PLANS = st.dictionaries(st.integers(1, 400), EVENTS, max_size=12)
+
+
+def property_of(examples: int) -> Any:
+    """Any schedules that begin alike, any interruptions, two workers."""
+
+    def decorate(test: Any) -> Any:
+        test = given(
+            baselines=st.lists(st.sampled_from([STAY, WARM, *DROPS]), min_size=1, max_size=4, unique_by=repr),
+            trials=st.integers(0, 2),
+            plan=PLANS,
+        )(test)
+        return settings(
+            max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        )(test)
+
+    return decorate
+
+
+def every_segment_is_trained_once(
+    home: Home, folder: Path, baselines: list[dict[str, Any]], trials: int, plan: dict[int, str]
+) -> None:
+    sweep = written(baselines=baselines, trials=trials, search=SEARCH)
+    world = World(home, folder / sweep["name"], sweep, plan)
+    world.run()
+    times = check(world)
+    again = sum(times.values()) - len(times)
+    lost = Counter(world.happened)
+    # Who is killed or frozen may take one segment along, and one that is damaged has to be trained again.
+    assert again <= lost["kill"] + lost["freeze"] + lost["damage"]
+
+
+@property_of(6)
+def test_every_segment_is_trained_once_and_nobody_can_tell(home: Home, tmp_path: Path, **drawn: Any) -> None:
+    every_segment_is_trained_once(home, tmp_path, **drawn)
+
+
+@pytest.mark.slow
+@property_of(150)
+def test_every_segment_is_trained_once_and_nobody_can_tell_many(home: Home, tmp_path: Path, **drawn: Any) -> None:
+    every_segment_is_trained_once(home, tmp_path, **drawn)
+
+
+# -- two workers
+
+
+def test_two_workers_that_want_the_same_segment_train_it_once(home: Home, tmp_path: Path) -> None:
+    """After every segment it is the other's turn: it takes another trial, or waits when there is none."""
+    world = World(
+        home,
+        tmp_path,
+        written(baselines=[STAY, *DROPS[:2]]),
+        hook=lambda world, key, epoch: world._plan.update({world._turns + 1: "switch"}),
+    )
+    world.run()
+    assert set(check(world).values()) == {1}
+    assert len(world.happened) == len(world.trained)
+    by = {row["by"] for row in world.service.store.get(world.keys(0, world.service.trace(STAY))[EPOCHS]).rows}
+    assert by <= {f"{world.sweep.name}/{number}" for number in range(3)}
+
+
+def test_whose_lease_is_lost_ends_politely_and_what_it_trained_is_kept(
+    home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first worker freezes with a segment trained and not stored; the second goes on, or finds it there."""
+    world = World(
+        home,
+        tmp_path,
+        written(),
+        hook=lambda world, key, epoch: (
+            world._plan.update({world._turns + 1: "freeze"}) if len(world.trained) == 2 else None
+        ),
+    )
+    with caplog.at_level(logging.WARNING, "sweeper"):
+        world.run()
+    assert world.happened == ["freeze"]
+    assert "no longer holds attempt 1" in caplog.text
+    assert max(check(world).values()) <= 2
+    assert world.service.study.rows()[0].reasons == ("worker 0.1 stopped renewing its lease (attempt 1)",)
+
+
+# -- what is kept
+
+
+def states(world: World, spec: dict[str, Any]) -> list[int]:
+    """After which epochs of a schedule there is a stored state."""
+    keys = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(spec)))
+    return [epoch for epoch in range(1, EPOCHS + 1) if world.service.store.deepest(["", keys[epoch]])]
+
+
+def gc(world: World, *arguments: str) -> Any:
+    place = world.place
+    assert place.database_url is not None
+    command = ["gc", "--store", place.store, "--database-url", place.database_url, "--json", *arguments]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    return json.loads(result.output)
+
+
+def test_gc_keeps_what_unfinished_trials_of_all_sweeps_go_on_from(home: Home, tmp_path: Path) -> None:
+    """Two sweeps stop in the middle; with no room at all, each keeps the latest state and loses nothing."""
+
+    def leave_after(epochs: int) -> Any:
+        return lambda world, key, epoch: world.leave() if len(world.trained) == epochs else None
+
+    one = World(home, tmp_path, written(baselines=[DROPS[2], STAY]), hook=leave_after(2))
+    other = World(home, tmp_path, written(seed=1), hook=leave_after(3))
+    for world in (one, other):
+        world.run(workers=1)
+    assert (states(one, STAY), states(other, STAY)) == ([1, 2], [1, 2, 3])
+    done = gc(one, "--max-gb", "0")
+    assert (done["removed"], done["kept"], len(done["unfinished"])) == (3, 2, 3)
+    assert (states(one, DROPS[2]), states(other, STAY)) == ([2], [3])
+    trained = one.trained + other.trained
+    for world in (one, other):
+        again = world.again()
+        again.run()
+        assert_exact(again)
+        trained += again.trained
+    assert len(trained) == len(set(trained))
+
+
+def test_branch_points_go_last(home: Home, tmp_path: Path) -> None:
+    """After the jump and at the ends is where others part or begin; states between them make room first."""
+    world = World(home, tmp_path, written(baselines=[STAY, DROPS[2]]), ballast=100_000)
+    world.run()
+    assert (states(world, STAY), states(world, DROPS[2])) == ([1, 2, 3, 4], [1, 2, 3, 4])
+    sizes = world.service.store.usage()
+    assert sizes.count == 6
+    done = gc(world, "--max-gb", str(3.5 * sizes.bytes / 6 / 1e9))
+    assert (done["removed"], done["unfinished"]) == (3, [])
+    assert (states(world, STAY), states(world, DROPS[2])) == ([2, 4], [2, 4])
+    assert gc(world)["removed"] == 0
+    assert gc(world, "--max-gb", "0")["kept"] == 0
+    assert world.files() == []
+
+
+def test_gc_of_a_place_that_the_database_does_not_know_removes_nothing(home: Home, tmp_path: Path) -> None:
+    world = World(home, tmp_path, written())
+    world.run()
+    for file in world.files():
+        os.utime(file, (0, 0))
+    command = ["gc", "--store", str(tmp_path), "--max-gb", "0", "--database-url"]
+    with pytest.raises(DatabaseError, match="no database is there"):
+        CliRunner().invoke(app, [*command, f"sqlite:///{tmp_path}/other.db"], catch_exceptions=False)
+    database.open(tmp_path / "other.db")
+    CliRunner().invoke(app, [*command, f"sqlite:///{tmp_path}/other.db"], catch_exceptions=False)
+    assert len(world.files()) == EPOCHS
+
+
+def test_without_room_every_trial_still_ends_where_it_should(home: Home, tmp_path: Path) -> None:
+    """A budget of two states: much is trained again, nothing that a running trial needs goes."""
+    plan = {30: "switch", 60: "kill", 90: "switch", 120: "stop", 150: "switch"}
+    baselines = [STAY, *DROPS[:3]]
+    world = World(home, tmp_path, written(baselines=baselines, store_gb=2.5e-4), plan, ballast=100_000)
+    world.run()
+    assert_exact(world)
+    assert len(world.trained) >= len(set(world.trained))
+    assert world.service.store.usage().bytes <= 2.5e5
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
+def test_damaged_states_are_named_dropped_and_trained_again(
+    home: Home, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def all_of_them(world: World, key: str, epoch: int) -> None:
+        if len(world.trained) == EPOCHS:  # the first trial is at its end; the second begins like it
+            world.happened.append("damage")
+            for file in world.files():
+                content = file.read_bytes()
+                file.unlink()
+                if harm != "remove":
+                    file.write_bytes(content[:-20] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+
+    world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), hook=all_of_them)
+    with caplog.at_level(logging.WARNING, "sweeper"):
+        world.run()
+    assert set(check(world).values()) == {1, 2}
+    named = [line for line in caplog.messages if "dropped, it is trained again" in line]
+    assert [line.split()[6] for line in named] == ["3:", "2:", "1:"]  # deepest first, down to where nothing is left
+    assert all({"cut": "bytes of", "flip": "altered", "remove": "is missing"}[harm] in line for line in named)
+    assert world.service.store.get(world.keys(0, world.service.trace(world.sweep.spec(STAY)))[2]).epoch == 2
+
+
+def test_another_training_of_the_same_key_is_reported_once_and_the_sweep_goes_on(
+    home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else was quicker with a segment, and got other bytes: all trials go on from what was there first."""
+
+    def quicker(world: World, key: str, epoch: int) -> None:
+        if world.trained == [key]:
+            world.service.store.put(key, forged(epoch), {"host": "elsewhere", "device": "abacus"})
+
+    world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), hook=quicker)
+    with caplog.at_level(logging.WARNING, "sweeper"):
+        world.run(workers=1)
+    said = [line for line in caplog.messages if "two trainings of" in line]
+    assert len(said) == 1
+    here = (
+        f"{digest(train(begin(0), 0, world.service.trace(world.sweep.spec(STAY)), 0))[:12]} on {gethostname()} (paper"
+    )
+    assert f"{forged(0).state_digest[:12]} on elsewhere (abacus)" in said[0]
+    assert here in said[0]
+    rows = world.service.study.rows()
+    assert [row.state for row in rows] == ["COMPLETE", "COMPLETE"]
+    assert [(row.attrs["epochs_trained"], row.attrs["epochs_reused"]) for row in rows] == [(3, 1), (1, 3)]
+    assert len(world.trained) == 1 + 3 + 1
+    status = world.service.status()
+    (mismatch,) = status["mismatches"]
+    assert (mismatch["first_profile"]["host"], mismatch["profile"]["host"]) == ("elsewhere", gethostname())
+    assert mismatch["sentence"] in said[0]
+    for command in ("status", "pick"):
+        told = sweeper(world, command)
+        assert f"not exact: {mismatch['sentence']}" in told
+
+
+def sweeper(world: World, command: str) -> str:
+    """A command about the world's sweep, in this process."""
+    file = world.folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(world.written))
+    place = world.place
+    where = ["--store", place.store, "--database-url", place.database_url, "--tracking-uri", place.tracking_uri]
+    result = CliRunner().invoke(app, [command, str(file), *map(str, where)], catch_exceptions=False)
+    return result.output
+
+
+def test_a_full_disk_costs_states_not_the_trial(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A real small disk of 1 MB: two states of 400 kB fit."""
+    (tmp_path / "snapshots").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "sweeper-test", str(tmp_path / "snapshots")]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), ballast=400_000)
+        with caplog.at_level(logging.WARNING, "sweeper"):
+            world.run()
+        assert_exact(world)
+        assert states(world, STAY) == [1, 2]
+        unstored = [line for line in caplog.messages if "goes on without the state after epoch" in line]
+        assert len(unstored) == 4
+        assert all("No space left on device; check the place and its free space" in line for line in unstored)
+        assert all(run["tags"]["sweeper.unstored"] for run in world.runs())
+    finally:
+        subprocess.run(["umount", str(tmp_path / "snapshots")], check=True)
+
+
+# -- what is told of it
+
+
+def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_path: Path) -> None:
+    """Also the epochs that another trial has trained, and it says which those are."""
+    world = World(home, tmp_path, written(baselines=[STAY, DROPS[2]]))
+    world.run(workers=1)
+    check(world)
+    straight, fork = world.runs()
+    assert {run["tags"]["sweeper.epochs_trained"] for run in (straight, fork)} == {"4", "2"}
+    assert fork["tags"]["sweeper.epochs_reused"] == "2"
+    for key in ("curve/lr", "curve/mAP50-95", "curve/lr_rel", "train/loss"):
+        mine, theirs = (world.tracker.history(run["run_id"], key) for run in (fork, straight))
+        assert [step for step, _, _ in mine] == list(range(EPOCHS))
+        assert mine[:2] == theirs[:2]  # with the times at which they were trained
+        assert mine[2:] != theirs[2:]
+
+
+def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> None:
+    """The schedules that ``plan`` drew, trained."""
+    world = World(home, tmp_path / "plan", written(baselines=[STAY, *DROPS], trials=6, search=SEARCH))
+    plan = world.service.plan()
+    specs = [item["spec"] for item in plan["schedules"] if item["kind"] in ("baseline", "search")]
+    world = World(home, tmp_path / "trained", written(baselines=specs))
+    world.run()
+    check(world)
+    assert len(world.trained) == plan["epochs_to_train"] < plan["epochs_asked"] == EPOCHS * len(specs)
+    status = world.service.status()
+    assert status["epochs"]["trained"] + status["epochs"]["reused"] == plan["epochs_asked"]
+    assert status["hours_saved"] == pytest.approx(status["epochs"]["reused"] * 36 / 3600)
+    told = sweeper(world, "status")
+    assert f"reuse: {status['epochs']['reused']} of {plan['epochs_asked']} epochs were there already" in told
+    assert "exactness: no two trainings of one segment have differed" in told
