@@ -360,7 +360,7 @@ class Service:
         """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
         confounder = row.attrs.get("confounder")
         if row.state == "FAIL":  # the last attempt's reason is the confounder, in a whole sentence
-            confounder = row.reasons[-1] if row.reasons else confounder or "failed"
+            confounder = row.reasons[-1].splitlines()[0] if row.reasons else confounder or "failed"  # a log may follow
         elif row.state == "PRUNED":
             confounder = confounder or "pruned"
         facts = dict(row.attrs.get("facts") or {})

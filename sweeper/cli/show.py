@@ -133,7 +133,7 @@ def status(found: Mapping[str, Any]) -> None:
     for row in found["trials"]:
         value = row["mAP50-95"]
         done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
-        state = row["state"] + (f" ({row['reasons'][-1][:60]})" if row["reasons"] else "")
+        state = row["state"] + (f" ({row['reasons'][-1].splitlines()[0][:60]})" if row["reasons"] else "")
         table.add_row(
             str(row["trial"]), row["stage"], row["name"], state, done, f"{value:.4f}" if value is not None else "-"
         )
