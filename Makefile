@@ -25,9 +25,7 @@ install: $(VENV)/installed
 
 demo: install
 	$(BIN)/sweeper run jobs/digits.yaml
-	$(BIN)/sweeper pick jobs/digits.yaml
-	@echo
-	@echo "Learning-rate traces beside mAP:   $(BIN)/sweeper ui jobs/digits.yaml"
+	@echo "(sweeper is $(BIN)/sweeper)"
 
 evidence-test: install
 	$(BIN)/python -m pytest -q -m slow tests/test_confirm.py

@@ -58,7 +58,7 @@ def plan(found: Mapping[str, Any]) -> None:
 def answer(found: "Answer", tracking: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
     console.print(Text(found.sentence[0].upper() + found.sentence[1:], style="bold"), soft_wrap=True)
-    baseline = [{**found.baseline, "stage": "baseline"}] if found.baseline else []
+    baseline = [{**one, "stage": "baseline"} for one in found.baselines]
     rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["mAP50-95"] or 0)))
     if not rows:
         return
@@ -119,9 +119,13 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
     """What the curve says about each jump of a trial, and the verdict where there is one."""
     said = {one["epoch"]: one["word"] for one in row["facts"].get("verdicts") or ()}
     for one in row["facts"].get("jumps") or ():
-        back = f"back after {one['recovery']}" if one["recovery"] is not None else f"not back in {one['watched']}"
+        back = "no dip"  # on a steep part of the curve the epochs after a jump are all better than those before
+        if one["dip"] > 0:
+            back = f"dip {one['dip']:.4f}, not back in {one['watched']} epochs"
+            if one["recovery"] is not None:
+                back = f"dip {one['dip']:.4f}, back after {one['recovery']} epochs"
         yield (
-            f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: dip {one['dip']:.4f}, {back} epochs, "
+            f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: {back}, "
             f"gain {one['gain']:+.4f} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"
         )
 

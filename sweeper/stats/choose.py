@@ -49,9 +49,10 @@ class Answer:
 
     ``candidates``: the confirmed configurations, best first. ``ranking``: every usable configuration, confirmed ones
     first, as dicts with trial, name, params, mAP50-95 (mean of the confirmation runs, else the search run), run_id,
-    stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any. ``excluded``: runs that are not
-    compared, with reasons. ``detectable``: the effect this design would have seen with 80 % power (None: no pairs).
-    ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d`` of ``noise``.
+    stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
+    ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
+    with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
+    of ``noise``.
     """
 
     winner: Candidate | None
@@ -59,6 +60,7 @@ class Answer:
     candidates: tuple[Candidate, ...]
     ranking: tuple[dict[str, Any], ...]
     baseline: dict[str, Any] | None
+    baselines: tuple[dict[str, Any], ...]
     excluded: tuple[dict[str, Any], ...]
     tried: int
     pairs: int
@@ -109,7 +111,8 @@ def choose(
     for row in rivals:
         if row.stage == "search" and row.usable:
             searched.setdefault(row.name, row)
-    reference, reference_scores = _best_baseline(everything, names, {row.seed for row in fresh})
+    reference, scores = _best_baseline(everything, names, {row.seed for row in fresh})
+    reference_scores = scores.get(reference, {}) if reference else {}
     groups: dict[str, list[Row]] = {}
     for row in fresh:
         groups.setdefault(row.name, []).append(row)
@@ -128,7 +131,8 @@ def choose(
         sentence="",
         candidates=candidates,
         ranking=_ranking(candidates, searched),
-        baseline=_baseline(everything, reference, reference_scores),
+        baseline=_baseline(everything, reference, reference_scores) if reference else None,
+        baselines=tuple(_baseline(everything, name, by_seed) for name, by_seed in scores.items()),
         excluded=tuple(excluded),
         tried=len({row.name for row in rivals}),
         pairs=pairs,
@@ -146,8 +150,10 @@ def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
     return {"trial": row.trial, "name": row.name, "stage": row.stage, "seed": row.seed, "reason": why}
 
 
-def _best_baseline(rows: list[Row], names: list[str], seeds: set[int]) -> tuple[str | None, dict[int, float]]:
-    """The baseline with the highest mean over the confirmation seeds that all of them ran, and its scores there.
+def _best_baseline(
+    rows: list[Row], names: list[str], seeds: set[int]
+) -> tuple[str | None, dict[str, dict[int, float]]]:
+    """The baseline with the highest mean over the confirmation seeds that all of them ran, and all scores there.
 
     Without such seeds, over all runs. Taking the best of several makes winning harder, never easier.
     """
@@ -160,12 +166,10 @@ def _best_baseline(rows: list[Row], names: list[str], seeds: set[int]) -> tuple[
         for name, by_seed in scores.items()
     }
     best = max(mean, key=lambda name: mean[name], default=None)
-    return best, scores[best] if best is not None else {}
+    return best, scores
 
 
-def _baseline(rows: list[Row], name: str | None, scores: Mapping[int, float]) -> dict[str, Any] | None:
-    if name is None:
-        return None
+def _baseline(rows: list[Row], name: str, scores: Mapping[int, float]) -> dict[str, Any]:
     own = [row for row in rows if row.name == name and row.usable]
     values = list(scores.values())
     return {
