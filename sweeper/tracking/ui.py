@@ -57,7 +57,7 @@ def serve(
     port: int = 5000,
     *,
     log: Path,
-    timeout: float = 60.0,
+    timeout: float = 180.0,
     waiting: Callable[[], None] = lambda: None,
 ) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
@@ -118,7 +118,7 @@ def serve(
         if process.poll() is not None or time.monotonic() > deadline:
             server.stop()
             end = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
-            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}")
+            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end or 'it said nothing':.300}; see {log}")
         waiting()
         time.sleep(0.4)
     return server
