@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo evidence-test test check lint install clean drill compose-env compose-test
+.PHONY: help demo evidence-test test check lint install clean drill compose-env compose-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
@@ -50,6 +50,9 @@ compose-env:
 
 compose-test: install
 	$(BIN)/python tests/compose.py
+
+screenshots: demo
+	$(BIN)/python docs/screenshots.py jobs/digits.yaml
 
 clean:
 	rm -rf $(VENV) *.egg-info

@@ -295,6 +295,8 @@ class Service:
                     "seed": row.seed,
                     "epochs_done": len(row.values),
                     "mAP50-95": row.value if row.value is not None else _latest(row.values),
+                    "curve": [row.values[epoch] for epoch in sorted(row.values)],
+                    "lr": self._lr_now(row),
                     "reasons": list(row.reasons),
                 }
                 for row in rows
@@ -347,6 +349,13 @@ class Service:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
         rows = self.study.rows() if rows is None else rows
         return evidence.verdicts(rows, trial, evidence.thresholds(self.sweep.escape))
+
+    def _lr_now(self, row: TrialRow) -> float | None:
+        """The LR that a trial in training has at the start of its next epoch."""
+        if row.state != "RUNNING" or not row.schedule:
+            return None
+        trace = self.trace(row.schedule)
+        return float(trace.lr[min(len(row.values), trace.epochs - 1) * trace.steps_per_epoch])
 
     def _rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sweeper import escape, report
+from sweeper import evidence, report
 from sweeper.config import Sweep
 from sweeper.report import Configuration, Page
 from sweeper.schedules import Trace
@@ -68,7 +68,7 @@ def configurations(service: Service, rows: Sequence[TrialRow], link: str | None 
     groups: dict[str, list[TrialRow]] = {}
     for row in rows:
         if row.values and row.schedule and row.stage not in ("control", "foreign"):
-            groups.setdefault(_name(row), []).append(row)
+            groups.setdefault(evidence.name_of(row), []).append(row)
     found = []
     for name, own in groups.items():
         first = min(own, key=lambda row: (row.stage == "confirm", row.number))
@@ -81,7 +81,7 @@ def configurations(service: Service, rows: Sequence[TrialRow], link: str | None 
                 spec=spec,
                 trace=trace,
                 curves=[row.values for row in (first, *(row for row in own if row is not first))],
-                effects=_effects(first, trace),
+                effects=_effects(first, trace, service.sweep.escape.within),
                 state=first.state.lower(),
                 link=link.format(run_id=run_id) if link and run_id else None,
             )
@@ -95,11 +95,12 @@ def sweep_file(sweep: Sweep) -> str:
     return yaml.safe_dump({"name": said.pop("name"), **said.pop("recipe"), **said}, sort_keys=False, width=110)
 
 
-def _effects(row: TrialRow, trace: Trace) -> list[dict[str, Any]]:
+def _effects(row: TrialRow, trace: Trace, within: float) -> list[dict[str, Any]]:
+    """What the curve so far says of each jump; nothing where epochs are missing."""
     curve = [row.values[epoch] for epoch in sorted(row.values)]
     if sorted(row.values) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
         return []
-    return [effect.to_dict() for effect in escape.effects(curve, trace.jumps())]
+    return evidence.jump_effects(curve, trace, within)
 
 
 def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> list[report.Verdict]:
@@ -122,10 +123,6 @@ def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> lis
         for trial in [entry["trial"]]
         for said in entry["facts"].get("verdicts") or []
     ]
-
-
-def _name(row: TrialRow) -> str:
-    return str(row.attrs.get("name") or f"trial {row.number}")
 
 
 def _cost(rows: Sequence[TrialRow], status: Mapping[str, Any]) -> dict[str, Any]:

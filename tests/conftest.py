@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from invented import shown, shown_file  # noqa: F401  # fixtures
 from postgres import postgres, url  # noqa: F401  # fixtures
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

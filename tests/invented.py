@@ -3,11 +3,14 @@
 Nothing is trained. Curves rise, dip after a restart and carry noise; which schedule is good is made up, too.
 """
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -46,7 +49,9 @@ def written(folder: Path, **changes: Any) -> Path:
     )
     keys = {
         "name": "shown", "data": "data/data.yaml", "model": "yolo11n.yaml", "epochs": EPOCHS, "imgsz": 64, "batch": 8,
-        "nbs": 8, "lr0": 0.02, "trials": 6, "baselines": ["yolo_linear", "yolo_cosine"], "sampler": "random",
+        "nbs": 8, "lr0": 0.02, "trials": 6, "baselines": [{"family": "yolo_linear", "warmup": "1ep"}, "yolo_cosine"],
+        "sampler": "random",
+        "lease_s": 1e6,
         "search": {"family": "cawb", "restarts": {"min": 1, "max": 2, "every": 2, "distance": 4, "first": 4},
                    "step_scale": {"per": "cycle", "choices": [0.5, 0.7, 1.0]}, "horizon": "end", "floor": 0.05,
                    "decay": ["cosine", "linear"], "warmup": "2ep"},
@@ -54,6 +59,13 @@ def written(folder: Path, **changes: Any) -> Path:
     file = folder / "shown.yaml"
     file.write_text(yaml.safe_dump(keys))
     return file
+
+
+def weights(number: int) -> bytes:
+    """A ``state_dict`` as small as can be."""
+    out = io.BytesIO()
+    torch.save({"weight": torch.full((2, 2), float(number))}, out)
+    return out.getvalue()
 
 
 def launched(file: Path, store: Path) -> Service:
@@ -103,6 +115,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
         else:
             value = float(np.mean(values[-3:]))
             log.epoch(len(values) - 1, {"best/mAP50-95": max(values), "final/mAP50-95": value}, START)
+            log.weights("ema.pt", weights(slot.number))
             log.finish("FINISHED")
             reused = 4 if slot.stage == "search" and slot.number > 5 else 0
             told = {"epochs_trained": EPOCHS - reused, "epochs_reused": reused, "epoch_seconds": 60.0}
@@ -126,3 +139,21 @@ def confirmed(service: Service, trials: Sequence[int], seeds: Sequence[int], mer
         ]
     )
     work(service, merits)
+
+
+@pytest.fixture(scope="session")
+def shown_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep file of ``shown``."""
+    return written(tmp_path_factory.mktemp("shown"))
+
+
+@pytest.fixture(scope="session")
+def shown(shown_file: Path) -> Iterator[Service]:
+    """Two baselines and six trials: number 4 failed, 7 is in training, 5 and 6 are confirmed on four seeds."""
+    service = launched(shown_file, shown_file.parent / "store")
+    merits = {"trial 5": 0.03, "trial 6": 0.004}
+    work(service, merits, stop_after=9)
+    confirmed(service, [5, 6], range(100, 104), merits)
+    assert service.tracker.drain(60) == 0
+    yield service
+    service.tracker.close()

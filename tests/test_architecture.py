@@ -16,7 +16,7 @@ LAYERS = [
     {"evidence"},
     {"worker", "service", "fleet", "known"},
     {"doctor"},
-    {"summary"},
+    {"summary", "export"},
     {"cli"},
 ]
 HOMES = {

@@ -1,4 +1,4 @@
-"""The commands that show what came out: ui, report."""
+"""The commands that show what came out: ui, report, export."""
 
 import signal
 import webbrowser
@@ -85,6 +85,7 @@ def write_report(service: "Service", output: Path) -> bytes:
         pass  # said below
     page = summary.page(service, link)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(page)
     except OSError as error:
         raise ConfigError(f"{output}: {error.strerror}; expected a file in a folder that can be written") from None
@@ -93,6 +94,41 @@ def write_report(service: "Service", output: Path) -> bytes:
     except TrackingError as error:
         console.print(f"not kept in MLflow: {error}")
     return page
+
+
+def export(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = "sweeper_store",
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    trial: Annotated[int | None, typer.Option(help="Which; by default the winner.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write; NAME-trial-N.")] = None,
+    register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
+) -> None:
+    """Write the winner's schedule as YAML, torch code and an Ultralytics script; register its weights."""
+    from sweeper.export import export
+    from sweeper.tracking import registry
+
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    found = export(service, trial)
+    folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
+    server, name = service.tracker.server, service.sweep.name
+    weights = registry.fetch(server, found.run_id) if found.run_id else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in found.files.items():
+            (folder / file).write_text(content, encoding="utf-8")
+        if weights is not None:
+            (folder / "weights.pt").write_bytes(weights)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; expected a folder that can be written") from None
+    typer.echo(f"wrote {folder}: {', '.join([*found.files, *(['weights.pt'] if weights is not None else [])])}")
+    if weights is None or found.run_id is None:
+        console.print(f"trial {found.trial} has no weights in MLflow: nothing to register")
+    elif register:
+        version = registry.register(server, found.run_id, name, found.alias, {"sweeper.trial": str(found.trial)})
+        typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
 
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":
@@ -138,5 +174,5 @@ def _until_interrupted(started: "Served") -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (ui, report):
+    for command in (ui, report, export):
         app.command()(command)

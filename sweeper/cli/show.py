@@ -1,14 +1,11 @@
 """What the terminal shows: tables where a person looks, plain lines where a log is written."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +15,11 @@ if TYPE_CHECKING:
     from sweeper.stats import Answer
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-LINE_EVERY_S = 15.0
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table with these columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -33,7 +30,7 @@ def plan(found: Mapping[str, Any]) -> None:
     """What ``sweeper plan`` prints."""
     shown = found["schedules"]
     right = ("restarts", "drops", "peak", "final")
-    table = _table("", "schedule", "", *right, right=right)
+    table = plain_table("", "schedule", "", *right, right=right)
     for item, said in zip(shown, told_apart([item["spec"] for item in shown]), strict=True):
         table.add_row(item["name"], item["spec"]["family"], said, *(short(item[key]) for key in right))
     console.print(table)
@@ -63,7 +60,7 @@ def answer(found: "Answer", tracking: str) -> None:
     if not rows:
         return
     right = ("trial", "mAP50-95", "n", "restarts", "drops")
-    table = _table("trial", "schedule", "", "mAP50-95", "n", "restarts", "drops", right=right)
+    table = plain_table("trial", "schedule", "", "mAP50-95", "n", "restarts", "drops", right=right)
     for row, said in zip(rows, told_apart([row["params"] for row in rows]), strict=True):
         table.add_row(
             str(row["trial"]),
@@ -91,7 +88,7 @@ def answer(found: "Answer", tracking: str) -> None:
 
 def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
     """What ``sweeper confirm --escape`` prints: a row per jump, then the reasons with the thresholds."""
-    table = _table("epoch", "jump", "path", "self", "seeds", "gain", "over peak", "verdict", right=("epoch",))
+    table = plain_table("epoch", "jump", "path", "self", "seeds", "gain", "over peak", "verdict", right=("epoch",))
     for one in found:
         landscape = one.get("landscape") or {}
         barriers = [short(landscape.get(key)) for key in ("path", "self_barrier", "seeds")]
@@ -132,8 +129,8 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
 
 def status(found: Mapping[str, Any]) -> None:
     """What ``sweeper status`` prints."""
-    console.print(_counts(found), soft_wrap=True)
-    table = _table("trial", "stage", "name", "state", "epochs", "mAP50-95", right=("trial", "epochs", "mAP50-95"))
+    console.print(counts(found), soft_wrap=True)
+    table = plain_table("trial", "stage", "name", "state", "epochs", "mAP50-95", right=("trial", "epochs", "mAP50-95"))
     for row in found["trials"]:
         value = row["mAP50-95"]
         done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
@@ -180,44 +177,9 @@ def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:
         console.print("exactness: no two trainings of one segment have differed")
 
 
-def _counts(found: Mapping[str, Any]) -> str:
-    counts, epochs = found["counts"], found["epochs"]
-    states = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state] and state != "total")
+def counts(found: Mapping[str, Any]) -> str:
+    """Trials by state and epochs, in a line."""
+    number, epochs = found["counts"], found["epochs"]
+    states = ", ".join(f"{number[state]} {state}" for state in number if number[state] and state != "total")
     saved = f", {epochs['reused']} reused" if epochs["reused"] else ""
     return f"{found['sweep']}: {states} of {found['budget']} trials; {epochs['trained']} epochs trained{saved}"
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[Callable[[], Mapping[str, Any]]], None]]:
-    """Show how a sweep comes along: a live line on a terminal, a plain line now and then elsewhere."""
-    begun = time.monotonic()
-    at_first: int | None = None
-    last = -LINE_EVERY_S
-    live = Live(console=console, refresh_per_second=2, transient=True) if sys.stdout.isatty() else None
-
-    def update(status: Callable[[], Mapping[str, Any]]) -> None:
-        nonlocal last, at_first
-        now = time.monotonic()
-        if now - last < (2.0 if live else LINE_EVERY_S):
-            return
-        last = now
-        found = status()
-        total = found["budget"] * found["epochs"]["per_trial"]
-        done = sum(
-            found["epochs"]["per_trial"] if row["state"] in ("complete", "fail", "pruned") else row["epochs_done"]
-            for row in found["trials"]
-        )
-        at_first = done if at_first is None else at_first
-        speed = (done - at_first) / (now - begun) if done > at_first else 0.0
-        left = f", about {(total - done) / speed / 60:.1f} min left" if speed and done < total else ""
-        line = f"{_counts(found)}; epoch {done} of {total}{left}"
-        if live:
-            live.update(Text(line))
-        else:
-            print(line, flush=True)
-
-    if live is None:
-        yield update
-    else:
-        with live:
-            yield update

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from sweeper import fleet
-from sweeper.cli import show
+from sweeper.cli import live, look, show
 from sweeper.cli.options import (
     DatabaseOption,
     JsonOption,
@@ -122,7 +122,10 @@ def run(
     service.launch()
     train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
     show.answer(service.pick(), service.place.tracking)
-    typer.echo(f"\ncompare in MLflow:  sweeper ui {sweep}" + _store_flag(store))
+    page = service.place.folder / "reports" / f"{service.sweep.name}.html"
+    look.write_report(service, page)
+    again = " ".join([str(sweep), *(overrides or ())]) + _store_flag(store)
+    typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
 
 
 def slots_here(service: "Service") -> list[str]:
@@ -184,7 +187,7 @@ def workers(
     if logs is None:
         crew.run(lambda: service.study.done, stop=stop, say=say)
         return
-    with show.progress() as update:
+    with live.progress() as update:
         try:
             crew.run(lambda: service.study.done, stop=stop, say=say, tick=lambda: update(service.status))
         except KeyboardInterrupt:
@@ -213,10 +216,16 @@ def status(
     store: StoreOption = "sweeper_store",
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until it is done: live on a terminal, else lines.")] = False,
+    every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Trials by state, workers, epochs trained and reused."""
-    found = service_of(sweep, overrides, store, database_url, tracking_uri).status()
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    if watch:
+        live.watch(service.status, as_json=as_json, every_s=every)
+        return
+    found = service.status()
     typer.echo(json.dumps(found, indent=1)) if as_json else show.status(found)
 
 

@@ -1,0 +1,152 @@
+"""A trial taken away: its learning rate in any loop is the one it was trained with, to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sweeper import schedules
+from sweeper.schedules import TimeBase, Trace
+from sweeper.service import Service
+from sweeper.tracking import registry
+
+
+def export(shown: Service, *arguments: object) -> subprocess.CompletedProcess[str]:
+    folder = shown.place.folder.parent
+    command = [sys.executable, "-m", "sweeper", "export", "shown.yaml", "--store", "store", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def exported(shown: Service) -> Path:
+    """Trial 1, in a folder."""
+    done = export(shown, "--trial", 1, "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "wrote out: schedule.yaml, lr.csv, torch_example.py, ultralytics_train.py, weights.pt\n"
+        "registered in MLflow: models:/shown@trial-1 (version 1)\n"
+    )
+    return shown.place.folder.parent / "out"
+
+
+def trace_of(shown: Service, number: int) -> Trace:
+    return shown.trace({row.number: row for row in shown.study.rows()}[number].schedule or {})
+
+
+def test_the_winner_or_a_trial_that_is_named(shown: Service, exported: Path) -> None:
+    done = export(shown, "-o", "winner")
+    assert "models:/shown@winner" in done.stdout, done.stderr
+    rows = {row.number: row for row in shown.study.rows()}
+    assert registry.aliased(shown.tracker.server, "shown", "winner") == rows[5].attrs["run_id"]
+    done = export(shown, "confirm.equivalence=0.5")  # nobody is that much better
+    assert done.returncode == 1
+    assert "no winner; expected one, or a trial by --trial N; the first of the ranking is --trial 5" in done.stderr
+    done = export(shown, "--trial", 99)
+    assert done.returncode == 1
+    assert "export --trial 99: there is no such trial" in done.stderr
+
+
+def test_the_yaml_is_the_schedule(shown: Service, exported: Path) -> None:
+    trace = trace_of(shown, 1)
+    command = [sys.executable, "-m", "sweeper", "trace", str(exported / "schedule.yaml"), "--json"]
+    command += ["--epochs", str(trace.epochs), "--steps-per-epoch", str(trace.steps_per_epoch)]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert shown["digest"] == trace.digest
+
+
+def test_the_torch_code_runs_and_follows_the_schedule(shown: Service, exported: Path) -> None:
+    code = (exported / "torch_example.py").read_text()
+    lines = [line for line in code.splitlines() if line and not line.startswith(('"""', "import", "from"))]
+    assert len(lines) <= 10
+    code = code.replace(
+        "    optimizer.step()", "    used.append(optimizer.param_groups[0]['lr'])\n    optimizer.step()"
+    )
+    run = f"used = []\n{code}\nimport json\nprint(json.dumps(used))"
+    done = subprocess.run([sys.executable, "-c", run], cwd=exported, capture_output=True, check=True, text=True)
+    assert json.loads(done.stdout) == trace_of(shown, 1).lr.tolist()
+
+
+STOCK = """
+import json, runpy, sys
+from ultralytics import YOLO
+out, data, seen = sys.argv[1], sys.argv[2], {}
+for script, epochs in zip(sys.argv[3::2], sys.argv[4::2]):
+    exported = runpy.run_path(script)
+    model = YOLO("yolo11n.yaml")
+    exported["follow"](model)
+    rows = seen[script] = []
+    model.add_callback("on_train_batch_end", lambda trainer: rows.append(
+        [[group["param_group"], group["lr"], group["momentum"]] for group in trainer.optimizer.param_groups]))
+    quick = dict(epochs=int(epochs), plots=False, val=False, save=False, workers=0, device="cpu", project=out)
+    model.train(data=data, **exported["ARGUMENTS"] | quick)
+json.dump(seen, open(out + "/seen.json", "w"))
+"""
+
+
+def test_plain_ultralytics_trains_with_it_step_by_step(shown: Service, exported: Path, tmp_path: Path) -> None:
+    """Trial 0 is Ultralytics' own schedule, with its own LR for biases and a warm-up of the momentum; 1 has a jump."""
+    assert export(shown, "--trial", 0, "-o", tmp_path / "own", "--no-register").returncode == 0
+    folders = {0: (tmp_path / "own", 2), 5: (exported.parent / "winner", 6)}
+    assert export(shown, "-o", "winner").returncode == 0
+    scripts = [
+        word for folder, epochs in folders.values() for word in (str(folder / "ultralytics_train.py"), str(epochs))
+    ]
+    data = shown.place.folder.parent / "data" / "data.yaml"
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, str(tmp_path), str(data), *scripts],
+        env=os.environ | {"YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    for number, (folder, epochs) in folders.items():
+        trace, rows = trace_of(shown, number), seen[str(folder / "ultralytics_train.py")]
+        assert len(rows) == epochs * trace.steps_per_epoch
+        assert {name for name, _, _ in rows[0]} == {"bias", "weight", "bn"}
+        for step, groups in enumerate(rows):
+            for name, lr, momentum in groups:
+                assert lr == float(trace.group(name)[step]), (number, step, name)
+                assert momentum == (0.937 if trace.momentum is None else float(trace.momentum[step]))
+    assert trace_of(shown, 0).groups
+    assert any(jump.epoch < 6 for jump in trace_of(shown, 5).jumps())
+
+
+def test_the_arguments_are_the_recipe_s(shown: Service, exported: Path) -> None:
+    text = (exported / "ultralytics_train.py").read_text()
+    known: dict[str, object] = {"__name__": "exported", "__file__": str(exported / "ultralytics_train.py")}
+    exec(compile(text, "ultralytics_train.py", "exec"), known)
+    arguments = known["ARGUMENTS"]
+    assert isinstance(arguments, dict)
+    recipe = shown.sweep.recipe
+    for key in ("imgsz", "batch", "nbs", "optimizer", "weight_decay", "hsv_h", "mosaic", "seed"):
+        assert arguments[key] == getattr(recipe, key)
+    assert arguments["warmup_epochs"] == 0
+    assert arguments["epochs"] == shown.sweep.epochs
+
+
+def test_the_weights_are_registered_without_pickled_code(shown: Service, exported: Path) -> None:
+    server = shown.tracker.server
+    weights = torch.load(exported / "weights.pt", weights_only=True)
+    assert weights["weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    run = {row.number: row for row in shown.study.rows()}[1].attrs["run_id"]
+    assert registry.aliased(server, "shown", "trial-1") == run
+    assert registry.aliased(server, "shown", "nobody") is None
+    stored = [path for path in (shown.place.folder / "mlartifacts").rglob("models/**/*") if path.is_file()]
+    assert {path.name for path in stored} == {"MLmodel"}
+    assert list(yaml.safe_load(stored[0].read_text())["flavors"] or {}) == []
+    again = export(shown, "--trial", 1, "-o", "again")
+    assert again.stdout.splitlines()[1] == "registered in MLflow: models:/shown@trial-1 (version 1)"  # once is enough
+
+
+def test_the_exported_yaml_alone_is_the_same_trace(shown: Service, exported: Path) -> None:
+    spec = yaml.safe_load((exported / "schedule.yaml").read_text())
+    time = TimeBase(shown.time.epochs, shown.time.steps_per_epoch)
+    assert schedules.parse(spec).trace(time) == trace_of(shown, 1)
