@@ -1,4 +1,4 @@
-"""A trial to take away: its schedule as YAML, as torch code, and as a training script for plain Ultralytics."""
+"""A trial to take away: its schedule as YAML, as torch code, and for YOLO as a script for plain Ultralytics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.study import TrialRow
+from sweeper.training import TORCHVISION
 
 #: Keys of a recipe that ``yolo train`` does not have, or that it is given otherwise.
 _OWN = {"data", "model", "mosaic_epochs", "threads", "loader_workers", "cache_mb"}
@@ -109,23 +110,17 @@ def export(service: Service, trial: int | None = None) -> Exported:
     recipe = service.recipe(row.seed if row.seed is not None else service.sweep.recipe.seed)
     title = f"{service.sweep.name}, trial {trial}"
     words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch}
-    return Exported(
-        trial=trial,
-        files={
-            "schedule.yaml": _schedule(title, spec, trace),
-            "lr.csv": _table(trace),
-            "torch_example.py": _TORCH.format(**words, momentum=recipe.momentum),
-            "ultralytics_train.py": _ULTRALYTICS.format(
-                **words,
-                version=metadata.version("ultralytics"),
-                arguments=_lines(arguments(recipe, trace)),
-                model=recipe.model,
-                data=recipe.data,
-            ),
-        },
-        alias="winner" if winner is not None and winner.trial == trial else f"trial-{trial}",
-        run_id=row.attrs.get("run_id"),
-    )
+    files = {
+        "schedule.yaml": _schedule(title, spec, trace),
+        "lr.csv": _table(trace),
+        "torch_example.py": _TORCH.format(**words, momentum=recipe.momentum),
+    }
+    if not recipe.model.startswith(TORCHVISION):
+        names = {"model": recipe.model, "data": recipe.data, "arguments": _lines(arguments(recipe, trace))}
+        version = metadata.version("ultralytics")
+        files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version)
+    alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
+    return Exported(trial, files, alias, row.attrs.get("run_id"))
 
 
 def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
