@@ -117,8 +117,8 @@ def serve(
     while not answers(server.url):
         if process.poll() is not None or time.monotonic() > deadline:
             server.stop()
-            end = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
-            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end or 'it said nothing':.300}; see {log}")
+            end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it said nothing"
+            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}")
         waiting()
         time.sleep(0.4)
     return server
