@@ -128,7 +128,8 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
     order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
     rows = sorted(trials.values(), key=lambda row: (order.get(row["state"], 5), -(row["mAP50-95"] or 0.0)))
     parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text()]
-    parts += [workers] if workers.row_count else [Text("no worker is alive: sweeper run or sweeper worker")]
+    idle = "all trials are finished" if found["done"] else "no worker is alive: sweeper run or sweeper worker"
+    parts += [workers] if workers.row_count else [Text(idle)]
     parts.append(_trials(rows[:room], found))
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more"))
