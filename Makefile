@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo evidence-test test check lint install clean drill compose-env compose-test screenshots
+.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
 	@echo "make test   install, pass the tests"
 	@echo "make check  lint, types and tests: what CI runs"
+	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
 	@echo "make compose-env    .env with random passwords for docker compose"
 	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
@@ -26,6 +27,9 @@ install: $(VENV)/installed
 demo: install
 	$(BIN)/sweeper run jobs/digits.yaml
 	@echo "(sweeper is $(BIN)/sweeper)"
+
+exactness: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(foreach it,exactness training torchvision worker,tests/test_$(it).py)
 
 evidence-test: install
 	$(BIN)/python -m pytest -q -m slow tests/test_confirm.py

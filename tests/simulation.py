@@ -175,7 +175,7 @@ class World:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(900)
             assert not thread.is_alive(), "a worker waits for ever"
         self.tracker.close()
         if self._errors:
@@ -264,7 +264,7 @@ class World:
 
     def _await(self, seat: int) -> None:
         while self._current != seat:
-            assert self._turn.wait(100), "nobody gave the turn back"
+            assert self._turn.wait(900), "nobody gave the turn back"
 
     def _lapse(self, name: str) -> None:
         """Time passes for everything that ``name`` holds."""

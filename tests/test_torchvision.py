@@ -1,6 +1,9 @@
 """torchvision's detectors behind the same protocol: exact, forkable, measured on the same scale; none is downloaded."""
 
 import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from exact import Elsewhere
 
 from sweeper import training
 from sweeper.errors import ConfigError, NotFinite
 from sweeper.schedules import Trace
+from sweeper.tracking import Tracker
 from sweeper.training.torchvision import build
 
 EPOCHS = 3
@@ -208,3 +213,40 @@ def test_the_fingerprint_names_model_versions_and_machine(source: Path) -> None:
     assert {name for name in facts if facts[name] != other[name]} == {"architecture"}
     with pytest.raises(ConfigError, match="not one of torchvision's"):
         training.fingerprint(exact.recipe(source, model="fcos_resnet19_fpn"), "cpu", 1)
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_it_like_any_other_and_forks_it(source: Path, tmp_path: Path) -> None:
+    """The real commands: a drop at epoch 2 begins like the constant schedule, and both end where they should."""
+    constant = {"family": "constant", "lr": 0.01}
+    drop = {"family": "multistep", "lr": 0.01, "boundaries": [2]}
+    sweep = {
+        **TINY,
+        "name": "boxes",
+        "data": str(source),
+        "imgsz": 64,
+        "batch": 4,
+        "epochs": EPOCHS,
+        "lr0": 0.01,
+        "trials": 0,
+        "baselines": [constant, drop],
+        "search": {},
+        "workers": 2,
+    }
+    (tmp_path / "boxes.yaml").write_text(yaml.safe_dump(sweep))
+    told = {}
+    for command in (["run"], ["status", "--json"], ["pick", "--json"]):
+        run = [sys.executable, "-m", "sweeper", command[0], "boxes.yaml", *command[1:]]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told[command[0]] = done.stdout
+    status = json.loads(told["status"])
+    assert status["epochs"] == {"per_trial": EPOCHS, "trained": EPOCHS + 1, "reused": 2}
+    assert status["store"]["count"] == EPOCHS + 1
+    assert {row["name"] for row in json.loads(told["pick"])["ranking"]} <= {"constant", "multistep"}
+    uri = f"sqlite:///{tmp_path}/sweeper_store/mlflow.db"
+    for run in Tracker(uri, "boxes", tmp_path / "journals").runs():
+        spec = drop if run["params"]["family"] == "multistep" else constant
+        fresh = exact.open_trainer(exact.recipe(source, **TINY), tmp_path / run["run_id"])
+        _, digests = exact.straight(fresh, exact.trace(spec, fresh.steps_per_epoch, EPOCHS))
+        assert run["tags"]["sweeper.state_digest"] == digests[-1]
