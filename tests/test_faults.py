@@ -69,6 +69,7 @@ def at(study: Study) -> int | None:
     return study.workers()[0].number
 
 
+@pytest.mark.slow  # a minute of timing between processes: `make drill` runs it
 def test_faults_of_trainings_are_told_apart_and_never_stop_the_worker(tmp_path: Path, place: Path) -> None:
     """NaN fails its trial; a segmentation fault, a hang and a want of memory get another attempt; the limit holds."""
     baselines = [
