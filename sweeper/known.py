@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeper import prune, search
+from sweeper.errors import ScheduleError
 from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -22,6 +23,18 @@ class Known:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sketches: dict[int, NDArray[np.float64]] = {}
+        self._traces: tuple[int, set[Any]] | None = None  # a trial, and the traces of all others when it was proposed
+
+    def trained(self, slot: Slot, spec: Mapping[str, Any]) -> bool:
+        """Whether there is nothing new in proposing ``spec``: another trial of this seed has its trace, or none can."""
+        try:
+            digest = self._service.trace(spec).digest
+        except ScheduleError:  # the sampler has another answer
+            return True
+        if self._traces is None or self._traces[0] != slot.number:
+            rows = self._service.study.rows()
+            self._traces = slot.number, {row.attrs.get("trace") for row in rows if row.seed == slot.seed}
+        return digest in self._traces[1]
 
     def twin(self, slot: Slot, trace: Trace, recipe: str) -> Snapshot | None:
         """The end of a finished trial with the same trace, seed and recipe, without its state; None if there is none.

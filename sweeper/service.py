@@ -258,7 +258,7 @@ class Service:
         trained = sum(len(row.values) for row in rows) - reused
         seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
         told = [row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED")]
-        distinct = len({row.attrs.get("trace") for row in told})
+        asked = sum(int(row.attrs.get("proposals", 1)) for row in told)
         return {
             "sweep": self.sweep.name,
             "budget": counts["total"],
@@ -266,9 +266,10 @@ class Service:
             "done": self.study.done,
             "epochs": {"per_trial": self.sweep.epochs, "trained": trained, "reused": reused},
             "proposals": {
+                "asked": asked,
                 "told": len(told),
-                "distinct": distinct,
-                "per_distinct": len(told) / distinct if distinct else None,
+                "distinct": len({row.attrs.get("trace") for row in told}),
+                "per_trial": asked / len(told) if told else None,
                 "duplicates": sum("duplicate_of" in row.attrs for row in told),
                 "near_duplicates": sum("near_duplicate_of" in row.attrs for row in told),
             },

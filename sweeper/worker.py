@@ -175,7 +175,10 @@ class Worker:
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
         service = self.service
-        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest, service.time))
+        spec = slot.propose(
+            lambda suggest: search.propose(service.sweep, suggest, service.time),
+            known=lambda spec: self.known.trained(slot, spec),
+        )
         trace = service.trace(spec)
         recipe = service.recipe(slot.seed)
         facts = service.facts(child.fingerprint(recipe))

@@ -391,3 +391,25 @@ def launched(sweep: Sweep, folder: Path, count: int) -> Study:
         seed=0,
         free_keys=Sweep.FREE,
     )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "grid"])
+def test_what_is_known_is_asked_for_again(tmp_path: Path, sampler: str) -> None:
+    """Every trial is another schedule while the space has one left; then what is known is taken."""
+    limits = {"min": 0, "max": 1, "every": 20, "distance": 20}
+    sweep = build({**SPACE, "restarts": limits, "step_scale": [0.5, 1.0]}, sampler=sampler)
+    everything = {
+        digest(sweep, spec) for spec in walked(build({**SPACE, "restarts": limits, "step_scale": [0.5, 1.0]}))
+    }
+    study, seen = launched(sweep, tmp_path, len(everything) + 1), []
+    while (slot := study.claim("w")) is not None:
+        spec = slot.propose(
+            lambda suggest: search.propose(sweep, suggest, time(sweep)), known=lambda spec: digest(sweep, spec) in seen
+        )
+        seen.append(digest(sweep, spec))
+        slot.tell(0.5 if spec["steps"] else 0.6)
+    rows = study.rows()
+    assert len(set(seen)) == len(everything) == 9
+    assert rows[-1].attrs["proposals"] == samplers.TRIES
+    assert all(row.params.keys() >= {"restart_1"} for row in rows)  # only the accepted answers are stored
+    assert sum("steps_1" in row.params for row in rows) >= 8

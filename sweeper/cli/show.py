@@ -148,8 +148,8 @@ def status(found: Mapping[str, Any]) -> None:
     told = found["proposals"]
     if told["told"]:
         console.print(
-            f"proposals: {told['told']} told, {told['distinct']} distinct schedules "
-            f"({told['per_distinct']:.2f} proposals for one), {told['near_duplicates']} near another"
+            f"proposals: {told['asked']} for {told['told']} trials ({told['per_trial']:.2f} each), "
+            f"{told['distinct']} distinct schedules, {told['near_duplicates']} near another"
         )
     store, epochs = found["store"], found["epochs"]
     free = f", {store['free'] / 1e9:.0f} GB free" if store["free"] is not None else ""

@@ -94,6 +94,39 @@ class SearchStorage:
         self._storage._set_trial_param(trial_id, param_name, param_value_internal, distribution, known)
 
 
+class Rehearsal:
+    """The same storage for a proposal that may be turned down: what is written of it stays here."""
+
+    def __init__(self, storage: SearchStorage, trial_id: int) -> None:
+        self._storage = storage
+        self.trial = storage.get_trial(trial_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """The proposed one as it is here; Optuna changes what it gets."""
+        return copy.deepcopy(self.trial) if trial_id == self.trial._trial_id else self._storage.get_trial(trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As the storage's, with the proposed one as it is here."""
+        trials = self._storage.get_all_trials(study_id, deepcopy, states)
+        return [self.trial if trial._trial_id == self.trial._trial_id else trial for trial in trials]
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Kept here."""
+        self.trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+        self.trial.distributions[param_name] = distribution
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Kept here."""
+        self.trial.system_attrs[key] = value
+
+
 def _annealed(trial: FrozenTrial) -> FrozenTrial:
     """A pruned trial as judged by the value it was told: TPE would take its last epoch, which may lie in a dip."""
     if trial.state is not TrialState.PRUNED or not trial.intermediate_values or trial.values is None:

@@ -10,11 +10,13 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from sweeper.errors import ConfigError
 
@@ -29,11 +31,24 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 
-def make(name: str, seed: int, number: int) -> BaseSampler:
-    """The sampler ``name`` (a key of SAMPLERS, or ``module:Class``) for trial ``number``; raises ConfigError."""
-    own = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+TRIES = 50  # proposals for one trial, while they are known already
+
+
+def make(name: str, seed: int, number: int, attempt: int = 0) -> BaseSampler:
+    """The sampler ``name`` (a key of SAMPLERS, or ``module:Class``) for trial ``number``; raises ConfigError.
+
+    ``attempt`` counts proposals for that trial that were turned down. TPE, which takes the best of 24 draws and on a
+    coarse grid arrives at the same few points again and again, then takes a single draw; in the second half of the
+    attempts, as after a single one of a Gaussian process, the draw is uniform.
+    """
+    said = f"{seed}/{number}" + (f"/{attempt}" if attempt else "")
+    own = int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name in ("tpe", "gp") and attempt >= (TRIES // 2 if name == "tpe" else 1):
+            return RandomSampler(seed=own)
+        if name == "tpe" and attempt:
+            return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True, n_ei_candidates=1)
         if name in SAMPLERS:
             return SAMPLERS[name](own)
         return _imported(name, own)
@@ -56,3 +71,23 @@ def _imported(name: str, seed: int) -> BaseSampler:
         return sampler
     except TypeError as error:
         raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error
+
+
+class Decided(BaseSampler):
+    """Gives the answers that were decided on before."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._params[param_name]

@@ -16,7 +16,7 @@ from sweeper.database import Database, Session, select, update
 from sweeper.errors import ConfigError, LeaseLost, NotFinite
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, Guard
-from sweeper.study.history import History, SearchStorage
+from sweeper.study.history import History, Rehearsal, SearchStorage
 
 T = TypeVar("T")
 
@@ -212,29 +212,48 @@ class Slot:
     def schedule(self) -> dict[str, Any] | None:
         return self.attrs.get("schedule")
 
-    def propose(self, fn: Callable[[Suggest], Mapping[str, Any]]) -> dict[str, Any]:
+    def propose(
+        self,
+        fn: Callable[[Suggest], Mapping[str, Any]],
+        known: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> dict[str, Any]:
         """The trial's schedule: the fixed one, the one stored by an earlier attempt, or ``fn(suggest)``, stored.
 
-        ``fn`` may be called again after a transient error. Raises ConfigError for a space that cannot be, LeaseLost.
+        While ``known`` says of a proposal that there is nothing new in it, the sampler is asked again, up to 50 times;
+        the attribute "proposals" counts. ``fn`` may be called any number of times. Raises ConfigError for a space that
+        cannot be, LeaseLost.
         """
         if self.schedule is not None:
             return self.schedule
         name, seed = self._sampler
         view = SearchStorage(self._history, self.number)
+        trial_id = self._lease.trial_id
 
-        def ask() -> Mapping[str, Any]:
-            study = optuna.Study(
-                self._study,
-                view,  # type: ignore[arg-type]  # a storage in all but name
-                samplers.make(name, seed, self.number),
-                optuna.pruners.NopPruner(),
-            )
-            return fn(Suggest(optuna.trial.Trial(study, self._lease.trial_id)))
+        def ask(storage: Any, sampler: optuna.samplers.BaseSampler) -> Mapping[str, Any]:
+            # a storage in all but name
+            study = optuna.Study(self._study, storage, sampler, optuna.pruners.NopPruner())
+            return fn(Suggest(optuna.trial.Trial(study, trial_id)))
+
+        sampler, count = samplers.make(name, seed, self.number), 1
+        begun = view.get_trial(trial_id)
+        # not where answers are given, or stored by an earlier attempt; nor for samplers that keep notes on their trials
+        if (
+            known is not None
+            and name in samplers.SAMPLERS
+            and not (begun.params or "fixed_params" in begun.system_attrs)
+        ):
+            for count in range(1, samplers.TRIES + 1):
+                rehearsal = Rehearsal(view, trial_id)
+                if not known(ask(rehearsal, samplers.make(name, seed, self.number, count - 1))):
+                    break
+            sampler = samplers.Decided(rehearsal.trial.params)
 
         try:
-            proposed = self._lease.write(ask)
+            proposed = self._lease.write(lambda: ask(view, sampler))
         except UpdateFinishedTrialError:  # somebody else had it meanwhile
             raise self._lease.lost() from None
+        if count > 1:
+            self.set("proposals", count)
         self.set("schedule", json.loads(json.dumps(proposed)))
         return dict(self.attrs["schedule"])
 
