@@ -52,8 +52,14 @@ def rows(study: Study) -> dict[int, TrialRow]:
 def training(worker: int, study: Study, number: int) -> int:
     """The training process of ``worker`` once it has trained an epoch of trial ``number`` and is in the next."""
 
+    def is_training(pid: int) -> bool:
+        try:
+            return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:  # it ended since it was listed
+            return False
+
     def child() -> list[int]:
-        found = [pid for pid in tiny.children(worker) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = [pid for pid in tiny.children(worker) if is_training(pid)]
         return found if len(rows(study)[number].values) >= 1 and at(study) == number else []
 
     return int(tiny.wait(child)[0])
