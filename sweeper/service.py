@@ -195,23 +195,20 @@ class Service:
     def plan(self, draws: int | None = None) -> dict[str, Any]:
         """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
 
-        Proposals are drawn uniformly with the sweep's seed; a sampler that learns will propose others, more alike.
+        The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
+        another one while the space has more. A sampler that learns will propose others, more alike.
         """
         search.check(self.sweep)
         search.check(self.sweep, self.time)
-        count = self.sweep.trials if draws is None else draws
-        seed = self.sweep.recipe.seed
         baselines = self.baselines()
-        drawn = [
-            search.propose(self.sweep, search.Drawn(seed * 1_000_003 + number), self.time) for number in range(count)
-        ]
+        drawn = self._drawn(self.sweep.trials if draws is None else draws)
         found = {self.trace(spec): spec for spec in search.corners(self.sweep, self.time)}
         corners = list(found.values())
         shown = [("baseline", name, spec) for name, spec in baselines.items()]
         shown += [("search", f"draw {number}", spec) for number, spec in enumerate(drawn)]
         shown += [("corner", f"corner {number}", spec) for number, spec in enumerate(corners)]
         traces = {name: self.trace(spec) for _, name, spec in shown}
-        trials = [*baselines, *(f"draw {number}" for number in range(count))]
+        trials = [*baselines, *(f"draw {number}" for number in range(len(drawn)))]
         keys = [key for name in trials for key in prefix_keys("plan", traces[name])[1:]]
         confirm, finished = self.sweep.confirm, self._rows_if_launched()
         noise = spread(
@@ -230,8 +227,8 @@ class Service:
                 {"kind": kind, "name": name, "spec": spec, "digest": traces[name].digest, **traces[name].facts()}
                 for kind, name, spec in shown
             ],
-            "drawn": count,
-            "distinct": len({traces[f"draw {number}"].digest for number in range(count)}),
+            "drawn": len(drawn),
+            "distinct": len({traces[f"draw {number}"].digest for number in range(len(drawn))}),
             "epochs_asked": len(keys),
             "epochs_to_train": trained,
             "share_saved": 1 - trained / len(keys) if keys else 0.0,
@@ -249,6 +246,20 @@ class Service:
             },
             "problems": list(self.dataset.problems),
         }
+
+    def _drawn(self, count: int) -> list[dict[str, Any]]:
+        """``count`` proposals without a sampler; fewer where the space has no more schedules."""
+        found = [self.sweep.spec(one) for one in self.sweep.enqueue if isinstance(one, str) or "family" in one]
+        seen = {self.trace(spec).digest for spec in found}
+        first = self.sweep.recipe.seed * 1_000_003
+        for number in range(first, first + 50 * count):
+            if len(found) >= count:
+                break
+            spec = search.propose(self.sweep, search.Drawn(number), self.time)
+            if (digest := self.trace(spec).digest) not in seen:
+                seen.add(digest)
+                found.append(spec)
+        return found
 
     def status(self) -> dict[str, Any]:
         """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
