@@ -218,6 +218,7 @@ class Drill:
         self.table: list[tuple[str, str, str, float]] = []
         self.running: list[Stand] = []
         self._postgres: Postgres | None = None
+        self._url: str | None = None
         self._mlflow: MLflow | None = None
 
     @property
@@ -227,6 +228,12 @@ class Drill:
             raise SystemExit("the drill needs PostgreSQL: apt-get install postgresql")
         self._postgres = self._postgres or Postgres(found)
         return self._postgres
+
+    @property
+    def url(self) -> str:
+        """One database for all served sweeps."""
+        self._url = self._url or self.postgres.database("drill")
+        return self._url
 
     @property
     def mlflow(self) -> MLflow:
@@ -239,7 +246,7 @@ class Drill:
     def stand(self, name: str, *, served: bool, workers: int = 2) -> Stand:
         """Embedded, or on PostgreSQL and a served MLflow."""
         folder = self.folder / name
-        urls = (self.postgres.database(), self.mlflow.url) if served else (None, None)
+        urls = (self.url, self.mlflow.url) if served else (None, None)
         made = Stand(folder, name, Place(str(folder / "store"), *urls), workers)
         self.running.append(made)
         return made
