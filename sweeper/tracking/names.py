@@ -21,6 +21,7 @@ VERDICT = "sweeper.verdict"  # on the restarts, or that there are none
 CUT = "sweeper.cut"  # params and tags that were too long for MLflow and lost their end
 REFUSED = "sweeper.refused"  # the last record that the server would not take, and why
 DAMAGED = "sweeper.damaged"  # journal lines that could not be read (a failing disk)
+MAKING = "sweeper.making"  # of the experiment, while somebody makes a run in it
 VIEW = "sweeper.view"  # place of the run in the prepared view, "001" is first
 PARENT = "mlflow.parentRunId"
 COLOR = "mlflow.runColor"

@@ -5,8 +5,10 @@ timestamps. MLflow can neither delete nor overwrite a metric; sending a point ag
 changes nothing.
 """
 
+import contextlib
 import posixpath
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 _POINTS_PER_BATCH = 1000
 _WORDS_PER_BATCH = 50  # params or tags: MLflow takes 100, and a megabyte a request
-_SETTLE = 0.4  # seconds; longer than a request that makes a run normally takes
+_DEAD = 10  # seconds; whoever has not made a run after them is taken for dead
 
 
 @dataclass
@@ -85,25 +87,44 @@ class Server(Connection):
 
     def run(self, name: str, tags: Mapping[str, str], start_ms: int) -> str:
         """The id of the run with these identifying ``tags``: the oldest there is, or a new one."""
-        found = self.find(tags)
-        if found:
-            return found
         experiment = self.experiment_id()
         with self.asking(), self.turn():
-            found = self.find(tags)  # since we have the turn
-            if found:
-                return found
-            made = self.client().create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
-            run_id = str(made.info.run_id)
-            if not self.file:
-                # Nothing on a server makes "search, then create" one step. Two who raced see each other after a
-                # moment, and both keep the older run.
-                time.sleep(_SETTLE)
-                found = self.find(tags)
-                if found and found != run_id:
-                    self.client().delete_run(run_id)
-                    return found
-            return run_id
+            made = self.find(tags)
+            if self.file:
+                return made or self._made(name, tags, start_ms)  # nobody else has a turn
+            # Nothing on a server makes "search, then create" one step: the bakery algorithm, with tags of the
+            # experiment as its flags. Who begins after our look at the flags finds our run.
+            ours = None
+            if made is None:
+                flag = f"{names.MAKING}.{uuid.uuid4().hex[:12]}"
+                self.client().set_experiment_tag(experiment, flag, "1")
+                try:
+                    made = self.find(tags) or (ours := self._made(name, tags, start_ms))
+                finally:
+                    self.client().delete_experiment_tag(experiment, flag)
+            self._await_others(experiment)
+            oldest = self.find(tags) or made
+            if ours and ours != oldest:
+                self.client().delete_run(ours)
+            return oldest
+
+    def _made(self, name: str, tags: Mapping[str, str], start_ms: int) -> str:
+        run = self.client().create_run(self.experiment_id(), start_ms, {names.SWEEP: self.experiment, **tags}, name)
+        return str(run.info.run_id)
+
+    def _await_others(self, experiment: str) -> None:
+        """Until everybody who was making a run has made it, or has died of it."""
+        client, waited_for = self.client(), None
+        end = time.monotonic() + _DEAD
+        while time.monotonic() < end:
+            flags = {tag for tag in client.get_experiment(experiment).tags if tag.startswith(f"{names.MAKING}.")}
+            waited_for = flags if waited_for is None else waited_for & flags
+            if not waited_for:
+                return
+            time.sleep(0.05)
+        for flag in waited_for or ():
+            with contextlib.suppress(Exception):  # removed by another who waited
+                client.delete_experiment_tag(experiment, flag)
 
     def find(self, tags: Mapping[str, str]) -> str | None:
         """The id of the oldest run with these tags, or None."""
