@@ -14,8 +14,6 @@ from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot, TrialRow
 
-MAP = "curve/mAP50-95"
-
 
 class Known:
     """The finished trials of one sweep, seen from the one at hand."""
@@ -53,7 +51,7 @@ class Known:
                 "by": f"{self._service.sweep.name}/{row.number}",
                 "seconds": float(row.attrs.get("epoch_seconds", 0.0)),
                 "curve/lr": float(trace.lr[(epoch + 1) * steps - 1]),
-                MAP: row.values[epoch],
+                self._service.sweep.metric: row.values[epoch],
             }
             for epoch in range(trace.epochs)
         ]
@@ -71,7 +69,7 @@ class Known:
         return found
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
-        """The reason to stop a search trial after ``curve`` (mAP by epoch), or None. Nothing else is ever stopped."""
+        """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is."""
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
             return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sweeper import data, database, evidence, schedules, search
+from sweeper import data, database, evidence, measures, schedules, search
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError, StoreError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
@@ -101,8 +101,14 @@ class Service:
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
         study = Study.open(self.database, self.sweep.name, **self._leases)
-        study.check(self._config, free_keys=[*Sweep.FREE, "store"])
+        study.check(self._config, free_keys=self._free_keys(study.config))
         return study
+
+    def _free_keys(self, launched: Mapping[str, Any]) -> list[str]:
+        """What may differ from the launched configuration: also a key that it is too old to have, at its default."""
+        now, defaults = self._config, Sweep.defaults()
+        newer = [key for key in now if key not in launched and key in defaults and now[key] == defaults[key]]
+        return [*Sweep.FREE, "store", *newer]
 
     @property
     def _leases(self) -> dict[str, Any]:
@@ -140,6 +146,7 @@ class Service:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
         search.check(self.sweep)
         search.check(self.sweep, self.time)
+        measures.check_objective(self.dataset, self.sweep.objective)
         with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
         self.store.check()
@@ -153,7 +160,9 @@ class Service:
         """What, beside the recipe's values, determines a training: for ``Recipe.digest``."""
         # the loss of end-to-end heads depends on how long the run is; nothing else does
         length = {"epochs": self.sweep.epochs} if fingerprint.get("end2end") else {}
-        return {**fingerprint, "data": self.dataset.digest, **length}
+        # a state whose epochs have no value of the objective is of no use here
+        judged = {"objective": "coco"} if self.sweep.metric.startswith("coco/") else {}
+        return {**fingerprint, "data": self.dataset.digest, **length, **judged}
 
     def branches(self, trace: Trace) -> set[int]:
         """Epochs after which others may part from ``trace``: warm-up's end, its jumps, possible restarts, the end."""
@@ -181,7 +190,7 @@ class Service:
             slots=slots,
             sampler=self.sweep.sampler,
             seed=seed,
-            free_keys=[*Sweep.FREE, "store"],
+            free_keys=self._free_keys(Study.open(self.database, self.sweep.name).config if self.launched else {}),
             **self._leases,
         )
         self.tracker.sweep(params=_flat(self.sweep.identity()), tags={"sweeper.data": self.dataset.digest})
@@ -272,6 +281,7 @@ class Service:
         asked = sum(int(row.attrs.get("proposals", 1)) for row in told)
         return {
             "sweep": self.sweep.name,
+            "objective": self.sweep.objective,
             "budget": counts["total"],
             "counts": counts,
             "done": self.study.done,
@@ -385,6 +395,8 @@ class Service:
         elif row.state == "PRUNED":
             confounder = confounder or "pruned"
         facts = dict(row.attrs.get("facts") or {})
+        if "AP" in row.attrs:
+            facts["AP"] = row.attrs["AP"]  # COCO's, of the final model
         if row.attrs.get("effects"):
             facts["jumps"] = row.attrs["effects"]
         if verdicts := self.verdicts(row, rows):

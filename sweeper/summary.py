@@ -49,6 +49,7 @@ def page(service: Service, link: str | None = None) -> bytes:
             sweep=service.sweep.name,
             made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             epochs=service.sweep.epochs,
+            objective=service.sweep.objective,
             answer=answer.to_dict(),
             configurations=configurations(service, rows, link),
             cost=_cost(rows, status),
@@ -152,6 +153,9 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
         found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['mAP50-95']:.4f}"
     if noise.correlation is not None:
         found["Correlation of pairs"] = f"{noise.correlation:.2f}"
+    differing = [mismatch["sentence"] for mismatch in status["mismatches"]]
+    more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
+    found["Exactness"] = f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"
     return found
 
 

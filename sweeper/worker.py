@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sweeper import escape, evidence, prune, report, search
+from sweeper import escape, evidence, measures, prune, report, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -36,21 +36,14 @@ from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
-from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
+from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
 
 say = logging.getLogger("sweeper")
 
-MAP = "curve/mAP50-95"
 SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 BEAT_S = 2.0
 LONGEST_PAUSE_S = 300.0
 UNTRAINED = Snapshot(0, b"", [], "")
-
-
-def objective(rows: list[dict[str, Any]]) -> float:
-    """Mean mAP50-95 of the last three epochs of a run (fewer where it has fewer): one lucky epoch does not win."""
-    tail = [float(row[MAP]) for row in rows[-prune.LAST :]]
-    return sum(tail) / len(tail)
 
 
 class Stopped(Exception):
@@ -71,6 +64,7 @@ class Worker:
         # containers may share both the host's name and the number
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.folder = service.place.folder / "work" / self.name
+        self.metric = service.sweep.metric
         self.known = Known(service)
         self._segment: str | None = None  # the key whose training we have leased
         self._beaten = 0.0
@@ -204,11 +198,13 @@ class Worker:
                         break
                 if pruned or found.epoch == trace.epochs:
                     break
-                for event in child.train(recipe, trace, start=found.epoch, state=found.state or None):
+                for event in child.train(
+                    recipe, trace, start=found.epoch, state=found.state or None, detecting=service.sweep.with_coco
+                ):
                     self._beat(slot.number, event.epoch)
                     if isinstance(event, Beat):
                         continue
-                    row = _row(event, f"{service.sweep.name}/{slot.number}")
+                    row = measures.row(event, f"{service.sweep.name}/{slot.number}", service.dataset)
                     found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
                     try:
                         slot.renew()
@@ -238,7 +234,7 @@ class Worker:
     # -- segments: trained once, by whoever holds the lease
 
     def _verdict(self, slot: Slot, trace: Trace, rows: list[dict[str, Any]]) -> str | None:
-        return self.known.verdict(slot, trace, [float(row[MAP]) for row in rows])
+        return self.known.verdict(slot, trace, [float(row[self.metric]) for row in rows])
 
     def _deepest(self, slot: Slot, keys: list[str], branches: set[int], twin: Snapshot | None) -> Snapshot:
         """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere.
@@ -344,7 +340,7 @@ class Worker:
         numbers["curve/lr_rel"] = row["curve/lr"] / trace.peak if trace.peak else 0.0
         log.epoch(row["epoch"], numbers, row["time"])
         if row["epoch"] not in slot.values:
-            slot.report(row["epoch"], row[MAP])
+            slot.report(row["epoch"], row[self.metric])
 
     def _finish(
         self,
@@ -359,21 +355,23 @@ class Worker:
         own = f"{self.service.sweep.name}/{slot.number}"
         trained = [row for row in end.rows if row["by"] == own]
         # a dip is no verdict: what is told of a pruned trial is the best that it had reached
-        value = prune.best_so_far([float(row[MAP]) for row in end.rows]) if pruned else objective(end.rows)
-        best = max(end.rows, key=lambda row: float(row[MAP]))
+        curve, name = [float(row[self.metric]) for row in end.rows], self.service.sweep.objective
+        value = prune.best_so_far(curve) if pruned else measures.objective(end.rows, self.metric)
+        best = max(end.rows, key=lambda row: float(row[self.metric]))
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
         effects = self._effects(log, trace, end)
         landscape = self._landscape(slot, log, child, recipe, trace)
         if self.service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
-        last = end.rows[-1]
-        summary = {"best/mAP50-95": best[MAP], "best/epoch": best["epoch"], "final/mAP50-95": value}
-        log.epoch(last["epoch"], summary, last["time"])
+        last, coco = end.rows[-1], self._coco(slot, child, recipe, end, pruned)
+        summary = {f"best/{name}": best[self.metric], "best/epoch": best["epoch"], f"final/{name}": value}
+        log.epoch(last["epoch"], summary | coco, last["time"])
         log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
         log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
+        told |= {"AP": coco[measures.AP]} if measures.AP in coco else {}
         for key, said in told.items():
             slot.set(key, said)
         log.flush(5)
@@ -385,11 +383,22 @@ class Worker:
             say.info("trial %d: stopped, %s", slot.number, pruned)
             return
         slot.tell(value)
-        say.info("trial %d: mAP50-95 %.4f (%d epochs trained, %d reused)", slot.number, value, *counts.values())
+        say.info("trial %d: %s %.4f (%d epochs trained, %d reused)", slot.number, name, value, *counts.values())
+
+    def _coco(
+        self, slot: Slot, child: TrainingProcess, recipe: Recipe, end: Snapshot, pruned: str | None
+    ) -> dict[str, float]:
+        """COCO's metrics of the final model: from its row, or from its state if another sweep had trained that."""
+        last = end.rows[-1]
+        if found := {key: float(value) for key, value in last.items() if key.startswith("coco/")}:
+            return found
+        if pruned or not end.state or slot.stage == "control":
+            return {}
+        return measures.coco(self.service.dataset, child.detections(recipe, end.state))
 
     def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
         """What the curve says about each jump, also as metrics at the jumps' epochs."""
-        found = evidence.jump_effects([row[MAP] for row in end.rows], trace, self.service.sweep.escape.within)
+        found = evidence.jump_effects([row[self.metric] for row in end.rows], trace, self.service.sweep.escape.within)
         for effect in found:
             log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
         if found and all(effect["kind"] == "drop" for effect in found):
@@ -462,23 +471,6 @@ def _reason(error: SweeperError, child: TrainingProcess) -> str:
     """What ends an attempt, with the last lines that the training wrote."""
     kind = error.reason if isinstance(error, TrainingError) else type(error).__name__
     return f"{kind}: {error}\n{child.last_lines()}".strip()
-
-
-def _row(event: Epoch, by: str) -> dict[str, Any]:
-    """An epoch as a flat row: it travels with the snapshot, so that a forked trial's curves are complete."""
-    metrics = dict(event.metrics)
-    curve = {f"curve/{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
-    values = {key if "/" in key else f"val/{key}": value for key, value in metrics.items()}
-    return {
-        "epoch": event.epoch,
-        "time": round(time.time() * 1000),
-        "by": by,  # the trial that trained it
-        "seconds": event.seconds,
-        "curve/lr": event.lr,
-        **curve,
-        **event.losses,
-        **values,
-    }
 
 
 def _begins(spec: dict[str, Any], trace: Trace, found: Snapshot) -> str:

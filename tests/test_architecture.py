@@ -13,7 +13,7 @@ LAYERS = [
     {"config", "data", "database"},
     {"search"},
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report", "prune"},
-    {"evidence"},
+    {"evidence", "measures"},
     {"worker", "service", "fleet", "known"},
     {"doctor"},
     {"summary", "export"},

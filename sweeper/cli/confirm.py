@@ -47,7 +47,7 @@ def confirm(
             "chosen when the confirmation began"
         )
     train_all(service, arguments, slots)
-    show.answer(service.pick(), service.place.tracking)
+    show.answer(service.pick(), service.sweep.objective)
 
 
 def _examine(service: "Service", trial: int | None, arguments: list[str], slots: list[str], sweep: Path) -> None:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeper import measures
 from sweeper.cli.show import console, counts, plain_table
 from sweeper.schedules import short
 
@@ -82,7 +83,7 @@ def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float
             while True:
                 found = status()
                 if as_json:
-                    print(json.dumps(found), flush=True)
+                    print(json.dumps(measures.renamed(found, found["objective"])), flush=True)
                 elif live:
                     live.update(screen(found, pace.left_s(found), console.height), refresh=True)
                 else:
@@ -104,7 +105,7 @@ def lines(found: Status, left_s: float | None) -> list[str]:
             value = f"{row['mAP50-95']:.4f} {_curve(row, found)}" if row["mAP50-95"] is not None else "-"
             said.append(
                 f"  trial {row['trial']} on {worker['device']}: epoch {row['epochs_done']} of "
-                f"{found['epochs']['per_trial']}, LR {short(row['lr'])}, mAP50-95 {value}"
+                f"{found['epochs']['per_trial']}, LR {short(row['lr'])}, {found['objective']} {value}"
             )
     return said + [f"  {error}" for error in errors(found)]
 
@@ -118,7 +119,9 @@ def errors(found: Status, most: int = 3) -> list[str]:
 def screen(found: Status, left_s: float | None, height: int) -> Group:
     """For a terminal of so many lines: workers, the trials that fit (in training first, then the best), errors."""
     trials = {row["trial"]: row for row in found["trials"]}
-    workers = plain_table("worker", "device", "trial", "epoch", "LR", "mAP50-95", "", "heard of", right=("LR", "epoch"))
+    workers = plain_table(
+        "worker", "device", "trial", "epoch", "LR", found["objective"], "", "heard of", right=("LR", "epoch")
+    )
     for worker in heard_of(found):
         row = trials.get(worker["trial"])
         at = [str(row["trial"]), *_progress(row, found)] if row else ["-"] * 5
@@ -137,7 +140,7 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
 
 
 def _trials(rows: Sequence[Mapping[str, Any]], found: Status) -> Table:
-    table = plain_table("trial", "name", "state", "epoch", "LR", "mAP50-95", "", right=("trial", "epoch", "LR"))
+    table = plain_table("trial", "name", "state", "epoch", "LR", found["objective"], "", right=("trial", "epoch", "LR"))
     for row in rows:
         table.add_row(str(row["trial"]), row["name"], row["state"], *_progress(row, found))
     return table

@@ -52,15 +52,15 @@ def plan(found: Mapping[str, Any]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def answer(found: "Answer", tracking: str) -> None:
+def answer(found: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
     console.print(Text(found.sentence[0].upper() + found.sentence[1:], style="bold"), soft_wrap=True)
     baseline = [{**one, "stage": "baseline"} for one in found.baselines]
     rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["mAP50-95"] or 0)))
     if not rows:
         return
-    right = ("trial", "mAP50-95", "n", "restarts", "drops")
-    table = plain_table("trial", "schedule", "", "mAP50-95", "n", "restarts", "drops", right=right)
+    right = ("trial", objective, "n", "restarts", "drops")
+    table = plain_table("trial", "schedule", "", objective, "n", "restarts", "drops", right=right)
     for row, said in zip(rows, told_apart([row["params"] for row in rows]), strict=True):
         table.add_row(
             str(row["trial"]),
@@ -130,7 +130,8 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
 def status(found: Mapping[str, Any]) -> None:
     """What ``sweeper status`` prints."""
     console.print(counts(found), soft_wrap=True)
-    table = plain_table("trial", "stage", "name", "state", "epochs", "mAP50-95", right=("trial", "epochs", "mAP50-95"))
+    objective = found["objective"]
+    table = plain_table("trial", "stage", "name", "state", "epochs", objective, right=("trial", "epochs", objective))
     for row in found["trials"]:
         value = row["mAP50-95"]
         done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sweeper import fleet
+from sweeper import fleet, measures
 from sweeper.cli import live, look, show
 from sweeper.cli.options import (
     DatabaseOption,
@@ -121,7 +121,7 @@ def run(
         console.print(f"data: {problem}", soft_wrap=True)
     service.launch()
     train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
-    show.answer(service.pick(), service.place.tracking)
+    show.answer(service.pick(), service.sweep.objective)
     page = service.place.folder / "reports" / f"{service.sweep.name}.html"
     look.write_report(service, page)
     again = " ".join([str(sweep), *(overrides or ())]) + _store_flag(store)
@@ -226,7 +226,10 @@ def status(
         live.watch(service.status, as_json=as_json, every_s=every)
         return
     found = service.status()
-    typer.echo(json.dumps(found, indent=1)) if as_json else show.status(found)
+    if as_json:
+        typer.echo(json.dumps(measures.renamed(found, service.sweep.objective), indent=1))
+    else:
+        show.status(found)
 
 
 def pick(
@@ -241,9 +244,10 @@ def pick(
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer, mismatches = service.pick(), service.mismatches()
     if as_json:
-        typer.echo(json.dumps({**answer.to_dict(), "mismatches": mismatches}, indent=1))
+        told = {"objective": service.sweep.objective, **answer.to_dict(), "mismatches": mismatches}
+        typer.echo(json.dumps(measures.renamed(told, service.sweep.objective), indent=1))
         return
-    show.answer(answer, service.place.tracking)
+    show.answer(answer, service.sweep.objective)
     show.exactness(mismatches)
 
 

@@ -19,6 +19,17 @@ from sweeper.errors import ConfigError, ScheduleError
 SAMPLERS = ("tpe", "random", "gp", "grid")
 
 
+#: What a study may maximise, and the name of the metric in a run: Ultralytics' own, or COCO's by pycocotools.
+OBJECTIVES = {
+    "mAP50-95": "curve/mAP50-95",
+    "mAP50": "curve/mAP50",
+    **{
+        name: f"coco/{name}"
+        for name in ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100")
+    },
+}
+
+
 class Confirm(Model):
     """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
 
@@ -67,6 +78,10 @@ class Sweep(Model):
         default=(), description="schedules, or answers to the search's questions, that the first trials are given"
     )
     search: Search
+    objective: str = Field(default="mAP50-95", description="maximised: its mean over the last three epochs")
+    coco_epochs: int | tuple[int, ...] = Field(
+        default=(), description="epochs after which COCO's metrics are taken, beside the last; a number: every so many"
+    )
     sampler: str = "tpe"
     pruner: Pruner = Field(default_factory=Pruner)
     dead_after: int | None = Field(
@@ -88,7 +103,7 @@ class Sweep(Model):
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
         *("trials", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
-        *("data", "invalid", "loader_workers", "cache_mb"),
+        *("data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
     )
 
     @field_validator("sampler")
@@ -102,10 +117,32 @@ class Sweep(Model):
             )
         return value
 
+    @field_validator("objective")
+    @classmethod
+    def _objective_is_known(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            close = difflib.get_close_matches(value, OBJECTIVES, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"is not an objective{hint}; expected one of {', '.join(OBJECTIVES)}")
+        return value
+
+    @field_validator("coco_epochs")
+    @classmethod
+    def _epochs_are_counted_from_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if any(epoch < 1 for epoch in ([value] if isinstance(value, int) else value)):
+            raise ValueError("expected epochs from 1 on, or one number for every so many")
+        return value
+
     @property
-    def objective(self) -> str:
-        """What the study maximises: the mean of the last three epochs, so that one lucky epoch does not win."""
-        return "mean mAP50-95 of the last 3 epochs"
+    def metric(self) -> str:
+        """The objective's metric in an epoch's row."""
+        return OBJECTIVES[self.objective]
+
+    def with_coco(self, epoch: int) -> bool:
+        """Whether COCO's metrics are taken after ``epoch`` (from 0): after the last one always."""
+        number, chosen = epoch + 1, self.coco_epochs
+        told = number % chosen == 0 if isinstance(chosen, int) else number in chosen
+        return told or number == self.epochs or self.metric.startswith("coco/")
 
     def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
         """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none."""
@@ -121,6 +158,17 @@ class Sweep(Model):
         said = self.model_dump(mode="json")
         said.update(said.pop("recipe"))
         return {key: value for key, value in said.items() if key not in self.FREE}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The keys of a sweep file that need not be given, with the values that they then have; JSON-able."""
+        fields = {**Recipe.model_fields, **cls.model_fields}
+        given = {key: field for key, field in fields.items() if not field.is_required()}
+        return {
+            key: value.model_dump(mode="json") if isinstance(value, Model) else value
+            for key, field in given.items()
+            for value in [field.get_default(call_default_factory=True)]
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Sweep":

@@ -69,6 +69,7 @@ class Page:
     importance: Mapping[str, float] = field(default_factory=dict)
     importance_of: int = 0
     unfinished: int = 0
+    objective: str = "mAP50-95"
 
 
 def render(page: Page) -> bytes:
@@ -116,7 +117,7 @@ def render(page: Page) -> bytes:
         if page.importance
         else "",
     )
-    return html.encode()
+    return html.replace("mAP50-95", page.objective).encode()  # the words of charts, of the page and of the answer alike
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,12 +25,18 @@ from sweeper.config import Recipe
 from sweeper.errors import SweeperError, TrainingError
 from sweeper.schedules import Trace
 
+if TYPE_CHECKING:
+    from sweeper.training import Detections
+
 START_S = 300.0  # patience with a new process, which first imports torch
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it."""
+    """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
+
+    ``detections`` are the EMA's on the validation images, where they were asked for.
+    """
 
     epoch: int
     lr: float  #: in effect at the epoch's last step, as recorded from the optimizer
@@ -39,6 +45,7 @@ class Epoch:
     seconds: float
     state: bytes
     state_digest: str
+    detections: "list[Detections] | None" = None
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,24 @@ class TrainingProcess:
         assert isinstance(answer, dict)
         return answer
 
-    def train(self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None) -> Iterator[Epoch | Beat]:
+    def train(
+        self,
+        recipe: Recipe,
+        trace: Trace,
+        *,
+        start: int,
+        state: bytes | None,
+        detecting: Callable[[int], bool] = lambda epoch: False,
+    ) -> Iterator[Epoch | Beat]:
         """Train ``trace`` from epoch ``start`` (whose beginning is ``state``; None: untrained) to its end.
+
+        Epochs for which ``detecting`` holds come with their detections.
 
         Yields a Beat now and then and an Epoch after each; the child goes on when the next one is asked for. Closing
         the iterator ends the training at that point. Raises TrainingError, or what the child raised.
         """
-        self._send(("train", recipe, trace, start, state))
+        with_detections = {epoch for epoch in range(start, trace.epochs) if detecting(epoch)}
+        self._send(("train", recipe, trace, start, with_detections, state))
         try:
             for _ in range(start, trace.epochs):
                 while not isinstance(answer := self._receive(), Epoch):
@@ -106,6 +124,12 @@ class TrainingProcess:
         """The EMA's weights in a state of ``recipe`` (a state_dict file, no pickled code)."""
         answer = self._ask(("weights", recipe, state))
         assert isinstance(answer, bytes)
+        return answer
+
+    def detections(self, recipe: Recipe, state: bytes) -> "list[Detections]":
+        """What the EMA in a state of ``recipe`` finds in the validation images."""
+        answer = self._ask(("detections", recipe, state))
+        assert isinstance(answer, list)
         return answer
 
     def quench(
@@ -234,11 +258,13 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
             trainer.load(untrained if state is None else state)
             if message[0] == "weights":
                 pipe.send(trainer.weights())
+            elif message[0] == "detections":
+                pipe.send(trainer.evaluate().detections)
             elif message[0] == "quench":
                 trainer.train_epoch(message[3], message[2], steps=message[4])
                 pipe.send(trainer.arrays())
             else:
-                _train(pipe, trainer, trace=message[2], start=message[3])
+                _train(pipe, trainer, trace=message[2], start=message[3], detecting=message[4])
         except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
             import traceback
 
@@ -249,7 +275,7 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
                 raise
 
 
-def _train(pipe: Connection, trainer: Any, trace: Trace, start: int) -> None:
+def _train(pipe: Connection, trainer: Any, trace: Trace, start: int, detecting: set[int]) -> None:
     last = 0.0
 
     def beat(step: int) -> None:
@@ -270,6 +296,7 @@ def _train(pipe: Connection, trainer: Any, trace: Trace, start: int) -> None:
                 seconds=log.seconds,
                 state=trainer.state(),
                 state_digest=trainer.state_digest(),
+                detections=evaluation.detections if epoch in detecting else None,
             )
         )
         pipe.recv()  # "go"; EOF ends the process
