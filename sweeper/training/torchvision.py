@@ -10,10 +10,8 @@ in torchvision's reference training.
 """
 
 import io
-import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +24,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from sweeper.errors import ConfigError
 from sweeper.training.epochs import reseed
-from sweeper.training.models import check_device
 from sweeper.training.models import fingerprint as of_ultralytics
 from sweeper.training.parts import Parts, Validator
-from sweeper.training.ultralytics import UltralyticsTrainer, _typed_errors
+from sweeper.training.ultralytics import UltralyticsTrainer
 
 if TYPE_CHECKING:
     from sweeper.config import Recipe
@@ -223,18 +220,8 @@ class TorchvisionValidator(Validator):
 class TorchvisionTrainer(UltralyticsTrainer):
     """See ``sweeper.training.Trainer``."""
 
-    def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
-        check(recipe)
-        where = check_device(device)
-        self._recipe, self._threads = recipe, threads
-        with _typed_errors(f"building {recipe.model}"):
-            self._parts = parts = TorchvisionParts(recipe, where, folder)
-            torch.set_num_threads(threads)  # choosing a device has reset it
-            parts.set_up()
-        self._batches = len(parts.train_loader)
-        self._next_epoch = None
-        self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
-        self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
+    parts_of = TorchvisionParts
+    check = staticmethod(check)
 
     def weights(self) -> bytes:
         """The EMA's state_dict as torchvision's own network loads it; see the protocol."""

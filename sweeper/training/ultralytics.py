@@ -35,20 +35,27 @@ LOOK_EVERY = 20  # batches between looks at the losses: a look waits for the GPU
 
 
 class UltralyticsTrainer:
-    """See ``sweeper.training.Trainer``."""
+    """See ``sweeper.training.Trainer``. Another family brings parts of its own and says what they refuse."""
+
+    parts_of: type[Parts] = Parts
 
     def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
-        architecture(recipe.model)
+        self.check(recipe)
         where = check_device(device)
         self._recipe, self._threads = recipe, threads
         with _typed_errors(f"building {recipe.model}"), _config_errors(recipe):
-            self._parts = parts = Parts(recipe, where, folder)
+            self._parts = parts = self.parts_of(recipe, where, folder)
             torch.set_num_threads(threads)  # choosing a device has reset it
             parts.set_up()
         self._batches = len(parts.train_loader)
         self._next_epoch: int | None = None  # what the loader is preparing; None after an epoch that broke off
         self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
         self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
+
+    @staticmethod
+    def check(recipe: "Recipe") -> None:
+        """Raise ConfigError for a model that is not there."""
+        architecture(recipe.model)
 
     def train_epoch(
         self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
