@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test screenshots
+.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test ray-test slurm-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
@@ -12,6 +12,8 @@ help:
 	@echo "make check  lint, types and tests: what CI runs"
 	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
+	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
+	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
 	@echo "make compose-env    .env with random passwords for docker compose"
 	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
 
@@ -48,6 +50,13 @@ KILLS ?= 20
 drill: install
 	$(BIN)/python -m pytest -q -m slow tests/test_faults.py
 	$(BIN)/python tests/drill.py --kills $(KILLS)
+
+ray-test: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/ray_cluster.py
+
+slurm-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm_job.py
 
 compose-env:
 	@$(PYTHON) jobs/compose_env.py

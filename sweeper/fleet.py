@@ -6,8 +6,10 @@ import signal
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sweeper.errors import DeviceError, SweeperError
 
@@ -52,20 +54,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Process(Protocol):
+    """What a fleet needs of a worker process, wherever it runs; as of ``subprocess.Popen``."""
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it lives."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Nothing if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status; subprocess.TimeoutExpired after ``timeout`` seconds."""
+
+
 class Fleet:
     """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
 
     Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores.
+    Workers elsewhere are a subclass that says how one is started (``spawn``) and how many there may be (``grow``).
     """
 
     def __init__(
         self, command: Sequence[str], slots: Sequence[str], *, threads: int = 1, logs: Path | None = None
     ) -> None:
         self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[int, Process] = {}
         self._born: dict[int, float] = {}
         self._again: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # slot -> when to start it
-        self._in_vain = [0] * len(slots)
+        self._in_vain: defaultdict[int, int] = defaultdict(int)
 
     def run(
         self,
@@ -82,6 +98,7 @@ class Fleet:
         """
         try:
             while (self._running or self._again) and not stop.is_set():
+                _patiently(self.grow, say)
                 self._start()
                 stop.wait(0.5)
                 self._look(done, say)
@@ -105,21 +122,25 @@ class Fleet:
     def _place(self) -> str:
         return f"{self._logs}/*.log" if self._logs else "the lines above"
 
+    def grow(self) -> None:
+        """Asked twice a second: add slots to ``_again`` where there is room for more; on one machine there never is."""
+
+    def spawn(self, index: int) -> Process:
+        """Start the process of a slot."""
+        device = CPU if self._slots[index] == CPU else "0"  # the only one that it sees
+        command, environment = [*self._command, "--devices", device], self._environment(index)
+        if self._logs is None:
+            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / f"{os.uname().nodename}-{index}.log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
     def _start(self) -> None:
         now = time.monotonic()
         for index in [index for index, when in self._again.items() if when <= now]:
             del self._again[index]
             self._born[index] = now
-            device = CPU if self._slots[index] == CPU else "0"  # the only one that it sees
-            command, environment = [*self._command, "--devices", device], self._environment(index)
-            if self._logs is None:
-                self._running[index] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-                continue
-            self._logs.mkdir(parents=True, exist_ok=True)
-            with (self._logs / f"{os.uname().nodename}-{index}.log").open("ab") as log:
-                self._running[index] = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
+            self._running[index] = self.spawn(index)
 
     def _environment(self, index: int) -> dict[str, str]:
         slot = self._slots[index]

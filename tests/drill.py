@@ -61,7 +61,9 @@ class Stand:
 
     def __post_init__(self) -> None:
         constants = [{"family": "constant", "lr": 0.02 * (1 + i / 100)} for i in range(TRIALS // 2)]
-        changes = {"baselines": constants, "trials": TRIALS - len(constants), "epochs": EPOCHS, "sampler": "random"}
+        # all given: what a sampler proposes in place of a duplicate depends on what was trained before
+        drops = [{"family": "multistep", "lr": 0.02, "boundaries": [at], "gamma": 0.5} for at in range(1, EPOCHS)]
+        changes = {"baselines": constants, "enqueue": drops, "trials": len(drops), "epochs": EPOCHS}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=10_000, **changes)
         self.crew: list[subprocess.Popen[bytes]] = []

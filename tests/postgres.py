@@ -30,8 +30,8 @@ def programs() -> Path | None:
 class Postgres:
     """One server. ``stop`` and ``start`` are the outage; ``database`` empties a database and tells its URL."""
 
-    def __init__(self, programs: Path) -> None:
-        self.programs = programs
+    def __init__(self, programs: Path, *, connections: int = 60) -> None:
+        self.programs, self.connections = programs, connections
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         # The server refuses to run as root.
         self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
@@ -60,7 +60,7 @@ class Postgres:
 
     def start(self) -> None:
         settings = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
-        settings += ["fsync=off", "max_connections=60", "shared_buffers=32MB"]
+        settings += ["fsync=off", f"max_connections={self.connections}", "shared_buffers=32MB"]
         options = [word for setting in settings for word in ("-c", setting)]
         self.server = subprocess.Popen(
             ["sh", "-c", _KEEPER, str(self.folder), self.programs / "postgres", "-D", self.data, *options],

@@ -15,7 +15,7 @@ LAYERS = [
     {"study", "tracking", "store", "training", "evaluate", "escape", "stats", "report", "prune"},
     {"evidence", "measures"},
     {"worker", "service", "fleet", "known"},
-    {"doctor"},
+    {"doctor", "on_ray"},
     {"summary", "export"},
     {"cli"},
 ]
@@ -36,6 +36,7 @@ HOMES = {
     "typer": {"cli"},
     "rich": {"cli"},
     "tenacity": {"database"},
+    "ray": {"on_ray"},
 }
 
 
@@ -88,7 +89,7 @@ def test_importing_the_package_is_light() -> None:
     """The command line must answer at once: nothing heavy is imported before it is needed."""
     import subprocess
 
-    heavy = ["torch", "ultralytics", "mlflow", "optuna", "matplotlib", "sklearn", "scipy"]
+    heavy = ["torch", "ultralytics", "mlflow", "optuna", "matplotlib", "sklearn", "scipy", "ray"]
     code = f"import sys, sweeper.cli; print([name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert loaded == "[]"

@@ -9,6 +9,7 @@ from sweeper.cli.confirm import register as confirm
 from sweeper.cli.data import register as data
 from sweeper.cli.doctor import register as doctor
 from sweeper.cli.look import register as look
+from sweeper.cli.ray import register as ray
 from sweeper.cli.schedules import register as schedules
 from sweeper.cli.store import register as store
 from sweeper.cli.sweeps import register as sweeps
@@ -37,7 +38,7 @@ def _root(
     pass
 
 
-for register in (sweeps, confirm, look, doctor, schedules, data, store):
+for register in (sweeps, confirm, ray, look, doctor, schedules, data, store):
     register(app)
 
 

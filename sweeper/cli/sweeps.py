@@ -87,7 +87,10 @@ def worker(
     per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
     launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
 ) -> None:
-    """Train trials of a launched sweep until it is done (one process per device slot)."""
+    """Train trials of a launched sweep until it is done (one process per device slot).
+
+    Exit status 0: it is done; 130: told to stop before (SIGTERM, Ctrl-C), after the epoch in progress.
+    """
     from sweeper.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -97,14 +100,16 @@ def worker(
     slots = fleet.slots(wanted, per_device)
     if launch_it and not service.launched:
         service.launch()
-    stop = _stop_on_signals(signal.SIGTERM, signal.SIGINT)
+    stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
         workers(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
-        return
-    try:
-        Worker(service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop).run()
-    finally:
-        service.tracker.close(10)
+    else:
+        try:
+            Worker(service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop).run()
+        finally:
+            service.tracker.close(10)
+    if stop.is_set() and not service.study.done:  # whoever started us must not take it for finished
+        raise KeyboardInterrupt
 
 
 def run(
@@ -121,11 +126,7 @@ def run(
         console.print(f"data: {problem}", soft_wrap=True)
     service.launch()
     train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
-    show.answer(service.pick(), service.sweep.objective)
-    page = service.place.folder / "reports" / f"{service.sweep.name}.html"
-    look.write_report(service, page)
-    again = " ".join([str(sweep), *(overrides or ())]) + _store_flag(store)
-    typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
+    answer(service, named(sweep, overrides, store))
 
 
 def slots_here(service: "Service") -> list[str]:
@@ -139,9 +140,14 @@ def slots_here(service: "Service") -> list[str]:
 
 def train_all(service: "Service", arguments: list[str], slots: list[str]) -> None:
     """Train every open trial with workers of ours, to the end; KeyboardInterrupt if told to stop before it."""
-    stop = _stop_on_signals(signal.SIGTERM)
-    if open_trials := _open_trials(service):
-        workers(service, arguments, slots[:open_trials], stop=stop, logs=service.place.folder / "work")
+    stop = stop_on_signals(signal.SIGTERM)
+    if left := open_trials(service):
+        workers(service, arguments, slots[:left], stop=stop, logs=service.place.folder / "work")
+    settle(service, stop)
+
+
+def settle(service: "Service", stop: threading.Event) -> None:
+    """What is left to do when the workers have ended; KeyboardInterrupt if they were told to."""
     if stop.is_set():
         raise KeyboardInterrupt
     service.tracker.drain(60)
@@ -149,11 +155,21 @@ def train_all(service: "Service", arguments: list[str], slots: list[str]) -> Non
         service.tracker.sweep(status="FINISHED")
 
 
-def _store_flag(store: str) -> str:
-    return "" if store == "sweeper_store" else f" --store {store}"
+def answer(service: "Service", again: str) -> None:
+    """Print who won and write the page; ``again``: the sweep as it was named on the command line."""
+    show.answer(service.pick(), service.sweep.objective)
+    page = service.place.folder / "reports" / f"{service.sweep.name}.html"
+    look.write_report(service, page)
+    typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
 
 
-def _open_trials(service: "Service") -> int:
+def named(sweep: Path, overrides: list[str] | None, store: str) -> str:
+    """The sweep as a further command has to name it."""
+    return " ".join([str(sweep), *(overrides or ())]) + ("" if store == "sweeper_store" else f" --store {store}")
+
+
+def open_trials(service: "Service") -> int:
+    """How many trials are not finished."""
     counts = service.study.counts()
     return counts["waiting"] + counts["running"]
 
@@ -183,8 +199,13 @@ def workers(
     """A process per slot until the sweep is done; with ``logs``, show how it comes along instead of what they say."""
     command = [sys.executable, "-m", "sweeper", "worker", *arguments]
     crew = fleet.Fleet(command, slots, threads=service.sweep.recipe.threads, logs=logs)
+    tend(service, crew, stop=stop, quiet=logs is not None)
+
+
+def tend(service: "Service", crew: fleet.Fleet, *, stop: threading.Event, quiet: bool) -> None:
+    """Keep the workers going until the sweep is done; ``quiet``: they write elsewhere, show how it comes along."""
     say = functools.partial(console.print, soft_wrap=True)
-    if logs is None:
+    if not quiet:
         crew.run(lambda: service.study.done, stop=stop, say=say)
         return
     with live.progress() as update:
@@ -195,7 +216,7 @@ def workers(
             raise
 
 
-def _stop_on_signals(*signals: signal.Signals) -> threading.Event:
+def stop_on_signals(*signals: signal.Signals) -> threading.Event:
     """An event that these signals set: stop after this epoch. A second SIGINT is KeyboardInterrupt: now."""
     stop = threading.Event()
 

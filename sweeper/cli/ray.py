@@ -1,0 +1,65 @@
+"""The command that puts the workers on a Ray cluster."""
+
+import signal
+from typing import Annotated
+
+import typer
+
+from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
+from sweeper.cli.sweeps import answer, arguments_of, named, open_trials, settle, stop_on_signals, tend
+from sweeper.errors import ConfigError
+from sweeper.fleet import CPU
+
+
+def ray(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = "sweeper_store",
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="By default one for each free share, now and as the cluster changes.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, max=1, help="GPU for each: 1, 0.5, ...; 0: CPU. By default 1 if there are.")
+    ] = None,
+    cpus: Annotated[
+        float | None, typer.Option(min=0.001, help="CPUs for each; by default `threads`, on a GPU 1 + loader_workers.")
+    ] = None,
+    address: Annotated[str, typer.Option(help="The cluster; auto: RAY_ADDRESS, or the one of this machine.")] = "auto",
+) -> None:
+    """All of it, with the workers on a Ray cluster. Ctrl-C is safe: the same command goes on where it stopped."""
+    try:
+        from sweeper import on_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'sweeper[ray]'") from None
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    recipe, on_cpu = service.sweep.recipe, service.sweep.device == CPU
+    on_ray.connect(address)
+    on_ray.check(service.place.database, service.place.tracking)
+    if gpus is None:
+        gpus = 1.0 if on_ray.has_gpus() and not on_cpu else 0.0
+    on_cpu = on_cpu or not gpus
+    if cpus is None:
+        cpus = recipe.threads if on_cpu else 1 + recipe.loader_workers
+    service.launch()
+    stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
+    if left := open_trials(service):
+        place = store if "://" in store else str(service.place.folder)
+        arguments = arguments_of(sweep, overrides, place, service.place.database_url, service.place.tracking_uri)
+        crew = on_ray.RayFleet(
+            ["-m", "sweeper", "worker", *arguments, "--devices", CPU if on_cpu else "0"],  # the only one that it sees
+            workers=workers and min(workers, left),
+            gpus=gpus,
+            cpus=cpus,
+            threads=recipe.threads if on_cpu else 0,
+            wanted=lambda: open_trials(service),
+        )
+        tend(service, crew, stop=stop, quiet=False)
+    settle(service, stop)
+    answer(service, named(sweep, overrides, store))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(ray)
