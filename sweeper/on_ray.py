@@ -33,7 +33,8 @@ def connect(address: str = "auto") -> None:
         ray.init(address=address, logging_level="warning")
     except (ConnectionError, RayError, ValueError) as error:
         raise DeviceError(
-            f"no Ray cluster at {address}: {error}; start one (ray start --head), or name it by --address"
+            f"no Ray cluster at {address}: {str(error).partition('. ')[0]}; start one (ray start --head), or name it "
+            "by --address or RAY_ADDRESS"
         ) from None
 
 
