@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test ray-test slurm-test screenshots
+.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
 	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
 	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
+	@echo "make scale-test 128 workers whose training is a sleep, on one PostgreSQL and one MLflow (8 minutes)"
 	@echo "make compose-env    .env with random passwords for docker compose"
 	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
 
@@ -57,6 +58,9 @@ ray-test: install
 
 slurm-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm_job.py
+
+scale-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scale.py
 
 compose-env:
 	@$(PYTHON) jobs/compose_env.py

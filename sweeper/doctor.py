@@ -39,6 +39,8 @@ def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
         ("store", lambda: _store(place)),
     ]
     if sweep is not None:
+        if fleet.gpus() and device != fleet.CPU:
+            look.append(("per GPU", lambda: _per_gpu(Service(sweep, place))))
         look += [("data", lambda: _data(Service(sweep, place))), ("study", lambda: _study(Service(sweep, place)))]
     for what, ask in look:
         try:
@@ -114,6 +116,22 @@ def _data(service: Service) -> str:
     found = service.dataset
     problems = f"; {len(found.problems)} oddities, `sweeper plan` lists them" if found.problems else ""
     return f"{found.train_images} training and {found.val_images} validation images{problems}"
+
+
+def _per_gpu(service: Service) -> str:
+    held = (
+        [row.attrs["gpu_memory"] for row in service.study.rows() if "gpu_memory" in row.attrs]
+        if service.launched
+        else []
+    )
+    if not held:
+        return "one worker; how many could share it is known after the first trial"
+    loaders, cores = service.sweep.recipe.loader_workers, fleet.cores() // len(fleet.gpus())
+    count = fleet.per_gpu(max(held), cores, loaders)
+    return (
+        f"a trial held {max(held):.0%} of its memory, {cores} cores for each GPU: room for {count} workers "
+        f"(--per-device {count}); benchmarks/per_device.py measures what they gain"
+    )
 
 
 def _study(service: Service) -> str:

@@ -17,6 +17,7 @@ CPU = "cpu"
 SOON_S = 60.0  # a process that lived shorter died in vain
 TRIES = 5  # such deaths in a row end a slot
 LAST_WORDS_S = 30.0
+MOST_PER_GPU = 8
 
 
 def gpus() -> list[str]:
@@ -49,6 +50,27 @@ def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list
     return (there if devices == "auto" else asked) * (1 if per_device is None else per_device)
 
 
+def loaders(wanted: int, slots: Sequence[str]) -> int:
+    """Loader processes for each worker: what is ``wanted``, or on GPUs what is left of the cores beside the workers.
+
+    >>> loaders(8, ["cpu", "cpu"]), loaders(10**6, ["0"] * 10**6)
+    (8, 0)
+    """
+    return wanted if CPU in slots else min(wanted, max(cores() // len(slots) - 1, 0))
+
+
+def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:
+    """How many workers may share a GPU when one has held ``memory``, a share of it, and a GPU has so many ``cores``.
+
+    A tenth of the memory is kept for what torch does not count (each process's CUDA context); a worker keeps a core and
+    each of its loader processes another one busy. Not measured on a GPU.
+
+    >>> per_gpu(0.1, cores=16), per_gpu(0.1, cores=4), per_gpu(0.3, cores=16), per_gpu(0.01, 64), per_gpu(0.8, 16, 3)
+    (8, 4, 3, 8, 1)
+    """
+    return max(min(int(0.9 / memory), cores // (1 + loaders), MOST_PER_GPU), 1)
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -70,7 +92,8 @@ class Process(Protocol):
 class Fleet:
     """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
 
-    Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores.
+    Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores;
+    those who share a GPU are told how much of its memory is theirs.
     Workers elsewhere are a subclass that says how one is started (``spawn``) and how many there may be (``grow``).
     """
 
@@ -129,6 +152,8 @@ class Fleet:
         """Start the process of a slot."""
         device = CPU if self._slots[index] == CPU else "0"  # the only one that it sees
         command, environment = [*self._command, "--devices", device], self._environment(index)
+        if device != CPU and (together := self._slots.count(self._slots[index])) > 1:
+            command += ["--share", f"{1 / together:.4g}"]
         if self._logs is None:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         self._logs.mkdir(parents=True, exist_ok=True)

@@ -57,9 +57,12 @@ class Elsewhere(Exception):
 class Worker:
     """One slot of a device. Setting ``stop`` ends it after the epoch in progress; killing it loses that epoch only."""
 
-    def __init__(self, service: Service, *, device: str, stop: threading.Event, name: str | None = None) -> None:
+    def __init__(
+        self, service: Service, *, device: str, stop: threading.Event, name: str | None = None, share: float = 1.0
+    ) -> None:
         self.service = service
         self.device = device
+        self.share = share
         self.stop = stop
         # containers may share both the host's name and the number
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -68,18 +71,21 @@ class Worker:
         self.known = Known(service)
         self._segment: str | None = None  # the key whose training we have leased
         self._beaten = 0.0
+        self._memory = 0.0  # the most of the GPU's that was held, as a share of it
 
     def run(self) -> None:
         """Train trials until every one of the sweep is finished, here or elsewhere, or ``stop`` is set.
 
-        Raises StoreError if this is another store than the one that the sweep was launched with.
+        Raises StoreError if this is another store than the one that the sweep was launched with, DeviceError if the
+        very first epoch needs more than our share of the GPU's memory: no trial would fare better.
         """
         self.service.check_store()
         study = self.service.study
         passed: set[int] = set()  # trials to be left to others for now
         faults = 0  # in a row, without an epoch in between
         stall_s = self.service.sweep.stall_s
-        with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s) as child:
+        limited = {} if self.share == 1 else {"share": self.share}
+        with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, **limited) as child:
             while not self.stop.is_set():
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
@@ -120,6 +126,12 @@ class Worker:
             raise
         except (Crash, Hang, OutOfMemory, DataError) as error:  # may be the machine's fault: it gets other attempts
             child.end()  # what held the memory goes with it
+            if isinstance(error, OutOfMemory) and self.share < 1 and not child.epochs:
+                slot.give_back()
+                raise DeviceError(
+                    f"{self.device}: a training does not fit into {self.share:.3g} of its memory, a worker's share; "
+                    f"expected fewer workers per device, or a smaller batch, imgsz or model ({error})"
+                ) from error
             reason = _reason(error, child)
             say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
             if slot.last_attempt:
@@ -204,6 +216,7 @@ class Worker:
                     self._beat(slot.number, event.epoch)
                     if isinstance(event, Beat):
                         continue
+                    self._memory = max(self._memory, event.memory)
                     row = measures.row(event, f"{service.sweep.name}/{slot.number}", service.dataset)
                     found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
                     try:
@@ -372,6 +385,7 @@ class Worker:
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
         told |= {"AP": coco[measures.AP]} if measures.AP in coco else {}
+        told |= {"gpu_memory": round(self._memory, 4)} if self._memory else {}
         for key, said in told.items():
             slot.set(key, said)
         log.flush(5)

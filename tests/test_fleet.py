@@ -59,6 +59,12 @@ def test_each_process_sees_its_own_gpu_as_number_0(gpus: None, monkeypatch: pyte
     assert [Path(name).read_text() for name in ("GPU-1", "GPU-3")] == [f"--devices 0 {share}"] * 2
 
 
+def test_who_share_a_gpu_are_told_their_share_of_its_memory(gpus: None, tmp_path: Path) -> None:
+    code = f"open({str(tmp_path)!r} + f'/{{os.getpid()}}.said', 'w').write(' '.join(sys.argv[1:]))"
+    run(fleet.Fleet(command(code), fleet.slots("0,2", 4)), done=True)
+    assert [path.read_text() for path in tmp_path.glob("*.said")] == ["--devices 0 --share 0.25"] * 8
+
+
 def test_a_process_that_is_killed_is_replaced_until_the_sweep_is_done(tmp_path: Path) -> None:
     """The first one is killed, its successor ends well; what they write is in the log of their slot."""
     mark = tmp_path / "mark"

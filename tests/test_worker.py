@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 from socket import gethostname
@@ -13,12 +14,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulation import Home, World, begin, digest, forged, train, undisturbed
+from simulation import Home, Toy, World, begin, digest, forged, train, undisturbed
 from typer.testing import CliRunner
 
 from sweeper import data, database
 from sweeper.cli import app
-from sweeper.errors import DatabaseError
+from sweeper.errors import DatabaseError, DeviceError, OutOfMemory
+from sweeper.worker import Worker
 
 EPOCHS = 4
 STAY = {"family": "constant", "lr": 1.0}
@@ -360,3 +362,24 @@ def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> No
     told = sweeper(world, "status")
     assert f"reuse: {status['epochs']['reused']} of {plan['epochs_asked']} epochs were there already" in told
     assert "exactness: no two trainings of one segment have differed" in told
+
+
+def test_a_share_of_a_gpu_that_is_too_small_costs_no_trial_an_attempt(home: Home, tmp_path: Path) -> None:
+    """The first epoch does not fit: the worker says what would help and leaves; another one trains the same trial."""
+
+    class Tight(Toy):
+        def __init__(self, *, share: float, **more: Any) -> None:
+            super().__init__(**more, world=world)
+
+        def train(self, *_: Any, **__: Any) -> Any:
+            raise OutOfMemory("training: CUDA out of memory")
+
+    world = World(home, tmp_path, written(attempts=1))
+    service = world.open()
+    service.training = Tight
+    with pytest.raises(DeviceError, match=r"does not fit into 0.25 of its memory.*fewer workers per device"):
+        Worker(service, device="cuda:0", stop=threading.Event(), share=0.25).run()
+    (row,) = service.study.rows()
+    assert (row.worker, row.reasons) == (None, ())
+    world.run()
+    assert_exact(world)

@@ -47,8 +47,9 @@ def ray(
     if left := open_trials(service):
         place = store if "://" in store else str(service.place.folder)
         arguments = arguments_of(sweep, overrides, place, service.place.database_url, service.place.tracking_uri)
+        device = ["--devices", CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]  # the only one it sees
         crew = on_ray.RayFleet(
-            ["-m", "sweeper", "worker", *arguments, "--devices", CPU if on_cpu else "0"],  # the only one that it sees
+            ["-m", "sweeper", "worker", *arguments, *device],
             workers=workers and min(workers, left),
             gpus=gpus,
             cpus=cpus,

@@ -85,6 +85,9 @@ def worker(
         str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
     ] = "auto",
     per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Of its GPU's memory, for a worker that shares it with others.")
+    ] = 1.0,
     launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
 ) -> None:
     """Train trials of a launched sweep until it is done (one process per device slot).
@@ -105,7 +108,9 @@ def worker(
         workers(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
     else:
         try:
-            Worker(service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop).run()
+            Worker(
+                service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop, share=share
+            ).run()
         finally:
             service.tracker.close(10)
     if stop.is_set() and not service.study.done:  # whoever started us must not take it for finished
@@ -197,6 +202,10 @@ def workers(
     logs: Path | None = None,
 ) -> None:
     """A process per slot until the sweep is done; with ``logs``, show how it comes along instead of what they say."""
+    wanted = service.sweep.recipe.loader_workers
+    if (loaders := fleet.loaders(wanted, slots)) < wanted:
+        console.print(f"loader_workers: {loaders} each, not {wanted}: {len(slots)} workers share {fleet.cores()} cores")
+        arguments = [*arguments, f"loader_workers={loaders}"]
     command = [sys.executable, "-m", "sweeper", "worker", *arguments]
     crew = fleet.Fleet(command, slots, threads=service.sweep.recipe.threads, logs=logs)
     tend(service, crew, stop=stop, quiet=logs is not None)

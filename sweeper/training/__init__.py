@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from sweeper.config import Recipe
     from sweeper.schedules import Trace
 
-__all__ = ["Detections", "EpochLog", "Evaluation", "Torch", "Trainer", "fingerprint", "open", "torch_sees"]
+__all__ = [
+    "Detections",
+    "EpochLog",
+    "Evaluation",
+    "Torch",
+    "Trainer",
+    "fingerprint",
+    "limit_memory",
+    "memory",
+    "open",
+    "torch_sees",
+]
 
 TORCHVISION = ("fasterrcnn_", "retinanet_", "fcos_")  # how the names of torchvision's models begin
 
@@ -140,6 +151,23 @@ def torch_sees() -> Torch:
     import torch
 
     return Torch(torch.__version__, [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())])
+
+
+def limit_memory(device: str, share: float) -> None:
+    """Let this process take no more than ``share`` of a GPU's memory; then torch raises as if the GPU were full."""
+    if device != "cpu" and share < 1:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def memory(device: str) -> float:
+    """The most of a GPU's memory that torch has held in this process, as a share of it; 0 on a CPU."""
+    if device == "cpu":
+        return 0.0
+    import torch
+
+    return float(torch.cuda.max_memory_reserved(device) / torch.cuda.get_device_properties(device).total_memory)
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:

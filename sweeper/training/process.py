@@ -35,7 +35,8 @@ START_S = 300.0  # patience with a new process, which first imports torch
 class Epoch:
     """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
 
-    ``detections`` are the EMA's on the validation images, where they were asked for.
+    ``detections`` are the EMA's on the validation images, where they were asked for. ``memory``: the most of the GPU's
+    that was held so far, as a share of it; 0 on a CPU.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class Epoch:
     state: bytes
     state_digest: str
     detections: "list[Detections] | None" = None
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ class Hang(TrainingError):
 
 
 class TrainingProcess:
-    """The child, seen from the worker. Use as a context manager; start-up is lazy and a dead child is started anew."""
+    """The child, seen from the worker. Use as a context manager; start-up is lazy and a dead child is started anew.
 
-    def __init__(self, *, device: str, folder: Path, stall_s: float) -> None:
-        self._device, self._folder, self._stall_s = device, folder, stall_s
+    ``share``: how much of a GPU's memory it may take.
+    """
+
+    def __init__(self, *, device: str, folder: Path, stall_s: float, share: float = 1.0) -> None:
+        self._device, self._folder, self._stall_s, self._share = device, folder, stall_s, share
         self._process: Any = None
         self._pipe: Connection | None = None
         self._heard = False  # since it was started
@@ -212,14 +217,16 @@ class TrainingProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_child, args=(theirs, self._device, self._folder, self.log, os.getpid()), daemon=False
+            target=_child,
+            args=(theirs, self._device, self._share, self._folder, self.log, os.getpid()),
+            daemon=False,
         )
         self._process.start()
         self._heard = False
         theirs.close()
 
 
-def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) -> None:
+def _child(pipe: Connection, device: str, share: float, folder: Path, log: Path, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the worker decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -247,6 +254,7 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
                 continue
             recipe, state = message[1], message[-1]
             if trainer is None or opened != recipe:
+                training.limit_memory(device, share)
                 trainer = training.open(recipe, device=device, threads=recipe.threads, folder=folder)
                 opened, untrained = recipe, trainer.state()
             if message[0] == "loss":
@@ -264,7 +272,7 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
                 trainer.train_epoch(message[3], message[2], steps=message[4])
                 pipe.send(trainer.arrays())
             else:
-                _train(pipe, trainer, trace=message[2], start=message[3], detecting=message[4])
+                _train(pipe, trainer, device=device, trace=message[2], start=message[3], detecting=message[4])
         except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
             import traceback
 
@@ -275,7 +283,9 @@ def _child(pipe: Connection, device: str, folder: Path, log: Path, parent: int) 
                 raise
 
 
-def _train(pipe: Connection, trainer: Any, trace: Trace, start: int, detecting: set[int]) -> None:
+def _train(pipe: Connection, trainer: Any, device: str, trace: Trace, start: int, detecting: set[int]) -> None:
+    from sweeper import training
+
     last = 0.0
 
     def beat(step: int) -> None:
@@ -297,6 +307,7 @@ def _train(pipe: Connection, trainer: Any, trace: Trace, start: int, detecting: 
                 state=trainer.state(),
                 state_digest=trainer.state_digest(),
                 detections=evaluation.detections if epoch in detecting else None,
+                memory=training.memory(device),
             )
         )
         pipe.recv()  # "go"; EOF ends the process
