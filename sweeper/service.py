@@ -20,7 +20,7 @@ from sweeper import data, database, evidence, measures, schedules, search
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError, StoreError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
-from sweeper.stats import Answer, Row, choose, detectable_effect, pairs_needed, spread
+from sweeper.stats import MIN_PAIRS, Answer, Row, choose, detectable_effect, pairs_needed, spread
 from sweeper.store import Store
 from sweeper.study import Study, TrialRow
 from sweeper.tracking import Tracker
@@ -100,6 +100,10 @@ class Service:
     @cached_property
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
+        if self._unborn:
+            raise DatabaseError(
+                f"no study {self.sweep.name!r}: {self.place.database} is not there; run or launch the sweep first"
+            )
         study = Study.open(self.database, self.sweep.name, **self._leases)
         study.check(self._config, free_keys=self._free_keys(study.config))
         return study
@@ -117,6 +121,12 @@ class Service:
     @cached_property
     def _config(self) -> dict[str, Any]:
         return {**self.sweep.identity(), "data_digest": self.dataset.digest}
+
+    @property
+    def _unborn(self) -> bool:
+        """Whether the database is a file that is not there: looking must not make it."""
+        file = self.place.database.removeprefix("sqlite:///")
+        return "://" not in file and not Path(file).expanduser().exists()
 
     @property
     def launched(self) -> bool:
@@ -209,6 +219,7 @@ class Service:
         """
         search.check(self.sweep)
         search.check(self.sweep, self.time)
+        measures.check_objective(self.dataset, self.sweep.objective)
         baselines = self.baselines()
         drawn = self._drawn(self.sweep.trials if draws is None else draws)
         found = {self.trace(spec): spec for spec in search.corners(self.sweep, self.time)}
@@ -246,6 +257,7 @@ class Service:
             "confirm": {
                 "best": confirm.best,
                 "seeds": confirm.seeds,
+                "least": MIN_PAIRS,
                 "sigma_of_differences": noise.s_d,
                 "source": noise.source,
                 "detectable": detectable_effect(
@@ -381,7 +393,7 @@ class Service:
 
     def _rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""
-        if self.place.database.startswith("sqlite:///") and not Path(self.place.database[10:]).exists():
+        if self._unborn:
             return []
         with contextlib.suppress(DatabaseError):
             return Study.open(self.database, self.sweep.name).rows()

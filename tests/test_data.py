@@ -270,6 +270,28 @@ def test_a_data_yaml_that_cannot_be_is_refused_in_one_line(tmp_path: Path, conte
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_polygon_is_taken_for_the_box_around_it(tmp_path: Path) -> None:
+    """Ultralytics' labels of COCO are polygons."""
+    path = yolo(tmp_path / "source")
+    with (tmp_path / "source/labels/val/val1.txt").open("a") as file:
+        file.write("0 0.25 0.5 0.75 0.5 0.5 0.875\n")
+    found = data.open(path, folder=tmp_path / "folder")
+    assert any("polygons" in problem for problem in found.problems)
+    boxes = [file.read_text() for file in (found.folder / "labels" / "val").iterdir()]
+    assert any("0 0.5 0.6875 0.5 0.375\n" in box for box in boxes)
+
+
+def test_what_is_no_data_set_is_told_in_one_short_line(tmp_path: Path) -> None:
+    annotations = [{"id": number, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]} for number in range(10_000)]
+    (tmp_path / "instances_val.json").write_text(json.dumps({"images": [], "annotations": annotations}))
+    message = refused(tmp_path / "instances_val.json", tmp_path / "folder")
+    assert "name the folder" in message
+    assert len(message) < 400
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="expected a writable folder"):
+        data.layout.aside(tmp_path / "file" / "below")
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -277,7 +299,7 @@ def test_a_data_yaml_that_cannot_be_is_refused_in_one_line(tmp_path: Path, conte
         ("-1 0.5 0.5 0.1 0.1", "class -1"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5"),
         ("0 0.5 0.5 0.1", "line 3: 4 words"),
-        ("0 0.1 0.1 0.9 0.1 0.9 0.9", "line 3: 7 words"),
+        ("0 0.1 0.1 0.9 0.1 0.9", "line 3: 6 words"),
         ("0 0.5 x 0.1 0.1", "not five numbers"),
         ("0 0.5 nan 0.1 0.1", "not five numbers"),
         ("0 64 0.5 0.1 0.1", "outside 0 to 1: 1, first"),

@@ -170,3 +170,15 @@ def test_classes_of_any_name_become_metrics(tmp_path: Path) -> None:
     classes = {key: value for key, value in named.items() if key.startswith("coco/class/")}
     assert list(classes.values()) == pytest.approx([1, 1, 0])
     assert list(classes) == ["coco/class/cup _red_", "coco/class/cup _red_ 1", "coco/class/cup"]
+
+
+def test_looking_makes_no_database(files: dict[str, Path], tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}/none/x.db", "postgre"):
+        done = tiny.sweeper("status", files["plain"], "--database-url", url, cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        assert "run or launch the sweep first" in done.stderr
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "postgre").exists()
+    none = tiny.sweeper("run", files["plain"], "workers=0", cwd=tmp_path, check=False)
+    assert none.returncode == 1
+    assert "workers" in none.stderr

@@ -58,5 +58,7 @@ def coco_subset(
     if as_json:
         typer.echo(json.dumps(drawn))
         return
+    for problem in drawn["problems"]:
+        typer.echo(f"problems  {problem}")
     typer.echo(f"{train} + {val} images, digest {drawn['digest'][:12]}, in {out} (manifest.json says which)")
     typer.echo(f"next: sweeper run SWEEP data={out / 'data.yaml'}")

@@ -46,6 +46,11 @@ def plan(found: Mapping[str, Any]) -> None:
         f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs "
         "in one comparison",
         f"           (sd of a paired difference {confirm['sigma_of_differences']:.4f}: {confirm['source']})",
+        *(
+            [f"           fewer than {confirm['least']} seeds name no winner"]
+            if confirm["seeds"] < confirm["least"]
+            else []
+        ),
         *(f"data       {problem}" for problem in found["problems"]),
     ]
     for line in lines:

@@ -91,7 +91,7 @@ class Sweep(Model):
     escape: Escape = Field(default_factory=Escape)
     invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     attempts: int = Field(default=3, ge=1)
     lease_s: float = Field(default=60, gt=0)
     stall_s: float = Field(
@@ -193,6 +193,8 @@ class Sweep(Model):
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
+                if key == "close_mosaic":
+                    hint = "; write mosaic_epochs, which counts from the start"
                 raise ConfigError(f"{where}: {key!r} is not a key of a sweep{hint} (known: {', '.join(known)})")
         parts: dict[str, Any] = {key: value for key, value in written.items() if key not in recipe_keys}
         parts["recipe"] = {key: value for key, value in written.items() if key in recipe_keys}

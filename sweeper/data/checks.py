@@ -85,7 +85,8 @@ def image_facts(path: Path) -> tuple[str, int, int, str]:
 def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.ndarray:
     """The rows of a YOLO label file as float64 (n, 5): class, centre x, centre y, width, height in parts of the image.
 
-    A missing file gives no rows. Impossible rows go to ``findings`` as faults and are left out, repeated rows as notes.
+    A polygon (class x y x y x y ...) stands for the box around it. A missing file gives no rows. Impossible rows go to
+    ``findings`` as faults and are left out, repeated rows as notes.
     """
     if not path.is_file():
         return np.empty((0, 5))
@@ -101,6 +102,8 @@ def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.
         if not line.strip():
             continue
         row = _five(line)
+        if row is not None and len(line.split()) > 5:
+            findings.note("label rows that are polygons, taken for the boxes around them", where)
         if row is None:
             what = f"{len(line.split())} words {line.strip()[:40]!r}"
             findings.fault("label rows that are not five numbers (class x y width height)", f"{where}: {what}")
@@ -127,4 +130,10 @@ def _five(line: str) -> tuple[float, ...] | None:
         row = tuple(float(word) for word in line.split())
     except ValueError:
         return None
-    return row if len(row) == 5 and all(map(math.isfinite, row)) else None
+    if not all(map(math.isfinite, row)):
+        return None
+    if len(row) >= 7 and len(row) % 2:  # class x y x y ...: a polygon, as in Ultralytics' labels of COCO
+        xs, ys = row[1::2], row[2::2]
+        (left, right), (top, bottom) = (min(xs), max(xs)), (min(ys), max(ys))
+        return row[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    return row if len(row) == 5 else None

@@ -31,8 +31,10 @@ def read_folder(path: Path, hashes: Hashes, findings: Findings) -> Source:
 def read_described(path: Path, described: dict[str, Any], hashes: Hashes, findings: Findings) -> Source:
     """A data.yaml with ``annotations: {train: FILE, val: FILE}``; the images lie where train: and val: say."""
     top, files = root(path, described), described["annotations"]
+    if isinstance(files, list):
+        raise DataError(f"{path}: is a file of COCO annotations; name the folder that has annotations/ and the images")
     if not isinstance(files, dict) or not all(isinstance(files.get(split), str) for split in SPLITS):
-        raise DataError(f"{path}: annotations: {files!r}; expected a COCO json for train and one for val")
+        raise DataError(f"{path}: annotations: {files!s:.100}; expected a COCO json for train and one for val")
     images = {split: [top / str(described[split])] for split in SPLITS if isinstance(described.get(split), str)}
     names = class_names(path, described) if "names" in described else None
     return _read(top, {split: top / files[split] for split in SPLITS}, images, names, hashes, findings)

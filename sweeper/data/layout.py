@@ -146,8 +146,11 @@ def publish(aside: Path, folder: Path, marker: str) -> None:
 
 def aside(folder: Path) -> Path:
     """A new empty folder beside ``folder``, to be published under its name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made here ({error.strerror}); expected a writable folder") from None
     made.chmod(0o755)
     return made
 
