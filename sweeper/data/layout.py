@@ -150,7 +150,7 @@ def aside(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made here ({error.strerror}); expected a writable folder") from None
+        raise DataError(f"{folder}: cannot write the data set there ({error.strerror}); expected a writable folder") from None
     made.chmod(0o755)
     return made
 
