@@ -150,7 +150,8 @@ def aside(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     except OSError as error:
-        raise DataError(f"{folder}: cannot write the data set there ({error.strerror}); expected a writable folder") from None
+        why = f"cannot write the data set there ({error.strerror}); expected a writable folder"
+        raise DataError(f"{folder}: {why}") from None
     made.chmod(0o755)
     return made
 
