@@ -10,6 +10,8 @@ from postgres import postgres, url  # noqa: F401  # fixtures
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+collect_ignore = ["ray_cluster.py"]  # imports Ray, which only `make ray-test` installs
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
