@@ -101,9 +101,7 @@ class Service:
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
         if self._unborn:
-            raise DatabaseError(
-                f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first"
-            )
+            raise DatabaseError(f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first")
         study = Study.open(self.database, self.sweep.name, **self._leases)
         study.check(self._config, free_keys=self._free_keys(study.config))
         return study
