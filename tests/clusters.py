@@ -66,7 +66,7 @@ def judge(drill: Drill, stand: Stand) -> list[str]:
     return wrong
 
 
-def epochs_more(stand: Stand, count: int, seconds: float = 600) -> None:
+def epochs_more(stand: Stand, count: int, seconds: float = 1800) -> None:
     """Wait until so many more epochs are reported."""
     goal = min(stand.epochs() + count, TRIALS * EPOCHS)
     tiny.wait(lambda: stand.epochs() >= goal, seconds)

@@ -117,7 +117,7 @@ class Stand:
         """Values reported so far."""
         return sum(len(row.values) for row in self.study.rows())
 
-    def finish(self, minutes: float = 20) -> None:
+    def finish(self, minutes: float = 60) -> None:
         """Until every worker has ended by itself."""
         end = time.monotonic() + 60 * minutes
         while any(worker.poll() is None for worker in self.crew) or not self.done():

@@ -22,6 +22,7 @@ from slurm import Slurm, missing
 from sweeper.errors import SweeperError
 
 print = functools.partial(print, flush=True)
+wait = functools.partial(tiny.wait, seconds=1800)  # on a machine that is busy with other things
 SCRIPT = Path(__file__).resolve().parents[1] / "jobs" / "slurm.sh"
 
 
@@ -46,16 +47,16 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     wrong, began = [], time.monotonic()
     array = submit("1-2")
     first, second = f"{array}_1", f"{array}_2"
-    tiny.wait(lambda: workers(stand).keys() == {first, second}, 240)
+    wait(lambda: workers(stand).keys() == {first, second})
     seen = {task: clusters.environment_of(pid)["CUDA_VISIBLE_DEVICES"] for task, pid in workers(stand).items()}
     print(f"  two tasks, CUDA_VISIBLE_DEVICES {seen}, workers after {time.monotonic() - began:.0f} s")
     wrong += [] if sorted(seen.values()) == ["0", "1"] else [f"GPUs {seen}"]
-    tiny.wait(lambda: stand.epochs() >= 3, 300)
+    wait(lambda: stand.epochs() >= 3)
 
     killed = workers(stand)[first]
     os.kill(killed, signal.SIGKILL)
     died = time.monotonic()
-    tiny.wait(lambda: workers(stand).get(first, killed) != killed, 120)
+    wait(lambda: workers(stand).get(first, killed) != killed)
     print(f"  kill -9 of a worker; another one at work in the same task after {time.monotonic() - died:.1f} s")
     clusters.epochs_more(stand, 2)
 
@@ -63,7 +64,7 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     urgent.write_text("#!/bin/bash\nsleep 5\n")
     other = slurm.ask("sbatch", "--parsable", "-p", "high", "--gres=gpu:1", "--mem=1G", str(urgent), cwd=stand.folder)
     died = time.monotonic()
-    tiny.wait(lambda: slurm.states().get(other) in ("RUNNING", "COMPLETED"), 120)
+    wait(lambda: slurm.states().get(other) in ("RUNNING", "COMPLETED"))
     (preempted,) = [task for task, state in slurm.states().items() if task in (first, second) and state != "RUNNING"]
     print(f"  a task preempted: its GPU free after {time.monotonic() - died:.1f} s, {slurm.states()[preempted]}")
     clusters.epochs_more(stand, 1)
@@ -71,7 +72,7 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     ending = second if preempted == first else first
     slurm.ask("scancel", "--batch", "--signal=USR1", ending)  # as --signal does before the time limit
     died = time.monotonic()
-    tiny.wait(lambda: slurm.states().get(ending) == "PENDING", 120)
+    wait(lambda: slurm.states().get(ending) == "PENDING")
     rows = [row for row in stand.study.rows() if row.state == "RUNNING" and row.worker]
     print(
         f"  time limit announced: {ending} queued again after {time.monotonic() - died:.1f} s, {len(rows)} trials held"
@@ -79,14 +80,14 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     wrong += [f"trial {row.number} was not given back" for row in rows]
     for task in (preempted, ending):  # Slurm lets what it queued again wait for two minutes
         slurm.ask("scontrol", "update", f"JobId={task}", "StartTime=now")
-    tiny.wait(lambda: workers(stand).keys() == {first, second} or stand.done(), 240)
+    wait(lambda: workers(stand).keys() == {first, second} or stand.done())
     print(f"  both tasks at work again, {stand.epochs()} epochs done")
 
     slurm.ask("scancel", second)
-    tiny.wait(lambda: slurm.states().get(second) == "CANCELLED" and second not in workers(stand), 120)
+    wait(lambda: slurm.states().get(second) == "CANCELLED" and second not in workers(stand))
     print(f"  scancel of a task: {slurm.states()[second]}, the other one goes on")
-    tiny.wait(stand.done, 900)
-    tiny.wait(lambda: not {"RUNNING", "COMPLETING", "PENDING"} & set(slurm.states().values()), 120)
+    wait(stand.done)
+    wait(lambda: not {"RUNNING", "COMPLETING", "PENDING"} & set(slurm.states().values()))
     print(f"  done, tasks {slurm.states()}; {time.monotonic() - began:.0f} s in all")
     return wrong
 
@@ -105,7 +106,7 @@ def main() -> int:
         with drilling(folder, 0, 0) as drill:
             clusters.calm(drill)
             print(f"on {slurm.ask('sinfo', '--version')}, one node:")
-            stand = drill.stand("slurm", served=True)
+            stand = drill.stand("on-slurm", served=True)
             wrong = sweep(slurm, stand) + clusters.judge(drill, stand)
     except (AssertionError, SweeperError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         wrong = [f"could not be finished: {type(error).__name__} {' '.join(str(error).split())[-500:]}"]

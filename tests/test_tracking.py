@@ -53,7 +53,7 @@ class MLflow:
 
         if self._process is None:
             self._start()
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not ui.answers(self.url):
             dead = self._process is None or self._process.poll() is not None
             assert not dead and time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]  # noqa: PT018
