@@ -36,6 +36,7 @@ from sweeper.config import Recipe, Sweep
 from sweeper.schedules import Trace
 from sweeper.service import Place, Service
 from sweeper.study import Slot, Study
+from sweeper.training import Detections
 from sweeper.training.process import Epoch
 from sweeper.worker import Worker
 
@@ -60,7 +61,9 @@ class Sleep:
     def fingerprint(self, recipe: Recipe) -> dict[str, Any]:
         return {"device": "a bed"}
 
-    def train(self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None) -> Iterator[Epoch]:
+    def train(
+        self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None, detecting: Callable[[int], bool]
+    ) -> Iterator[Epoch]:
         for epoch in range(start, trace.epochs):
             time.sleep(self._seconds * random.uniform(0.9, 1.1))
             key = hashlib.sha256((trace.chunk(epoch) + (state or b"")[:32]).ljust(1)).digest()
@@ -71,6 +74,9 @@ class Sleep:
             yield Epoch(
                 epoch, lr, {"mAP50-95": score, "mAP50": score}, {"train/loss": 1 - score}, 1.0, state, key.hex()
             )
+
+    def detections(self, recipe: Recipe, state: bytes) -> list[Detections]:
+        return []
 
     def weights(self, recipe: Recipe, state: bytes) -> bytes:
         return state
