@@ -22,6 +22,7 @@ from sweeper.errors import DatabaseError
 T = TypeVar("T")
 
 PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
+_WAL_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _sqlite(url: URL) -> Engine:
     def connect(connection: sqlite3.Connection, _: Any) -> None:
         # A commit then appends to the log without waiting for the disk. A killed process loses nothing; after a power
         # cut the last commits may be missing, never broken, and their trials go on from the last snapshot.
-        connection.execute("PRAGMA journal_mode=WAL")
+        _to_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
@@ -191,3 +192,14 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: "locked" in str(error)),
+    stop=tenacity.stop_after_delay(_WAL_PATIENCE_S),
+    wait=tenacity.wait_random(0.01, 0.1),
+    reraise=True,
+)
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait for its timeout here: where several open a new database at once, some find it locked."""
+    connection.execute("PRAGMA journal_mode=WAL")
