@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeper import prune
+from sweeper.config import Sweep
 from sweeper.data import Dataset
 from sweeper.errors import ConfigError
 from sweeper.evaluate import Detections, evaluate
@@ -56,10 +57,12 @@ def objective(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return sum(tail) / len(tail)
 
 
-def check_objective(dataset: Dataset, name: str) -> None:
+def check_objective(dataset: Dataset, sweep: Sweep) -> None:
     """ConfigError if the validation set has nothing on which the objective could be measured (APsmall, say)."""
-    if name.startswith("A") and evaluate(dataset, [])[name] is None:
-        raise ConfigError(f"objective: {name!r} has no value on {dataset.source}: no such object in the validation set")
+    if sweep.by_coco and evaluate(dataset, [])[sweep.objective] is None:
+        raise ConfigError(
+            f"objective: {sweep.objective!r} has no value on {dataset.source}: no such object in the validation set"
+        )
 
 
 def renamed(tree: Any, name: str) -> Any:

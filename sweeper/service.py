@@ -154,7 +154,7 @@ class Service:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
         search.check(self.sweep)
         search.check(self.sweep, self.time)
-        measures.check_objective(self.dataset, self.sweep.objective)
+        measures.check_objective(self.dataset, self.sweep)
         with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
         self.store.check()
@@ -169,7 +169,7 @@ class Service:
         # the loss of end-to-end heads depends on how long the run is; nothing else does
         length = {"epochs": self.sweep.epochs} if fingerprint.get("end2end") else {}
         # a state whose epochs have no value of the objective is of no use here
-        judged = {"objective": "coco"} if self.sweep.metric.startswith("coco/") else {}
+        judged = {"objective": "coco"} if self.sweep.by_coco else {}
         return {**fingerprint, "data": self.dataset.digest, **length, **judged}
 
     def branches(self, trace: Trace) -> set[int]:
@@ -217,7 +217,7 @@ class Service:
         """
         search.check(self.sweep)
         search.check(self.sweep, self.time)
-        measures.check_objective(self.dataset, self.sweep.objective)
+        measures.check_objective(self.dataset, self.sweep)
         baselines = self.baselines()
         drawn = self._drawn(self.sweep.trials if draws is None else draws)
         found = {self.trace(spec): spec for spec in search.corners(self.sweep, self.time)}

@@ -84,8 +84,7 @@ class Worker:
         passed: set[int] = set()  # trials to be left to others for now
         faults = 0  # in a row, without an epoch in between
         stall_s = self.service.sweep.stall_s
-        limited = {} if self.share == 1 else {"share": self.share}
-        with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, **limited) as child:
+        with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, share=self.share) as child:
             while not self.stop.is_set():
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
@@ -376,7 +375,11 @@ class Worker:
         landscape = self._landscape(slot, log, child, recipe, trace)
         if self.service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
-        last, coco = end.rows[-1], self._coco(slot, child, recipe, end, pruned)
+        last = end.rows[-1]
+        if measures.AP in last or pruned or not end.state or slot.stage == "control":
+            coco = {}  # told with its row, if at all
+        else:  # of a sweep that had not looked at this epoch
+            coco = measures.coco(self.service.dataset, child.detections(recipe, end.state))
         summary = {f"best/{name}": best[self.metric], "best/epoch": best["epoch"], f"final/{name}": value}
         log.epoch(last["epoch"], summary | coco, last["time"])
         log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
@@ -384,7 +387,8 @@ class Worker:
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
-        told |= {"AP": coco[measures.AP]} if measures.AP in coco else {}
+        if not pruned and (ap := {**last, **coco}.get(measures.AP)) is not None:
+            told["AP"] = ap
         told |= {"gpu_memory": round(self._memory, 4)} if self._memory else {}
         for key, said in told.items():
             slot.set(key, said)
@@ -398,17 +402,6 @@ class Worker:
             return
         slot.tell(value)
         say.info("trial %d: %s %.4f (%d epochs trained, %d reused)", slot.number, name, value, *counts.values())
-
-    def _coco(
-        self, slot: Slot, child: TrainingProcess, recipe: Recipe, end: Snapshot, pruned: str | None
-    ) -> dict[str, float]:
-        """COCO's metrics of the final model: from its row, or from its state if another sweep had trained that."""
-        last = end.rows[-1]
-        if found := {key: float(value) for key, value in last.items() if key.startswith("coco/")}:
-            return found
-        if pruned or not end.state or slot.stage == "control":
-            return {}
-        return measures.coco(self.service.dataset, child.detections(recipe, end.state))
 
     def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
         """What the curve says about each jump, also as metrics at the jumps' epochs."""

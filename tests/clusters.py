@@ -1,6 +1,7 @@
 """What the tests on clusters share: a sweep left alone, one disturbed on the cluster, and what must be equal."""
 
 import os
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from drill import EPOCHS, TRIALS, Drill, Outcome, Stand
 
 from sweeper import database
 from sweeper.database import func, select
+from sweeper.errors import SweeperError
 
 
 def workers_of(stand: Stand) -> list[int]:
@@ -64,6 +66,23 @@ def judge(drill: Drill, stand: Stand) -> list[str]:
     print(f"  {trained} epochs trained, {stored} states stored, {reused} epochs reused: no segment twice")
     print(f"  {same} of {TRIALS} final states equal the undisturbed sweep's, bit for bit")
     return wrong
+
+
+#: What a cluster's test may end of; it is told, not raised.
+FAULTS = (AssertionError, SweeperError, RuntimeError, ValueError, subprocess.SubprocessError)
+
+
+def unfinished(error: Exception) -> list[str]:
+    """What is wrong if the test broke off."""
+    return [f"could not be finished: {type(error).__name__} {' '.join(str(error).split())[-500:]}"]
+
+
+def conclude(wrong: list[str], folder: Path) -> int:
+    """Print what is wrong, if anything; the exit status."""
+    for line in wrong:
+        print(f"WRONG: {line}")
+    print(f"nothing lost ({folder} may be removed)" if not wrong else f"see {folder}")
+    return int(bool(wrong))
 
 
 def epochs_more(stand: Stand, count: int, seconds: float = 1800) -> None:

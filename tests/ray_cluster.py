@@ -23,7 +23,6 @@ from drill import Drill, drilling
 from ray.cluster_utils import Cluster
 
 from sweeper import on_ray
-from sweeper.errors import SweeperError
 
 print = functools.partial(print, flush=True)
 NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 << 20}
@@ -166,15 +165,12 @@ def main() -> int:
             clusters.calm(drill)
             print(f"on Ray {ray.__version__}, three nodes:")
             wrong += sweep(cluster, drill)
-    except (AssertionError, SweeperError, RuntimeError, subprocess.SubprocessError) as error:
-        wrong = [f"could not be finished: {' '.join(str(error).split())[-500:]}"]
+    except clusters.FAULTS as error:
+        wrong = clusters.unfinished(error)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    for line in wrong:
-        print(f"WRONG: {line}")
-    print(f"nothing lost ({folder} may be removed)" if not wrong else f"see {folder}")
-    return bool(wrong)
+    return clusters.conclude(wrong, folder)
 
 
 if __name__ == "__main__":

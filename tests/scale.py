@@ -48,7 +48,7 @@ BALLAST = bytes(20_000)
 class Sleep:
     """What a worker sees of a training process; an epoch is a sleep of ``seconds``, give or take a tenth."""
 
-    def __init__(self, *, device: str, folder: Path, stall_s: float, seconds: float) -> None:
+    def __init__(self, *, device: str, folder: Path, stall_s: float, seconds: float, share: float = 1.0) -> None:
         self._seconds = seconds
         self.epochs = 0
 

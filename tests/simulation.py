@@ -76,7 +76,7 @@ def undisturbed(seed: int, trace: Trace) -> tuple[str, float]:
 class Toy:
     """What a worker sees of a training process."""
 
-    def __init__(self, *, device: str, folder: Path, stall_s: float, world: "World") -> None:
+    def __init__(self, *, device: str, folder: Path, stall_s: float, world: "World", share: float = 1.0) -> None:
         self._world = world
         self.epochs = 0
 

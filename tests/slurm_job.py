@@ -8,7 +8,6 @@ import functools
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,8 +17,6 @@ import clusters
 import tiny
 from drill import Stand, drilling
 from slurm import Slurm, missing
-
-from sweeper.errors import SweeperError
 
 print = functools.partial(print, flush=True)
 wait = functools.partial(tiny.wait, seconds=1800)  # on a machine that is busy with other things
@@ -108,14 +105,11 @@ def main() -> int:
             print(f"on {slurm.ask('sinfo', '--version')}, one node:")
             stand = drill.stand("on-slurm", served=True)
             wrong = sweep(slurm, stand) + clusters.judge(drill, stand)
-    except (AssertionError, SweeperError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        wrong = [f"could not be finished: {type(error).__name__} {' '.join(str(error).split())[-500:]}"]
+    except clusters.FAULTS as error:
+        wrong = clusters.unfinished(error)
     finally:
         slurm.stop()
-    for line in wrong:
-        print(f"WRONG: {line}")
-    print(f"nothing lost ({folder} may be removed)" if not wrong else f"see {folder}")
-    return bool(wrong)
+    return clusters.conclude(wrong, folder)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate as schema
 import pytest
 import yaml
 
@@ -18,9 +19,6 @@ def job() -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_job_follows_the_schema(job: dict[str, Any], version: str) -> None:
-    schema = pytest.importorskip(
-        "kubernetes_validate", reason="needs the API's schema: pip install kubernetes-validate"
-    )
     schema.validate(job, version, strict=True)
     wrong = copy.deepcopy(job)
     wrong["spec"]["backoffLimitPerIndexes"] = wrong["spec"].pop("backoffLimitPerIndex")

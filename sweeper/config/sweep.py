@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -110,10 +110,9 @@ class Sweep(Model):
     @classmethod
     def _sampler_is_known(cls, value: str) -> str:
         if value not in SAMPLERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-            close = difflib.get_close_matches(value, SAMPLERS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ValueError(
-                f"is not a sampler{hint}; expected one of {', '.join(SAMPLERS)}, or module:Class of an Optuna sampler"
+                f"is not a sampler{_meant(value, SAMPLERS)}; expected one of {', '.join(SAMPLERS)}, "
+                "or module:Class of an Optuna sampler"
             )
         return value
 
@@ -121,9 +120,7 @@ class Sweep(Model):
     @classmethod
     def _objective_is_known(cls, value: str) -> str:
         if value not in OBJECTIVES:
-            close = difflib.get_close_matches(value, OBJECTIVES, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"is not an objective{hint}; expected one of {', '.join(OBJECTIVES)}")
+            raise ValueError(f"is not an objective{_meant(value, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
         return value
 
     @field_validator("coco_epochs")
@@ -138,11 +135,16 @@ class Sweep(Model):
         """The objective's metric in an epoch's row."""
         return OBJECTIVES[self.objective]
 
+    @property
+    def by_coco(self) -> bool:
+        """Whether the objective is one of COCO's, so that every epoch needs it."""
+        return self.metric.startswith("coco/")
+
     def with_coco(self, epoch: int) -> bool:
         """Whether COCO's metrics are taken after ``epoch`` (from 0): after the last one always."""
         number, chosen = epoch + 1, self.coco_epochs
         told = number % chosen == 0 if isinstance(chosen, int) else number in chosen
-        return told or number == self.epochs or self.metric.startswith("coco/")
+        return told or number == self.epochs or self.by_coco
 
     def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
         """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none."""
@@ -208,6 +210,11 @@ class Sweep(Model):
         except ScheduleError as error:
             raise ConfigError(f"{where}: baselines: {error}") from None
         return sweep
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _is_path(data: str) -> bool:
