@@ -1,6 +1,6 @@
 """`make scale-test`: 128 workers whose training is a sleep, on one PostgreSQL and one MLflow; what do they ask of them?
 
-    python tests/scale.py [--workers 128] [--epochs 8] [--seconds 20] [--trials 256] [--kills 4]
+    python tests/scale.py [--workers 128] [--epochs 8] [--seconds 30] [--trials 256] [--kills 4]
 
 All but the training is real: study, slots, leases, TPE, reports, states in a store, journals, MLflow. Workers are
 forked from one process, so that they share the memory of their libraries. Some are killed in the middle and replaced.
@@ -218,8 +218,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=128)
     parser.add_argument("--trials", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of an epoch")
-    parser.add_argument("--rate", type=float, default=2.0, help="workers started a second")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of an epoch")
+    parser.add_argument("--rate", type=float, default=1.0, help="workers started a second")
     parser.add_argument("--kills", type=int, default=4)
     asked = parser.parse_args()
     found = programs()
@@ -312,7 +312,7 @@ def audit(sweep: Sweep, place: Place, dataset: Any, file: Path) -> None:
     states = Counter(row.state for row in rows)
     if states != {"COMPLETE": sweep.trials + 2}:
         wrong.append(f"trials {dict(states)}, not {sweep.trials + 2} complete")
-    trained = sum(int(row.attrs["epochs_trained"]) for row in rows)
+    trained = sum(int(row.attrs.get("epochs_trained", 0)) for row in rows)
     stored, mismatches = here.store.usage().count, len(here.store.mismatches())
     if trained != stored or mismatches:
         wrong.append(f"{trained} epochs trained, {stored} states stored, {mismatches} mismatches")

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     delete,
+    inspect,
     select,
     text,
 )
@@ -137,20 +138,27 @@ _STEPS: Sequence[Callable[[Connection, Tables], None]] = (
 
 def migrate(connection: Connection, tables: Tables) -> None:
     """Make the tables, or bring them to this version, in the caller's transaction; raises DatabaseError if newer."""
+    if _version(connection, tables) == len(_STEPS):
+        return  # without the lock: many workers begin at once, and all but the first have nothing to do
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(7305829)"))  # any number, the same for all workers
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))
     version = tables.version
     version.create(connection, checkfirst=True)
-    found = connection.execute(select(version.c.version)).scalar() or 0
+    found = _version(connection, tables)
     if found > len(_STEPS):
         where = connection.engine.url.render_as_string(hide_password=True)
         raise DatabaseError(
             f"{where}: its tables have version {found}, this sweeper knows {len(_STEPS)}; install the newer sweeper"
         )
-    if found == len(_STEPS):
-        return
     for step in _STEPS[found:]:
         step(connection, tables)
     connection.execute(delete(version))
     connection.execute(version.insert().values(version=len(_STEPS)))
+
+
+def _version(connection: Connection, tables: Tables) -> int:
+    """The schema's version in this database, 0 where it has none."""
+    if not inspect(connection).has_table(tables.version.name, schema=tables.version.schema):
+        return 0
+    return connection.execute(select(tables.version.c.version)).scalar() or 0

@@ -22,11 +22,25 @@ What the rule does not protect from: a schedule that is usually better and somet
 a collapse; only more seeds show that.
 """
 
-from .choose import MIN_PAIRS, Answer, Candidate, choose
+from .choose import CLAIM, MIN_PAIRS, Answer, Candidate, choose
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed, sign_flip_p
 from .rows import ASSUMED_SIGMA, Row, Spread, spread
 
 __all__ = [
-    "ASSUMED_SIGMA", "MIN_PAIRS", "Answer", "Candidate", "Paired", "Row", "Spread", "choose", "detectable_effect",
-    "holm", "luck_of_the_best", "paired", "pairs_needed", "sign_flip_p", "spread",
+    "ASSUMED_SIGMA",
+    "CLAIM",
+    "MIN_PAIRS",
+    "Answer",
+    "Candidate",
+    "Paired",
+    "Row",
+    "Spread",
+    "choose",
+    "detectable_effect",
+    "holm",
+    "luck_of_the_best",
+    "paired",
+    "pairs_needed",
+    "sign_flip_p",
+    "spread",
 ]  # fmt: skip

@@ -1,61 +1,25 @@
-"""One sweep with its parts opened: what it reads, where it keeps things, and what can be said of it.
-
-The command line is a thin skin over this module; a notebook can use it the same way::
-
-    service = Service(Sweep.load("jobs/digits.yaml"), Place())
-    service.launch()
-    service.pick().to_dict()
-"""
+"""The service itself."""
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sweeper import data, database, evidence, measures, schedules, search
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError, StoreError
-from sweeper.schedules import TimeBase, Trace, prefix_keys
-from sweeper.stats import MIN_PAIRS, Answer, Row, choose, detectable_effect, pairs_needed, spread
+from sweeper.schedules import TimeBase, Trace
+from sweeper.service.place import Place
+from sweeper.service.plan import plan
+from sweeper.service.status import status
+from sweeper.stats import Answer, Row, choose
 from sweeper.store import Store
 from sweeper.study import Study, TrialRow
 from sweeper.tracking import Tracker
 from sweeper.training.process import TrainingProcess
-
-CLAIM = 0.004  # mAP: the effect that the article on CAWB reports, from one run each
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sweep's things are. ``store`` is a folder or an fsspec URL; the rest lies inside it unless said."""
-
-    store: str = "sweeper_store"
-    database_url: str | None = None
-    tracking_uri: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        """This machine's own folder: data sets laid out, journals, logs, and the embedded databases."""
-        return Path("sweeper_store" if "://" in self.store else self.store).absolute()
-
-    @property
-    def database(self) -> str:
-        """The study's database, SQLAlchemy's way."""
-        return self.database_url or f"sqlite:///{self.folder / 'sweeper.db'}"
-
-    @property
-    def tracking(self) -> str:
-        """The MLflow tracking URI."""
-        return self.tracking_uri or f"sqlite:///{self.folder / 'mlflow.db'}"
-
-    @property
-    def snapshots(self) -> str:
-        """Where training states are stored."""
-        return self.store if "://" in self.store else str(self.folder / "snapshots")
 
 
 class Service:
@@ -210,132 +174,12 @@ class Service:
         return schedules.parse(spec).trace(self.time)
 
     def plan(self, draws: int | None = None) -> dict[str, Any]:
-        """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
-
-        The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
-        another one while the space has more. A sampler that learns will propose others, more alike.
-        """
-        search.check(self.sweep)
-        search.check(self.sweep, self.time)
-        measures.check_objective(self.dataset, self.sweep)
-        baselines = self.baselines()
-        drawn = self._drawn(self.sweep.trials if draws is None else draws)
-        found = {self.trace(spec): spec for spec in search.corners(self.sweep, self.time)}
-        corners = list(found.values())
-        shown = [("baseline", name, spec) for name, spec in baselines.items()]
-        shown += [("search", f"draw {number}", spec) for number, spec in enumerate(drawn)]
-        shown += [("corner", f"corner {number}", spec) for number, spec in enumerate(corners)]
-        traces = {name: self.trace(spec) for _, name, spec in shown}
-        trials = [*baselines, *(f"draw {number}" for number in range(len(drawn)))]
-        keys = [key for name in trials for key in prefix_keys("plan", traces[name])[1:]]
-        confirm, finished = self.sweep.confirm, self._rows_if_launched()
-        noise = spread(
-            [self._row(row, ()) for row in finished],
-            baselines=baselines,
-            **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
-        )
-        seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
-        trained = len(set(keys))
-        return {
-            "sweep": self.sweep.name,
-            "epochs": self.sweep.epochs,
-            "steps_per_epoch": self.time.steps_per_epoch,
-            "images": {"train": self.dataset.train_images, "val": self.dataset.val_images},
-            "schedules": [
-                {"kind": kind, "name": name, "spec": spec, "digest": traces[name].digest, **traces[name].facts()}
-                for kind, name, spec in shown
-            ],
-            "drawn": len(drawn),
-            "distinct": len({traces[f"draw {number}"].digest for number in range(len(drawn))}),
-            "epochs_asked": len(keys),
-            "epochs_to_train": trained,
-            "share_saved": 1 - trained / len(keys) if keys else 0.0,
-            "hours": trained * median(seconds) / 3600 if seconds else None,
-            "seconds_per_epoch": median(seconds) if seconds else None,
-            "confirm": {
-                "best": confirm.best,
-                "seeds": confirm.seeds,
-                "least": MIN_PAIRS,
-                "sigma_of_differences": noise.s_d,
-                "source": noise.source,
-                "detectable": detectable_effect(
-                    noise.s_d, confirm.seeds, alpha=confirm.alpha / confirm.best, equivalence=confirm.equivalence
-                ),
-                "pairs_for_0.004": pairs_needed(CLAIM, noise.s_d, most=10**9),
-            },
-            "problems": list(self.dataset.problems),
-        }
-
-    def _drawn(self, count: int) -> list[dict[str, Any]]:
-        """``count`` proposals without a sampler; fewer where the space has no more schedules."""
-        found = [self.sweep.spec(one) for one in self.sweep.enqueue if isinstance(one, str) or "family" in one]
-        seen = {self.trace(spec).digest for spec in found}
-        first = self.sweep.recipe.seed * 1_000_003
-        for number in range(first, first + 50 * count):
-            if len(found) >= count:
-                break
-            spec = search.propose(self.sweep, search.Drawn(number), self.time)
-            if (digest := self.trace(spec).digest) not in seen:
-                seen.add(digest)
-                found.append(spec)
-        return found
+        """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing."""
+        return plan(self, draws)
 
     def status(self) -> dict[str, Any]:
         """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
-        rows = self.study.rows()
-        counts = self.study.counts()
-        reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
-        trained = sum(len(row.values) for row in rows) - reused
-        seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
-        told = [row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED")]
-        asked = sum(int(row.attrs.get("proposals", 1)) for row in told)
-        return {
-            "sweep": self.sweep.name,
-            "objective": self.sweep.objective,
-            "budget": counts["total"],
-            "counts": counts,
-            "done": self.study.done,
-            "epochs": {"per_trial": self.sweep.epochs, "trained": trained, "reused": reused},
-            "proposals": {
-                "asked": asked,
-                "told": len(told),
-                "distinct": len({row.attrs.get("trace") for row in told}),
-                "per_trial": asked / len(told) if told else None,
-                "duplicates": sum("duplicate_of" in row.attrs for row in told),
-                "near_duplicates": sum("near_duplicate_of" in row.attrs for row in told),
-            },
-            "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
-            "seconds_per_epoch": median(seconds) if seconds else None,
-            "store": {**asdict(self.store.usage()), "budget": self.store.max_bytes},
-            "mismatches": self.mismatches(),
-            "workers": [
-                {
-                    "worker": worker.worker,
-                    "device": worker.device,
-                    "trial": worker.number,
-                    "epoch": worker.epoch,
-                    "age_s": round(worker.age_s, 1),
-                }
-                for worker in self.study.workers()
-            ],
-            "trials": [
-                {
-                    "trial": row.number,
-                    "state": row.state.lower(),
-                    "stage": row.stage,
-                    "name": evidence.name_of(row),
-                    "seed": row.seed,
-                    "epochs_done": len(row.values),
-                    "mAP50-95": row.value if row.value is not None else _latest(row.values),
-                    "curve": [row.values[epoch] for epoch in sorted(row.values)],
-                    "lr": self._lr_now(row),
-                    "reasons": list(row.reasons),
-                }
-                for row in rows
-            ],
-            "tracking": self.place.tracking,
-            "tracking_problem": self.tracker.problem,
-        }
+        return status(self)
 
     def mismatches(self) -> list[dict[str, Any]]:
         """How exact the hardware has been: two trainings of one segment that differ, with digests and machines."""
@@ -345,7 +189,7 @@ class Service:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
         confirm, rows = self.sweep.confirm, [row for row in self.study.rows() if row.stage != "foreign"]
         return choose(
-            [self._row(row, rows) for row in rows],
+            [self.judged(row, rows) for row in rows],
             baselines=self.baselines(),
             alpha=confirm.alpha,
             equivalence=confirm.equivalence,
@@ -382,14 +226,7 @@ class Service:
         rows = self.study.rows() if rows is None else rows
         return evidence.verdicts(rows, trial, evidence.thresholds(self.sweep.escape))
 
-    def _lr_now(self, row: TrialRow) -> float | None:
-        """The LR that a trial in training has at the start of its next epoch."""
-        if row.state != "RUNNING" or not row.schedule:
-            return None
-        trace = self.trace(row.schedule)
-        return float(trace.lr[min(len(row.values), trace.epochs - 1) * trace.steps_per_epoch])
-
-    def _rows_if_launched(self) -> list[TrialRow]:
+    def rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""
         if self._unborn:
             return []
@@ -397,7 +234,7 @@ class Service:
             return Study.open(self.database, self.sweep.name).rows()
         return []
 
-    def _row(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
+    def judged(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
         """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
         confounder = row.attrs.get("confounder")
         if row.state == "FAIL":  # the last attempt's reason is the confounder, in a whole sentence
@@ -422,10 +259,6 @@ class Service:
             run_id=row.attrs.get("run_id"),
             facts=facts,
         )
-
-
-def _latest(values: Mapping[int, float]) -> float | None:
-    return values[max(values)] if values else None
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

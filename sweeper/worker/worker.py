@@ -5,19 +5,18 @@ Stopping and resuming, sharing a beginning, forking and recognising a duplicate 
 """
 
 import contextlib
-import json
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sweeper import escape, evidence, measures, prune, report, search
-from sweeper.config import Recipe
+from sweeper import measures, search
 from sweeper.errors import (
     ConfigError,
     DataError,
@@ -37,12 +36,13 @@ from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
 from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
+from sweeper.worker.telling import Telling
 
 say = logging.getLogger("sweeper")
 
-SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 BEAT_S = 2.0
 LONGEST_PAUSE_S = 300.0
+LONGEST_LOOK_S = 10.0
 UNTRAINED = Snapshot(0, b"", [], "")
 
 
@@ -69,6 +69,7 @@ class Worker:
         self.folder = service.place.folder / "work" / self.name
         self.metric = service.sweep.metric
         self.known = Known(service)
+        self._telling = Telling(service, self.known)
         self._segment: str | None = None  # the key whose training we have leased
         self._beaten = 0.0
         self._memory = 0.0  # the most of the GPU's that was held, as a share of it
@@ -83,6 +84,7 @@ class Worker:
         study = self.service.study
         passed: set[int] = set()  # trials to be left to others for now
         faults = 0  # in a row, without an epoch in between
+        looks = 0  # in a row, at trials that wait for what is trained elsewhere
         stall_s = self.service.sweep.stall_s
         with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, share=self.share) as child:
             while not self.stop.is_set():
@@ -93,10 +95,15 @@ class Worker:
                     try:
                         well = self._trial(slot, child)
                     except Elsewhere:
+                        # What is trained elsewhere now may be the beginning of every trial: a proposal made later
+                        # knows more, and a hundred workers that ask together all wait for each other's answers.
                         passed.add(slot.number)
+                        looks = 1 if child.epochs > before else looks + 1
+                        self.stop.wait(random.uniform(0.5, 1.0) * min(2.0**looks / 4, LONGEST_LOOK_S))
                         continue
                     except (LeaseLost, TrackingError) as error:  # while its end was being written down
                         say.warning("trial %d: %s", slot.number, error)
+                    looks = 0
                     faults = 0 if well or child.epochs > before else faults + 1
                     if not well:  # others may have more luck; a broken machine must not wear out trial after trial
                         passed.add(slot.number)
@@ -136,7 +143,7 @@ class Worker:
             if slot.last_attempt:
                 self._fail(slot, reason)
             else:
-                with contextlib.closing(self._log(slot)) as log:
+                with contextlib.closing(self._telling.log(slot)) as log:
                     log.tags({f"{names.REASON}.{slot.attempt}": reason})
                 slot.give_back(reason)
             return False
@@ -171,7 +178,7 @@ class Worker:
         self._unpin(slot)
 
     def _end_run(self, slot: Slot, reason: str) -> None:
-        with contextlib.closing(self._log(slot)) as log:
+        with contextlib.closing(self._telling.log(slot)) as log:
             log.finish("FAILED", reason=reason)
 
     def _unpin(self, slot: Slot) -> None:
@@ -198,12 +205,12 @@ class Worker:
                 found = self._deepest(slot, keys, branches, twin)
                 if log is None:
                     say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
-                    log = self._log(slot, attrs=self._describe(slot, spec, trace, digest), trace=trace)
+                    log = self._telling.log(slot, attrs=self._telling.describe(slot, spec, trace, digest), trace=trace)
                     if "epochs_reused" not in slot.attrs:
                         slot.set("epochs_reused", found.epoch)
                 pruned = None
                 for count, row in enumerate(found.rows, start=1):
-                    self._record(slot, log, trace, row)
+                    self._telling.record(slot, log, trace, row)
                     if found.epoch < trace.epochs and (pruned := self._verdict(slot, trace, found.rows[:count])):
                         found = replace(found, rows=found.rows[:count])
                         break
@@ -227,7 +234,7 @@ class Worker:
                     if not self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=own):
                         found = UNTRAINED  # what was stored first is what all go on from
                         break
-                    self._record(slot, log, trace, row)
+                    self._telling.record(slot, log, trace, row)
                     if found.epoch < trace.epochs:
                         if pruned := self._verdict(slot, trace, found.rows):
                             break
@@ -237,7 +244,13 @@ class Worker:
                             break
                 if pruned or found.epoch == trace.epochs:
                     break
-            self._finish(slot, log, child, recipe, trace, found, pruned)
+
+            def beat() -> None:
+                self._beat(slot.number, trace.epochs)
+                if self.stop.is_set():
+                    raise Stopped
+
+            self._telling.finish(slot, log, child, recipe, trace, found, pruned, beat, self._memory)
         finally:
             self._release()
             if log is not None:
@@ -310,135 +323,6 @@ class Worker:
         if mismatch is not None and not mismatch.known:
             say.warning("trial %d: %s", slot.number, mismatch)
         return mismatch is None
-
-    # -- what is said of it
-
-    def _describe(self, slot: Slot, spec: dict[str, Any], trace: Trace, digest: str) -> dict[str, Any]:
-        facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
-        # "facts" for programs; one by one they are columns and axes in optuna-dashboard
-        shown = {key: facts[key] for key in SHOWN}
-        for key, value in {"trace": trace.digest, "recipe": digest, "facts": facts, **shown}.items():
-            if slot.attrs.get(key) != value:
-                slot.set(key, value)
-        if slot.stage == "search" and "duplicate_of" not in slot.attrs:
-            near = self.known.near(slot, spec)
-            if near is not None and near.near:
-                say.info("trial %d: like trial %d, %.1f %% of its LR", slot.number, near.trial, 100 * near.distance)
-        return {**spec, **facts}
-
-    def _log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
-        schedule = slot.schedule or {}
-        log = self.service.tracker.trial(
-            slot.number,
-            slot.attempt,
-            name=f"{slot.number:03d} {slot.attrs.get('name') or schedule.get('family', 'trial')}",
-            tags={
-                names.STAGE: slot.stage,
-                names.FAMILY: schedule.get("family", "none"),
-                names.ATTEMPT: slot.attempt,
-                **({names.RECIPE: slot.attrs["recipe"]} if "recipe" in slot.attrs else {}),
-            },
-        )
-        if attrs is not None:
-            log.params({key: value for key, value in attrs.items() if value is not None} | {"seed": slot.seed})
-        if trace is not None and not slot.values:  # once is enough: they are the same in every attempt
-            log.artifact("trace/lr.parquet", report.trace_table(trace))
-            log.artifact("trace/lr.png", report.plot_traces({f"trial {slot.number}": trace}))
-        return log
-
-    def _record(self, slot: Slot, log: TrialLog, trace: Trace, row: dict[str, Any]) -> None:
-        """One epoch into the journal and the study; what is there already stays."""
-        numbers = {key: value for key, value in row.items() if "/" in key}
-        numbers["curve/lr_rel"] = row["curve/lr"] / trace.peak if trace.peak else 0.0
-        log.epoch(row["epoch"], numbers, row["time"])
-        if row["epoch"] not in slot.values:
-            slot.report(row["epoch"], row[self.metric])
-
-    def _finish(
-        self,
-        slot: Slot,
-        log: TrialLog,
-        child: TrainingProcess,
-        recipe: Recipe,
-        trace: Trace,
-        end: Snapshot,
-        pruned: str | None,
-    ) -> None:
-        own = f"{self.service.sweep.name}/{slot.number}"
-        trained = [row for row in end.rows if row["by"] == own]
-        # a dip is no verdict: what is told of a pruned trial is the best that it had reached
-        curve, name = [float(row[self.metric]) for row in end.rows], self.service.sweep.objective
-        value = prune.best_so_far(curve) if pruned else measures.objective(end.rows, self.metric)
-        best = max(end.rows, key=lambda row: float(row[self.metric]))
-        counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
-        effects = self._effects(log, trace, end)
-        landscape = self._landscape(slot, log, child, recipe, trace)
-        if self.service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
-            log.weights("ema.pt", child.weights(recipe, end.state))
-        last = end.rows[-1]
-        if measures.AP in last or pruned or not end.state or slot.stage == "control":
-            coco = {}  # told with its row, if at all
-        else:  # of a sweep that had not looked at this epoch
-            coco = measures.coco(self.service.dataset, child.detections(recipe, end.state))
-        summary = {f"best/{name}": best[self.metric], "best/epoch": best["epoch"], f"final/{name}": value}
-        log.epoch(last["epoch"], summary | coco, last["time"])
-        log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
-        log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
-        seconds = sorted(float(row["seconds"]) for row in end.rows)
-        told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
-        told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
-        if not pruned and (ap := {**last, **coco}.get(measures.AP)) is not None:
-            told["AP"] = ap
-        told |= {"gpu_memory": round(self._memory, 4)} if self._memory else {}
-        for key, said in told.items():
-            slot.set(key, said)
-        log.flush(5)
-        if log.run_id is not None:
-            slot.set("run_id", log.run_id)
-        if pruned:
-            slot.set("pruned", pruned)
-            slot.prune(value)
-            say.info("trial %d: stopped, %s", slot.number, pruned)
-            return
-        slot.tell(value)
-        say.info("trial %d: %s %.4f (%d epochs trained, %d reused)", slot.number, name, value, *counts.values())
-
-    def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
-        """What the curve says about each jump, also as metrics at the jumps' epochs."""
-        found = evidence.jump_effects([row[self.metric] for row in end.rows], trace, self.service.sweep.escape.within)
-        for effect in found:
-            log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
-        if found and all(effect["kind"] == "drop" for effect in found):
-            log.tags({names.VERDICT: escape.NOT_A_RESTART})
-        return found
-
-    def _landscape(
-        self, slot: Slot, log: TrialLog, child: TrainingProcess, recipe: Recipe, trace: Trace
-    ) -> dict[str, Any] | None:
-        """What a control trial of the battery is there to measure, None for all others. Raises Stopped."""
-        asked, service = slot.attrs.get("control") or {}, self.service
-        if asked.get("kind") != evidence.BARRIER:
-            return None
-
-        def states(recipe: Recipe) -> Callable[[int], bytes]:
-            keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
-            return evidence.states(service.store, child, recipe, trace, keys)
-
-        def beat() -> None:
-            self._beat(slot.number, trace.epochs)
-            if self.stop.is_set():
-                raise Stopped
-
-        other, (start, end) = service.recipe(asked["other"]), (asked["epoch"], asked["end"])
-        found = evidence.measure(
-            *(child, recipe, trace, states(recipe), lambda: states(other)(end)),
-            start=start,
-            end=end,
-            settings=service.sweep.escape,
-            beat=beat,
-        ).to_dict()
-        log.artifact("escape/landscape.json", json.dumps(found, indent=1).encode())
-        return found
 
     def _beat(self, number: int | None, epoch: int | None) -> None:
         """Say what this worker is at, every other second at most."""

@@ -1,0 +1,165 @@
+"""What is said of a trial, and where: the study's attributes, MLflow's params, tags, metrics and files."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sweeper import escape, evidence, measures, prune, report
+from sweeper.config import Recipe
+from sweeper.known import Known
+from sweeper.schedules import Trace, prefix_keys
+from sweeper.service import Service
+from sweeper.store import Snapshot
+from sweeper.study import Slot
+from sweeper.tracking import TrialLog, names
+from sweeper.training.process import TrainingProcess
+
+say = logging.getLogger("sweeper")
+
+SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
+
+
+class Telling:
+    """A worker's voice. Its trial's log is the caller's to close."""
+
+    def __init__(self, service: Service, known: Known) -> None:
+        self._service = service
+        self._known = known
+        self._metric = service.sweep.metric
+
+    def describe(self, slot: Slot, spec: dict[str, Any], trace: Trace, digest: str) -> dict[str, Any]:
+        """What the trial is, into the study; gives what belongs into MLflow's params."""
+        facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
+        # "facts" for programs; one by one they are columns and axes in optuna-dashboard
+        shown = {key: facts[key] for key in SHOWN}
+        for key, value in {"trace": trace.digest, "recipe": digest, "facts": facts, **shown}.items():
+            if slot.attrs.get(key) != value:
+                slot.set(key, value)
+        if slot.stage == "search" and "duplicate_of" not in slot.attrs:
+            near = self._known.near(slot, spec)
+            if near is not None and near.near:
+                say.info("trial %d: like trial %d, %.1f %% of its LR", slot.number, near.trial, 100 * near.distance)
+        return {**spec, **facts}
+
+    def log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
+        """The trial's run in MLflow; with ``attrs`` and ``trace``, its params and the table and picture of its LR."""
+        schedule = slot.schedule or {}
+        log = self._service.tracker.trial(
+            slot.number,
+            slot.attempt,
+            name=f"{slot.number:03d} {slot.attrs.get('name') or schedule.get('family', 'trial')}",
+            tags={
+                names.STAGE: slot.stage,
+                names.FAMILY: schedule.get("family", "none"),
+                names.ATTEMPT: slot.attempt,
+                **({names.RECIPE: slot.attrs["recipe"]} if "recipe" in slot.attrs else {}),
+            },
+        )
+        if attrs is not None:
+            log.params({key: value for key, value in attrs.items() if value is not None} | {"seed": slot.seed})
+        if trace is not None and not slot.values:  # once is enough: they are the same in every attempt
+            log.artifact("trace/lr.parquet", report.trace_table(trace))
+            log.artifact("trace/lr.png", report.plot_traces({f"trial {slot.number}": trace}))
+        return log
+
+    def record(self, slot: Slot, log: TrialLog, trace: Trace, row: dict[str, Any]) -> None:
+        """One epoch into the journal and the study; what is there already stays."""
+        numbers = {key: value for key, value in row.items() if "/" in key}
+        numbers["curve/lr_rel"] = row["curve/lr"] / trace.peak if trace.peak else 0.0
+        log.epoch(row["epoch"], numbers, row["time"])
+        if row["epoch"] not in slot.values:
+            slot.report(row["epoch"], row[self._metric])
+
+    def finish(
+        self,
+        slot: Slot,
+        log: TrialLog,
+        child: TrainingProcess,
+        recipe: Recipe,
+        trace: Trace,
+        end: Snapshot,
+        pruned: str | None,
+        beat: Callable[[], None],
+        memory: float,
+    ) -> None:
+        """The end of a trial: into the journal, MLflow's files and the study, in this order.
+
+        ``beat`` is called while the battery measures; ``memory`` is the share of the GPU's that was held at most.
+        """
+        own = f"{self._service.sweep.name}/{slot.number}"
+        trained = [row for row in end.rows if row["by"] == own]
+        # a dip is no verdict: what is told of a pruned trial is the best that it had reached
+        curve, name = [float(row[self._metric]) for row in end.rows], self._service.sweep.objective
+        value = prune.best_so_far(curve) if pruned else measures.objective(end.rows, self._metric)
+        best = max(end.rows, key=lambda row: float(row[self._metric]))
+        counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
+        effects = self._effects(log, trace, end)
+        landscape = self._landscape(slot, log, child, recipe, trace, beat)
+        if self._service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
+            log.weights("ema.pt", child.weights(recipe, end.state))
+        last = end.rows[-1]
+        if measures.AP in last or pruned or not end.state or slot.stage == "control":
+            coco = {}  # told with its row, if at all
+        else:  # of a sweep that had not looked at this epoch
+            coco = measures.coco(self._service.dataset, child.detections(recipe, end.state))
+        summary = {f"best/{name}": best[self._metric], "best/epoch": best["epoch"], f"final/{name}": value}
+        log.epoch(last["epoch"], summary | coco, last["time"])
+        log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
+        log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
+        seconds = sorted(float(row["seconds"]) for row in end.rows)
+        told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
+        told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
+        if not pruned and (ap := {**last, **coco}.get(measures.AP)) is not None:
+            told["AP"] = ap
+        told |= {"gpu_memory": round(memory, 4)} if memory else {}
+        for key, said in told.items():
+            slot.set(key, said)
+        log.flush(5)
+        if log.run_id is not None:
+            slot.set("run_id", log.run_id)
+        if pruned:
+            slot.set("pruned", pruned)
+            slot.prune(value)
+            say.info("trial %d: stopped, %s", slot.number, pruned)
+            return
+        slot.tell(value)
+        say.info("trial %d: %s %.4f (%d epochs trained, %d reused)", slot.number, name, value, *counts.values())
+
+    def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
+        """What the curve says about each jump, also as metrics at the jumps' epochs."""
+        found = evidence.jump_effects([row[self._metric] for row in end.rows], trace, self._service.sweep.escape.within)
+        for effect in found:
+            log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
+        if found and all(effect["kind"] == "drop" for effect in found):
+            log.tags({names.VERDICT: escape.NOT_A_RESTART})
+        return found
+
+    def _landscape(
+        self,
+        slot: Slot,
+        log: TrialLog,
+        child: TrainingProcess,
+        recipe: Recipe,
+        trace: Trace,
+        beat: Callable[[], None],
+    ) -> dict[str, Any] | None:
+        """What a control trial of the battery is there to measure, None for all others."""
+        asked, service = slot.attrs.get("control") or {}, self._service
+        if asked.get("kind") != evidence.BARRIER:
+            return None
+
+        def states(recipe: Recipe) -> Callable[[int], bytes]:
+            keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
+            return evidence.states(service.store, child, recipe, trace, keys)
+
+        other, (start, end) = service.recipe(asked["other"]), (asked["epoch"], asked["end"])
+        found = evidence.measure(
+            *(child, recipe, trace, states(recipe), lambda: states(other)(end)),
+            start=start,
+            end=end,
+            settings=service.sweep.escape,
+            beat=beat,
+        ).to_dict()
+        log.artifact("escape/landscape.json", json.dumps(found, indent=1).encode())
+        return found
