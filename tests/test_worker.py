@@ -309,14 +309,20 @@ def sweeper(world: World, command: str) -> str:
     return result.output
 
 
-def test_a_full_disk_costs_states_not_the_trial(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A real small disk of 1 MB: two states of 400 kB fit."""
-    (tmp_path / "snapshots").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "sweeper-test", str(tmp_path / "snapshots")]
+@pytest.mark.parametrize("url", ["{}", "dir::file://{}"], ids=["folder", "fsspec"])
+def test_a_full_disk_costs_states_not_the_trial(
+    url: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real small disk of 1 MB: two states of 400 kB fit. Also behind another fsspec file system."""
+    monkeypatch.chdir(tmp_path)  # what a URL has no room for
+    small = tmp_path / "snapshots"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "sweeper-test", str(small)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small file system needs root")
     try:
-        world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), ballast=400_000)
+        store = url.format(small) if "://" in url else None
+        world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), store=store, ballast=400_000)
         with caplog.at_level(logging.WARNING, "sweeper"):
             world.run()
         assert_exact(world)
@@ -326,7 +332,7 @@ def test_a_full_disk_costs_states_not_the_trial(home: Home, tmp_path: Path, capl
         assert all("No space left on device; check the place and its free space" in line for line in unstored)
         assert all(run["tags"]["sweeper.unstored"] for run in world.runs())
     finally:
-        subprocess.run(["umount", str(tmp_path / "snapshots")], check=True)
+        subprocess.run(["umount", str(small)], check=True)
 
 
 # -- what is told of it
