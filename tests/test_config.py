@@ -41,7 +41,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ("trails: 3", "did you mean 'trials'"),
-        ("epochs: 0", "epochs"),
+        ("epochs: 0", "epochs: 0 is below 1"),
         ("optimizer: auto", "ignores the learning rate"),
         ("imgsz: 100", "imgsz"),
         ("name: a/b", "name"),
@@ -55,6 +55,13 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("search: {family: cawb, restarts: {max: 9, distance: 5}}", "do not fit"),
         ("search: {family: cawb, warmup: []}", "empty"),
         ("search: 7", "mapping"),
+        ("baselines: yolo_linear", "baselines: 'yolo_linear' is not a list"),
+        ("confirm: 3", "confirm: 3 is not a mapping; expected best, seeds"),
+        ("confirm: {sedes: 3}", "confirm.sedes is not a key here (did you mean 'seeds'?)"),
+        ("search: {family: cawb, restarts: {mx: 2}}", "search.restarts.mx is not a key here (did you mean 'max'?)"),
+        ("trials: many", "trials: 'many' is not a whole number"),
+        ("workers: few", "workers: 'few' is not a whole number and is not 'auto'"),
+        ("lr0: -1", "lr0: -1 is not above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, change: str, says: str) -> None:

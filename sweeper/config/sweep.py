@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -127,7 +127,7 @@ class Sweep(Model):
     @classmethod
     def _epochs_are_counted_from_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
         if any(epoch < 1 for epoch in ([value] if isinstance(value, int) else value)):
-            raise ValueError("expected epochs from 1 on, or one number for every so many")
+            raise ValueError("is not allowed; expected epochs from 1 on, or one number for every so many")
         return value
 
     @property
@@ -231,17 +231,66 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
+#: What pydantic finds, by its type of error, in words that can stand behind the value.
+WORDS = {
+    "int_parsing": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "int_type": "is not a whole number",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "bool_parsing": "is not true or false",
+    "bool_type": "is not true or false",
+    "string_type": "is not a text",
+    "tuple_type": "is not a list; write [...]",
+    "list_type": "is not a list; write [...]",
+    "literal_error": "is not {expected}",
+    "greater_than": "is not above {gt:g}",
+    "greater_than_equal": "is below {ge:g}",
+    "less_than": "is not below {lt:g}",
+    "less_than_equal": "is above {le:g}",
+    "string_pattern_mismatch": "does not match {pattern}",
+}
+
+
 def _one_line(error: ValidationError) -> str:
     """The first thing that is wrong, in words; how many more there are."""
-    first, *more = error.errors()
-    where = ".".join(str(part) for part in first["loc"] if part != "recipe")
-    if first["type"] == "missing":
-        text = f"{where} is missing; expected a value"
+    found = error.errors()
+    first, value = found[0], found[0]["input"]
+    path = [str(part) for part in first["loc"] if part != "recipe"]
+    # where several types are allowed, each has its say under a name of its own
+    union = [each for each in found if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
+    if len(union) > 1 and first["type"] != "extra_forbidden":
+        text = f"{'.'.join(path[:-1])}: {value!r} {' and '.join(_says(each, path[:-1]) for each in union)}"
+        found = [first] + [each for each in found if each not in union]
+    elif first["type"] == "missing":
+        text = f"{'.'.join(path)} is missing; expected a value"
     elif first["type"] == "extra_forbidden":
-        text = f"{where} is not a key here"
+        text = f"{'.'.join(path)} is not a key here{_meant(path[-1], _keys(path[:-1]))}"
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        value = first["input"]
-        said = f" {value!r}" if isinstance(value, Scalar) and repr(value) not in message else ""
-        text = f"{where}:{said} {message[0].lower() + message[1:]}" if said else f"{where}: {message}"
-    return text + (f" (and {len(more)} more)" if more else "")
+        message = _says(first, path)
+        text = f"{'.'.join(path)}: {value!r} {message}" if _shown(value, message) else f"{'.'.join(path)}: {message}"
+    return text + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _says(error: Any, path: Sequence[str]) -> str:
+    """What is wrong with a value, to stand behind it."""
+    if error["type"] in WORDS:
+        return WORDS[error["type"]].format(**error.get("ctx", {}))
+    if error["type"] in ("model_type", "dict_type"):
+        return f"is not a mapping; expected {', '.join(_keys(path)) or 'keys and values'}"
+    message: str = error["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:] if _shown(error["input"], message) else message
+
+
+def _shown(value: Any, message: str) -> bool:
+    return (isinstance(value, Scalar) and repr(value) not in message) or message.startswith(("is ", "does not "))
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """The keys that may stand below this one in a sweep file; none where they are not fixed."""
+    model: Any = Sweep
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    return list(getattr(model, "model_fields", {}))
