@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,64 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import tiny
+from tiny import EPOCHS, sweeper
 
-from sweeper import data
 from sweeper.tracking import Tracker
-
-EPOCHS = 4
-SWEEP = {
-    "name": "tiny",
-    "model": "yolo11n.yaml",
-    "epochs": EPOCHS,
-    "imgsz": 64,
-    "batch": 8,
-    "nbs": 8,
-    "mosaic": 0.0,
-    "lr0": 0.02,
-    "trials": 3,
-    "baselines": [{"family": "yolo_linear", "warmup": "1ep"}],
-    "search": {
-        "family": "cawb",
-        "restarts": {"min": 1, "max": 1, "first": 2},
-        "step_scale": [0.5, 1.0],
-        "horizon": "end",
-        "warmup": "1ep",
-    },
-    "workers": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep file beside 24 + 8 images of the digits."""
-    folder = tmp_path_factory.mktemp("tiny")
-    digits = data.open("digits", folder=folder / "digits")
-    for split, count in (("train", 24), ("val", 8)):
-        for kind in ("images", "labels"):
-            (folder / "data" / kind / split).mkdir(parents=True)
-        for image in digits.images(split)[:count]:
-            shutil.copy(image, folder / "data" / "images" / split)
-            label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
-            shutil.copy(label, folder / "data" / "labels" / split)
-    described = {
-        "path": str(folder / "data"),
-        "train": "images/train",
-        "val": "images/val",
-        "names": list(digits.names),
-    }
-    (folder / "data" / "data.yaml").write_text(yaml.safe_dump(described))
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump({**SWEEP, "data": "data/data.yaml"}))
-    return file
-
-
-def sweeper(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeper", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
 
 
 def finals(folder: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
@@ -151,7 +102,7 @@ def test_killed_and_interrupted_it_ends_where_the_undisturbed_one_did(
     try:
         index = tmp_path / "sweeper_store" / "snapshots"
         wait(lambda: len(list(index.glob("??/*"))) >= 1, run)
-        killed = worker_processes(run.pid)
+        killed = tiny.children(run.pid)
         assert killed
         os.kill(killed[0], signal.SIGKILL)
         stored = len(list(index.glob("??/*")))
@@ -177,11 +128,6 @@ def wait(condition: Any, run: subprocess.Popen[bytes], seconds: float = 240) -> 
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def worker_processes(parent: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in found]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """Duplicates, pruned and dead trials in a real study with a real worker, on a handful of digits."""
 
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import tiny
 
-from sweeper import data, prune
+from sweeper import prune
 from sweeper.config import Sweep
 from sweeper.known import Known
 from sweeper.schedules import Trace
@@ -39,21 +38,7 @@ SWEEP: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 + 8 digits as a data set; the store will be here, too."""
     folder = tmp_path_factory.mktemp("twins")
-    digits = data.open("digits", folder=folder / "digits")
-    for split, count in (("train", 16), ("val", 8)):
-        for kind in ("images", "labels"):
-            (folder / "data" / kind / split).mkdir(parents=True)
-        for image in digits.images(split)[:count]:
-            shutil.copy(image, folder / "data" / "images" / split)
-            label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
-            shutil.copy(label, folder / "data" / "labels" / split)
-    described = {
-        "path": str(folder / "data"),
-        "train": "images/train",
-        "val": "images/val",
-        "names": list(digits.names),
-    }
-    (folder / "data" / "data.yaml").write_text(yaml.safe_dump(described))
+    tiny.images(folder, train=16)
     return folder
 
 

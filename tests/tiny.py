@@ -36,10 +36,10 @@ SWEEP: dict[str, Any] = {
 }
 
 
-def write(folder: Path, **changes: Any) -> Path:
-    """A sweep file beside its images; ``changes`` to the keys of SWEEP."""
+def images(folder: Path, train: int = 24) -> Path:
+    """``train`` + 8 images of the digits as a data set in ``folder``/data; its data.yaml."""
     digits = data.open("digits", folder=folder / "digits")
-    for split, count in (("train", 24), ("val", 8)):
+    for split, count in (("train", train), ("val", 8)):
         for kind in ("images", "labels"):
             (folder / "data" / kind / split).mkdir(parents=True, exist_ok=True)
         for image in digits.images(split)[:count]:
@@ -47,7 +47,14 @@ def write(folder: Path, **changes: Any) -> Path:
             label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
             shutil.copy(label, folder / "data" / "labels" / split)
     described = {"path": ".", "train": "images/train", "val": "images/val", "names": list(digits.names)}
-    (folder / "data" / "data.yaml").write_text(yaml.safe_dump(described))
+    file = folder / "data" / "data.yaml"
+    file.write_text(yaml.safe_dump(described))
+    return file
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A sweep file beside its images; ``changes`` to the keys of SWEEP."""
+    images(folder)
     file = folder / f"{changes.get('name', 'tiny')}.yaml"
     file.write_text(yaml.safe_dump({**SWEEP, "data": "data/data.yaml", **changes}))
     return file
