@@ -232,10 +232,11 @@ def through(stack: Stack) -> None:
     first, second = stack.containers("workers")
     guarded(stack)
     docker("kill", first)
-    check("docker kill of a worker in the middle", not (study := stack.study()) or not study.done)
+    check("docker kill of a worker", not inspected(first)["State"]["Running"])
+    check("in the middle of the sweep", not (study := stack.study()) or not study.done)
     before = stack.trained()
     wait(lambda: stack.trained() > before, stack)
-    check("the other one goes on", True)
+    check("the other one goes on", inspected(second)["State"]["Running"])
     worker = docker(
         "exec", second, "sh", "-c", "grep -l '^sweeper' /proc/[0-9]*/comm | cut -d/ -f3 | sort -n | head -1"
     )

@@ -124,7 +124,13 @@ class Telling:
             say.info("trial %d: stopped, %s", slot.number, pruned)
             return
         slot.tell(value)
-        say.info("trial %d: %s %.4f (%d epochs trained, %d reused)", slot.number, name, value, *counts.values())
+        say.info(
+            "trial %d: %s %.4f (%d epochs trained, %d of other trials reused)",
+            slot.number,
+            name,
+            value,
+            *counts.values(),
+        )
 
     def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
         """What the curve says about each jump, also as metrics at the jumps' epochs."""

@@ -80,6 +80,7 @@ class Worker:
         Raises StoreError if this is another store than the one that the sweep was launched with, DeviceError if the
         very first epoch needs more than our share of the GPU's memory: no trial would fare better.
         """
+        say.info("sweep %s, on %s: opening it", self.service.sweep.name, self.device)
         self.service.check_store()
         study = self.service.study
         passed: set[int] = set()  # trials to be left to others for now
@@ -91,6 +92,8 @@ class Worker:
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
                 if slot is not None:
+                    if slot.reasons and slot.reasons[-1].endswith(f"(attempt {slot.attempt - 1})"):
+                        say.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
                     before, well = child.epochs, False
                     try:
                         well = self._trial(slot, child)
@@ -109,6 +112,7 @@ class Worker:
                         passed.add(slot.number)
                         self.stop.wait(min(2.0**faults - 1, LONGEST_PAUSE_S))
                 elif study.done:
+                    say.info("sweep %s: every trial is finished; sweeper pick says what came out", study.name)
                     break
                 else:  # the last ones are being trained elsewhere, or wait for a segment that is
                     passed.clear()
