@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo exactness evidence-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
+.PHONY: help demo exactness evidence-test gpu-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
 	@echo "make test   install, pass the tests"
 	@echo "make check  lint, types and tests: what CI runs"
 	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
+	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
 	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
 	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
@@ -33,6 +34,9 @@ demo: install
 
 exactness: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(foreach it,exactness training torchvision worker,tests/test_$(it).py)
+
+gpu-test: install
+	$(BIN)/python -m pytest -q -s -m gpu tests/test_gpu.py
 
 evidence-test: install
 	$(BIN)/python -m pytest -q -m slow tests/test_confirm.py

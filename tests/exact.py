@@ -51,9 +51,9 @@ def trace(spec: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> Trace:
     return parse(spec).trace(TimeBase(epochs, steps_per_epoch))
 
 
-def open_trainer(what: Recipe, folder: Path, threads: int = 1) -> training.Trainer:
-    """On the CPU."""
-    return training.open(what, device="cpu", threads=threads, folder=folder)
+def open_trainer(what: Recipe, folder: Path, threads: int = 1, device: str = "cpu") -> training.Trainer:
+    """A trainer as a worker opens it."""
+    return training.open(what, device=device, threads=threads, folder=folder)
 
 
 def straight(trainer: training.Trainer, plan: Trace, start: int = 0) -> tuple[list[bytes], list[str]]:
@@ -70,8 +70,8 @@ def straight(trainer: training.Trainer, plan: Trace, start: int = 0) -> tuple[li
 class Elsewhere:
     """A training in new processes that keeps its last state in ``folder``."""
 
-    def __init__(self, what: Recipe, spec: Mapping[str, Any], epochs: int, folder: Path) -> None:
-        self._what, self._spec, self._epochs = what, spec, epochs
+    def __init__(self, what: Recipe, spec: Mapping[str, Any], epochs: int, folder: Path, device: str = "cpu") -> None:
+        self._what, self._spec, self._epochs, self._device = what, spec, epochs, device
         self.folder = folder
         folder.mkdir()
 
@@ -83,7 +83,7 @@ class Elsewhere:
         """Train on in a new process, to epoch ``until`` or until killed (-9) after ``kill_after`` batches."""
         command = [sys.executable, __file__, self._what.model_dump_json(), repr(dict(self._spec))]
         with subprocess.Popen(
-            [*command, str(self._epochs), str(until), str(self.folder)],
+            [*command, str(self._epochs), str(until), str(self.folder), self._device],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -106,9 +106,9 @@ class Elsewhere:
 def _main(arguments: Sequence[str]) -> None:
     import ast
 
-    what, spec, epochs, until, folder = arguments
+    what, spec, epochs, until, folder, device = arguments
     home = Path(folder)
-    trainer = open_trainer(Recipe.model_validate_json(what), home / "files")
+    trainer = open_trainer(Recipe.model_validate_json(what), home / "files", device=device)
     plan = trace(ast.literal_eval(spec), trainer.steps_per_epoch, int(epochs))
     done = max((int(file.stem) for file in home.glob("*.state")), default=0)
     if done:
