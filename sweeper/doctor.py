@@ -47,6 +47,8 @@ def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
             yield Finding(what, True, ask())
         except (SweeperError, OSError) as error:
             yield Finding(what, False, " ".join(str(error).split()))
+        except ImportError as error:
+            yield Finding(what, False, f"{' '.join(str(error).split())}; install sweeper again, with constraints.txt")
 
 
 def _versions() -> str:

@@ -46,6 +46,10 @@ class TrackingError(SweeperError):
     """The MLflow server does not answer or refuses."""
 
 
+class TrackingRefused(TrackingError):
+    """The MLflow server does not let us in: waiting would not help."""
+
+
 class StoreError(SweeperError):
     """The snapshot store cannot be read or written."""
 

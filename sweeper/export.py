@@ -120,7 +120,7 @@ def export(service: Service, trial: int | None = None) -> Exported:
         version = metadata.version("ultralytics")
         files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version)
     alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
-    return Exported(trial, files, alias, row.attrs.get("run_id"))
+    return Exported(trial, files, alias, service.run_id(row))
 
 
 def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:

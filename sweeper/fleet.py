@@ -1,6 +1,8 @@
 """Worker processes, one per slot of a device: started, replaced when they die, stopped together."""
 
 import contextlib
+import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -30,7 +32,9 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there
-    return [name.strip() for name in visible.split(",") if name.strip()] if there else []
+    stripped = (name.strip() for name in visible.split(","))
+    named = itertools.takewhile(lambda name: not name.startswith("-"), stripped)  # CUDA, too, stops at a -1
+    return [name for name in named if name] if there else []
 
 
 def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:
@@ -172,7 +176,12 @@ class Fleet:
         if slot == CPU:
             return os.environ | {"OMP_NUM_THREADS": str(self._threads)}
         share = max(cores() // len(self._slots), 1)
-        return os.environ | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": gpus()[int(slot)]}
+        return os.environ | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
+
+    @functools.cached_property
+    def _gpus(self) -> list[str]:
+        """Asked once: when a GPU is lost later, the driver may not answer for the others either."""
+        return gpus()
 
     def _look(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
         now = time.monotonic()
@@ -182,10 +191,13 @@ class Fleet:
             del self._running[index]
             if code == 0:
                 continue
-            self._in_vain[index] = self._in_vain[index] + 1 if now - self._born[index] < SOON_S else 0
+            if (finished := _patiently(done, say)) is True:
+                continue
+            if finished is not None:  # else the database is away, for as long as it takes
+                self._in_vain[index] = self._in_vain[index] + 1 if now - self._born[index] < SOON_S else 0
             if self._in_vain[index] >= TRIES:
                 say(f"a worker ended with {code} for the {TRIES}th time within {SOON_S:.0f} s; not started again")
-            elif _patiently(done, say) is not True:
+            else:
                 wait = 2.0 ** self._in_vain[index] - 1
                 say(f"a worker ended with {code}; another takes its place in {wait:.0f} s (why: {self._place})")
                 self._again[index] = now + wait

@@ -73,7 +73,7 @@ def configurations(service: Service, rows: Sequence[TrialRow], link: str | None 
     found = []
     for name, own in groups.items():
         first = min(own, key=lambda row: (row.stage == "confirm", row.number))
-        run_id, spec = first.attrs.get("run_id"), dict(first.schedule or {})
+        run_id, spec = service.run_id(first), dict(first.schedule or {})
         trace = service.trace(spec)
         found.append(
             Configuration(

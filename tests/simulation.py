@@ -21,6 +21,7 @@ import sqlalchemy
 from sweeper import measures
 from sweeper.config import Recipe, Sweep
 from sweeper.data import Dataset
+from sweeper.errors import SnapshotCorrupt
 from sweeper.schedules import Trace, prefix_keys
 from sweeper.service import Place, Service
 from sweeper.store import Snapshot
@@ -92,6 +93,8 @@ class Toy:
     def train(
         self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None, detecting: Callable[[int], bool]
     ) -> Iterator[Epoch]:
+        if state is not None and len(state) < 64:
+            raise SnapshotCorrupt("snapshot: is not of this model and optimizer")
         here = begin(recipe.seed) if state is None else np.frombuffer(state[:64]).reshape(2, 4)
         for epoch in range(start, trace.epochs):
             here = train(here, recipe.seed, trace, epoch)

@@ -44,8 +44,23 @@ def test_slots_are_all_visible_gpus_or_the_cpu(gpus: None, monkeypatch: pytest.M
     assert fleet.slots("auto") == ["0", "1"]  # as this process numbers them
     with pytest.raises(DeviceError, match="device 2 is not there; expected auto, cpu, or of these GPUs: 0, 1"):
         fleet.slots("0,2")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert fleet.slots("auto") == ["cpu"]
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert fleet.slots("auto") == ["cpu"]
+
+
+def test_a_lost_gpu_does_not_end_the_other_workers(gpus: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When one falls off the bus, the driver answers for none."""
+    monkeypatch.chdir(tmp_path)
+    code = "name = os.environ['CUDA_VISIBLE_DEVICES']; again = os.path.exists(name); open(name, 'a').write('x')\n"
+    code += "time.sleep(3 if name == '1' else 0.5); sys.exit(0 if again or name == '1' else 1)"
+    crew = fleet.Fleet(command(code), ["0", "1"])
+    threading.Timer(0.3, (tmp_path / "bin" / "nvidia-smi").unlink).start()
+    said: list[str] = []
+    ended = tmp_path / "0"
+    crew.run(lambda: ended.read_text() == "xx", stop=threading.Event(), say=said.append)
+    assert len(said) == 1
+    assert (tmp_path / "1").read_text() == "x"
 
 
 def test_each_process_sees_its_own_gpu_as_number_0(gpus: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def folder(url: str, tmp_path: Path) -> Store:
 def files(store: Store) -> list[str]:
     system, root = fsspec.core.url_to_fs(store.url)
     system.invalidate_cache()
-    return sorted(path for path in system.find(root) if not path.endswith("store.json"))
+    return sorted(path for path in system.find(root) if "/databases/" not in path and not path.endswith("store.json"))
 
 
 # -- what was put is what is got
@@ -297,6 +297,47 @@ def test_use_is_counted(store: Store) -> None:
     assert (store.usage().count, store.usage().bytes, store.usage().reads) == (0, 0, 2)
 
 
+def test_what_others_keep_beside_it_is_left_alone(tmp_path: Path) -> None:
+    """A bucket may hold more than the store, and the store another database's states."""
+    place, old = tmp_path / "bucket", (0, 0)
+    store = Store(f"file://{place}", database.open(tmp_path / "sweep.db"))
+    store.put(KEYS[1], snapshot())
+    for name in ("thesis.tex", "aa/photo.jpg", "tmp/notes"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("not sweeper's")
+        os.utime(place / name, old)
+    other = Store(f"file://{place}", database.open(tmp_path / "other.db"))
+    other.put(KEYS[2], snapshot(2))
+    for file in files(store):
+        os.utime(file, old)
+    again = Store(f"file://{place}", database.open(tmp_path / "sweep.db"))
+    assert again.gc(10**9, unfinished=[]) == (0, 0)
+    assert all((place / name).exists() for name in ("thesis.tex", "aa/photo.jpg", "tmp/notes"))
+    assert other.get(KEYS[2]) == snapshot(2)
+
+
+def test_a_reserve_of_the_disk_is_left_to_others(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", database.open(tmp_path / "sweep.db"), reserve=10**18)
+    with pytest.raises(StoreError, match="MB are left on its disk, which study and journals need, too"):
+        store.put(KEYS[1], snapshot())
+    assert store.deepest(KEYS) == 0
+
+
+def test_a_pin_does_not_go_back(folder: Store) -> None:
+    """A worker frozen while it stored a state wakes up: its trial has gone on since, and needs its latest state."""
+    folder.put(KEYS[2], snapshot(2), owner="sweep/0")
+    folder.put(KEYS[1], snapshot(1), owner="sweep/0")
+    folder.gc(0)
+    assert folder.deepest(KEYS) == 2
+
+
+def test_a_state_that_is_of_no_use_is_dropped(folder: Store) -> None:
+    folder.put(KEYS[1], snapshot())
+    folder.drop(KEYS[1], "is of no use")
+    assert folder.deepest(KEYS) == 0
+    assert files(folder) == []
+
+
 # -- places
 
 
@@ -365,13 +406,14 @@ def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
 def test_what_nobody_knows_is_removed_after_a_day(folder: Store) -> None:
     folder.put(KEYS[1], snapshot())
     place = Path(folder.url)
-    for name, age in (("old.snap", 2 * 86400), ("new.snap", 3600)):
+    old, new = (f"{'aa' * 32}-{digit * 12}" for digit in "01")
+    for name, age in ((old, 2 * 86400), (new, 3600)):
         (place / "aa").mkdir(exist_ok=True)
         (place / "aa" / name).write_bytes(b"lost")
         os.utime(place / "aa" / name, (0, time.time() - age))
     os.utime(next(place.glob(f"*/{KEYS[1]}*")), (0, 0))
     folder.gc()
-    assert [Path(path).name for path in files(folder) if "aa" in path] == ["new.snap"]
+    assert [Path(path).name for path in files(folder) if "/aa/" in path] == [new]
     assert folder.get(KEYS[1]) == snapshot()
 
 

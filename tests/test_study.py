@@ -282,6 +282,18 @@ def test_what_is_given_back_is_claimable_at_once_and_costs_nothing(url: str) -> 
     assert study.done
 
 
+def test_attempts_that_get_on_are_not_counted(url: str) -> None:
+    """What dies again and again, but an epoch later each time, ends well."""
+    study = launch(url, 1, attempts=2)
+    for epoch in range(5):
+        slot = claim(study)
+        assert slot.number == 0
+        slot.propose(lambda suggest: {"x": 1})
+        slot.report(epoch, 0.5)
+        slot.give_back("segmentation fault")
+    assert len(claim(study).reasons) == 5
+
+
 def test_attempts_that_end_badly_are_limited_and_remembered(url: str) -> None:
     study = launch(url, 2, attempts=2, lease_seconds=0.2)
     claim(study).give_back("out of memory")

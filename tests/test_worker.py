@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from sweeper import data, database
 from sweeper.cli import app
-from sweeper.errors import DatabaseError, DeviceError, OutOfMemory
+from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, TrackingError
+from sweeper.store import Snapshot
 from sweeper.worker import Worker
 
 EPOCHS = 4
@@ -333,6 +334,30 @@ def test_a_full_disk_costs_states_not_the_trial(
         assert all(run["tags"]["sweeper.unstored"] for run in world.runs())
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_state_that_does_not_load_is_dropped_and_trained_again(home: Home, tmp_path: Path) -> None:
+    """One of the right bytes, which the trainer does not take: nobody else would, either."""
+    world = World(home, tmp_path, written(baselines=[STAY]))
+    bad = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[2]
+    rows = [{"epoch": epoch, "time": 1795169283123, "by": "x/0", "seconds": 1.0} for epoch in range(2)]
+    rows = [row | {"curve/lr": 1.0, "curve/mAP50-95": 0.1, "curve/mAP50": 0.1} for row in rows]
+    world.service.store.put(bad, Snapshot(2, b"not a state", rows, "x"))
+    world.run(workers=1)
+    assert states(world, STAY) == [1, 2, 3, 4]
+    assert world.trained.count(bad) == 1
+    assert world.service.study.done
+
+
+def test_another_studys_runs_are_not_written_to(home: Home, tmp_path: Path) -> None:
+    """The same name in another database, on the same MLflow."""
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "bob").mkdir()
+    config = written(name="theirs", baselines=[STAY])
+    World(home, tmp_path / "ann", config)
+    World(home, tmp_path / "ann", config)  # again is fine
+    with pytest.raises(TrackingError, match="'theirs' holds the runs of another study"):
+        World(home, tmp_path / "bob", config)
 
 
 # -- what is told of it

@@ -25,7 +25,7 @@ from sweeper.cli.options import (
     TrackingOption,
     service_of,
 )
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
@@ -155,9 +155,12 @@ def settle(service: "Service", stop: threading.Event) -> None:
     """What is left to do when the workers have ended; KeyboardInterrupt if they were told to."""
     if stop.is_set():
         raise KeyboardInterrupt
-    service.tracker.drain(60)
-    if service.study.done:
-        service.tracker.sweep(status="FINISHED")
+    left = service.tracker.drain(60)
+    try:
+        if service.study.done:
+            service.tracker.sweep(status="FINISHED")
+    except TrackingError as error:  # the answer is in the study
+        console.print(f"{error}; {left} journals wait to be sent by the next command", soft_wrap=True)
 
 
 def answer(service: "Service", again: str) -> None:

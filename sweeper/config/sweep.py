@@ -92,7 +92,7 @@ class Sweep(Model):
     invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    attempts: int = Field(default=3, ge=1)
+    attempts: int = Field(default=3, ge=1, description="in a row that end badly, without an epoch in between")
     lease_s: float = Field(default=60, gt=0)
     stall_s: float = Field(
         900, gt=0, description="seconds without a finished batch after which a training counts as hung"

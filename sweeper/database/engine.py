@@ -39,7 +39,7 @@ class Database:
     patience_s: float = PATIENCE_S
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return self.url.set(query={}).render_as_string(hide_password=True)  # a query can hold a password, too
 
     def transaction(self, work: Callable[[Connection], T]) -> T:
         """Do ``work`` in one transaction, again from its start after a transient error.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RESERVE = 500_000_000
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,6 +28,13 @@ class Place:
     def tracking(self) -> str:
         """The MLflow tracking URI."""
         return self.tracking_uri or f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def reserve(self) -> int:
+        """Bytes of its disk that the store of states leaves to the study and the journals, where they share it."""
+        states = Path(self.snapshots)
+        shared = "://" not in self.store and (not states.exists() or states.stat().st_dev == self.folder.stat().st_dev)
+        return RESERVE if shared else 0
 
     @property
     def snapshots(self) -> str:

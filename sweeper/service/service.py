@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeper import data, database, evidence, measures, schedules, search
 from sweeper.config import Sweep
-from sweeper.errors import DatabaseError, StoreError
+from sweeper.errors import DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace
 from sweeper.service.place import Place
 from sweeper.service.plan import plan
@@ -18,7 +18,7 @@ from sweeper.service.status import status
 from sweeper.stats import Answer, Row, choose
 from sweeper.store import Store
 from sweeper.study import Study, TrialRow
-from sweeper.tracking import Tracker
+from sweeper.tracking import Tracker, names
 from sweeper.training.process import TrainingProcess
 
 
@@ -53,7 +53,7 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        return Store(self.place.snapshots, self.database, max_bytes=int(self.sweep.store_gb * 1e9))
+        return Store(self.place.snapshots, self.database, int(self.sweep.store_gb * 1e9), self.place.reserve)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -155,7 +155,13 @@ class Service:
             for number, one in enumerate(given, start=1)
         ]
         slots += [{"stage": "search", "schedule": None, "seed": seed}] * (self.sweep.trials - len(given))
-        Study.create(
+        holder = self.tracker.holder()  # before the study is looked at: whoever makes both makes the study first
+        if holder not in (None, Study.open(self.database, self.sweep.name).id if self.launched else ""):
+            raise TrackingError(
+                f"tracking {self.tracker.server}: experiment {self.sweep.name!r} holds the runs of another study (of "
+                "another database, or one that was deleted since); expected a new name for the sweep"
+            )
+        study = Study.create(
             self.database,
             self.sweep.name,
             config={**self._config, "store": self.store.id},
@@ -165,7 +171,8 @@ class Service:
             free_keys=self._free_keys(Study.open(self.database, self.sweep.name).config if self.launched else {}),
             **self._leases,
         )
-        self.tracker.sweep(params=_flat(self.sweep.identity()), tags={"sweeper.data": self.dataset.digest})
+        tags = {"sweeper.data": self.dataset.digest, names.STUDY: study.id}
+        self.tracker.sweep(params=_flat(self.sweep.identity()), tags=tags)
 
     # -- what can be said of it
 
@@ -234,6 +241,17 @@ class Service:
             return Study.open(self.database, self.sweep.name).rows()
         return []
 
+    def run_id(self, row: TrialRow) -> str | None:
+        """The trial's run in MLflow; asks there where its worker was never told. None if there is none, or nobody."""
+        told: str | None = row.attrs.get("run_id")
+        return told if told or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
+
+    @cached_property
+    def _run_ids(self) -> dict[int, str]:
+        with contextlib.suppress(TrackingError):
+            return self.tracker.run_ids()
+        return {}
+
     def judged(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
         """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
         confounder = row.attrs.get("confounder")
@@ -256,7 +274,7 @@ class Service:
             score=row.value if row.state == "COMPLETE" else None,
             confounder=confounder,
             params=dict(row.schedule or {}),
-            run_id=row.attrs.get("run_id"),
+            run_id=self.run_id(row),
             facts=facts,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -23,6 +24,10 @@ from sweeper.store.snapshot import FORMAT
 # Files written aside by processes of this host that are gone. Not at once: containers may share a host's name.
 _DEAD_S = 600
 _ABANDONED_S = 24 * 3600  # other files that no row of the index knows
+
+# The names that are written here: the place may be a bucket that holds other things, too.
+_ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")
+_SNAPSHOT = re.compile(r"(?P<begin>[^/]{2})/(?P=begin)[^/]*-[0-9a-f]{12}")
 
 
 class Place:
@@ -97,13 +102,26 @@ class Place:
         with suppress(StoreError), self._doing("remove", file):
             self._fs.rm_file(f"{self._root}/{file}")
 
-    def left_behind(self) -> list[str]:
-        """Files that no living writer is at: those written aside by dead processes of this host, and all old ones."""
+    def shared(self, database: str) -> bool:
+        """Whether other databases than this one have snapshots here; remembers this one."""
+        mine = hashlib.sha256(database.encode()).hexdigest()[:32]
+        with self._doing("list", "databases"):
+            folder = f"{self._root}/databases"
+            self._fs.makedirs(folder, exist_ok=True)
+            if not self._fs.exists(f"{folder}/{mine}"):
+                self._fs.pipe_file(f"{folder}/{mine}", database.encode())
+            self._fs.invalidate_cache()
+            return any(not str(path).endswith(mine) for path in self._fs.find(folder))
+
+    def left_behind(self) -> tuple[list[str], list[str]]:
+        """Files of ours that no living writer is at: written aside by dead processes of this host, or old; and the old
+        ones among the snapshots' files."""
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
             found: dict[str, Any] = self._fs.find(self._root, detail=True)
         files = {path.removeprefix(self._root).lstrip("/"): info for path, info in found.items()}
-        return [file for file, info in files.items() if file != "store.json" and _abandoned(file, info)]
+        old = [file for file, info in files.items() if _abandoned(file, info)]
+        return [file for file in old if _ASIDE.fullmatch(file)], [file for file in old if _SNAPSHOT.fullmatch(file)]
 
     def free(self) -> int | None:
         """Free bytes where the file system can tell."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,19 +28,25 @@ from sweeper.store.snapshot import Mismatch, Snapshot, Usage, pack, unpack
 class Store:
     """The snapshots at ``url`` (a folder or any fsspec URL), indexed in ``database``.
 
-    With ``max_bytes``, every :meth:`put` makes room by removing what :meth:`gc` would. Raises StoreError when the
-    place cannot be used, for a missing driver, or for a store made by a newer version.
+    With ``max_bytes``, every :meth:`put` makes room by removing what :meth:`gc` would. ``reserve``: bytes of a local
+    disk that are left to others. Raises StoreError when the place cannot be used, for a missing driver, or for a store
+    made by a newer version.
     """
 
-    def __init__(self, url: str | Path, database: Database, max_bytes: int | None = None) -> None:
+    def __init__(self, url: str | Path, database: Database, max_bytes: int | None = None, reserve: int = 0) -> None:
         self.url = str(url)
         self.max_bytes = max_bytes
+        self._reserve = reserve
         self._database = database
         self._tables = database.tables
         self._place = Place(self.url)
         self.id = self._place.id
         insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
         database.transaction(lambda connection: connection.execute(insert))
+        # A file of SQLite is this machine's own, whatever its path.
+        own = socket.gethostname() + ":" if database.url.get_backend_name() == "sqlite" else ""
+        shown = database.url.set(username=None, password=None, query={}).render_as_string()
+        self._shared = self._place.shared(own + shown)
 
     # -- snapshots
 
@@ -110,6 +117,12 @@ class Store:
             content = pack(key, snapshot, profile or {})
             sha256 = hashlib.sha256(content).hexdigest()
             file = f"{key[:2]}/{key}-{sha256[:12]}"
+            free = self._place.free() if self._reserve else None
+            if free is not None and free < self._reserve + len(content):
+                raise StoreError(
+                    f"{self.url}: {free / 1e6:.0f} MB are left on its disk, which study and journals need, too; "
+                    "expected more free space, a smaller store_gb or another store"
+                )
             self._place.write(file, content, sha256)
 
         def index(connection: Connection) -> Any:
@@ -131,7 +144,7 @@ class Store:
             if row is not None:
                 touch = update(t).where(t.c.store == self.id, t.c.key == key)
                 connection.execute(touch.values(used=self._database.now, branch=True if branch else t.c.branch))
-                if owner is not None:
+                if owner is not None and not self._pinned_after(connection, owner, snapshot.epoch):
                     self._pin(connection, owner, [key])
             return row
 
@@ -218,6 +231,13 @@ class Store:
         """``owner`` is finished and needs nothing any more."""
         self.pin(owner, ())
 
+    def _pinned_after(self, connection: Connection, owner: str, epoch: int) -> bool:
+        """Whether a later state is pinned: a worker frozen while it stored this one has been replaced since."""
+        t, pins = self._tables.snapshots, self._tables.pins
+        both = select(pins.c.key).join(t, (t.c.store == pins.c.store) & (t.c.key == pins.c.key))
+        later = both.where(pins.c.store == self.id, pins.c.owner == owner, t.c.epoch > epoch)
+        return connection.execute(later.limit(1)).first() is not None
+
     def _pin(self, connection: Connection, owner: str, keys: Sequence[str]) -> None:
         t = self._tables.pins
         connection.execute(delete(t).where(t.c.store == self.id, t.c.owner == owner))
@@ -237,11 +257,12 @@ class Store:
             lift = delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished)))
             self._database.transaction(lambda connection: connection.execute(lift))
         files = select(self._tables.snapshots.c.file).where(self._tables.snapshots.c.store == self.id)
-        left = self._place.left_behind()  # before the index is read: a file that gets its row meanwhile is known
+        aside, old = self._place.left_behind()  # before the index is read: a file that gets its row meanwhile is known
         known = set(self._database.transaction(lambda connection: connection.execute(files).scalars()))
-        for file in left:  # where the index knows nothing at all, it is not the one that belongs to these files
-            if file not in known and (known or file.startswith("tmp/")):
-                self._place.remove(file)
+        # where the index knows nothing at all, or is not the only one, the files may belong to another
+        unknown = [file for file in old if file not in known] if known and not self._shared else []
+        for file in [*aside, *unknown]:
+            self._place.remove(file)
         budget = self.max_bytes if max_bytes is None else max_bytes
         return (0, 0) if budget is None else self._evict(budget)
 
@@ -297,6 +318,14 @@ class Store:
         if not same:
             raise StoreError(f"{self.url}: reads back something else than was written; choose another place")
         return self._place.free()
+
+    def drop(self, key: str, why: str) -> None:
+        """Remove a snapshot that was read whole and is of no use."""
+        t = self._tables.snapshots
+        query = select(t).where(t.c.store == self.id, t.c.key == key)
+        row = self._database.transaction(lambda connection: connection.execute(query).first())
+        if row is not None:
+            self._drop(row, why)
 
     def _drop(self, row: Any, what: str) -> SnapshotCorrupt:
         t = self._tables.snapshots

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import optuna
@@ -111,10 +112,10 @@ class Lease:
         except KeyError:  # deleted
             raise self.lost() from None
 
-    def store(self, work: Callable[[], None]) -> None:
+    def store(self, work: Callable[[], None], **values: Any) -> None:
         """Behind the fence, store something on the trial; raises LeaseLost also if it is finished or deleted."""
         try:
-            self.write(work)
+            self.write(work, **values)
         except (UpdateFinishedTrialError, KeyError):
             raise self.lost() from None
 
@@ -264,7 +265,10 @@ class Slot:
     def report(self, epoch: int, value: float) -> None:
         """Store the objective after ``epoch`` (from 0); a second report of an epoch replaces the first."""
         lease, number = self._lease, float(value)
-        lease.store(lambda: lease.storage.set_trial_intermediate_value(lease.trial_id, epoch, number))
+        strikes = lease.strikes if epoch in self.values else 0  # a trial that gets on is not broken
+        work = functools.partial(lease.storage.set_trial_intermediate_value, lease.trial_id, epoch, number)
+        lease.store(work, **({"strikes": strikes} if strikes != lease.strikes else {}))
+        self._lease = replace(lease, strikes=strikes)
         self.values[epoch] = number
 
     def set(self, key: str, value: Any) -> None:

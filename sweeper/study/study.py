@@ -33,7 +33,7 @@ class Study:
         self.config: dict[str, Any] = json.loads(row.config)
         self.sampler: str = row.sampler
         self.seed: int = row.seed
-        self._id: str = row.id
+        self.id = str(row.id)  #: random: a study made anew under the name has another
         self._database = database
         self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
         self._history = History(database, storage, row.study_id)
@@ -209,7 +209,7 @@ class Study:
         workers = self._database.tables.workers
         said = {"host": host, "pid": pid, "device": device, "number": number, "epoch": epoch}
         said["beat"] = self._database.now
-        insert = self._database.upsert(workers).values(study=self._id, worker=worker, **said)
+        insert = self._database.upsert(workers).values(study=self.id, worker=worker, **said)
         upsert = insert.on_conflict_do_update(index_elements=["study", "worker"], set_=said)
         self._database.transaction(lambda connection: connection.execute(upsert))
 
@@ -217,7 +217,7 @@ class Study:
         """All workers that ever said anything, the last heard of first."""
         workers = self._database.tables.workers
         age = (self._database.now - workers.c.beat).label("age")
-        query = select(workers, age).where(workers.c.study == self._id).order_by(age)
+        query = select(workers, age).where(workers.c.study == self.id).order_by(age)
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
         return [WorkerRow(row.worker, row.host, row.pid, row.device, row.number, row.epoch, row.age) for row in rows]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeper.errors import TrackingError
+from sweeper.errors import TrackingError, TrackingRefused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,12 +85,12 @@ class Connection:
                 f"tracking {self}: no answer within {timeout:g} s ({_line(error, 120)}); start it or change the address"
             ) from None
         if answer.status_code == 401:
-            raise TrackingError(
+            raise TrackingRefused(
                 f"tracking {self}: user {os.environ.get('MLFLOW_TRACKING_USERNAME')!r} or the password is refused; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         if answer.status_code == 403:
-            raise TrackingError(
+            raise TrackingRefused(
                 f"tracking {self}: refused (403: {_line(answer.text, 100)}); "
                 "start the server with --allowed-hosts for this name, or give the user permission"
             )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from sweeper.errors import TrackingError
 
 SWEEP = "sweeper.sweep"  # the sweep's name; also the experiment's
+STUDY = "sweeper.study"  # of the parent run: the study's own random name
 KIND = "sweeper.kind"  # "sweep" (the parent run) or "trial"
 TRIAL = "sweeper.trial"  # number of the trial, from 0
 ATTEMPT = "sweeper.attempt"  # the latest attempt that wrote to the run

@@ -135,6 +135,18 @@ class Server(Connection):
             runs = self.client().search_runs([experiment], wanted, max_results=1, order_by=order)
         return str(runs[0].info.run_id) if runs else None
 
+    def tag(self, tags: Mapping[str, str], key: str) -> str | None:
+        """A tag of the oldest run with these tags; None if there is none. Makes no experiment."""
+        with self.asking():
+            if self._found_experiment() is None:
+                return None
+        run_id = self.find(tags)
+        if run_id is None:
+            return None
+        with self.asking():
+            found: str | None = self.client().get_run(run_id).data.tags.get(key)
+            return found
+
     def attempt(self, run_id: str) -> int:
         """The newest attempt that has written to the run."""
         with self.asking():

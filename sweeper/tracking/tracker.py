@@ -142,6 +142,14 @@ class Tracker:
         first = {run["tags"][names.TRIAL]: run for run in reversed(runs)}  # the oldest of each, should there be two
         return sorted(first.values(), key=lambda run: int(run["tags"][names.TRIAL]))
 
+    def run_ids(self) -> dict[int, str]:
+        """trial -> its run's id. TrackingError if the server is away."""
+        return {int(run["tags"][names.TRIAL]): str(run["run_id"]) for run in self.runs()}
+
+    def holder(self) -> str | None:
+        """The study that the experiment belongs to; None if nobody has launched one. TrackingError as above."""
+        return self.server.tag({names.KIND: "sweep"}, names.STUDY)
+
     def history(self, run_id: str, key: str) -> list[tuple[int, float, int]]:
         """(step, value, time in ms since 1970) of a metric, by step."""
         return self.server.history(run_id, key)

@@ -92,8 +92,8 @@ class Trainer(Protocol):
         Raises LRMismatch, NotFinite or OutOfMemory; the state is then undefined until ``load``.
         """
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the EMA; training goes on as if this had not been called."""
+    def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
+        """Evaluate the EMA; training goes on as if this had not been called. ``beat``: called with every batch."""
 
     def state(self) -> bytes:
         """Everything needed to continue, in full precision; loads with ``torch.load(weights_only=True)``."""

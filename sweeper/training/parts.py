@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
 class Validator(DetectionValidator):  # type: ignore[misc]
     """Ultralytics' validator, which also keeps what it found, in image pixels and full precision."""
 
+    beat: Callable[[int], None] = staticmethod(lambda batch: None)  # called with every batch
+
     def init_metrics(self, model: torch.nn.Module) -> None:
         """Start anew."""
         self.metrics = DetMetrics()  # kept ones would show their last values where nothing is found
@@ -179,6 +181,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Count, and keep."""
+        self.beat(self.batch_i)
         super().update_metrics(preds, batch)
         for i, pred in enumerate(preds):
             about = self._prepare_batch(i, batch)

@@ -296,7 +296,7 @@ def _train(pipe: Connection, trainer: Any, device: str, trace: Trace, start: int
 
     for epoch in range(start, trace.epochs):
         log = trainer.train_epoch(epoch, trace, beat)
-        evaluation = trainer.evaluate()
+        evaluation = trainer.evaluate(beat)
         pipe.send(
             Epoch(
                 epoch=epoch,

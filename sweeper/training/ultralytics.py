@@ -101,10 +101,11 @@ class UltralyticsTrainer:
         losses = {f"train/{name}": float(value) / batches for name, value in sums.items()}
         return EpochLog(np.array(used, np.float32), losses, time.perf_counter() - started)
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
         """Evaluate the EMA; see the protocol."""
         started = time.perf_counter()
         validator = self._parts.validator
+        validator.beat = beat
         with _typed_errors("evaluation"):
             validator(self._parts)
         box, batches = validator.metrics.box, len(validator.dataloader)

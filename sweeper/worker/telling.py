@@ -115,8 +115,7 @@ class Telling:
         told |= {"gpu_memory": round(memory, 4)} if memory else {}
         for key, said in told.items():
             slot.set(key, said)
-        log.flush(5)
-        if log.run_id is not None:
+        if log.run_id is not None:  # else the server was away all the time; whoever wants it later asks there
             slot.set("run_id", log.run_id)
         if pruned:
             slot.set("pruned", pruned)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from sweeper import measures, search
+from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
     DataError,
@@ -27,6 +28,7 @@ from sweeper.errors import (
     StoreError,
     SweeperError,
     TrackingError,
+    TrackingRefused,
     TrainingError,
 )
 from sweeper.known import Known
@@ -35,7 +37,7 @@ from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
-from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
+from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
 from sweeper.worker.telling import Telling
 
 say = logging.getLogger("sweeper")
@@ -82,12 +84,19 @@ class Worker:
         """
         say.info("sweep %s, on %s: opening it", self.service.sweep.name, self.device)
         self.service.check_store()
+        self._check_tracking()
         study = self.service.study
         passed: set[int] = set()  # trials to be left to others for now
         faults = 0  # in a row, without an epoch in between
         looks = 0  # in a row, at trials that wait for what is trained elsewhere
         stall_s = self.service.sweep.stall_s
         with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, share=self.share) as child:
+            try:
+                child.fingerprint(self.service.recipe(self.service.sweep.recipe.seed))
+            except DeviceError:  # as with every trial; all else may be a trial's matter
+                raise
+            except SweeperError as error:
+                say.warning("%s", error)
             while not self.stop.is_set():
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
@@ -117,6 +126,15 @@ class Worker:
                 else:  # the last ones are being trained elsewhere, or wait for a segment that is
                     passed.clear()
                     self.stop.wait(1)
+
+    def _check_tracking(self) -> None:
+        """TrackingError if the server does not let us in; where it does not answer, journals wait for it."""
+        try:
+            self.service.tracker.check()
+        except TrackingRefused:
+            raise
+        except TrackingError as error:
+            say.warning("%s; the trials go on and are sent later", error)
 
     def _trial(self, slot: Slot, child: TrainingProcess) -> bool:
         """Work on one trial and leave it told, failed or given back; False if that was due to a fault here.
@@ -178,7 +196,10 @@ class Worker:
     def _give_up(self, slot: Slot) -> None:
         """The same for a trial whose workers died too often; the study closes it."""
         say.warning("trial %d has had its attempts: %s", slot.number, "; ".join(slot.reasons))
-        self._end_run(slot, slot.reasons[-1])
+        try:
+            self._end_run(slot, slot.reasons[-1])
+        except TrackingError as error:  # the study must not wait for it
+            say.warning("trial %d: %s", slot.number, error)
         self._unpin(slot)
 
     def _end_run(self, slot: Slot, reason: str) -> None:
@@ -220,9 +241,7 @@ class Worker:
                         break
                 if pruned or found.epoch == trace.epochs:
                     break
-                for event in child.train(
-                    recipe, trace, start=found.epoch, state=found.state or None, detecting=service.sweep.with_coco
-                ):
+                for event in self._epochs(slot, child, recipe, trace, found, keys):
                     self._beat(slot.number, event.epoch)
                     if isinstance(event, Beat):
                         continue
@@ -259,6 +278,19 @@ class Worker:
             self._release()
             if log is not None:
                 log.close()
+
+    def _epochs(
+        self, slot: Slot, child: TrainingProcess, recipe: Recipe, trace: Trace, found: Snapshot, keys: list[str]
+    ) -> Iterator[Beat | Epoch]:
+        """The training from a stored state on. One that the trainer cannot load is dropped, and there is no epoch."""
+        detecting = self.service.sweep.with_coco
+        try:
+            yield from child.train(recipe, trace, start=found.epoch, state=found.state or None, detecting=detecting)
+        except SnapshotCorrupt as error:
+            if not found.epoch:
+                raise
+            say.warning("trial %d: %s", slot.number, error)
+            self.service.store.drop(keys[found.epoch], str(error))
 
     # -- segments: trained once, by whoever holds the lease
 
@@ -347,7 +379,8 @@ class Worker:
                 try:
                     slot.renew()
                     if (segment := self._segment) is not None:
-                        self.service.store.lease(segment, self.name, self.service.sweep.lease_s)
+                        with contextlib.suppress(LeaseLost):  # given up in this moment; else storing the state shows it
+                            self.service.store.renew(segment, self.name, self.service.sweep.lease_s)
                 except LeaseLost:
                     return  # the next write says so, too, and stops
                 except SweeperError as error:
