@@ -3,7 +3,7 @@
     python benchmarks/per_device.py jobs/digits.yaml [--workers 1 2 4 8] [key=value ...]
 
 Each line is a sweep of its own: as many trials as workers, at least 8, of schedules that share nothing. Where NVIDIA's
-MPS is to be tried, start it before (nvidia-cuda-mps-control -d) and compare. Not run so far: no GPU was to be had.
+MPS is to be tried, start it before (nvidia-cuda-mps-control -d) and compare. Figures: docs/scale.md.
 """
 
 import argparse
