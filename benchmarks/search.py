@@ -1,6 +1,6 @@
 """What the search finds for the epochs that it trains, on simulated trainings driven by the LR trace itself.
 
-    python benchmarks/search.py                  # 20 seeds, all three questions; about 25 minutes of one core
+    python benchmarks/search.py                  # 20 seeds, all three questions; about 40 minutes of one core
     python benchmarks/search.py --quick          # 4 seeds, small budgets: a minute or two
     python benchmarks/search.py --only pruners   # or: budget, encodings
     python benchmarks/search.py --jobs 2         # seeds side by side

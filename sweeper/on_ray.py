@@ -6,6 +6,8 @@ lose nodes and gain some: workers that have no place wait for one, and a lost wo
 
 import contextlib
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +18,12 @@ import ray
 from ray.exceptions import RayError
 
 from sweeper.errors import ConfigError, DeviceError, SweeperError
-from sweeper.fleet import Fleet, Process
+from sweeper.fleet import TRIES, Fleet, Process
 
 PASSED_ON = ("SWEEPER_", "MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_APPLICATION_CREDENTIALS")
 LOST = -1  # the exit status of a worker whose node or actor is gone
 GROW_S = 5.0  # between two looks at what is free
+ANSWER_S = 5.0  # for a cluster's address to answer
 PATIENCE_S = 30.0  # until those who wait for a place are spoken of
 
 
@@ -29,8 +32,21 @@ def connect(address: str = "auto") -> None:
 
     Raises DeviceError if there is none.
     """
+    if host := re.fullmatch(r"([^:/]+):([0-9]+)", address):  # Ray itself would try for a minute and longer
+        try:
+            socket.create_connection((host[1], int(host[2])), timeout=ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise DeviceError(
+                f"no Ray cluster at {address}: nobody answers there ({error}); start one (ray start --head), or name "
+                "another by --address or RAY_ADDRESS"
+            ) from None
     try:
         ray.init(address=address, logging_level="warning")
+    except RuntimeError as error:  # of a node with another version, for one
+        raise DeviceError(
+            f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}; expected one that runs, "
+            "with the same versions of Ray and Python everywhere"
+        ) from None
     except (ConnectionError, RayError, ValueError) as error:
         raise DeviceError(
             f"no Ray cluster at {address}: {str(error).partition('. ')[0]}; start one (ray start --head), or name it "
@@ -136,6 +152,8 @@ class RayFleet(Fleet):
         threads: int = 0,
     ) -> None:
         super().__init__(command, ["ray"] * (workers or 1))
+        self._given_up: set[int] = set()
+        self._cluster: dict[str, float] = {}  # as it was when a slot was given up last
         self._follow, self._wanted = workers is None, wanted
         self._need = {name: amount for name, amount in (("GPU", gpus), ("CPU", cpus)) if amount}
         self._passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
@@ -155,10 +173,19 @@ class RayFleet(Fleet):
         return [remote for remote in self._running.values() if isinstance(remote, Remote) and not remote.placed]
 
     def grow(self) -> None:
-        """With ``workers`` None: one more for each free share; none while one of ours waits for a place."""
+        """With ``workers`` None: one more for each free share; none while one of ours waits for a place.
+
+        Nor after one was given up, until the cluster is another: it would die of the same, again and again.
+        """
         if not self._follow or self._again or self._waiting or time.monotonic() - self._looked < GROW_S:
             return
         self._looked = time.monotonic()
+        if given_up := {index for index, deaths in self._in_vain.items() if deaths >= TRIES}:
+            cluster = ray.cluster_resources()
+            if given_up != self._given_up:
+                self._given_up, self._cluster = given_up, cluster
+            if cluster == self._cluster:
+                return
         free = ray.available_resources()
         room = min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in self._need.items())
         more = min(room, self._wanted() - len(self._running))

@@ -55,6 +55,18 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("search: {family: cawb, restarts: {max: 9, distance: 5}}", "do not fit"),
         ("search: {family: cawb, warmup: []}", "empty"),
         ("search: 7", "mapping"),
+        ("search: {family: cawb, params: [1]}", "params: [1] is not a mapping; expected"),
+        ("search: {family: cawb, params: abc}", "params: 'abc' is not a mapping; expected"),
+        ("search: {family: cawb, decay: {cosine: {power: [1, 2]}}}", "expected a list: [{cosine: {power: ...}}]"),
+        (
+            "search: {family: cawb, floor: {low: 0, hi: 1}}",
+            "floor: 'hi' is not a key of a range (did you mean 'high'?)",
+        ),
+        ("search: {family: cawb, floor: {low: 0}}", "floor: is a range without high; expected"),
+        ("search: {family: cawb, floor: {low: a, high: 1}}", "floor: low: 'a' is not allowed; expected a number"),
+        ("search: {family: cawb, floor: {low: 1, high: 0}}", "search: floor: low 1 is not below high 0; expected"),
+        ("search: {family: cawb, decay: [{cosine: {power: {lw: 1}}}]}", "decay: cosine: power: 'lw' is not a key"),
+        ("pruner: {name: cycle_end, from_epoch: 20}", "from_epoch: 20 is not inside the run"),
         ("baselines: yolo_linear", "baselines: 'yolo_linear' is not a list"),
         ("confirm: 3", "confirm: 3 is not a mapping; expected best, seeds"),
         ("confirm: {sedes: 3}", "confirm.sedes is not a key here (did you mean 'seeds'?)"),
@@ -88,6 +100,13 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
 def test_not_yaml_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line"):
         Sweep.load(write(tmp_path, "name: [1, 2\nepochs: 3\n"))
+
+
+def test_restarts_are_as_far_apart_as_their_grid(tmp_path: Path) -> None:
+    for written, distance in (("{every: 5}", 5), ("{every: 5, distance: 2}", 2), ("{}", 1)):
+        found = Sweep.load(write(tmp_path, GOOD), [f"search.restarts={written}"]).search.restarts
+        assert found is not None
+        assert found.distance == distance
 
 
 def test_overrides_go_deep(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """Worker processes on device slots: where they go, what they see, and that the dead are replaced."""
 
+import importlib
 import os
 import signal
 import stat
 import sys
 import threading
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 
 from sweeper import fleet
 from sweeper.errors import DatabaseError, DeviceError, SweeperError
@@ -159,3 +163,55 @@ time.sleep(60)"""
     (ready,) = tmp_path.glob("ready-*")
     with pytest.raises(ProcessLookupError):
         os.kill(int(ready.name.removeprefix("ready-")), signal.SIG_DFL)
+
+
+# -- on a cluster, as far as it goes without Ray: the rest is `make ray-test`
+
+
+@pytest.fixture
+def on_ray(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, on a Ray whose cluster has two cores, both free."""
+    there: Any = types.ModuleType("ray")
+    there.exceptions = types.ModuleType("ray.exceptions")
+    there.exceptions.RayError = type("RayError", (Exception,), {})
+    there.remote = lambda kind: types.SimpleNamespace(options=lambda **options: kind)
+    there.cluster_resources = there.available_resources = lambda: {"CPU": 2.0}
+    monkeypatch.setitem(sys.modules, "ray", there)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", there.exceptions)
+    monkeypatch.delitem(sys.modules, "sweeper.on_ray", raising=False)
+    yield importlib.import_module("sweeper.on_ray")
+    del sys.modules["sweeper.on_ray"], sys.modules["sweeper"].on_ray  # the next one wants the real one
+
+
+def test_a_cluster_whose_workers_cannot_live_gets_no_more_of_them(on_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = on_ray.RayFleet(["none"], workers=None, gpus=0, cpus=1, wanted=lambda: 20)
+    crew._again.clear()
+    crew.grow()
+    assert len(crew._again) == 2
+    crew._again.clear()
+    crew._in_vain[0] = fleet.TRIES  # given up
+    for _ in range(2):
+        crew._looked = -on_ray.GROW_S
+        crew.grow()
+        assert not crew._again
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    crew._looked = -on_ray.GROW_S
+    crew.grow()
+    assert len(crew._again) == 2
+
+
+def test_a_cluster_that_is_not_there_is_said_in_one_line(on_ray: Any) -> None:
+    def other_version(**options: Any) -> None:
+        raise RuntimeError("Version mismatch: the cluster was started with:\n    Ray: 2.40.0")
+
+    with pytest.raises(DeviceError, match=r"no Ray cluster at 127.0.0.1:1: nobody answers there"):
+        on_ray.connect("127.0.0.1:1")
+    on_ray.ray.init = other_version
+    with pytest.raises(DeviceError, match=r"^the Ray cluster at auto cannot be joined: Version .*: Ray: 2.40.0; exp"):
+        on_ray.connect()
+
+
+def test_a_share_is_what_a_worker_takes(tmp_path: Path) -> None:
+    told = tiny.sweeper("ray", "sweep.yaml", "--gpus", "0.005", cwd=tmp_path, check=False)
+    assert told.returncode == 1
+    assert told.stderr == "sweeper: --gpus 0.005: is too little for a worker; expected 0 (CPU), or 0.01 to 1\n"

@@ -222,6 +222,31 @@ def test_a_choice_has_parameters_of_its_own() -> None:
     assert seen == {"linear", "cosine", "0.5"}
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "grid"])
+def test_a_choices_own_parameter_wins_wherever_it_stands(sampler: str) -> None:
+    decay = {"decay": ["linear", {"cosine": {"floor": [0.2, 0.3]}}]}
+    floor = {"floor": [0.0, 0.1]}
+    for space in ({**SPACE, **decay, **floor}, {**SPACE, **floor, **decay}):
+        sweep = build(space, sampler=sampler)
+        search.check(sweep)
+        for seed in range(20):
+            noted = Noted(seed)
+            spec = search.propose(sweep, noted, time(sweep))
+            own = spec["decay"] == "cosine"
+            assert spec["floor"] in ((0.2, 0.3) if own else (0.0, 0.1))
+            assert sampler == "gp" or ("floor" in noted.names) != own
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_fixed_steps_have_cycles_too(sampler: str) -> None:
+    space = {key: value for key, value in SPACE.items() if key != "restarts"} | {"steps": [30, "60ep"]}
+    sweep = build(space, sampler=sampler)
+    search.check(sweep)
+    seen = {tuple(search.propose(sweep, search.Drawn(seed), time(sweep))["step_scale"]) for seed in range(200)}
+    assert len(seen) == 9
+    assert all(len(scales) == 2 for scales in seen)
+
+
 def _last(spec: dict[str, Any]) -> float:
     peak = 1.0
     for scale in spec["step_scale"] if spec["steps"] else []:
@@ -242,6 +267,15 @@ def _last(spec: dict[str, Any]) -> float:
         ({"warmup": "20ep", "restarts": {"first": 20}}, "expected epoch 21"),
         ({"restarts": {"max": 4, "distance": 30}}, "do not fit"),
         ({"decay": [[1, 2]]}, "single value"),
+        ({"restarts": None}, "step_scale: is one for each restart, and there are none"),
+        (
+            {
+                "decay": ["linear", {"u*b": {"b": [1], "floor": [0, 0.1]}}],
+                "floor": {"per": "cycle", "choices": [0, 0.2]},
+            },
+            "floor_2",
+        ),
+        ({"warmup": "0.29dur", "restarts": {"first": 29}}, "expected epoch 30"),
     ],
 )
 def test_what_cannot_be_proposed_is_refused_before_it_is(space: dict[str, Any], says: str) -> None:
@@ -266,7 +300,7 @@ def test_a_sampler_is_known_when_the_file_is_read(sampler: str) -> None:
 
 
 def test_restarts_come_after_a_warmup_in_steps() -> None:
-    sweep = build({**SPACE, "warmup": "100it"})
+    sweep = build({**SPACE, "warmup": "1E2 it"})
     assert search.slots(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
     assert search.slots(sweep, TimeBase(100, 100))[0][0] == 10
     search.check(sweep)  # nothing to say before the steps of an epoch are known
@@ -304,14 +338,43 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
         ({"restart_9": "on"}, "restart_9: is not a parameter of the search"),
         ({"restart_1": "yes"}, "'yes' is not in the search space"),
         ({"restart_1": "on", "steps_1": 11}, "11 is not in the search space"),
+        ({"restart_1": "on", "steps_1": 30, "restart_2": "on", "steps_2": 40}, "steps_2: 40 "),
+        ({"restart_1": "off", "restart_2": "off", "restart_3": "off"}, "3 restarts are off; expected at most 2"),
         ({"family": "cawb", "steps": [300]}, "300"),
     ],
 )
-def test_what_cannot_be_enqueued_is_said(given: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_cannot_be_enqueued_is_said(given: dict[str, Any], says: str, sampler: str) -> None:
+    space = {**SPACE, "restarts": {"min": 1, "max": 3, "every": 10, "distance": 20, "first": 10, "last": 90}}
     with pytest.raises(ConfigError) as caught:
-        search.check(build(enqueue=[given]))
+        search.check(build(space, enqueue=[given], sampler=sampler))
     assert says in str(caught.value)
     assert str(caught.value).startswith("enqueue: 1: ")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_switch_is_on_without_quotes(sampler: str) -> None:
+    """YAML 1.1 reads `on` as true."""
+    sweep = build(enqueue=[{"restart_1": True, "steps_1": 30, "restart_2": False}], sampler=sampler)
+    (found,) = search.enqueued(sweep, time(sweep))
+    assert found["params"].items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
+
+
+def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
+    """Its ranges depend on earlier answers: a restart drawn before an answered one could make that one invalid."""
+    space = {**SPACE, "restarts": {"max": 3, "every": 10, "distance": 20}}
+    sweep = build(space, enqueue=[{"restart_2": "on", "steps_2": 50}], sampler="grid")
+    (found,) = search.enqueued(sweep, time(sweep))
+    assert found["params"] == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
+
+
+def test_answers_are_not_drawn() -> None:
+    sweep = build({**SPACE, "floor": {"low": 0.0, "high": 0.1}})
+    for seed in range(10):
+        answers = {"restart_1": "on", "steps_1": 30, "floor": 0.05}
+        spec = search.propose(sweep, search.Drawn(seed, answers), time(sweep))
+        assert spec["steps"][0] == 30
+        assert spec["floor"] == 0.05
 
 
 # -- near duplicates

@@ -10,6 +10,7 @@ import tiny
 
 from sweeper import prune
 from sweeper.config import Sweep
+from sweeper.errors import ConfigError
 from sweeper.known import Known
 from sweeper.schedules import Trace
 from sweeper.service import Place, Service
@@ -47,6 +48,20 @@ def service(folder: Path, **more: Any) -> Service:
     opened = Service(sweep, Place(str(folder / "store")))
     opened.launch()
     return opened
+
+
+def test_a_plan_counts_what_was_enqueued_and_refuses_what_launch_does(folder: Path) -> None:
+    space = {"family": "cawb", "restarts": {"max": 2}, "warmup": 0, "step_scale": [0.5, 1.0]}
+    answers = {"restart_1": True, "restart_2": False, "step_scale": 1.0}
+    sweep = Sweep.build(
+        {**SWEEP, "data": str(folder / "data" / "data.yaml"), "search": space, "trials": 3, "enqueue": [answers]}
+    )
+    planned = Service(sweep, Place(str(folder / "store"))).plan()
+    draws = [shown["spec"] for shown in planned["schedules"] if shown["kind"] == "search"]
+    assert len(draws) == planned["distinct"] == 3
+    assert (draws[0]["steps"], draws[0]["step_scale"]) == ([1], 1.0)
+    with pytest.raises(ConfigError, match="sampler: 'nobody:Has' cannot be imported"):
+        Service(sweep.model_copy(update={"sampler": "nobody:Has"}), Place(str(folder / "store"))).plan()
 
 
 def trained(folder: Path, **more: Any) -> Service:

@@ -10,6 +10,8 @@ from sweeper.cli.sweeps import answer, arguments_of, named, open_trials, settle,
 from sweeper.errors import ConfigError
 from sweeper.fleet import CPU
 
+LEAST_SHARE = 0.01  # of a GPU, as for `sweeper worker --share`
+
 
 def ray(
     sweep: SweepFile,
@@ -29,10 +31,12 @@ def ray(
     address: Annotated[str, typer.Option(help="The cluster; auto: RAY_ADDRESS, or the one of this machine.")] = "auto",
 ) -> None:
     """All of it, with the workers on a Ray cluster. Ctrl-C is safe: the same command goes on where it stopped."""
+    if gpus and gpus < LEAST_SHARE:
+        raise ConfigError(f"--gpus {gpus:g}: is too little for a worker; expected 0 (CPU), or {LEAST_SHARE:g} to 1")
     try:
         from sweeper import on_ray
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'sweeper[ray]'") from None
+        raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'ray>=2.40,<3'") from None
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     recipe, on_cpu = service.sweep.recipe, service.sweep.device == CPU
     on_ray.connect(address)

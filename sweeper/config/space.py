@@ -1,5 +1,6 @@
 """``Search``: the space that Optuna searches, as a sweep file writes it."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -60,8 +61,37 @@ class Parameter(Model):
         if isinstance(written, list | tuple):
             return cls._read_choices(list(written), per_cycle)
         if isinstance(written, Mapping):
-            return cls(range=Range.model_validate(written), per_cycle=per_cycle)
+            return cls(range=cls._read_range(written), per_cycle=per_cycle)
         return cls(value=written)
+
+    @classmethod
+    def _read_range(cls, written: Mapping[Any, Any]) -> Range:
+        if len(written) == 1 and isinstance(next(iter(written.values())), Mapping):
+            [(choice, own)] = written.items()
+            raise ValueError(
+                f"{choice!r} with parameters of its own is one of several choices; expected a list: "
+                f"[{{{choice}: {{{', '.join(map(str, own))}: ...}}}}]"
+            )
+        for key in written:
+            if key not in Range.model_fields:
+                close = difflib.get_close_matches(str(key), Range.model_fields, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise ValueError(
+                    f"{key!r} is not a key of a range{hint}; expected low, high and, if need be, step or log"
+                )
+        if missing := [key for key in ("low", "high") if key not in written]:
+            raise ValueError(
+                f"is a range without {' and '.join(missing)}; expected {{low: ..., high: ...}}, or a list of choices"
+            )
+        try:
+            return Range.model_validate(written)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if not first["loc"]:
+                raise ValueError(first["msg"].removeprefix("Value error, ")) from None
+            key = str(first["loc"][0])
+            kind = {"step": "a number above 0", "log": "true or false"}.get(key, "a number")
+            raise ValueError(f"{key}: {written[key]!r} is not allowed; expected {kind}") from None
 
     @classmethod
     def _read_choices(cls, written: list[Any], per_cycle: bool) -> "Parameter":
@@ -78,7 +108,7 @@ class Parameter(Model):
                     "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
                 )
             choices.append(choice)
-            belongs.append({str(name): cls.read(value) for name, value in own.items()})
+            belongs.append({str(name): cls._read_own(choice, str(name), value) for name, value in own.items()})
         if len(set(choices)) < len(choices):
             raise ValueError("names a choice twice")
         found = cls(choices=tuple(choices), per_cycle=per_cycle)
@@ -88,6 +118,13 @@ class Parameter(Model):
         if any(parameter.per_cycle for below in named.values() for parameter in below.values()):
             raise ValueError("a choice's own parameter cannot be drawn per cycle")
         return found.model_copy(update={"own": named})
+
+    @classmethod
+    def _read_own(cls, choice: Any, name: str, written: Any) -> "Parameter":
+        try:
+            return cls.read(written)
+        except ValueError as error:
+            raise ValueError(f"{choice}: {name}: {error}") from None
 
     def label(self, choice: Any) -> str:
         """A choice's name in the names of its own parameters: itself if it is a word, else its place (from 1)."""
@@ -109,9 +146,9 @@ class Parameter(Model):
 class Restarts(Model):
     """How many restart steps a proposal has (``min`` to ``max``) and where: ``first`` to ``last``, a grid of ``every``.
 
-    All in epochs. One on/off slot per possible restart with a position inside it: of the encodings tried, the one that
-    searches best. ``distance`` is the least number of epochs between two restarts; ``first`` defaults to it (and to
-    after the warm-up), ``last`` to the run's length less it.
+    All in epochs. One on/off slot per possible restart with a position inside it, which lets beginnings be shared.
+    ``distance`` is the least number of epochs between two restarts, by default ``every``; ``first`` defaults to it (and
+    to after the warm-up), ``last`` to the run's length less it.
     """
 
     min: int = Field(default=0, ge=0)
@@ -120,6 +157,13 @@ class Restarts(Model):
     distance: int = Field(default=1, ge=1)
     first: int | None = Field(default=None, ge=1)
     last: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_far_apart_as_the_grid(cls, written: Any) -> Any:
+        if isinstance(written, Mapping) and isinstance(every := written.get("every"), int) and every >= 1:
+            return {"distance": every, **written}
+        return written
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
@@ -141,7 +185,10 @@ class Search(Model):
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
         own = {key: written[key] for key in ("family", "restarts") if key in written}
-        params = dict(written.get("params") or {})
+        params = written.get("params") or {}
+        if not isinstance(params, Mapping):
+            raise ValueError(f"params: {params!r} is not a mapping; expected the family's parameters, name: value")
+        params = dict(params)
         for key, value in written.items():
             if key in ("family", "restarts", "params"):
                 continue
@@ -150,7 +197,7 @@ class Search(Model):
                 params[key] = Parameter(value=value) if key in ("steps", "groups") else Parameter.read(value)
             except ValueError as error:
                 message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-                raise ValueError(f"{key}: {message}") from None
+                raise ValueError(f"{key}: {message.removeprefix('Value error, ')}") from None
         if own.get("restarts") is not None and "steps" in params:
             raise ValueError("restarts and steps both say where restarts are; expected one of them")
         return {**own, "params": params}

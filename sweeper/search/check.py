@@ -1,16 +1,15 @@
 """A space tried at its edges before anything is trained, and known good schedules brought into it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sweeper import schedules
-from sweeper.config import Parameter, Sweep
+from sweeper.config import Parameter, Search, Sweep
 from sweeper.errors import ConfigError, ScheduleError
-from sweeper.schedules import TimeBase, Trace
+from sweeper.schedules import Duration, TimeBase, Trace
 from sweeper.schedules.expression import free_names
-from sweeper.search.propose import Drawn, propose, slots
+from sweeper.search.propose import Drawn, most_cycles, propose, slots
 
 DRAWS = 50  # proposals that a check tries beside the corners
 
@@ -53,13 +52,13 @@ def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[dict[str, An
     """Schedules at the edges of the space: each parameter at each of its ends or choices, with no and most restarts."""
     restarts = sweep.search.restarts
     most = restarts.max if restarts is not None else 0
-    places = slots(sweep, time)
+    cycles, places = most_cycles(sweep.search), slots(sweep, time)
     for on in ("off", "on") if restarts is not None else ("off",):
         for end in (0, -1):
             begun: dict[str, Any] = {f"restart_{slot + 1}": on for slot in range(most)}
             begun |= {f"steps_{slot + 1}": place[end] for slot, place in enumerate(places)} if on == "on" else {}
             for name, parameter in {"-": Parameter(), **sweep.search.params}.items():
-                names = [f"{name}_{cycle + 1}" for cycle in range(most + 1)] if parameter.per_cycle else [name]
+                names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
                 for answers in _edges(name, parameter):
                     spread = dict.fromkeys(names, answers[name]) if name in answers else {}
                     given = Given({**answers, **spread, **begun})
@@ -104,6 +103,18 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     known = time is not None
     time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=4)
     _check_names(sweep)
+    _check_questions(sweep.search)
+    most, pruner = most_cycles(sweep.search), sweep.pruner
+    if most == 1 and (scale := sweep.search.params.get("step_scale")) is not None and scale.per_cycle:
+        raise ConfigError(
+            "search.step_scale: is one for each restart, and there are none; expected search.restarts, "
+            "steps: [30, 60], or a single step_scale"
+        )
+    if pruner.name != "none" and (pruner.from_epoch or 0) >= sweep.epochs:
+        raise ConfigError(
+            f"pruner.from_epoch: {pruner.from_epoch} is not inside the run, nothing would be stopped; expected less "
+            f"than {sweep.epochs}, or pruner=none"
+        )
     if known or not _in_steps(sweep):
         slots(sweep, time)
         drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
@@ -119,8 +130,22 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
 
 def _in_steps(sweep: Sweep) -> bool:
     """Whether a duration of the sweep depends on the number of steps per epoch."""
-    said = json.dumps([sweep.search.model_dump(mode="json"), list(sweep.baselines), list(sweep.enqueue)])
-    return re.search(r'"[0-9.]+(e[0-9]+)?(it|img)"', said) is not None
+    return any(map(_is_in_steps, _texts([sweep.search.model_dump(mode="json"), sweep.baselines, sweep.enqueue])))
+
+
+def _is_in_steps(text: str) -> bool:
+    try:
+        return Duration.parse(text).unit in ("it", "img")
+    except ScheduleError:
+        return False
+
+
+def _texts(said: Any) -> Iterator[str]:
+    if isinstance(said, str):
+        yield said
+    elif isinstance(said, Mapping | list | tuple):
+        for one in said.values() if isinstance(said, Mapping) else said:
+            yield from _texts(one)
 
 
 def _check_names(sweep: Sweep) -> None:
@@ -149,6 +174,38 @@ def _check_names(sweep: Sweep) -> None:
                     f"search.{name}: {range_.low:g} to {range_.high:g} has no step, and a grid cannot be walked; "
                     "expected a step, a list, or another sampler"
                 )
+
+
+def _check_questions(search: Search) -> None:
+    """One name, one distribution: Optuna refuses another one in the middle of a study."""
+    seen: dict[str, tuple[str, Any]] = {}
+    for where, name, distribution in _questions(search):
+        before, known = seen.setdefault(name, (where, distribution))
+        if known != distribution:
+            raise ConfigError(
+                f"search.{where}: its {name} would have the name of another parameter, {before}'s; expected the same "
+                "values for both, or one of them held"
+            )
+
+
+def _questions(search: Search) -> Iterator[tuple[str, str, Any]]:
+    """(where it is written, Optuna's name, distribution) of everything that may be asked for."""
+    if search.restarts is not None:
+        for slot in range(1, search.restarts.max + 1):
+            yield "restarts", f"restart_{slot}", "a switch"
+            yield "restarts", f"steps_{slot}", "a position"
+    for name, parameter in search.params.items():
+        numbers = range(1, most_cycles(search) + (0 if name == "step_scale" else 1))
+        for asked in [f"{name}_{number}" for number in numbers] if parameter.per_cycle else [name]:
+            yield from ((name, *question) for question in _asked(asked, parameter))
+
+
+def _asked(name: str, parameter: Parameter) -> Iterator[tuple[str, Any]]:
+    if parameter.searched:
+        yield name, (parameter.choices, parameter.range)
+    for label, below in parameter.own.items():
+        for inner, inner_parameter in below.items():
+            yield from _asked(f"{inner}_{label}", inner_parameter)
 
 
 def _ranges(params: Mapping[str, Parameter]) -> Iterator[tuple[str, Any]]:
@@ -187,7 +244,16 @@ def enqueued(sweep: Sweep, time: TimeBase) -> list[dict[str, Any]]:
 
 
 def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:
-    """Answers as they stand in the file, each one that is asked for, in the space, and together a schedule."""
+    """Answers as they stand in the file, each one that is asked for, in the space, and together the schedule they say.
+
+    With the grid also the restarts that are left out: off.
+    """
+    # YAML reads on without quotes as true
+    switches = {True: "on", False: "off"}
+    written = {
+        name: switches[value] if isinstance(value, bool) and name.startswith("restart_") else value
+        for name, value in written.items()
+    }
     everything = Given(written)
     propose(sweep.model_copy(update={"sampler": "gp"}), everything, time)  # asks for every parameter there is
     for name in written:
@@ -196,8 +262,28 @@ def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -
                 f"{name}: is not a parameter of the search; expected a schedule with its family, or some of "
                 f"{', '.join(everything.asked)}"
             )
-    schedules.parse(propose(_told(sweep), Given(written), time)).trace(time)
-    return dict(written)
+    given = Given(written)
+    spec = propose(sweep, given, time)
+    schedules.parse(spec).trace(time)
+    if (restarts := sweep.search.restarts) is None:
+        return written
+    off = sum(written.get(f"restart_{slot}") == "off" for slot in range(1, restarts.max + 1))
+    if off > restarts.max - restarts.min:
+        raise ConfigError(
+            f"{off} restarts are off; expected at most {restarts.max - restarts.min}, min is {restarts.min}"
+        )
+    for slot in range(1, restarts.max + 1):
+        on, at = written.get(f"restart_{slot}"), written.get(f"steps_{slot}")
+        if at is not None and (on == "on" or restarts.min == restarts.max) and at not in spec["steps"]:
+            raise ConfigError(
+                f"steps_{slot}: {at} comes out otherwise, with restarts at {', '.join(map(str, spec['steps']))}; "
+                f"expected restarts at least {restarts.distance} epochs apart"
+            )
+    slot_names = [name for name in given.asked if re.fullmatch(r"(restart|steps)_[0-9]+", name)]
+    if sweep.sampler == "grid" and any(name in written for name in slot_names):
+        # what a slot of the grid may be depends on those before: a restart drawn there would make an answer invalid
+        return {name: given.asked[name] for name in slot_names} | written
+    return written
 
 
 def _encoded(sweep: Sweep, spec: Mapping[str, Any], trace: Trace, time: TimeBase) -> dict[str, Any] | None:
@@ -222,7 +308,8 @@ def _encoded(sweep: Sweep, spec: Mapping[str, Any], trace: Trace, time: TimeBase
             answers |= {f"{inner}_{label}": spec[inner] for inner in below if inner in spec}
     given = Given(answers)
     try:
-        same = schedules.parse(propose(_told(sweep), given, time)).trace(time) == trace
+        asking = sweep if sweep.sampler == "grid" else _told(sweep)  # its ranges depend on earlier answers
+        same = schedules.parse(propose(asking, given, time)).trace(time) == trace
     except ConfigError:  # an answer that the space does not have
         return None
     return given.asked if same else None

@@ -1,18 +1,20 @@
 """From a search space to one schedule, by asking for its parameters one by one.
 
-Restarts are on/off slots with a position inside each slot: of sixteen encodings tried, the one with the least regret.
+Restarts are on/off slots with a position inside each slot: not the encoding with the least regret (benchmarks/), but
+one whose grid lets beginnings be shared, and with one name for each schedule.
 What would change nothing is not asked for (a restart's position where there is none, a step_scale without restarts),
 with two exceptions that a sampler's nature asks for: a Gaussian process wants every parameter in every trial
 (``gp``), and a grid should not hold one schedule twice (``grid``: a slot offers only what is still free).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import floor
 from typing import Any, Protocol
 
 import numpy as np
 
-from sweeper.config import Parameter, Restarts, Sweep
+from sweeper.config import Parameter, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import Duration, TimeBase
 from sweeper.schedules.expression import filled, free_names
@@ -32,14 +34,20 @@ class Suggest(Protocol):
 
 
 class Drawn:
-    """A ``Suggest`` that draws uniformly: what a study without history proposes. For plans and checks."""
+    """A ``Suggest`` that draws uniformly: what a study without history proposes. For plans and checks.
 
-    def __init__(self, seed: int) -> None:
+    What ``answers`` has is not drawn, as in a trial that was enqueued with them.
+    """
+
+    def __init__(self, seed: int, answers: Mapping[str, Any] | None = None) -> None:
         self._random = np.random.default_rng(seed)
+        self._answers = answers or {}
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        if name in self._answers:
+            return float(self._answers[name])
         if step is not None:
             return low + step * int(self._random.integers(0, int((high - low) / step + 1e-9) + 1))
         if log:
@@ -47,9 +55,13 @@ class Drawn:
         return float(self._random.uniform(low, high))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        if name in self._answers:
+            return int(self._answers[name])
         return low + step * int(self._random.integers(0, (high - low) // step + 1))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if name in self._answers:
+            return self._answers[name]
         return choices[int(self._random.integers(0, len(choices)))]
 
 
@@ -61,26 +73,38 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
     """
     search, whole = sweep.search, sweep.sampler == "gp"
     written: dict[str, Any] = {"family": search.family}
-    cycles = most = 1
+    cycles = most = most_cycles(search)
     if search.restarts is not None:
         places = slots(sweep, time)
         draw = _free_restarts if sweep.sampler == "grid" else _restarts
         written["steps"] = draw(places, search.restarts, suggest, whole)
-        cycles, most = len(written["steps"]) + 1, search.restarts.max + 1
-    for name, parameter in search.params.items():
-        acting = cycles > 1 or search.restarts is None or name not in AT_RESTARTS
+        cycles = len(written["steps"]) + 1
+    own: dict[str, Any] = {}
+    # a choice's own parameter wins over the one of that name for all choices, wherever they stand in the file
+    for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].own):
+        acting = name not in own and (cycles > 1 or search.restarts is None or name not in AT_RESTARTS)
+        if not (acting or whole):
+            continue
         if not parameter.per_cycle:
-            if acting or whole:
-                found = _one(name, parameter, suggest, whole)
-                written.update(found if acting else {})
+            found = _one(name, parameter, suggest, whole)
+            written.update({name: found.pop(name)} if acting else {})
+            own.update(found if acting else {})
             continue
         first = 2 if name == "step_scale" else 1  # no restart begins the first cycle
         last = most if whole else cycles
         drawn = [_one(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)]
         values = [next(iter(one.values())) for one in drawn[: cycles - first + 1]]
-        if values:
+        if values and acting:
             written[name] = values
-    return sweep.spec(written)
+    return sweep.spec({**written, **own})
+
+
+def most_cycles(search: Search) -> int:
+    """How many cycles a schedule of the space has at most, as far as restarts or fixed steps tell; else 1."""
+    if search.restarts is not None:
+        return search.restarts.max + 1
+    steps = search.params["steps"].value if "steps" in search.params else None
+    return len(set(map(str, steps))) + 1 if isinstance(steps, list | tuple) else 1
 
 
 def _one(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
@@ -116,7 +140,7 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
     if restarts is None:
         return []
     epochs, every = sweep.epochs, restarts.every
-    earliest = int(_warmup(sweep, time)) + 1
+    earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29, not 28.999999999999996
     first = restarts.first
     if first is None:
         behind = max(earliest - restarts.distance, 0)

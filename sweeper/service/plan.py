@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sweeper import measures, search
 from sweeper.schedules import prefix_keys
 from sweeper.stats import CLAIM, MIN_PAIRS, detectable_effect, pairs_needed, spread
+from sweeper.study import samplers
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -20,6 +21,7 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     search.check(service.sweep)
     search.check(service.sweep, service.time)
     measures.check_objective(service.dataset, service.sweep)
+    samplers.make(service.sweep.sampler, seed=0, number=0)
     baselines = service.baselines()
     drawn = _drawn(service, service.sweep.trials if draws is None else draws)
     found = {service.trace(spec): spec for spec in search.corners(service.sweep, service.time)}
@@ -70,10 +72,18 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
 
 
 def _drawn(service: "Service", count: int) -> list[dict[str, Any]]:
-    """``count`` proposals without a sampler; fewer where the space has no more schedules."""
-    found = [service.sweep.spec(one) for one in service.sweep.enqueue if isinstance(one, str) or "family" in one]
-    seen = {service.trace(spec).digest for spec in found}
+    """``count`` proposals without a sampler; fewer where the space has no more schedules.
+
+    What enqueued answers leave open is drawn.
+    """
     first = service.sweep.recipe.seed * 1_000_003
+    found = [
+        one["schedule"]
+        if "schedule" in one
+        else search.propose(service.sweep, search.Drawn(first + number, one["params"]), service.time)
+        for number, one in enumerate(search.enqueued(service.sweep, service.time))
+    ]
+    seen = {service.trace(spec).digest for spec in found}
     for number in range(first, first + 50 * count):
         if len(found) >= count:
             break
