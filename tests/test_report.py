@@ -206,8 +206,8 @@ def link(shown_file: Path, shown: Service) -> Any:
     try:
         yield started, started.stdout.readline().strip()
     finally:
-        started.kill()
-        started.communicate()
+        started.terminate()  # kill would leave its server
+        started.communicate(timeout=60)
 
 
 LINES = """return [...document.querySelectorAll('.js-plotly-plot')].map(plot =>

@@ -39,6 +39,7 @@ def ui(
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
     service.tracker.drain(20)
+    signal.signal(signal.SIGTERM, _leave)  # before there is a server that would outlive us
     url, started = _mlflow(service, port)
     try:
         folder = service.place.folder / "journals"
@@ -160,11 +161,11 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     return started.url, started
 
 
-def _until_interrupted(started: "Served") -> None:
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, leave)
+
+def _until_interrupted(started: "Served") -> None:
     try:
         code = started.process.wait()
     except KeyboardInterrupt:

@@ -114,11 +114,16 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     server = Served(f"http://{name}:{port}", process)
     deadline = time.monotonic() + timeout
-    while not answers(server.url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            server.stop()
-            end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it said nothing"
-            raise TrackingError(f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}")
-        waiting()
-        time.sleep(0.4)
+    try:
+        while not answers(server.url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it said nothing"
+                raise TrackingError(
+                    f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}"
+                )
+            waiting()
+            time.sleep(0.4)
+    except BaseException:  # Ctrl-C, too: it would outlive us
+        server.stop()
+        raise
     return server
