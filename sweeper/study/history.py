@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Container
 from typing import Any
@@ -11,7 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.database import Database, column, literal_column, select, table
+from sweeper.database import Connection, Database, column, func, literal_column, select, table
 from sweeper.study.fence import FencedStorage
 
 # Optuna's own table, as far as we look into it.
@@ -29,23 +30,46 @@ class History:
         self.database = database
         self.storage = storage
         self.study_id = study_id
+        self.distributions: dict[str, BaseDistribution] = {}  # of every parameter that was ever proposed
         self._finished: dict[int, FrozenTrial] = {}
+        self._settled: list[FrozenTrial] = []  # up to the first one that still runs: not even asked for again
         self._lock = threading.Lock()
 
     def read(self) -> list[FrozenTrial]:
         """All trials that have begun, by number. Not to be changed: they are kept."""
-        waiting: Any = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
-        begun = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == self.study_id, TRIALS.c.state != waiting)
         with self._lock:
-            ids = set(self.database.transaction(lambda connection: connection.execute(begun).scalars().all()))
-            known = {trial_id: trial for trial_id, trial in self._finished.items() if trial_id in ids}
-            wanted = sorted(ids - known.keys())
+            ids = self._begun()
+            known = {trial_id: trial for trial_id in ids if (trial := self._finished.get(trial_id)) is not None}
+            wanted = [trial_id for trial_id in ids if trial_id not in known]
             for start in range(0, len(wanted), _AT_ONCE):
                 some = set(wanted[start : start + _AT_ONCE])
                 for trial in self.database.retry(lambda some=some: self.storage.trials(self.study_id, some)):  # type: ignore[misc]
                     known[trial._trial_id] = trial
-            self._finished = {trial_id: trial for trial_id, trial in known.items() if trial.state.is_finished()}
-        return sorted(known.values(), key=lambda trial: trial.number)
+                    self.distributions.update(trial.distributions)
+            newer = sorted(known.values(), key=lambda trial: trial.number)
+            found = self._settled + newer
+            settled = list(itertools.takewhile(lambda trial: trial.state.is_finished(), newer))
+            self._settled = self._settled + settled
+            self._finished = {trial._trial_id: trial for trial in newer[len(settled) :] if trial.state.is_finished()}
+        return found
+
+    def _begun(self) -> list[int]:
+        """The ids of the trials that have begun and are not settled; of all, should there be a gap before those."""
+        waiting: Any = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
+        begun = [TRIALS.c.study_id == self.study_id, TRIALS.c.state != waiting]
+        last = self._settled[-1]._trial_id if self._settled else -1
+        before = select(func.count()).select_from(TRIALS).where(*begun, TRIALS.c.trial_id <= last)
+        after = select(TRIALS.c.trial_id).where(*begun, TRIALS.c.trial_id > last).order_by(TRIALS.c.trial_id)
+
+        def ask(connection: Connection) -> tuple[int, list[int]]:
+            return connection.execute(before).scalar_one(), list(connection.execute(after).scalars())
+
+        count, ids = self.database.transaction(ask)
+        if count == len(self._settled):
+            return ids
+        self._finished |= {trial._trial_id: trial for trial in self._settled}  # one that waited has begun since
+        self._settled = []
+        return self._begun()
 
 
 class SearchStorage:
@@ -61,7 +85,7 @@ class SearchStorage:
         self._study_id = history.study_id
         begun = history.read()
         self._trials = [_annealed(trial) for trial in begun if trial.distributions or trial.number == number]
-        self._distributions = {name: kind for trial in begun for name, kind in trial.distributions.items()}
+        self._distributions = dict(history.distributions)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
