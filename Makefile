@@ -15,7 +15,7 @@ help:
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
 	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
 	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
-	@echo "make scale-test 128 workers whose training is a sleep, on one PostgreSQL and one MLflow (8 minutes)"
+	@echo "make scale-test 128 workers whose training is a sleep, on one PostgreSQL and one MLflow (11 minutes)"
 	@echo "make compose-env    .env with random passwords for docker compose"
 	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
 
