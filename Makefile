@@ -12,7 +12,7 @@ help:
 	@echo "make check  lint, types and tests: what CI runs"
 	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
 	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
-	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=20; half an hour)"
+	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=100; half an hour)"
 	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
 	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
 	@echo "make scale-test 128 workers whose training is a sleep, on one PostgreSQL and one MLflow (11 minutes)"
@@ -51,7 +51,7 @@ lint: install
 
 check: lint test
 
-KILLS ?= 20
+KILLS ?= 100
 drill: install
 	$(BIN)/python -m pytest -q -m slow tests/test_faults.py
 	$(BIN)/python tests/drill.py --kills $(KILLS)

@@ -1,6 +1,6 @@
 """The drill: sweeps are trained while everything they stand on is killed, stopped, filled and cut off; then audited.
 
-    python tests/drill.py [--kills 20] [--only database] [--seed 0]
+    python tests/drill.py [--kills 100] [--only database] [--seed 0]
 
 Trainings are real and small. Every disturbed sweep is compared, trial by trial, with one that was left alone: states
 bit for bit, every metric of every epoch once and with the same value, no lease or journal left, every snapshot whole.
@@ -417,7 +417,7 @@ def drilling(folder: Path, kills: int, seed: int) -> Iterator[Drill]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="kill -9 of workers, half on each kind of database")
+    parser.add_argument("--kills", type=int, default=100, help="kill -9 of workers, half on each kind of database")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="scenarios by name")
     parser.add_argument("--folder", type=Path, help="kept; a temporary one is not")

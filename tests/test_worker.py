@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -19,8 +20,9 @@ from typer.testing import CliRunner
 
 from sweeper import data, database
 from sweeper.cli import app
-from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, TrackingError
+from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, TrackingError, TrackingRefused
 from sweeper.store import Snapshot
+from sweeper.tracking import Tracker
 from sweeper.worker import Worker
 
 EPOCHS = 4
@@ -358,6 +360,28 @@ def test_another_studys_runs_are_not_written_to(home: Home, tmp_path: Path) -> N
     World(home, tmp_path / "ann", config)  # again is fine
     with pytest.raises(TrackingError, match="'theirs' holds the runs of another study"):
         World(home, tmp_path / "bob", config)
+
+
+def test_a_server_that_refuses_the_password_ends_the_worker_before_it_trains(home: Home, tmp_path: Path) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    world = World(home, tmp_path, written(baselines=[STAY]))
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        world.service.tracker = Tracker(url, world.sweep.name, tmp_path / "journals")
+        with pytest.raises(TrackingRefused, match="the password is refused; set MLFLOW_TRACKING_USERNAME"):
+            Worker(world.service, device="cpu", stop=threading.Event()).run()
+        server.shutdown()
+    assert world.trained == []
+    assert world.service.study.rows()[0].attempt == 0
 
 
 # -- what is told of it
