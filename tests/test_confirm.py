@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from test_main_job import SWEEP, sweep, sweeper, wait  # noqa: F401  # a fixture
+from test_main_job import sweep, wait  # noqa: F401  # a fixture
+from tiny import SWEEP, sweeper
 
 from sweeper import escape, evidence
 from sweeper.config import Escape, Sweep
