@@ -193,8 +193,7 @@ class Sweep(Model):
         known = sorted((recipe_keys | set(cls.model_fields)) - {"recipe"})
         for key in written:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = _meant(str(key), known)
                 if key == "close_mosaic":
                     hint = "; write mosaic_epochs, which counts from the start"
                 raise ConfigError(f"{where}: {key!r} is not a key of a sweep{hint} (known: {', '.join(known)})")

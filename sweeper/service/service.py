@@ -156,7 +156,8 @@ class Service:
         ]
         slots += [{"stage": "search", "schedule": None, "seed": seed}] * (self.sweep.trials - len(given))
         holder = self.tracker.holder()  # before the study is looked at: whoever makes both makes the study first
-        if holder not in (None, Study.open(self.database, self.sweep.name).id if self.launched else ""):
+        there = Study.open(self.database, self.sweep.name) if self.launched else None
+        if holder is not None and (there is None or holder != there.id):
             raise TrackingError(
                 f"tracking {self.tracker.server}: experiment {self.sweep.name!r} holds the runs of another study (of "
                 "another database, or one that was deleted since); expected a new name for the sweep"
@@ -168,7 +169,7 @@ class Service:
             slots=slots,
             sampler=self.sweep.sampler,
             seed=seed,
-            free_keys=self._free_keys(Study.open(self.database, self.sweep.name).config if self.launched else {}),
+            free_keys=self._free_keys(there.config if there is not None else {}),
             **self._leases,
         )
         tags = {"sweeper.data": self.dataset.digest, names.STUDY: study.id}

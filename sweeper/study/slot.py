@@ -185,6 +185,11 @@ class Slot:
         return self._lease.number
 
     @property
+    def owner(self) -> str:
+        """``study/number``: in whose name states are pinned and epochs were trained."""
+        return f"{self._study}/{self.number}"
+
+    @property
     def attempt(self) -> int:
         return self._lease.attempt
 

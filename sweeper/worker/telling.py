@@ -2,13 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from sweeper import escape, evidence, measures, prune, report
 from sweeper.config import Recipe
 from sweeper.known import Known
-from sweeper.schedules import Trace, prefix_keys
+from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
@@ -80,22 +79,22 @@ class Telling:
         trace: Trace,
         end: Snapshot,
         pruned: str | None,
-        beat: Callable[[], None],
+        landscape: dict[str, Any] | None,
         memory: float,
     ) -> None:
         """The end of a trial: into the journal, MLflow's files and the study, in this order.
 
-        ``beat`` is called while the battery measures; ``memory`` is the share of the GPU's that was held at most.
+        ``landscape``: what the battery measured, if it did; ``memory``: the share of the GPU's that was held at most.
         """
-        own = f"{self._service.sweep.name}/{slot.number}"
-        trained = [row for row in end.rows if row["by"] == own]
+        trained = [row for row in end.rows if row["by"] == slot.owner]
         # a dip is no verdict: what is told of a pruned trial is the best that it had reached
         curve, name = [float(row[self._metric]) for row in end.rows], self._service.sweep.objective
         value = prune.best_so_far(curve) if pruned else measures.objective(end.rows, self._metric)
         best = max(end.rows, key=lambda row: float(row[self._metric]))
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
         effects = self._effects(log, trace, end)
-        landscape = self._landscape(slot, log, child, recipe, trace, beat)
+        if landscape is not None:
+            log.artifact("escape/landscape.json", json.dumps(landscape, indent=1).encode())
         if self._service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
         last = end.rows[-1]
@@ -138,33 +137,4 @@ class Telling:
             log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
         if found and all(effect["kind"] == "drop" for effect in found):
             log.tags({names.VERDICT: escape.NOT_A_RESTART})
-        return found
-
-    def _landscape(
-        self,
-        slot: Slot,
-        log: TrialLog,
-        child: TrainingProcess,
-        recipe: Recipe,
-        trace: Trace,
-        beat: Callable[[], None],
-    ) -> dict[str, Any] | None:
-        """What a control trial of the battery is there to measure, None for all others."""
-        asked, service = slot.attrs.get("control") or {}, self._service
-        if asked.get("kind") != evidence.BARRIER:
-            return None
-
-        def states(recipe: Recipe) -> Callable[[int], bytes]:
-            keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
-            return evidence.states(service.store, child, recipe, trace, keys)
-
-        other, (start, end) = service.recipe(asked["other"]), (asked["epoch"], asked["end"])
-        found = evidence.measure(
-            *(child, recipe, trace, states(recipe), lambda: states(other)(end)),
-            start=start,
-            end=end,
-            settings=service.sweep.escape,
-            beat=beat,
-        ).to_dict()
-        log.artifact("escape/landscape.json", json.dumps(found, indent=1).encode())
         return found

@@ -12,11 +12,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sweeper import measures, search
+from sweeper import evidence, measures, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -38,6 +38,7 @@ from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
 from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
+from sweeper.worker.segments import UNTRAINED, Elsewhere, Segments
 from sweeper.worker.telling import Telling
 
 say = logging.getLogger("sweeper")
@@ -45,15 +46,10 @@ say = logging.getLogger("sweeper")
 BEAT_S = 2.0
 LONGEST_PAUSE_S = 300.0
 LONGEST_LOOK_S = 10.0
-UNTRAINED = Snapshot(0, b"", [], "")
 
 
 class Stopped(Exception):
     """The worker was asked to stop; the lease is given back and the trial goes on elsewhere."""
-
-
-class Elsewhere(Exception):
-    """Another worker is training the very segment that this trial needs next; there is other work."""
 
 
 class Worker:
@@ -72,7 +68,7 @@ class Worker:
         self.metric = service.sweep.metric
         self.known = Known(service)
         self._telling = Telling(service, self.known)
-        self._segment: str | None = None  # the key whose training we have leased
+        self._segments = Segments(service.store, self.name, service.sweep.lease_s)
         self._beaten = 0.0
         self._memory = 0.0  # the most of the GPU's that was held, as a share of it
 
@@ -208,7 +204,7 @@ class Worker:
 
     def _unpin(self, slot: Slot) -> None:
         """The trial is finished; until then its latest state stays, whoever goes on with it."""
-        self.service.store.unpin(f"{self.service.sweep.name}/{slot.number}")
+        self.service.store.unpin(slot.owner)
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
         service = self.service
@@ -227,7 +223,7 @@ class Worker:
         try:
             while True:
                 # The idea, all of it: go on from the deepest stored prefix of this trace.
-                found = self._deepest(slot, keys, branches, twin)
+                found = self._segments.deepest(slot, keys, branches, twin)
                 if log is None:
                     say.info("trial %d: %s", slot.number, _begins(spec, trace, found))
                     log = self._telling.log(slot, attrs=self._telling.describe(slot, spec, trace, digest), trace=trace)
@@ -246,15 +242,14 @@ class Worker:
                     if isinstance(event, Beat):
                         continue
                     self._memory = max(self._memory, event.memory)
-                    row = measures.row(event, f"{service.sweep.name}/{slot.number}", service.dataset)
+                    row = measures.row(event, slot.owner, service.dataset)
                     found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
                     try:
                         slot.renew()
                     except LeaseLost:  # whoever goes on with the trial can use what was trained, if nothing is there
                         self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=None)
                         raise
-                    own = f"{service.sweep.name}/{slot.number}"
-                    if not self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=own):
+                    if not self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=slot.owner):
                         found = UNTRAINED  # what was stored first is what all go on from
                         break
                     self._telling.record(slot, log, trace, row)
@@ -263,19 +258,14 @@ class Worker:
                             break
                         if self.stop.is_set():
                             raise Stopped
-                        if not self._next_is_ours(keys, found.epoch):
+                        if not self._segments.next_is_ours(keys, found.epoch):
                             break
                 if pruned or found.epoch == trace.epochs:
                     break
-
-            def beat() -> None:
-                self._beat(slot.number, trace.epochs)
-                if self.stop.is_set():
-                    raise Stopped
-
-            self._telling.finish(slot, log, child, recipe, trace, found, pruned, beat, self._memory)
+            landscape = self._landscape(slot, child, recipe, trace)
+            self._telling.finish(slot, log, child, recipe, trace, found, pruned, landscape, self._memory)
         finally:
-            self._release()
+            self._segments.release()
             if log is not None:
                 log.close()
 
@@ -292,50 +282,32 @@ class Worker:
             say.warning("trial %d: %s", slot.number, error)
             self.service.store.drop(keys[found.epoch], str(error))
 
-    # -- segments: trained once, by whoever holds the lease
+    def _landscape(self, slot: Slot, child: TrainingProcess, recipe: Recipe, trace: Trace) -> dict[str, Any] | None:
+        """What a control trial of the battery is there to measure, None for all others. Raises Stopped."""
+        asked, service = slot.attrs.get("control") or {}, self.service
+        if asked.get("kind") != evidence.BARRIER:
+            return None
+
+        def states(recipe: Recipe) -> Callable[[int], bytes]:
+            keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
+            return evidence.states(service.store, child, recipe, trace, keys)
+
+        def beat() -> None:
+            self._beat(slot.number, trace.epochs)
+            if self.stop.is_set():
+                raise Stopped
+
+        other, (start, end) = service.recipe(asked["other"]), (asked["epoch"], asked["end"])
+        return evidence.measure(
+            *(child, recipe, trace, states(recipe), lambda: states(other)(end)),
+            start=start,
+            end=end,
+            settings=service.sweep.escape,
+            beat=beat,
+        ).to_dict()
 
     def _verdict(self, slot: Slot, trace: Trace, rows: list[dict[str, Any]]) -> str | None:
         return self.known.verdict(slot, trace, [float(row[self.metric]) for row in rows])
-
-    def _deepest(self, slot: Slot, keys: list[str], branches: set[int], twin: Snapshot | None) -> Snapshot:
-        """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere.
-
-        A finished twin stands in where the last state is gone: its values are known, there is nothing to train.
-        """
-        store = self.service.store
-        while True:
-            depth = store.deepest(keys, owner=f"{self.service.sweep.name}/{slot.number}")
-            if depth + 1 < len(keys):
-                if twin is not None:
-                    return twin
-                if not self._lease(keys[depth + 1]):
-                    raise Elsewhere
-            if store.deepest(keys) != depth:  # it was stored while we asked
-                continue
-            if depth == 0:
-                return UNTRAINED
-            try:
-                return store.get(keys[depth], branch=depth in branches)
-            except SnapshotCorrupt as error:
-                say.warning("trial %d: %s", slot.number, error)
-
-    def _next_is_ours(self, keys: list[str], epoch: int) -> bool:
-        """Whether to train on after ``epoch`` epochs; not where the next state is stored or trained elsewhere."""
-        return self._lease(keys[epoch + 1]) and self.service.store.deepest(keys) <= epoch
-
-    def _lease(self, key: str) -> bool:
-        store, before = self.service.store, self._segment
-        if not store.lease(key, self.name, self.service.sweep.lease_s):
-            return False
-        self._segment = key
-        if before is not None and before != key:  # after the next one: in between nobody can take it
-            store.release(before, self.name)
-        return True
-
-    def _release(self) -> None:
-        if self._segment is not None:
-            self.service.store.release(self._segment, self.name)
-        self._segment = None
 
     def _put(
         self,
@@ -378,9 +350,7 @@ class Worker:
             while not over.wait(self.service.sweep.lease_s / 4):
                 try:
                     slot.renew()
-                    if (segment := self._segment) is not None:
-                        with contextlib.suppress(LeaseLost):  # given up in this moment; else storing the state shows it
-                            self.service.store.renew(segment, self.name, self.service.sweep.lease_s)
+                    self._segments.renew()
                 except LeaseLost:
                     return  # the next write says so, too, and stops
                 except SweeperError as error:
