@@ -124,6 +124,7 @@ class Queue:
                 tuple(reasons),
                 self.lease_seconds,
                 self.attempts,
+                adopted=died,
             )
             connection.execute(
                 update(slots)

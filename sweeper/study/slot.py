@@ -40,6 +40,7 @@ class Lease:
     reasons: tuple[str, ...]
     seconds: float
     limit: int
+    adopted: bool = False  # from one who stopped renewing, as the last of ``reasons`` says
 
     def holds(self, **values: Any) -> Any:
         """The statement that renews the lease and sets ``values``, and touches no row once somebody else owns it."""
@@ -200,6 +201,11 @@ class Slot:
     @property
     def reasons(self) -> tuple[str, ...]:
         return self._lease.reasons
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the attempt before this one just stopped renewing its lease; the last of ``reasons`` says whose."""
+        return self._lease.adopted
 
     @property
     def last_attempt(self) -> bool:

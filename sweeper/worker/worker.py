@@ -97,7 +97,7 @@ class Worker:
                 self._beat(None, None)
                 slot = study.claim(self.name, passing_over=passed, giving_up=self._give_up)
                 if slot is not None:
-                    if slot.reasons and slot.reasons[-1].endswith(f"(attempt {slot.attempt - 1})"):
+                    if slot.adopted:
                         say.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
                     before, well = child.epochs, False
                     try:
