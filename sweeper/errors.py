@@ -17,6 +17,17 @@ SweeperError
     └── LRMismatch         the learning rate applied is not the one proposed
 """
 
+import re
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown in a message, also one that is mistyped: without user, password and query.
+
+    >>> without_password("postgresql:/me:secret@head/optuna"), without_password("http//me:p@ss@head?password=secret")
+    ('postgresql:/***@head/optuna', 'http//***@head')
+    """
+    return re.sub(r"^([A-Za-z][\w+.-]*(?::/*|/+))?.*@", r"\1***@", address.partition("?")[0], flags=re.DOTALL)
+
 
 class SweeperError(Exception):
     """Everything that this package raises on purpose; the command line prints it in one line and exits 1."""

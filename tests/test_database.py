@@ -87,9 +87,9 @@ def test_counting_up_from_many_threads_loses_nothing(url: str) -> None:
         ("postgresql://u:secret@no-such-host.invalid/x", "resolve host .* check the host"),
         ("mysql://u:secret@host/x", "expected sqlite or postgresql"),
         ("sqlite://", "in memory cannot be shared"),
-        ("postgresql://u:secret@host:port/x", "not a database URL; expected a path or postgresql://"),
-        ("/dev/null/sweep.db", "cannot be made: .* choose a writable place"),
-        ("/proc/sweep.db", "choose a place that this user can write"),
+        ("postgresql://u:secret@host:port/x", "not a database URL; expected postgresql://USER@HOST"),
+        ("sqlite:////dev/null/sweep.db", "cannot be made: .* choose a writable place"),
+        ("sqlite:////proc/sweep.db", "choose a place that this user can write"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_without_the_password(url: str, said: str) -> None:

@@ -55,6 +55,11 @@ def images(folder: Path, train: int = 24) -> Path:
 def write(folder: Path, **changes: Any) -> Path:
     """A sweep file beside its images; ``changes`` to the keys of SWEEP."""
     images(folder)
+    return written(folder, **changes)
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    """The sweep file alone, without its images."""
     file = folder / f"{changes.get('name', 'tiny')}.yaml"
     file.write_text(yaml.safe_dump({**SWEEP, "data": "data/data.yaml", **changes}))
     return file

@@ -25,7 +25,7 @@ def doctor(
     from sweeper.doctor import examine
     from sweeper.service import Place
 
-    place = Place(store, database_url or None, tracking_uri or None)
+    place = Place(store, database_url, tracking_uri)
     found = []
     for finding in examine(place, None if sweep is None else Sweep.load(sweep, overrides or ())):
         found.append(finding)

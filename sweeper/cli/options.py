@@ -30,4 +30,4 @@ def service_of(
     """The sweep of a command line with its parts not opened yet."""
     from sweeper.service import Place, Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
 
-    return Service(Sweep.load(sweep, overrides or ()), Place(store, database_url or None, tracking_uri or None))
+    return Service(Sweep.load(sweep, overrides or ()), Place(store, database_url, tracking_uri))

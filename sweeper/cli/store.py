@@ -27,12 +27,12 @@ def gc(
     from sweeper.store import Store
     from sweeper.study import unfinished
 
-    place = Place(store, database_url or None)
-    kind, _, path = place.database.partition(":///")
-    if kind == "sqlite" and not Path(path).is_file():
+    place = Place(store, database_url)
+    url = database.parse(place.database)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise DatabaseError(
-            f"{path}: no database is there, so nothing is known of {store}; give the --store and --database-url "
-            "of the sweeps"
+            f"{url.database}: no database is there, so nothing is known of {store}; give the --store and "
+            "--database-url of the sweeps"
         )
     index = database.open(place.database)
     states = Store(place.snapshots, index)

@@ -17,12 +17,13 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sweeper.database.faults import advice_for, cause_of, is_transient, line_of
 from sweeper.database.tables import TABLES, Tables, migrate
-from sweeper.errors import DatabaseError
+from sweeper.errors import DatabaseError, without_password
 
 T = TypeVar("T")
 
 PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
 _WAL_PATIENCE_S = 10.0
+_REPAIR = "correct --database-url or SWEEPER_DATABASE_URL"
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,14 @@ class Database:
 def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
     """Open the database at ``url``, make or migrate our tables, and return it.
 
-    ``url`` is a path or ``sqlite:///path`` (made with its folder when missing), or ``postgresql://user@host/name``.
+    ``url`` is a ``Path`` or the text ``sqlite:///path`` (made with its folder when missing), or the text
+    ``postgresql://user@host/name``. Any other text is refused: a mistyped URL must not become a file of that name.
     SQLite is for one machine: its file locks cannot be trusted over a network.
 
-    Raises DatabaseError at once (an outage is only waited out later): unreachable host, refused password, a folder
-    that cannot be written, a file that is something else, tables made by a newer version.
+    Raises DatabaseError at once (an outage is only waited out later): a text that is no URL, unreachable host, refused
+    password, a folder that cannot be written, a file that is something else, tables made by a newer version.
     """
-    parsed = _parse(str(url))
+    parsed = parse(url)
     tables = TABLES[parsed.get_backend_name()]
     if parsed.get_backend_name() == "sqlite":
         engine = _sqlite(parsed)
@@ -128,22 +130,38 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
     return database
 
 
-def _parse(url: str) -> URL:
-    if "://" not in url:
-        url = f"sqlite:///{Path(url).expanduser().absolute()}"
+def parse(url: str | Path) -> URL:
+    """The database that ``url`` names, as in :func:`open`; touches nothing. Raises DatabaseError in one line."""
+    if isinstance(url, Path):
+        return URL.create("sqlite", database=str(url.expanduser().absolute()))
     try:
+        if "://" not in url:
+            raise ValueError
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # not shown: it may hold a password
-        raise DatabaseError(
-            f"{url.partition(':')[0]}://...: not a database URL; expected a path or postgresql://user@host:port/name"
-        ) from None
+    except (ArgumentError, ValueError):
+        raise _no_url(url) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("postgresql+psycopg", "sqlite"):
-        raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql")
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise DatabaseError("sqlite: a database in memory cannot be shared by workers; expected the path of a file")
+        raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql; {_REPAIR}")
+    if parsed.drivername == "sqlite":
+        if parsed.host or parsed.username:
+            raise _no_url(url)
+        if parsed.database in (None, "", ":memory:"):
+            raise DatabaseError(
+                f"{url!r}: a database in memory cannot be shared by workers; expected sqlite:///FILE; {_REPAIR}"
+            )
+        return parsed.set(database=str(Path(str(parsed.database)).expanduser()))
+    if not parsed.database or set("/@") & set(parsed.database):
+        raise _no_url(url)
     return parsed
+
+
+def _no_url(url: str) -> DatabaseError:
+    return DatabaseError(
+        f"{without_password(url)!r}: not a database URL; expected postgresql://USER@HOST:PORT/NAME or "
+        f"sqlite:///FILE; {_REPAIR}"
+    )
 
 
 def _engine_kwargs(url: URL) -> dict[str, Any]:

@@ -18,16 +18,33 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sweeper.errors import StoreError
+from sweeper.errors import StoreError, without_password
 from sweeper.store.snapshot import FORMAT
 
 # Files written aside by processes of this host that are gone. Not at once: containers may share a host's name.
 _DEAD_S = 600
+_READ_ONLY = ("http", "https", "data", "git", "github", "gist", "zip", "tar")
 _ABANDONED_S = 24 * 3600  # other files that no row of the index knows
 
 # The names that are written here: the place may be a bucket that holds other things, too.
 _ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")
 _SNAPSHOT = re.compile(r"(?P<begin>[^/]{2})/(?P=begin)[^/]*-[0-9a-f]{12}")
+
+
+def check_url(url: str) -> None:
+    """StoreError unless ``url`` can be a folder or a URL of a file system that fsspec knows; touches nothing."""
+    if "://" in url:
+        schemes, _, path = url.partition("://")
+        unknown = [scheme for scheme in schemes.split("::") if scheme not in fsspec.available_protocols()]
+        wrong = unknown or not path.strip("/") or schemes.rpartition("::")[2] in _READ_ONLY
+    else:
+        scheme, _, rest = url.partition("/")  # s3:/bucket, gs:bucket and s3//bucket are mistyped URLs
+        wrong = not url.strip() or ":" in scheme or (scheme in fsspec.available_protocols() and rest.startswith("/"))
+    if wrong:
+        raise StoreError(
+            f"store {without_password(url)!r}: not a place for training states; expected a folder, or a URL like "
+            "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; correct --store or SWEEPER_STORE"
+        )
 
 
 class Place:
@@ -37,6 +54,7 @@ class Place:
     """
 
     def __init__(self, url: str) -> None:
+        check_url(url)
         self.url = url
         with self._doing("open", url):
             self._fs, root = fsspec.core.url_to_fs(url)

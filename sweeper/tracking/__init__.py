@@ -11,6 +11,7 @@ the time it was made at, by this process or, after its death, by the next one th
 """
 
 from sweeper.tracking import names
+from sweeper.tracking.connection import check_uri
 from sweeper.tracking.tracker import Tracker, TrialLog
 
-__all__ = ["Tracker", "TrialLog", "names"]
+__all__ = ["Tracker", "TrialLog", "check_uri", "names"]

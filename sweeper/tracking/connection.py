@@ -11,11 +11,12 @@ import re
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeper.errors import TrackingError, TrackingRefused
+from sweeper.errors import TrackingError, TrackingRefused, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,16 +41,37 @@ class Gone(TrackingError):
     """The run is not there (any more)."""
 
 
+def check_uri(uri: str) -> None:
+    """TrackingError unless ``uri`` can be an MLflow server or store; touches nothing.
+
+    MLflow itself takes any text for the name of a folder, and would make it.
+    """
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:
+        parts, host = urllib.parse.urlsplit(""), None
+    server = re.fullmatch(r"https?|(postgresql|mysql|mssql)(\+\w+)?", parts.scheme) and host
+    file = parts.scheme == "sqlite" and uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///").strip("/")
+    if re.search(r"\s", uri) if server else not file:
+        raise TrackingError(
+            f"tracking {without_password(uri)!r}: not an MLflow server; expected http(s)://HOST:PORT or sqlite:///FILE"
+            "; correct --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+
+
 class Connection:
-    """An MLflow server or store. The constructor asks nothing; everything else may raise TrackingError.
+    """An MLflow server or store. The constructor asks nothing; it and everything else may raise TrackingError.
 
     ``uri``: ``http(s)://``, ``sqlite:///FILE`` (several processes may write to it at once) or another database that
     MLflow takes.
     """
 
     def __init__(self, uri: str) -> None:
+        check_uri(uri)
         self.uri = uri.rstrip("/")
-        self.file = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+        path = Path(uri.removeprefix("sqlite:///")).expanduser().resolve()
+        self.file = path if uri.startswith("sqlite:///") else None
         if self.file:
             self.uri = f"sqlite:///{self.file}"
         self._client: MlflowClient | None = None
@@ -63,8 +85,6 @@ class Connection:
     def check_answer(self, timeout: float) -> None:
         """TrackingError unless a server answers within ``timeout`` seconds and knows us; of a store, if it is one."""
         if not self.uri.startswith(("http://", "https://")):
-            if not re.match(r"(sqlite|postgresql|mysql|mssql)[+\w]*://", self.uri):
-                raise TrackingError(f"tracking {self}: expected http(s)://HOST:PORT or sqlite:///FILE")
             return
         self.client()  # sets the environment
         from mlflow.utils.credentials import get_default_host_creds
