@@ -11,6 +11,7 @@ from sweeper.config import Sweep
 from sweeper.errors import SweeperError
 from sweeper.service import Place, Service
 from sweeper.store import Store
+from sweeper.study import check_optuna
 from sweeper.tracking import Tracker
 
 LIBRARIES = ("torch", "torchvision", "ultralytics", "optuna", "mlflow", "sqlalchemy", "numpy")
@@ -58,6 +59,7 @@ def _versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             raise SweeperError(f"{name} is not installed; install sweeper again, with constraints.txt") from None
 
+    check_optuna()
     return ", ".join([f"python {platform.python_version()}", version("sweeper"), *map(version, LIBRARIES)])
 
 

@@ -21,7 +21,7 @@ from postgres import Postgres
 
 from sweeper import database
 from sweeper.errors import ConfigError, DatabaseError, LeaseLost, NotFinite
-from sweeper.study import Slot, Study, Suggest
+from sweeper.study import Slot, Study, Suggest, check_optuna, fence, history
 
 CONFIG = {"epochs": 4, "recipe": {"imgsz": 320, "batch": 8}, "trials": 3}
 COSINE = {"family": "cosine", "lr": 0.1}
@@ -534,6 +534,37 @@ def test_a_sampler_that_cannot_be_had_is_named_before_anything_is_made(tmp_path:
         launch(url, sampler=sampler)
     with pytest.raises(DatabaseError, match="which has: none"):
         Study.open(database.open(url), "sweep")
+
+
+def test_an_optuna_without_what_is_overridden_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fence overrides private methods: under another name Optuna would write past it, unseen."""
+    storage = optuna.storages.RDBStorage
+    original = storage._set_trial_param
+
+    def other(self: Any, trial_id: int, name: str, value: float, distribution: Any) -> None:
+        """As a later version might have it, with other parameters."""
+        original(self, trial_id, name, value, distribution, None)
+
+    opened = database.open(tmp_path / "sweep.db")
+    check_optuna()
+    with monkeypatch.context() as later:
+        later.delattr(storage, "_create_new_trial")
+        later.setattr(storage, "_set_trial_param", other)
+        with pytest.raises(DatabaseError) as refused:
+            Study.exists(opened, "sweep")
+    assert "RDBStorage._create_new_trial is missing" in str(refused.value)
+    assert "RDBStorage._set_trial_param takes (trial_id, name, value, distribution)" in str(refused.value)
+    assert f"Optuna {optuna.__version__}" in str(refused.value)
+    assert "optuna>=5.0,<5.1" in str(refused.value)
+    assert not Study.exists(opened, "sweep")
+
+
+def test_every_override_is_among_what_is_checked() -> None:
+    """Who overrides one more method, in the fence or before it, has it checked, too."""
+    checked = {name for kind, name in fence._RELIED_UPON if kind is optuna.storages.RDBStorage}
+    for ours in (fence.FencedStorage, history.SearchStorage, history.Rehearsal):
+        overridden = {name for name in vars(ours) if callable(getattr(optuna.storages.RDBStorage, name, None))}
+        assert {name for name in overridden if not name.startswith("__")} <= checked
 
 
 def test_any_sampler_of_optunas_by_import_path(tmp_path: Any) -> None:

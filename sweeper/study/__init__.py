@@ -5,9 +5,10 @@ renewing it, and finishes the trial; when it dies the next one adopts the same t
 stays a plain study.
 """
 
+from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
 from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Slot, Suggest
 from sweeper.study.study import Study
 
-__all__ = ["Slot", "Study", "Suggest", "TrialRow", "WorkerRow", "unfinished"]
+__all__ = ["Slot", "Study", "Suggest", "TrialRow", "WorkerRow", "check_optuna", "unfinished"]

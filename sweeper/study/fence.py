@@ -4,12 +4,13 @@ Between asking "is the lease mine?" and writing, a worker can be stopped for any
 the transaction that writes: a hook on its commit, which raises LeaseLost and thereby rolls everything back. It belongs
 to every write that Optuna makes for us, also those of its samplers, and to each of its own repetitions.
 
-Relied upon in Optuna, and held by tests: RDBStorage's attributes ``engine`` and ``scoped_session``; its method
-``_get_trials``; that each of the methods below is one transaction; ``optuna.trial.Trial(study, trial_id)``.
+Relied upon in Optuna: what :func:`check_optuna` looks for whenever a storage is opened; and, held by tests alone, that
+each of the methods below is one transaction. Part of it is private, so the next minor version may change it.
 """
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 import time
@@ -17,15 +18,61 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from optuna import __version__ as optuna_version
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from sweeper.database import Database, IntegrityError, Session, event
 from sweeper.errors import DatabaseError
 
 Guard = Callable[[Session], None]
+
+#: What is overridden or called here, in ``history`` and in ``slot``, with the names of its parameters.
+_RELIED_UPON: dict[tuple[type, str], tuple[str, ...]] = {
+    (RDBStorage, "_get_trials"): ("study_id", "states", "included_trial_ids", "trial_id_greater_than"),
+    (RDBStorage, "check_trial_is_updatable"): ("trial_id", "trial_state"),
+    (RDBStorage, "_create_new_trial"): ("study_id", "template_trial"),
+    (RDBStorage, "_set_trial_param"): (
+        *("trial_id", "param_name", "param_value_internal", "distribution", "previous_distribution"),
+    ),
+    (RDBStorage, "set_trial_param"): ("trial_id", "param_name", "param_value_internal", "distribution"),
+    (RDBStorage, "set_trial_state_values"): ("trial_id", "state", "values"),
+    (RDBStorage, "set_trial_intermediate_value"): ("trial_id", "step", "intermediate_value"),
+    (RDBStorage, "set_trial_user_attr"): ("trial_id", "key", "value"),
+    (RDBStorage, "set_trial_system_attr"): ("trial_id", "key", "value"),
+    (RDBStorage, "get_trial"): ("trial_id",),
+    (RDBStorage, "get_all_trials"): ("study_id", "deepcopy", "states"),
+    (RDBStorage, "get_study_id_from_name"): ("study_name",),
+    (RDBStorage, "get_study_directions"): ("study_id",),
+    (Trial, "__init__"): ("study", "trial_id"),
+}
+
+
+def check_optuna() -> None:
+    """DatabaseError, naming what differs, unless the installed Optuna has what this package overrides and calls.
+
+    An override that Optuna no longer calls would fence nothing, and nobody would notice.
+    """
+    wrong = []
+    for (kind, name), expected in _RELIED_UPON.items():
+        method = getattr(kind, name, None)
+        there = None if method is None else tuple(inspect.signature(method).parameters)[1:]
+        if there != expected:
+            has = "is missing" if there is None else f"takes ({', '.join(there)}), not ({', '.join(expected)})"
+            wrong.append(f"{kind.__name__}.{name} {has}")
+    if not hasattr(create_trial(value=0.0), "_trial_id"):
+        wrong.append("FrozenTrial._trial_id is missing")
+    if wrong:
+        raise _other_optuna(wrong)
+
+
+def _other_optuna(wrong: Sequence[str]) -> DatabaseError:
+    return DatabaseError(
+        f"Optuna {optuna_version}: {'; '.join(wrong)}; expected the Optuna that sweeper was written for: "
+        "pip install 'optuna>=5.0,<5.1'"
+    )
 
 
 class FencedStorage(RDBStorage):
@@ -35,6 +82,10 @@ class FencedStorage(RDBStorage):
         url = database.url.render_as_string(hide_password=False)
         # Optuna fills in {SCHEMA_VERSION}; a password may hold braces.
         super().__init__(url.replace("{", "{{").replace("}", "}}"), database.storage_engine_kwargs())
+        if missing := [
+            f"RDBStorage.{name} is missing" for name in ("engine", "scoped_session") if name not in vars(self)
+        ]:
+            raise _other_optuna(missing)
         self.engine.dispose()
         self.engine = database.engine
         self.scoped_session = database.sessions()
@@ -107,8 +158,10 @@ def open_storage(database: Database) -> FencedStorage:
     """The storage, its tables made when missing.
 
     Optuna makes them in several steps without a lock; of two workers that do so at once one fails, and finds them
-    complete when it looks again. Raises DatabaseError also for tables of another version of Optuna.
+    complete when it looks again. Raises DatabaseError also for tables of another version of Optuna, and where the
+    installed Optuna is not the one that this package was written for.
     """
+    check_optuna()
     for last in (False,) * 9 + (True,):
         try:
             return database.retry(lambda: FencedStorage(database))
