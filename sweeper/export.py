@@ -86,12 +86,17 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Exported:
-    """File name -> content; ``alias`` under which its weights are to be registered, and the run that has them."""
+    """File name -> content; ``alias`` under which its weights are to be registered, and the run that has them.
+
+    ``recipe`` and ``arguments`` (of ``yolo train``) are what :func:`sweeper.training.checkpoint.model_file` needs.
+    """
 
     trial: int
     files: dict[str, str]
     alias: str
     run_id: str | None
+    recipe: Recipe
+    arguments: dict[str, Any]
 
 
 def export(service: Service, trial: int | None = None) -> Exported:
@@ -120,7 +125,7 @@ def export(service: Service, trial: int | None = None) -> Exported:
         version = metadata.version("ultralytics")
         files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version)
     alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
-    return Exported(trial, files, alias, service.run_id(row))
+    return Exported(trial, files, alias, service.run_id(row), recipe, arguments(recipe, trace))
 
 
 def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Nothing is trained. Curves rise, dip after a restart and carry noise; which schedule is good is made up, too.
 """
 
+import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from sweeper.service import Place, Service
 from sweeper.tracking import names
 
 EPOCHS = 16
+LAST = "model.23.cv3.2.2.bias"
 START = 1_795_000_000_000  # ms since 1970
 
 
@@ -61,10 +63,22 @@ def written(folder: Path, **changes: Any) -> Path:
     return file
 
 
+@functools.cache
+def untrained() -> dict[str, torch.Tensor]:
+    """The state_dict of an untrained YOLO11n with one class."""
+    from sweeper.training.models import architecture
+
+    # isort: split
+    from ultralytics.nn.tasks import DetectionModel
+
+    return dict(DetectionModel(architecture("yolo11n.yaml"), nc=1, verbose=False).state_dict())
+
+
 def weights(number: int) -> bytes:
-    """A ``state_dict`` as small as can be."""
+    """The same with the trial's ``number`` as its last bias."""
+    state = untrained()
     out = io.BytesIO()
-    torch.save({"weight": torch.full((2, 2), float(number))}, out)
+    torch.save(state | {LAST: torch.full_like(state[LAST], float(number))}, out)
     return out.getvalue()
 
 

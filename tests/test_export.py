@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import invented
 import pytest
 import torch
 import yaml
@@ -28,7 +29,7 @@ def exported(shown: Service) -> Path:
     done = export(shown, "--trial", 1, "-o", "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "wrote out: schedule.yaml, lr.csv, torch_example.py, ultralytics_train.py, weights.pt\n"
+        "wrote out: schedule.yaml, lr.csv, torch_example.py, ultralytics_train.py, weights.pt, model.pt\n"
         "registered in MLflow: models:/shown@trial-1 (version 1)\n"
     )
     return shown.place.folder.parent / "out"
@@ -139,7 +140,7 @@ def test_the_arguments_are_the_recipe_s(shown: Service, exported: Path) -> None:
 def test_the_weights_are_registered_without_pickled_code(shown: Service, exported: Path) -> None:
     server = shown.tracker.server
     weights = torch.load(exported / "weights.pt", weights_only=True)
-    assert weights["weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert weights[invented.LAST].tolist() == [1.0]
     run = {row.number: row for row in shown.study.rows()}[1].attrs["run_id"]
     assert registry.aliased(server, "shown", "trial-1") == run
     assert registry.aliased(server, "shown", "nobody") is None
@@ -154,3 +155,27 @@ def test_the_exported_yaml_alone_is_the_same_trace(shown: Service, exported: Pat
     spec = yaml.safe_load((exported / "schedule.yaml").read_text())
     time = TimeBase(shown.time.epochs, shown.time.steps_per_epoch)
     assert schedules.parse(spec).trace(time) == trace_of(shown, 1)
+
+
+YOLO = """
+import sys
+from ultralytics import YOLO
+model = YOLO("model.pt")
+assert "sweeper" not in sys.modules
+print(model.names, model.model.stride.tolist(), model.model.args["imgsz"], model.ckpt["train_args"]["weight_decay"])
+print(model.model.state_dict()[sys.argv[1]].tolist(), len(model.predict(sys.argv[2], imgsz=64, verbose=False)))
+"""
+
+
+def test_plain_ultralytics_loads_the_exported_model(shown: Service, exported: Path) -> None:
+    image = next((shown.place.folder.parent / "data" / "images" / "val").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", YOLO, invented.LAST, str(image)],
+        cwd=exported,
+        env=os.environ | {"YOLO_CONFIG_DIR": str(exported.parent), "YOLO_OFFLINE": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-2:] == ["{0: 'thing'} [8.0, 16.0, 32.0] 64 0.0005", "[1.0] 1"]

@@ -107,7 +107,7 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write; NAME-trial-N.")] = None,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
 ) -> None:
-    """Write the winner's schedule as YAML, torch code and an Ultralytics script; register its weights."""
+    """Write the winner's schedule as YAML, torch code and an Ultralytics script, its model; register the weights."""
     from sweeper.export import export
     from sweeper.tracking import registry
 
@@ -116,15 +116,22 @@ def export(
     folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
     server, name = service.tracker.server, service.sweep.name
     weights = registry.fetch(server, found.run_id) if found.run_id else None
+    model = None
+    if weights is not None:
+        from sweeper.training.checkpoint import model_file  # torch and Ultralytics take seconds to import
+
+        model = model_file(found.recipe, service.dataset.names, weights, found.arguments)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in found.files.items():
             (folder / file).write_text(content, encoding="utf-8")
-        if weights is not None:
+        if weights is not None and model is not None:
             (folder / "weights.pt").write_bytes(weights)
+            (folder / "model.pt").write_bytes(model)
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}; expected a folder that can be written") from None
-    typer.echo(f"wrote {folder}: {', '.join([*found.files, *(['weights.pt'] if weights is not None else [])])}")
+    written = [*found.files, *(["weights.pt", "model.pt"] if weights is not None else [])]
+    typer.echo(f"wrote {folder}: {', '.join(written)}")
     if weights is None or found.run_id is None:
         console.print(f"trial {found.trial} has no weights in MLflow: nothing to register")
     elif register:
