@@ -345,7 +345,8 @@ ODD = st.one_of(
     st.lists(st.one_of(st.integers(-1, 12), st.floats(0, 2), st.text(max_size=3)), max_size=4),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
-WORDS = sorted({key for family in FAMILIES for key in FAMILIES[family].keys({"decay": "linear"})} | {"last_epoch"})
+WORDS = sorted({key for family in FAMILIES for key in FAMILIES[family].keys({"decay": "linear"})} | {"last_epoch", "from"})
+TRUNK = st.sampled_from([None, None, "yolo_linear", {"family": "cosine", "lr": 0.2, "warmup": 1}, {}, [1], "end"])
 
 
 @settings(max_examples=600, deadline=None)
@@ -358,12 +359,13 @@ WORDS = sorted({key for family in FAMILIES for key in FAMILIES[family].keys({"de
     st.sampled_from(["clean", "article", "reference"]),
     st.integers(1, 14),
     st.integers(1, 5),
+    TRUNK,
 )
 def test_a_typed_error_or_a_finite_trace(
-    family: str, odd: dict[str, Any], groups: Any, mode: str, epochs: int, unit: int
+    family: str, odd: dict[str, Any], groups: Any, mode: str, epochs: int, unit: int, trunk: Any
 ) -> None:
     small = {**SPECS[family], **({"steps": [3, 6], "mode": mode} if family == "cawb" else {})}
-    written = {"family": family, "lr": 0.1, **small, **odd, "groups": groups}
+    written = {"family": family, "lr": 0.1, **small, **odd, "groups": groups, "trunk": trunk}
     try:
         schedule = parse(written)
         assert parse(schedule.spec) == schedule

@@ -1,6 +1,7 @@
 """``Sweep``: one YAML file, read, overridden and checked."""
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from sweeper.errors import ConfigError, ScheduleError
 #: Names of samplers; any other of Optuna's is written module:Class.
 SAMPLERS = ("tpe", "random", "gp", "grid")
 
+
+MOST_TRUNKS = 8  # below each other, when names are looked up
 
 #: What a study may maximise, and the name of the metric in a run: Ultralytics' own, or COCO's by pycocotools.
 OBJECTIVES = {
@@ -147,13 +150,38 @@ class Sweep(Model):
         return told or number == self.epochs or self.by_coco
 
     def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
-        """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none."""
+        """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none.
+
+        A ``trunk`` that is a name is the baseline of that name, or else a family.
+        """
+        return schedules.parse(self._written(schedule)).spec
+
+    def _written(self, schedule: str | Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
         written: dict[str, Any] = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
-        family = str(written.get("family", ""))
-        written.setdefault("lr", self.lr0)
-        if family.startswith("yolo_"):
+        family, trunk = str(written.get("family", "")), written.get("trunk")
+        if isinstance(trunk, str | Mapping):
+            if depth > MOST_TRUNKS:
+                raise ScheduleError(f"trunk: {str(trunk)[:80]} is a branch of itself; expected another baseline")
+            named = self._named_baselines().get(trunk, trunk) if isinstance(trunk, str) else trunk
+            written["trunk"] = self._written(named, depth + 1)
+        if trunk is None or family == "cawb":  # any other branch goes on at its trunk's LR
+            written.setdefault("lr", self.lr0)
+        if trunk is None and family.startswith("yolo_"):
             written.setdefault("momentum", self.recipe.momentum)
-        return schedules.parse(written).spec
+        return written
+
+    def _named_baselines(self) -> dict[str, str | dict[str, Any]]:
+        """name -> baseline as written: named by its family; a second one of a family gets a number."""
+        found: dict[str, str | dict[str, Any]] = {}
+        for written in self.baselines:
+            family = written if isinstance(written, str) else str(written.get("family"))
+            number = next(n for n in itertools.count(1) if (family if n == 1 else f"{family}-{n}") not in found)
+            found[family if number == 1 else f"{family}-{number}"] = written
+        return found
+
+    def named_baselines(self) -> dict[str, dict[str, Any]]:
+        """name -> spec of the baselines, by family; a second one of a family gets a number: ``cawb-2``."""
+        return {name: self.spec(written) for name, written in self._named_baselines().items()}
 
     def identity(self) -> dict[str, Any]:
         """The part that may not change once a trial was made; flat, JSON-able."""

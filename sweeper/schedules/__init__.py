@@ -2,7 +2,8 @@
 
 from sweeper.schedules.apart import differing_by_family, short, told_apart
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.schedule import MAIN, Schedule, parse
+from sweeper.schedules.parameters import MAIN
+from sweeper.schedules.schedule import Schedule, parse
 from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
 from sweeper.schedules.trace import Jump, Trace, find_jumps, prefix_keys
 

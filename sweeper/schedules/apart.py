@@ -34,11 +34,17 @@ def differing_by_family(specs: Sequence[Mapping[str, Any]]) -> dict[Any, list[st
 
 
 def short(value: Any) -> str:
-    """A value in a table cell: no trailing digits, no quotes."""
+    """A value in a table cell: no trailing digits, no quotes; of a schedule (a trunk) its family.
+
+    >>> short([0.10000001, "end"]), short({"family": "yolo_linear", "lr": 0.1})
+    ('[0.1,end]', 'yolo_linear')
+    """
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(short(item) for item in value) + "]"
+    if isinstance(value, Mapping) and "family" in value:
+        return str(value["family"])
     return str(value)

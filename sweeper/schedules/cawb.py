@@ -99,15 +99,20 @@ def clean(params: Params, time: TimeBase) -> Curve:
     >>> run.values(TimeBase(4, 2)).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
     """
-    decay, parts = _shape(params), cycles(params, time)
+    parts = cycles(params, time)
+    warm = parts[0].start
+    return warmup_prefix(joined(params, time, parts, warm), warm, params["warmup_start"], parts[0].peak)
+
+
+def joined(params: Params, time: TimeBase, parts: Sequence[Cycle], origin: float = 0.0) -> Curve:
+    """The curve of the cycles ``parts``, which last to the end of the run, by the steps since ``origin``."""
+    decay = _shape(params)
     ends = [cycle.start for cycle in parts[1:]] + [float(time.steps)]
     curves = [
         scale(segment(decay, end - cycle.start, cycle.period, time.steps_per_epoch), cycle.peak)
         for cycle, end in zip(parts, ends, strict=True)
     ]
-    warm = parts[0].start
-    joined = sequence(curves, [0.0, *(cycle.start - warm for cycle in parts[1:])])
-    return warmup_prefix(joined, warm, params["warmup_start"], parts[0].peak)
+    return sequence(curves, [cycle.start - origin for cycle in parts])
 
 
 def clean_marks(params: Params, time: TimeBase) -> list[int]:
@@ -120,9 +125,14 @@ def clean_marks(params: Params, time: TimeBase) -> list[int]:
     >>> clean_marks(parse({**run, "step_scale": 0.5}).params, TimeBase(4, 4))  # each cycle goes on where the last ended
     []
     """
+    return breaks(params, time, cycles(params, time))
+
+
+def breaks(params: Params, time: TimeBase, parts: Sequence[Cycle]) -> list[int]:
+    """The same for the cycles ``parts`` alone: where one does not go on as the one before it ended."""
     decay, unit, marks = _shape(params), time.steps_per_epoch, []
     hold = unit if params["granularity"] == "epoch" else 1
-    for old, new in pairwise(cycles(params, time)):
+    for old, new in pairwise(parts):
         left = old.peak * _at(decay, min(new.start - old.start, old.period) / unit, old.period / unit)
         right = new.peak * _at(decay, 0.0, new.period / unit)
         if not np.isclose(left, right, rtol=1e-9, atol=0.0):

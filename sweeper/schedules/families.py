@@ -42,7 +42,7 @@ constant       lr
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -66,7 +66,7 @@ from sweeper.schedules.compose import (
 from sweeper.schedules.shapes import NEEDS_FLOOR, SHAPES, shape
 from sweeper.schedules.time import Duration, FloatArray, TimeBase
 from sweeper.schedules.yolo import KEYS as YOLO_KEYS
-from sweeper.schedules.yolo import yolo_curve, yolo_momentum
+from sweeper.schedules.yolo import warmup_iterations, yolo_curve, yolo_momentum
 
 Params = Mapping[str, Any]
 
@@ -75,13 +75,15 @@ Params = Mapping[str, Any]
 class Family:
     """``keys(given)``: the parameters (they may depend on one given, CAWB's mode); ``curve(params, time, group)``: the
     main group's LR, or another one's where the family itself treats it differently (``groups``); ``marks``: steps at
-    which the curve breaks; ``momentum``: the momentum's curve, if the family drives it."""
+    which the curve breaks; ``momentum``: the momentum's curve, if the family drives it; ``warm``: the steps of the
+    warm-up."""
 
     keys: Callable[[Params], Mapping[str, Key]]
     curve: Callable[[Params, TimeBase, str], Curve]
     marks: Callable[[Params, TimeBase], list[int]] = lambda params, time: []
     groups: tuple[str, ...] = ()
     momentum: Callable[[Params, TimeBase], Curve | None] = lambda params, time: None
+    warm: Callable[[Params, TimeBase], float] = lambda params, time: Duration.parse(params["warmup"]).steps(time)
     rows: Callable[[Params, TimeBase], int] = field(default=lambda params, time: time.epochs)
 
 
@@ -274,7 +276,7 @@ def _held(family: Family) -> Family:
         inner = family.curve(params, time, group)
         return quantise(inner, time.steps_per_epoch) if params.get("granularity") == "epoch" else inner
 
-    return Family(family.keys, curve, family.marks, family.groups, family.momentum, family.rows)
+    return replace(family, curve=curve)
 
 
 _RUN = Key(checks.optional(checks.length), None)
@@ -299,10 +301,18 @@ FAMILIES: dict[str, Family] = {
         )
     ),
     "yolo_linear": Family(
-        lambda given: {"lr": LR, **YOLO_KEYS}, yolo_curve("linear"), groups=("bias",), momentum=yolo_momentum
+        lambda given: {"lr": LR, **YOLO_KEYS},
+        yolo_curve("linear"),
+        groups=("bias",),
+        momentum=yolo_momentum,
+        warm=warmup_iterations,
     ),
     "yolo_cosine": Family(
-        lambda given: {"lr": LR, **YOLO_KEYS}, yolo_curve("cosine"), groups=("bias",), momentum=yolo_momentum
+        lambda given: {"lr": LR, **YOLO_KEYS},
+        yolo_curve("cosine"),
+        groups=("bias",),
+        momentum=yolo_momentum,
+        warm=warmup_iterations,
     ),
     "onecycle": _held(
         Family(
@@ -319,6 +329,7 @@ FAMILIES: dict[str, Family] = {
             },
             _onecycle,
             momentum=_onecycle_momentum,
+            warm=lambda params, time: params["pct_start"] * time.steps,
         )
     ),
     "wsd": _held(

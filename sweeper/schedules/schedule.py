@@ -8,27 +8,28 @@ from typing import Any
 import numpy as np
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules.checks import IDLE, whole
+from sweeper.schedules import branch
+from sweeper.schedules.checks import whole
 from sweeper.schedules.controls import CONTROLS, at_restart
 from sweeper.schedules.families import FAMILIES
+from sweeper.schedules.parameters import MAIN, checked, groups_of, with_lr
 from sweeper.schedules.shapes import did_you_mean
 from sweeper.schedules.time import FloatArray, TimeBase
 from sweeper.schedules.trace import Trace
-
-MAIN = "main"
-MAX_GROUPS = 64
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A checked schedule; make one with :func:`parse`. ``params`` has every default written out.
 
-    ``groups``: what a parameter group has instead of the main group's parameters, by the group's name.
+    ``groups``: what a parameter group has instead of the main group's parameters, by the group's name. ``trunk``: the
+    schedule that this one is a branch of, see :mod:`sweeper.schedules.branch`.
     """
 
     family: str
     params: Mapping[str, Any]
     groups: Mapping[str, Mapping[str, Any]]
+    trunk: "Schedule | None" = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -37,7 +38,8 @@ class Schedule:
         >>> parse({"family": "constant", "lr": "1e-3"}).spec
         {'family': 'constant', 'lr': 0.001, 'warmup': '0ep', 'warmup_start': 0.0, 'granularity': 'step'}
         """
-        own = {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
+        own: dict[str, Any] = {} if self.trunk is None else {"trunk": self.trunk.spec}
+        own |= {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
         return json.loads(json.dumps({"family": self.family, **self.params, **own}))  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:
@@ -63,10 +65,13 @@ class Schedule:
         if self.family in CONTROLS:
             column = self.trace(time).group(group).astype(np.float64)
             return column[np.minimum(np.asarray(steps), len(column) - 1).astype(np.int64)]
-        params = {**self.params, **self.groups.get(group, {})}
+        steps = np.asarray(steps, np.float64)
         with np.errstate(all="ignore"):  # what is not finite is refused below, with its step
-            values = FAMILIES[self.family].curve(params, time, group)(np.asarray(steps, np.float64))
-            values = values + 0.0
+            if self.trunk is None:
+                params = {**self.params, **self.groups.get(group, {})}
+                values = FAMILIES[self.family].curve(params, time, group)(steps) + 0.0
+            else:
+                values = self._branched(self.trunk, time, steps, group)
         bad = ~(np.isfinite(values) & (values >= 0) & (values <= np.finfo(np.float32).max))
         if bad.any():
             i = int(bad.argmax())
@@ -88,6 +93,8 @@ class Schedule:
         """
         if self.family in CONTROLS:
             return at_restart(self.family, parse(self.params["of"]).trace(time), self.params["restart"])
+        if self.trunk is not None:
+            return self._branch(self.trunk, time)
         family = FAMILIES[self.family]
         lr = self.values(time)
         momentum = family.momentum(self.params, time)
@@ -104,6 +111,76 @@ class Schedule:
             tuple(marks),
         )
 
+    @property
+    def base(self) -> float:
+        """The base LR of the main group, ``lr``; a branch has its trunk's."""
+        return float(self.params["lr"]) if self.trunk is None else self.trunk.base
+
+    def warm(self, time: TimeBase) -> float:
+        """The steps of the warm-up; a branch has its trunk's.
+
+        >>> parse({"family": "yolo_linear", "lr": 0.1}).warm(TimeBase(10, 4))
+        12.0
+        """
+        own = self.trunk.warm(time) if self.trunk is not None else FAMILIES[self.family].warm(self.params, time)
+        return float(own)
+
+    def begins(self, time: TimeBase) -> int | None:
+        """The first step at which this branch may differ from its trunk; None if it has no trunk or never leaves it.
+
+        >>> parse({"family": "cosine", "lr": 0.1, "trunk": "yolo_linear", "from": 5}).begins(TimeBase(10, 4))
+        20
+        """
+        if self.trunk is None:
+            return None
+        at = branch.begin(self.family, self.params, time, self.trunk.warm(time))
+        return None if at is None else at.step
+
+    def _branched(self, trunk: "Schedule", time: TimeBase, steps: FloatArray, group: str) -> FloatArray:
+        """:meth:`at` of a branch: the trunk's values, and from the branch's first step on the family's."""
+        values = trunk.at(time, steps, group)
+        over, warm = self.groups.get(group, {}), trunk.warm(time)
+        params = {**self.params, **over}
+        at = branch.begin(self.family, params, time, warm)
+        later = np.zeros(len(steps), bool) if at is None else steps >= at.step
+        if at is None or not later.any():
+            return values
+        if "lr" not in over:
+            here = np.array([at.step], np.float64)
+            main, own = (float(trunk.at(time, here, name)[0]) for name in (MAIN, group))
+            params["lr"] = params["lr"] * (own / main if own != main and main else 1.0) if "lr" in params else own
+        if not params["lr"]:
+            raise ScheduleError(
+                f"{self.family}: from: {self.params['from']}: the trunk's LR is 0 there; give the branch an lr"
+            )
+        values[later] = branch.curve(self.family, params, time, group, warm, at)(steps[later])
+        return values
+
+    def _branch(self, trunk: "Schedule", time: TimeBase) -> Trace:
+        """:meth:`trace` of a branch; the momentum is the trunk's."""
+        whole, warm = trunk.trace(time), trunk.warm(time)
+        at = branch.begin(self.family, self.params, time, warm)
+        lr = self.values(time)
+        marks = whole.marks or ()
+        if at is not None:
+            here = np.array([at.step], np.float64)
+            jumps = not np.isclose(self.at(time, here)[0], trunk.at(time, here)[0], rtol=1e-9, atol=0.0)
+            later = {"lr": self.base, **self.params}
+            found = branch.marks(self.family, later, time, warm, at)
+            marks = (
+                *(mark for mark in marks if mark < at.step),
+                *sorted({*([at.step] if jumps else []), *(mark for mark in found if at.step < mark < len(lr))}),
+            )
+        groups = sorted({*whole.groups, *self.groups})
+        return Trace(
+            lr.astype(np.float32),
+            {name: self.values(time, name).astype(np.float32) for name in groups},
+            whole.momentum,
+            time.steps_per_epoch,
+            time.epochs,
+            tuple(marks),
+        )
+
     def _rows(self, time: TimeBase) -> int:
         if self.family in CONTROLS:
             return parse(self.params["of"])._rows(time)
@@ -115,7 +192,8 @@ def parse(spec: Mapping[str, Any]) -> Schedule:
 
     ``lr`` may be a list, one base LR per parameter group: the first is the main group, the others are called "1", "2"
     ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. Everything that does not
-    depend on the length of the run is checked here. The control runs of a restart are schedules, too:
+    depend on the length of the run is checked here. ``trunk``: the schedule (or its family's name) that this one is a
+    branch of, see :mod:`sweeper.schedules.branch`. The control runs of a restart are schedules, too:
     ``{family: counterfactual | matched_peak, of: SPEC, restart: 1}``, see :mod:`sweeper.schedules.controls`.
     Raises ScheduleError naming the parameter and what is allowed.
 
@@ -125,7 +203,7 @@ def parse(spec: Mapping[str, Any]) -> Schedule:
     Traceback (most recent call last):
         ...
     sweeper.errors.ScheduleError: cawb: step is not a parameter; known are lr, mode, steps, step_scale, epoch_scale, \
-warmup, decay, floor, power, warmup_start, granularity, horizon, groups (did you mean steps?)
+warmup, decay, floor, power, warmup_start, granularity, horizon, groups, trunk (did you mean steps?)
     """
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
@@ -137,19 +215,46 @@ warmup, decay, floor, power, warmup_start, granularity, horizon, groups (did you
             f"family: {str(name)[:80]!r} is not known; expected one of {', '.join(FAMILIES)}"
             + did_you_mean(name, list(FAMILIES))
         )
-    given = {key: value for key, value in spec.items() if key not in ("family", "groups")}
-    groups = _groups(name, given, spec.get("groups"))
-    params = _checked(name, given)
+    given = {key: value for key, value in spec.items() if key not in ("family", "groups", "trunk")}
+    trunk = None if spec.get("trunk") is None else _trunk(name, spec["trunk"], given)
+    groups = groups_of(name, given, spec.get("groups"))
+    params = checked(name, given, branches=trunk is not None)
     overrides = {}
     for group, over in groups.items():
-        whole = _checked(f"{name}: groups.{group}", {**given, **over}, name)
+        whole = checked(f"{name}: groups.{group}", {**given, **over}, name, branches=trunk is not None)
         for key in ("mode", "last_epoch"):
             if key in over:
                 raise ScheduleError(f"{name}: groups.{group}: {key} is one for all groups; move it out of groups")
         differs = {key: value for key, value in whole.items() if key not in params or params[key] != value}
         if differs:
             overrides[group] = differs
-    return Schedule(name, params, dict(sorted(overrides.items())))
+    return Schedule(name, params, dict(sorted(overrides.items())), trunk)
+
+
+def _trunk(name: str, written: object, given: dict[str, Any]) -> Schedule:
+    """The trunk of a branch. Where it names no ``lr`` it has the branch's; a CAWB branch that names none has its."""
+    spec = {"family": written} if isinstance(written, str) else written
+    below, depth = spec, 0
+    while isinstance(below, Mapping) and below.get("trunk") is not None:
+        below, depth = below["trunk"], depth + 1
+    if depth >= branch.DEEPEST:
+        raise ScheduleError(f"{name}: trunk: is a branch of a branch {depth} times; expected at most {branch.DEEPEST}")
+    if not isinstance(spec, Mapping):
+        raise ScheduleError(
+            f"{name}: trunk: {str(spec)[:80]!r} is not a schedule; expected a family's name, or family: and its "
+            "parameters"
+        )
+    if isinstance(spec.get("family"), str) and spec["family"] in CONTROLS:
+        raise ScheduleError(f"{name}: trunk: {spec['family']} is a control run; expected a schedule of its own")
+    if spec.get("last_epoch"):
+        raise ScheduleError(f"{name}: trunk: last_epoch: a trunk begins with the run; take it out")
+    try:
+        trunk = parse(with_lr(spec, given["lr"]) if "lr" in given else spec)
+    except ScheduleError as error:
+        raise ScheduleError(f"{name}: trunk: {error}") from None
+    if name == "cawb":
+        given.setdefault("lr", trunk.base)
+    return trunk
 
 
 def _control(name: str, spec: Mapping[str, Any]) -> Schedule:
@@ -161,48 +266,3 @@ def _control(name: str, spec: Mapping[str, Any]) -> Schedule:
         raise ScheduleError(f"{name}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
     restart = whole(1, 1_000)(f"{name}: restart", spec.get("restart", 1))
     return Schedule(name, {"of": parse(of).spec, "restart": restart}, {})
-
-
-def _groups(name: str, given: dict[str, Any], groups: object) -> dict[str, dict[str, Any]]:
-    """The overrides by group as given; a list of base LRs is taken apart (``given`` keeps the first)."""
-    if groups is None:
-        groups = {}
-    if not isinstance(groups, Mapping) or not all(isinstance(over, Mapping) for over in groups.values()):
-        raise ScheduleError(
-            f"{name}: groups: {str(groups)[:80]!r} is not allowed; expected for example bias: {{lr: 0.2}}"
-        )
-    found = {str(group): dict(over) for group, over in groups.items()}
-    if MAIN in found or "" in found:
-        raise ScheduleError(f"{name}: groups: {MAIN} is what the schedule itself says; expected other groups' names")
-    lr = given.get("lr")
-    if isinstance(lr, list | tuple):
-        if not lr:
-            raise ScheduleError(f"{name}: lr: [] is empty; expected one base LR per parameter group")
-        given["lr"] = lr[0]
-        for index, base in enumerate(lr[1:], start=1):
-            found.setdefault(str(index), {}).setdefault("lr", base)
-    if len(found) > MAX_GROUPS:
-        raise ScheduleError(f"{name}: groups: {len(found)} are too many; expected at most {MAX_GROUPS}")
-    return found
-
-
-def _checked(what: str, given: Mapping[str, Any], family: str | None = None) -> dict[str, Any]:
-    """Every parameter of the family, checked, in the family's order, defaults written out."""
-    keys = FAMILIES[family or what].keys(given)
-    for key in given:
-        if key not in keys:
-            known = [*keys, "groups"]
-            raise ScheduleError(
-                f"{what}: {str(key)[:80]} is not a parameter; known are {', '.join(known)}" + did_you_mean(key, known)
-            )
-    params: dict[str, Any] = {}
-    for name, rule in keys.items():
-        if name in given:
-            value = rule.check(f"{what}: {name}", given[name])
-        elif rule.required:
-            raise ScheduleError(f"{what}: {name} is missing; it has no default")
-        else:
-            value = rule.default
-        if value is not IDLE:
-            params[name] = value
-    return params

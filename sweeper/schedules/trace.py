@@ -140,12 +140,12 @@ class Trace:
 
     @property
     def warmup_fraction(self) -> float:
-        """The share of the steps before the LR is first at its peak.
+        """The share of the steps before the LR is at the peak of its first cycle, the one before the first jump.
 
-        >>> Trace([0.0, 0.1, 0.05, 0.1], epochs=4).warmup_fraction
+        >>> Trace([0.0, 0.1, 0.05, 0.2], epochs=4, marks=(3,)).warmup_fraction
         0.25
         """
-        return float(self.lr.argmax()) / self.steps
+        return float(self.lr[: min((jump.step for jump in self.jumps()), default=None)].argmax()) / self.steps
 
     def facts(self) -> dict[str, float]:
         """Numbers for a table: epochs, steps, peak, final, integral, warmup_fraction, restarts, drops.

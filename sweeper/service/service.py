@@ -1,7 +1,6 @@
 """The service itself."""
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -106,13 +105,7 @@ class Service:
 
     def baselines(self) -> dict[str, dict[str, Any]]:
         """name -> spec of the sweep's baselines, by family; a second one of a family gets a number."""
-        found: dict[str, dict[str, Any]] = {}
-        for written in self.sweep.baselines:
-            spec = self.sweep.spec(written)
-            name = spec["family"]
-            number = next(n for n in itertools.count(1) if (name if n == 1 else f"{name}-{n}") not in found)
-            found[name if number == 1 else f"{name}-{number}"] = spec
-        return found
+        return self.sweep.named_baselines()
 
     def check(self) -> None:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""

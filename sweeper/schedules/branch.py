@@ -1,0 +1,161 @@
+"""Branches: a schedule that is another one, its trunk, to the last bit up to a step, and its own family from there.
+
+``{family: cawb, trunk: yolo_linear, steps: [20], ...}`` and ``{family: cosine, trunk: yolo_linear, from: 20ep}``. Two
+schedules of one trunk share every epoch before the first of them leaves it, so the store trains these epochs once.
+
+- A CAWB branch leaves the trunk at the first of ``steps``; the peak of the i-th cycle from there (i from 1) is
+  ``lr`` step_scale^i, as if the trunk had been the first cycle. Without steps it is the trunk.
+- Any other family leaves the trunk at ``from``, a whole number of epochs, and is laid over the rest of the run: the
+  branch's first step is its step 0 and the run's end is its end. Lengths (``T_max``, ``decay_length``, ...) count from
+  there, ``boundaries`` are epochs of the run, and ``dur`` is a share of the whole run, as everywhere.
+- ``lr`` is the family's base LR in the branch. Left out, it is the trunk's LR at that step, so that nothing jumps
+  (CAWB: the trunk's base LR). A trunk that names no ``lr`` has the branch's.
+- A group whose LR differs from the main group's where the branch begins keeps the ratio, unless ``groups`` says more.
+- Warm-up and momentum are the trunk's. A branch that would begin inside the warm-up is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sweeper.errors import ScheduleError
+from sweeper.schedules import cawb, checks
+from sweeper.schedules.checks import Key
+from sweeper.schedules.compose import Curve, quantise
+from sweeper.schedules.families import FAMILIES
+from sweeper.schedules.time import Duration, TimeBase
+
+Params = Mapping[str, Any]
+
+DEEPEST = 4  # a trunk may be a branch itself
+LENGTHS = ("T_max", "T_0", "total_iters", "decay_length")
+POINTS = ("boundaries",)
+#: What a branch has from its trunk, with the value that means nothing.
+TRUNKS = {
+    "warmup": "0ep",
+    "warmup_start": 0.0,
+    "warmup_bias_lr": 0.0,
+    "warmup_momentum": 0.0,
+    "momentum": 0.0,
+    "base_momentum": None,
+    "max_momentum": None,
+}
+
+
+class Begin(NamedTuple):
+    """Where a branch begins: its first ``step``, at or after the moment ``at`` (both in steps of the run)."""
+
+    step: int
+    at: float
+
+
+def keys(family: str, given: Params) -> dict[str, Key]:
+    """The parameters of a branch of ``family``. ScheduleError for one that only its trunk can have."""
+    known = dict(FAMILIES[family].keys(given))
+    for name in TRUNKS.keys() & known.keys():
+        if name in given:
+            raise ScheduleError(
+                f"{family}: {name}: given beside trunk; a branch has its trunk's warm-up and momentum, take it out or "
+                "write it below trunk"
+            )
+        del known[name]
+    if family == "cawb":
+        if given.get("mode", "clean") != "clean":
+            raise ScheduleError(
+                f"cawb: mode: {given['mode']} has a warm-up of its own and cannot begin at a trunk; expected clean"
+            )
+        if "from" in given:
+            raise ScheduleError("cawb: from: a CAWB branch begins at the first of its steps; take it out")
+        return known
+    return {**known, "lr": Key(known["lr"].check, checks.IDLE), "from": Key(checks.length)}
+
+
+def begin(family: str, params: Params, time: TimeBase, warm: float) -> Begin | None:
+    """Where the branch begins, ``warm`` being the steps of its trunk's warm-up; None: it never leaves the trunk.
+
+    ScheduleError for a place inside the warm-up, outside the run, or inside an epoch.
+    """
+    name, written = ("steps", params["steps"]) if family == "cawb" else ("from", [params["from"]])
+    places = [(Duration.parse(place, f"{family}: {name}").steps(time), place) for place in written]
+    for step, place in places:
+        if 0 < step < warm or (family == "cawb" and 0 < step == warm):
+            raise ScheduleError(
+                f"{family}: {name}: {place} is inside the trunk's warm-up, which ends after "
+                f"{warm / time.steps_per_epoch:g} epochs; a branch begins after it"
+            )
+    if family == "cawb":
+        found = _cycles(params, time, warm)
+        hold = time.steps_per_epoch if params["granularity"] == "epoch" else 1
+        first = -int(-found[0].start // hold) * hold if found else time.steps
+        return Begin(first, found[0].start) if first < time.steps else None
+    [(step, place)] = places
+    if not 0 < step < time.steps:
+        raise ScheduleError(
+            f"{family}: from: {place} is outside the run; expected epochs above 0 and below {time.epochs}"
+        )
+    if step % time.steps_per_epoch:
+        raise ScheduleError(f"{family}: from: {place} is not a whole number of epochs; expected for example 20ep")
+    return Begin(int(step), step)
+
+
+def curve(family: str, params: Params, time: TimeBase, group: str, warm: float, at: Begin) -> Curve:
+    """The branch's LR by the step of the run, which is ``at.step`` or later; ``params`` have the group's own ``lr``."""
+    if family == "cawb":
+        joined = cawb.joined(params, time, _cycles(params, time, warm))
+        return quantise(joined, time.steps_per_epoch) if params["granularity"] == "epoch" else joined
+    rest = _rest(time, at)
+    try:
+        inner = FAMILIES[family].curve(_laid(family, params, time, at), rest, group)
+    except ScheduleError as error:
+        raise ScheduleError(f"{error} (the branch from {params['from']} has {rest.epochs} epochs)") from None
+    return lambda k: inner(k - at.step)
+
+
+def marks(family: str, params: Params, time: TimeBase, warm: float, at: Begin) -> list[int]:
+    """Steps of the run at which the branch breaks after its beginning."""
+    if family == "cawb":
+        return cawb.breaks(params, time, _cycles(params, time, warm))
+    inner = FAMILIES[family].marks(_laid(family, params, time, at), _rest(time, at))
+    return [at.step + mark for mark in inner if mark > 0]
+
+
+def _cycles(params: Params, time: TimeBase, warm: float) -> list[cawb.Cycle]:
+    """CAWB's cycles but for the first, whose place the trunk has; [] without steps."""
+    distinct = len({Duration.parse(step).steps(time) for step in params["steps"]})
+    if not distinct:
+        return []
+    own = params.get("horizon")
+    if isinstance(own, list):
+        if len(own) != distinct:
+            raise ScheduleError(
+                f"cawb: horizon: {len(own)} lengths do not fit {distinct} distinct steps; expected one each, or one "
+                "for all"
+            )
+        own = ["end", *own]
+    horizon = {} if own is None else {"horizon": own}
+    return cawb.cycles({**params, **horizon, "warmup": f"{warm:.17g}it", "warmup_start": 0.0}, time)[1:]
+
+
+def _rest(time: TimeBase, at: Begin) -> TimeBase:
+    return TimeBase(time.epochs - at.step // time.steps_per_epoch, time.steps_per_epoch, time.images)
+
+
+def _laid(family: str, params: Params, time: TimeBase, at: Begin) -> dict[str, Any]:
+    """The parameters as they are in a run that begins where the branch does."""
+    laid = {**params, **{name: idle for name, idle in TRUNKS.items() if name in FAMILIES[family].keys(params)}}
+    for name in LENGTHS:
+        if laid.get(name) is not None and (written := Duration.parse(laid[name])).unit == "dur":
+            laid[name] = f"{written.epochs(time):.17g}ep"
+    for name in POINTS:
+        if name in laid:
+            laid[name] = [_shifted(family, name, point, time, at) for point in laid[name]]
+    return laid
+
+
+def _shifted(family: str, name: str, point: object, time: TimeBase, at: Begin) -> str:
+    step = Duration.parse(point).steps(time)
+    if step < at.step:
+        raise ScheduleError(
+            f"{family}: {name}: {point} is before the branch, which begins after "
+            f"{at.step // time.steps_per_epoch} epochs; take it out"
+        )
+    return f"{step - at.step:.17g}it"
