@@ -135,6 +135,34 @@ def test_groups_have_their_own_parameters() -> None:
 # ---- durations --------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 30), st.integers(1, 9), st.sampled_from(["3ep", "0ep", "1.3ep", "7it", "0.5dur", "90ep"]))
+def test_the_trainers_warmup_is_that_of_yolo(epochs: int, unit: int, warmup: str) -> None:
+    time = TimeBase(epochs, unit)
+    own = {"warmup": warmup, "warmup_bias_lr": 0.2, "warmup_momentum": 0.7, "momentum": 0.9}
+    held = parse({"family": "yolo_linear", "lr": 0.1, "lrf": 1, **own})  # no decay: what is left is the warm-up
+    flat = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", "decay": "constant", **own})
+    assert flat.trace(time) == held.trace(time)
+    assert flat.warm(time) == held.warm(time)
+    made = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", **own})
+    assert made.trace(time).common_prefix(held.trace(time)) >= held.warm(time)
+    plain = parse({"family": "cawb", "lr": 0.1, "warmup": f"{held.warm(time)}it"})
+    np.testing.assert_array_equal(made.values(time), plain.values(time))
+    assert made.trace(time).jumps() == []
+
+
+def test_the_trainers_warmup_has_the_trainers_defaults() -> None:
+    time = TimeBase(40, 13)
+    made = parse({"family": "cawb", "lr": 0.01, "warmup_kind": "trainer"})
+    yolo = parse({"family": "yolo_linear", "lr": 0.01})
+    assert {key: made.params[key] for key in ("warmup", "warmup_bias_lr", "warmup_momentum", "momentum")} == {
+        key: yolo.params[key] for key in ("warmup", "warmup_bias_lr", "warmup_momentum", "momentum")
+    }
+    np.testing.assert_array_equal(made.trace(time).momentum, yolo.trace(time).momentum)
+    assert made.trace(time).group("bias")[0] == np.float32(0.1)
+    assert parse({"family": "cawb", "lr": 0.01}).trace(time).momentum is None
+
+
 def test_units_mean_the_same_time() -> None:
     time = TimeBase.from_images(6400, 64, epochs=50)
     written = [5, "5ep", "500it", "32000img", "0.1dur"]
@@ -271,6 +299,11 @@ def test_facts() -> None:
         ({"step_scale": [0.5]}, "step_scale: 1 factors do not fit 2 distinct steps"),
         ({"last_epoch": 3}, "last_epoch is not a parameter"),
         ({"groups": {"bias": {"mode": "article"}}}, "mode is one for all groups"),
+        ({"warmup_kind": "yolo"}, "warmup_kind: 'yolo' is not known; expected lr or trainer"),
+        ({"warmup_kind": "trainer", "mode": "article"}, "warmup_kind: mode article has a warm-up of its own"),
+        ({"warmup_kind": "trainer", "warmup_start": 0.1}, "warmup_start is not a parameter"),
+        ({"warmup_bias_lr": 0.1}, "warmup_bias_lr is not a parameter"),
+        ({"groups": {"bias": {"warmup_kind": "trainer"}}}, "warmup_kind is one for all groups"),
         ({"groups": {"bias": {"momentum": 1}}}, "groups.bias: momentum is not a parameter"),
         ({"groups": [1]}, "groups: '.1.' is not allowed"),
         ({"decay": "0.5-u"}, r"LR is -.* at step \d+ \(epoch \d+\); expected a finite number"),
@@ -341,11 +374,15 @@ ODD = st.one_of(
     st.integers(-5, 40),
     st.floats(allow_nan=True),
     st.floats(0, 2),
-    st.sampled_from(["3ep", "40it", "0.1dur", "9img", "end", "1e-3", "linear", "exponential", "1-u", "epoch", ""]),
+    st.sampled_from(
+        ["3ep", "40it", "0.1dur", "9img", "end", "1e-3", "linear", "exponential", "1-u", "epoch", "trainer", ""]
+    ),
     st.lists(st.one_of(st.integers(-1, 12), st.floats(0, 2), st.text(max_size=3)), max_size=4),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
-WORDS = sorted({key for family in FAMILIES for key in FAMILIES[family].keys({"decay": "linear"})} | {"last_epoch", "from"})
+WORDS = sorted(
+    {key for family in FAMILIES for key in FAMILIES[family].keys({"decay": "linear"})} | {"last_epoch", "from"}
+)
 TRUNK = st.sampled_from([None, None, "yolo_linear", {"family": "cosine", "lr": 0.2, "warmup": 1}, {}, [1], "end"])
 
 

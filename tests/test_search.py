@@ -311,6 +311,29 @@ def test_restarts_come_after_a_warmup_in_steps() -> None:
 # -- known good schedules
 
 
+def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
+    held = {key: value for key, value in SPACE.items() if key != "warmup"}
+    sweep = build({**held, "warmup_kind": "trainer"}, momentum=0.9)
+    search.check(sweep, time(sweep))
+    spec = search.propose(sweep, search.Drawn(0), time(sweep))
+    assert (spec["warmup"], spec["momentum"], spec["warmup_kind"]) == ("3ep", 0.9, "trainer")
+    kinds = ["lr", {"trainer": {"warmup": ["3ep", "12ep"], "warmup_bias_lr": [0.05, 0.1]}}]
+    sweep = build({**held, "warmup": "1ep", "warmup_kind": kinds})
+    search.check(sweep, time(sweep))
+    assert search.slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
+    found = [search.propose(sweep, search.Drawn(seed), time(sweep)) for seed in range(30)]
+    assert {(spec["warmup_kind"], spec["warmup"]) for spec in found} == {
+        ("lr", "1ep"),
+        ("trainer", "3ep"),
+        ("trainer", "12ep"),
+    }
+    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[found[0]]), time(sweep))
+    assert set(given[0]) == {"schedule"}  # its warm-up is not the space's
+    own = {"family": "cawb", "warmup_kind": "lr", "horizon": "end"}
+    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[own]), time(sweep))
+    assert given[0]["params"]["warmup_kind"] == "lr"
+
+
 def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -> None:
     inside = {"family": "cawb", "steps": [30, 70], "step_scale": [0.7, 1.0], "horizon": "end", "warmup": "3ep"}
     outside = {"family": "warm_restarts", "T_0": "10ep", "T_mult": 2}

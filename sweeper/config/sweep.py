@@ -166,7 +166,7 @@ class Sweep(Model):
             written["trunk"] = self._written(named, depth + 1)
         if trunk is None or family == "cawb":  # any other branch goes on at its trunk's LR
             written.setdefault("lr", self.lr0)
-        if trunk is None and family.startswith("yolo_"):
+        if trunk is None and (family.startswith("yolo_") or written.get("warmup_kind") == "trainer"):
             written.setdefault("momentum", self.recipe.momentum)
         return written
 

@@ -32,6 +32,7 @@ POINTS = ("boundaries",)
 #: What a branch has from its trunk, with the value that means nothing.
 TRUNKS = {
     "warmup": "0ep",
+    "warmup_kind": "lr",
     "warmup_start": 0.0,
     "warmup_bias_lr": 0.0,
     "warmup_momentum": 0.0,
@@ -51,7 +52,7 @@ class Begin(NamedTuple):
 def keys(family: str, given: Params) -> dict[str, Key]:
     """The parameters of a branch of ``family``. ScheduleError for one that only its trunk can have."""
     known = dict(FAMILIES[family].keys(given))
-    for name in TRUNKS.keys() & known.keys():
+    for name in [name for name in TRUNKS if name in known]:
         if name in given:
             raise ScheduleError(
                 f"{family}: {name}: given beside trunk; a branch has its trunk's warm-up and momentum, take it out or "

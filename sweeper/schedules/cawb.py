@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules.compose import Curve, scale, segment, sequence, warmup_prefix
+from sweeper.schedules.compose import Curve, scale, segment, sequence, warmup_lerp
 from sweeper.schedules.shapes import Shape, shape
 from sweeper.schedules.time import Duration, FloatArray, TimeBase
+from sweeper.schedules.yolo import warmup_iterations
 
 Params = Mapping[str, Any]
 
@@ -34,14 +35,26 @@ def cycles(params: Params, time: TimeBase) -> list[Cycle]:
     >>> cycles(params, TimeBase(6, 10))
     [Cycle(start=10.0, period=60.0, peak=1.0), Cycle(start=40.0, period=20.0, peak=0.5)]
     """
-    warm = Duration.parse(params["warmup"]).steps(time)
-    if warm >= time.steps:
+    warmed = warm(params, time)
+    if warmed >= time.steps:
         raise ScheduleError(
             f"cawb: warmup: {params['warmup']} leaves nothing of a run of {time.epochs} epochs; make it shorter"
         )
-    starts = [warm, *_steps_inside(params, time, warm)]
+    starts = [warmed, *_steps_inside(params, time, warmed)]
     peaks, periods = _peaks(params, len(starts)), _periods(params, time, [*starts, float(time.steps)])
     return [Cycle(*cycle) for cycle in zip(starts, periods, peaks, strict=True)]
+
+
+def as_trainer(params: Params) -> bool:
+    """Whether the warm-up is the trainer's, of bias LR and momentum, too: ``warmup_kind: trainer`` (clean mode)."""
+    return params.get("warmup_kind") == "trainer"
+
+
+def warm(params: Params, time: TimeBase) -> float:
+    """The steps of the warm-up; the trainer's is whole and ends before the last epoch, as in yolo_*."""
+    if as_trainer(params):
+        return float(warmup_iterations(params, time))
+    return Duration.parse(params["warmup"]).steps(time)
 
 
 def _steps_inside(params: Params, time: TimeBase, warm: float) -> list[float]:
@@ -89,19 +102,27 @@ def _periods(params: Params, time: TimeBase, edges: list[float]) -> list[float]:
     ]
 
 
-def clean(params: Params, time: TimeBase) -> Curve:
+def clean(params: Params, time: TimeBase, group: str = "main") -> Curve:
     """t < w: base (start + (1-start) t/w). Then, with i steps at or before t and the i-th cycle begun at x_i:
     base s^i shape(u), u = clip((t - x_i) / period_i, 0, 1), where the period is epoch_scale times the cycle's length
-    (the last cycle: 1 times), or the horizon. Past the end it stays.
+    (the last cycle: 1 times), or the horizon. Past the end it stays. In the trainer's warm-up the group bias comes
+    from ``warmup_bias_lr``, the others from 0.
 
     >>> from sweeper.schedules import TimeBase, parse
     >>> run = parse({"family": "cawb", "lr": 1, "steps": [2], "step_scale": 0.5, "floor": 0, "decay": "linear"})
     >>> run.values(TimeBase(4, 2)).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
+    >>> run = parse({"family": "cawb", "lr": 1, "warmup": 1, "warmup_kind": "trainer", "warmup_bias_lr": 3})
+    >>> run.values(TimeBase(4, 2))[:3].tolist(), run.values(TimeBase(4, 2), "bias")[:3].tolist()
+    ([0.0, 0.5, 1.0], [3.0, 2.0, 1.0])
     """
     parts = cycles(params, time)
-    warm = parts[0].start
-    return warmup_prefix(joined(params, time, parts, warm), warm, params["warmup_start"], parts[0].peak)
+    begin, peak = parts[0].start, parts[0].peak
+    if as_trainer(params):
+        low = params["warmup_bias_lr"] if group == "bias" else 0.0
+    else:
+        low = params["warmup_start"] * peak
+    return warmup_lerp(sequence([joined(params, time, parts, begin)], [begin]), begin, low, peak)
 
 
 def joined(params: Params, time: TimeBase, parts: Sequence[Cycle], origin: float = 0.0) -> Curve:

@@ -6,7 +6,8 @@ take ``warmup`` (a line from ``warmup_start`` * lr to lr before the curve begins
 yolo_*, ``granularity``: step, or epoch to hold the value of each epoch's first step.
 
 ============== ====================================================================================================
-cawb           see :mod:`sweeper.schedules.cawb`
+cawb           see :mod:`sweeper.schedules.cawb`; ``warmup_kind: trainer``: with the warm-up of bias LR and momentum
+               that yolo_* have
 cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up past T_max (torch CosineAnnealingLR)
 warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
                CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
@@ -81,7 +82,7 @@ class Family:
     keys: Callable[[Params], Mapping[str, Key]]
     curve: Callable[[Params, TimeBase, str], Curve]
     marks: Callable[[Params, TimeBase], list[int]] = lambda params, time: []
-    groups: tuple[str, ...] = ()
+    groups: Callable[[Params], tuple[str, ...]] = lambda params: ()
     momentum: Callable[[Params, TimeBase], Curve | None] = lambda params, time: None
     warm: Callable[[Params, TimeBase], float] = lambda params, time: Duration.parse(params["warmup"]).steps(time)
     rows: Callable[[Params, TimeBase], int] = field(default=lambda params, time: time.epochs)
@@ -129,8 +130,15 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
     }
     if mode == "reference":
         keys["last_epoch"] = Key(checks.whole(0, 10**9), 0)
+    if mode != "clean" and "warmup_kind" in given:
+        raise ScheduleError(f"cawb: warmup_kind: mode {mode} has a warm-up of its own; take it out, or mode: clean")
     if mode == "clean":
-        keys |= {"warmup_start": WARMUP["warmup_start"], "granularity": GRANULARITY}
+        kind = checks.choice("lr", "trainer")
+        keys |= {"warmup_kind": Key(kind, "lr"), "granularity": GRANULARITY}
+        if kind("cawb: warmup_kind", given.get("warmup_kind", "lr")) == "trainer":
+            keys |= {name: YOLO_KEYS[name] for name in ("warmup", "warmup_bias_lr", "warmup_momentum", "momentum")}
+        else:
+            keys["warmup_start"] = WARMUP["warmup_start"]
         if given.get("horizon") is not None:
             if given.get("epoch_scale") is not None:
                 raise ScheduleError("cawb: horizon: given beside epoch_scale; expected one of the two, take one out")
@@ -142,7 +150,7 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
 
 
 def _cawb(params: Params, time: TimeBase, group: str) -> Curve:
-    return cawb.clean(params, time) if params["mode"] == "clean" else cawb.loop(params, time)
+    return cawb.clean(params, time, group) if params["mode"] == "clean" else cawb.loop(params, time)
 
 
 def _cawb_marks(params: Params, time: TimeBase) -> list[int]:
@@ -279,11 +287,20 @@ def _held(family: Family) -> Family:
     return replace(family, curve=curve)
 
 
+_BIAS = ("bias",)
 _RUN = Key(checks.optional(checks.length), None)
 _MOMENTUM = Key(checks.optional(number(0, 1, below=True)), None)
 FAMILIES: dict[str, Family] = {
     "cawb": _held(
-        Family(_cawb_keys, _cawb, _cawb_marks, rows=lambda params, time: time.epochs - params.get("last_epoch", 0))
+        Family(
+            _cawb_keys,
+            _cawb,
+            _cawb_marks,
+            groups=lambda params: _BIAS if cawb.as_trainer(params) else (),
+            momentum=lambda params, time: yolo_momentum(params, time) if cawb.as_trainer(params) else None,
+            warm=cawb.warm,
+            rows=lambda params, time: time.epochs - params.get("last_epoch", 0),
+        )
     ),
     "cosine": _held(Family(_plain(T_max=_RUN, eta_min=ETA_MIN), _cosine)),
     "warm_restarts": _held(
@@ -303,14 +320,14 @@ FAMILIES: dict[str, Family] = {
     "yolo_linear": Family(
         lambda given: {"lr": LR, **YOLO_KEYS},
         yolo_curve("linear"),
-        groups=("bias",),
+        groups=lambda params: _BIAS,
         momentum=yolo_momentum,
         warm=warmup_iterations,
     ),
     "yolo_cosine": Family(
         lambda given: {"lr": LR, **YOLO_KEYS},
         yolo_curve("cosine"),
-        groups=("bias",),
+        groups=lambda params: _BIAS,
         momentum=yolo_momentum,
         warm=warmup_iterations,
     ),

@@ -101,7 +101,7 @@ class Schedule:
         rows = self._rows(time)
         axis = np.arange(len(lr), dtype=np.float64)
         marks = [mark for mark in family.marks(self.params, time) if 0 < mark < len(lr)]
-        groups = sorted({*family.groups, *self.groups})
+        groups = sorted({*family.groups(self.params), *self.groups})
         return Trace(
             lr.astype(np.float32),
             {name: self.values(time, name).astype(np.float32) for name in groups},
@@ -203,7 +203,7 @@ def parse(spec: Mapping[str, Any]) -> Schedule:
     Traceback (most recent call last):
         ...
     sweeper.errors.ScheduleError: cawb: step is not a parameter; known are lr, mode, steps, step_scale, epoch_scale, \
-warmup, decay, floor, power, warmup_start, granularity, horizon, groups, trunk (did you mean steps?)
+warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, groups, trunk (did you mean steps?)
     """
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
@@ -222,7 +222,7 @@ warmup, decay, floor, power, warmup_start, granularity, horizon, groups, trunk (
     overrides = {}
     for group, over in groups.items():
         whole = checked(f"{name}: groups.{group}", {**given, **over}, name, branches=trunk is not None)
-        for key in ("mode", "last_epoch"):
+        for key in ("mode", "last_epoch", "warmup_kind"):
             if key in over:
                 raise ScheduleError(f"{name}: groups.{group}: {key} is one for all groups; move it out of groups")
         differs = {key: value for key, value in whole.items() if key not in params or params[key] != value}

@@ -155,7 +155,8 @@ def _check_names(sweep: Sweep) -> None:
         for choice in parameter.choices or (parameter.value,):
             below = parameter.own.get(parameter.label(choice), {}) if parameter.choices else {}
             open_names = free_names(choice) if isinstance(choice, str) and not choice.isidentifier() else set()
-            known = schedules.FAMILIES[search.family].keys({}) if search.family in schedules.FAMILIES else {}
+            family = schedules.FAMILIES.get(search.family)
+            known = {} if family is None else {**family.keys({}), **family.keys({name: choice})}
             for inner in below.keys() - known.keys() - open_names:
                 constants = f" or of its constants {', '.join(sorted(open_names))}" if open_names else ""
                 raise ConfigError(

@@ -168,8 +168,12 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
-    longest = 0.0
-    for written in sweep.search.params.get("warmup", Parameter(value=0)).examples():
+    longest, params = 0.0, sweep.search.params
+    kinds = params.get("warmup_kind", Parameter())
+    default = "3ep" if "trainer" in kinds.examples() else 0  # the trainer's own
+    found = [params.get("warmup", Parameter(value=default))]
+    found += [below["warmup"] for each in params.values() for below in each.own.values() if "warmup" in below]
+    for written in (written for each in found for written in each.examples()):
         length = Duration.parse(written, "warmup")
         if time is not None or length.unit in ("ep", "dur"):
             longest = max(longest, length.epochs(time or TimeBase(sweep.epochs, 1)))
