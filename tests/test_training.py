@@ -184,13 +184,15 @@ def test_it_is_ultralytics_bit_for_bit_with_its_schedule_and_its_data(
             assert round(value, 5) == plain.metrics[names.get(name, name)]
 
 
-def test_the_epoch_log_says_what_was_used(trainer: training.Trainer) -> None:
+def test_the_epoch_log_says_what_was_used(source: Path, trainer: training.Trainer) -> None:
     trace = exact.trace(YOLO, trainer.steps_per_epoch, EPOCHS)
     beats: list[int] = []
     log = trainer.train_epoch(0, trace, beats.append)
     assert beats == [0, 1, 2, 3]
     assert log.lr.dtype == np.float32
     assert log.lr.tolist() == trace.lr[:4].tolist()
+    log.applied.check(0, trace, exact.recipe(source))
+    assert not log.applied.skipped.any()
     assert set(log.losses) == {"train/box_loss", "train/cls_loss", "train/dfl_loss"}
     assert all(value > 0 for value in log.losses.values())
     assert log.seconds > 0
@@ -210,10 +212,27 @@ def meddle(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("meddle")
-def test_another_learning_rate_than_the_schedules_is_an_error(trainer: training.Trainer) -> None:
+def test_another_learning_rate_than_the_schedules_is_an_error(source: Path, trainer: training.Trainer) -> None:
     said = r"epoch 1, step 4: group bias used LR 0\.0199\d+, the schedule says 0\.0099\d+"
+    log = trainer.train_epoch(1, steady(trainer))
     with pytest.raises(LRMismatch, match=said):
-        trainer.train_epoch(1, steady(trainer))
+        log.applied.check(1, steady(trainer), exact.recipe(source))
+
+
+def test_steps_that_mixed_precision_skips_are_counted_and_used_the_schedules_learning_rate(
+    source: Path, trainer: training.Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler on a CPU, with a scale at which the first gradients are infinite; it is halved at each of them."""
+    parts: Parts = trainer._parts  # type: ignore[attr-defined]
+    trace = exact.trace(YOLO, trainer.steps_per_epoch, EPOCHS)
+    monkeypatch.setattr(parts, "scaler", torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60))
+    log = trainer.train_epoch(0, trace)
+    log.applied.check(0, trace, exact.recipe(source))
+    skipped = log.applied.skipped.tolist()
+    assert skipped[0]
+    assert not skipped[-1]
+    assert log.losses["train/skipped_steps"] == sum(skipped)
+    assert "train/skipped_steps" not in trainer.train_epoch(1, trace).losses
 
 
 def test_a_loss_that_is_not_finite_is_an_error(trainer: training.Trainer) -> None:

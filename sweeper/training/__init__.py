@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from sweeper.training.applied import Applied
+
 if TYPE_CHECKING:
     from sweeper.config import Recipe
     from sweeper.schedules import Trace
 
 __all__ = [
+    "Applied",
     "Detections",
     "EpochLog",
     "Evaluation",
@@ -37,12 +40,15 @@ class EpochLog:
     """What an epoch of training was.
 
     ``lr``: float32 (steps_per_epoch,), the main group's learning rate as read from the optimizer when it stepped.
-    ``losses``: means over the epoch's batches, ``train/box_loss`` and so on. ``seconds``: wall clock, data included.
+    ``losses``: means over the epoch's batches, ``train/box_loss`` and so on; ``train/skipped_steps`` where the gradient
+    scaler of mixed precision skipped some. ``seconds``: wall clock, data included. ``applied``: what every group of the
+    optimizer held at every step, to be compared with the trace by who knows it.
     """
 
     lr: np.ndarray
     losses: dict[str, float]
     seconds: float
+    applied: Applied
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Trainer(Protocol):
         """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``; ``beat`` is called with every batch.
 
         ``steps``: only the first so many optimizer steps of it, for a quench; there is no training on from there.
-        Raises LRMismatch, NotFinite or OutOfMemory; the state is then undefined until ``load``.
+        Raises NotFinite or OutOfMemory; the state is then undefined until ``load``. Whether the optimizer used the
+        trace is for the caller to see: ``log.applied.check``.
         """
 
     def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:

@@ -6,6 +6,7 @@ a live one a tenth), answers one message an epoch, and dies with its parent.
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -22,8 +23,10 @@ import numpy as np
 
 from sweeper import errors
 from sweeper.config import Recipe
-from sweeper.errors import SweeperError, TrainingError
+from sweeper.errors import LRMismatch, SweeperError, TrainingError
 from sweeper.schedules import Trace
+from sweeper.training import Applied, Trainer
+from sweeper.training import open as open_trainer
 
 if TYPE_CHECKING:
     from sweeper.training import Detections
@@ -73,11 +76,21 @@ class Hang(TrainingError):
 class TrainingProcess:
     """The child, seen from the worker. Use as a context manager; start-up is lazy and a dead child is started anew.
 
-    ``share``: how much of a GPU's memory it may take.
+    ``share``: how much of a GPU's memory it may take. ``opening``: a function at the top of a module that opens the
+    trainer in the child, for a trainer of one's own; see ``sweeper.training.open``.
     """
 
-    def __init__(self, *, device: str, folder: Path, stall_s: float, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        folder: Path,
+        stall_s: float,
+        share: float = 1.0,
+        opening: Callable[..., Trainer] = open_trainer,
+    ) -> None:
         self._device, self._folder, self._stall_s, self._share = device, folder, stall_s, share
+        self._opening = opening
         self._process: Any = None
         self._pipe: Connection | None = None
         self._heard = False  # since it was started
@@ -110,16 +123,19 @@ class TrainingProcess:
         Epochs for which ``detecting`` holds come with their detections.
 
         Yields a Beat now and then and an Epoch after each; the child goes on when the next one is asked for. Closing
-        the iterator ends the training at that point. Raises TrainingError, or what the child raised.
+        the iterator ends the training at that point. Before an Epoch is given, what the optimizer used at each of its
+        steps is compared with ``trace``: LRMismatch where they differ. Raises TrainingError, or what the child raised.
         """
         with_detections = {epoch for epoch in range(start, trace.epochs) if detecting(epoch)}
         self._send(("train", recipe, trace, start, with_detections, state))
         try:
-            for _ in range(start, trace.epochs):
-                while not isinstance(answer := self._receive(), Epoch):
+            for number in range(start, trace.epochs):
+                while isinstance(answer := self._receive(), Beat):
                     yield answer
+                epoch, applied = answer
+                self._compare(applied, number, trace, recipe)
                 self.epochs += 1
-                yield answer
+                yield epoch
                 self._send(("go",))
         except GeneratorExit:  # left before its end: what the child is doing is of no use any more
             self.end()
@@ -138,12 +154,16 @@ class TrainingProcess:
         return answer
 
     def quench(
-        self, recipe: Recipe, trace: Trace, *, epoch: int, steps: int, state: bytes
+        self, recipe: Recipe, trace: Trace, *, epoch: int, steps: int, state: bytes | None
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """The EMA's arrays after ``steps`` steps from ``state`` with the data and learning rates of ``epoch``."""
-        answer = self._ask(("quench", recipe, trace, epoch, steps, state))
-        assert isinstance(answer, dict)
-        return answer
+        """The EMA's arrays after ``steps`` steps from ``state`` with the data and learning rates of ``epoch``.
+
+        ``state``: None is the untrained one. Raises LRMismatch as :meth:`train` does.
+        """
+        arrays, applied = self._ask(("quench", recipe, trace, epoch, steps, state))
+        self._compare(applied, epoch, trace, recipe, steps)
+        assert isinstance(arrays, dict)
+        return arrays
 
     def loss(
         self, recipe: Recipe, arrays: Mapping[str, np.ndarray[Any, Any]], *, epoch: int, batches: int, images: int
@@ -168,6 +188,13 @@ class TrainingProcess:
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
         return ""
+
+    def _compare(self, applied: Applied, epoch: int, trace: Trace, recipe: Recipe, steps: int | None = None) -> None:
+        try:
+            applied.check(epoch, trace, recipe, steps)
+        except LRMismatch:
+            self.end()  # it waits to be sent on
+            raise
 
     def _ask(self, message: tuple[Any, ...]) -> Any:
         self._send(message)
@@ -218,7 +245,7 @@ class TrainingProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_child,
-            args=(theirs, self._device, self._share, self._folder, self.log, os.getpid()),
+            args=(theirs, self._opening, self._device, self._share, self._folder, self.log, os.getpid()),
             daemon=False,
         )
         self._process.start()
@@ -226,7 +253,15 @@ class TrainingProcess:
         theirs.close()
 
 
-def _child(pipe: Connection, device: str, share: float, folder: Path, log: Path, parent: int) -> None:
+def _child(
+    pipe: Connection,
+    opening: Callable[..., Trainer],
+    device: str,
+    share: float,
+    folder: Path,
+    log: Path,
+    parent: int,
+) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the worker decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -255,7 +290,7 @@ def _child(pipe: Connection, device: str, share: float, folder: Path, log: Path,
             recipe, state = message[1], message[-1]
             if trainer is None or opened != recipe:
                 training.limit_memory(device, share)
-                trainer = training.open(recipe, device=device, threads=recipe.threads, folder=folder)
+                trainer = opening(recipe, device=device, threads=recipe.threads, folder=folder)
                 opened, untrained = recipe, trainer.state()
             if message[0] == "loss":
                 _, _, arrays, epoch, batches, images = message
@@ -269,8 +304,8 @@ def _child(pipe: Connection, device: str, share: float, folder: Path, log: Path,
             elif message[0] == "detections":
                 pipe.send(trainer.evaluate().detections)
             elif message[0] == "quench":
-                trainer.train_epoch(message[3], message[2], steps=message[4])
-                pipe.send(trainer.arrays())
+                log_of_steps = trainer.train_epoch(message[3], message[2], steps=message[4])
+                pipe.send((trainer.arrays(), log_of_steps.applied))
             else:
                 _train(pipe, trainer, device=device, trace=message[2], start=message[3], detecting=message[4])
         except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
@@ -297,19 +332,18 @@ def _train(pipe: Connection, trainer: Any, device: str, trace: Trace, start: int
     for epoch in range(start, trace.epochs):
         log = trainer.train_epoch(epoch, trace, beat)
         evaluation = trainer.evaluate(beat)
-        pipe.send(
-            Epoch(
-                epoch=epoch,
-                lr=float(log.lr[-1]),
-                metrics=dict(evaluation.metrics),
-                losses=dict(log.losses),
-                seconds=log.seconds,
-                state=trainer.state(),
-                state_digest=trainer.state_digest(),
-                detections=evaluation.detections if epoch in detecting else None,
-                memory=training.memory(device),
-            )
+        event = Epoch(
+            epoch=epoch,
+            lr=float(log.lr[-1]) if len(log.lr) else math.nan,
+            metrics=dict(evaluation.metrics),
+            losses=dict(log.losses),
+            seconds=log.seconds,
+            state=trainer.state(),
+            state_digest=trainer.state_digest(),
+            detections=evaluation.detections if epoch in detecting else None,
+            memory=training.memory(device),
         )
+        pipe.send((event, log.applied))
         pipe.recv()  # "go"; EOF ends the process
 
 

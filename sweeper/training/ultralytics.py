@@ -68,9 +68,9 @@ class UltralyticsTrainer:
         parts.deterministic()
         parts._model_train()
         parts.optimizer.zero_grad()
+        parts.record.clear()
         planned = parts.plan(epoch, trace)
         batches = self._batches if steps is None else min(steps * recipe.accumulate, self._batches)
-        used: list[np.float32] = []
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=parts.device))
         unseen: list[torch.Tensor] = []
         with _typed_errors(f"epoch {epoch}, batch size {recipe.batch}, {recipe.imgsz} pixels"):
@@ -90,7 +90,7 @@ class UltralyticsTrainer:
                     self._look(epoch, i + 1 - len(unseen), unseen)
                     unseen = []
                 if last or (i + 1) % recipe.accumulate == 0:
-                    used.append(parts.step(epoch, *next(planned)))
+                    parts.step(*next(planned))
                 if last and steps is not None:
                     break
         if hasattr(parts.model.criterion, "update"):
@@ -99,7 +99,10 @@ class UltralyticsTrainer:
             if broken := snapshot.first_not_finite(model):
                 raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
         losses = {f"train/{name}": float(value) / batches for name, value in sums.items()}
-        return EpochLog(np.array(used, np.float32), losses, time.perf_counter() - started)
+        applied = parts.record.applied()
+        if skipped := int(applied.skipped.sum()):
+            losses["train/skipped_steps"] = float(skipped)
+        return EpochLog(applied.lr[:, parts.main].astype(np.float32), losses, time.perf_counter() - started, applied)
 
     def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
         """Evaluate the EMA; see the protocol."""
