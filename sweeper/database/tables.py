@@ -73,7 +73,7 @@ def _tables(schema: str | None, prefix: str) -> Tables:
         must("trial_id", Integer),  # Optuna's
         Column("item", String),  # the slot's name in the launched list; null once a replacement has taken it over
         must("spec", Text),  # JSON: the slot as launched
-        must("first", Boolean),  # baselines are claimed before all others
+        must("first", Boolean),  # baselines and replicates are claimed before all others
         must("state", String, "open"),  # open, closed, or foreign: somebody else's `optuna ask` took the trial
         must("started", Boolean, "0" if schema is None else "false"),  # it was us who set the trial to RUNNING
         must("attempt", Integer, "0"),  # the fencing token: grows with every claim

@@ -7,5 +7,22 @@ answers become one schedule. Many answers mean one schedule; what identifies a s
 from sweeper.search.check import check, corners, enqueued
 from sweeper.search.near import Nearest, nearest, sketch
 from sweeper.search.propose import Drawn, Suggest, propose, slots
+from sweeper.search.race import Entrant, promotions, rungs, search_seeds, shrunk
 
-__all__ = ["Drawn", "Nearest", "Suggest", "check", "corners", "enqueued", "nearest", "propose", "sketch", "slots"]
+__all__ = [
+    "Drawn",
+    "Entrant",
+    "Nearest",
+    "Suggest",
+    "check",
+    "corners",
+    "enqueued",
+    "nearest",
+    "promotions",
+    "propose",
+    "rungs",
+    "search_seeds",
+    "shrunk",
+    "sketch",
+    "slots",
+]

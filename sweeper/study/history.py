@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.database import Connection, Database, column, func, literal_column, select, table
 from sweeper.study.fence import FencedStorage
+from sweeper.study.raced import Told, learned, reference_scores
 
 # Optuna's own table, as far as we look into it.
 TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state"))
@@ -30,6 +31,7 @@ class History:
         self.database = database
         self.storage = storage
         self.study_id = study_id
+        self.told: Told = "mean"
         self.distributions: dict[str, BaseDistribution] = {}  # of every parameter that was ever proposed
         self._finished: dict[int, FrozenTrial] = {}
         self._settled: list[FrozenTrial] = []  # up to the first one that still runs: not even asked for again
@@ -77,14 +79,17 @@ class SearchStorage:
 
     Baselines, confirmations and controls have no parameters. Shown to a sampler they would count as start-up trials,
     take places among TPE's good ones, empty the GP's common search space and close the grid at its root. All else,
-    the writing above all, is passed on.
+    the writing above all, is passed on. With a ``reference``, the name of a baseline, finished trials have the value of
+    their difference to it on the same seed; see :mod:`sweeper.study.raced`.
     """
 
-    def __init__(self, history: History, number: int) -> None:
+    def __init__(self, history: History, number: int, reference: str | None = None) -> None:
         self._storage = history.storage
         self._study_id = history.study_id
         begun = history.read()
         self._trials = [_annealed(trial) for trial in begun if trial.distributions or trial.number == number]
+        if reference is not None:
+            self._trials = learned(self._trials, reference_scores(begun, reference), history.told)
         self._distributions = dict(history.distributions)
 
     def __getattr__(self, name: str) -> Any:

@@ -17,6 +17,7 @@ from sweeper.database import Connection, Database, IntegrityError, Session, or_,
 from sweeper.errors import DatabaseError, LeaseLost
 from sweeper.study.fence import FencedStorage
 from sweeper.study.history import TRIALS
+from sweeper.study.raced import REPLICATE
 from sweeper.study.slot import Lease
 
 
@@ -46,7 +47,8 @@ class Queue:
         have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
         seen: Counter[str] = Counter()
         for slot in slots:
-            content = json.dumps({**slot, "seed": 0} if slot.get("schedule") is None else dict(slot), sort_keys=True)
+            by_place = slot.get("schedule") is None and REPLICATE not in slot
+            content = json.dumps({**slot, "seed": 0} if by_place else dict(slot), sort_keys=True)
             name = f"{slot['stage']}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
             item = f"{name}/{seen[name]}"
             seen[name] += 1
@@ -61,6 +63,10 @@ class Queue:
         attrs = {key: value for key, value in slot.items() if value is not None and key != "params"}
         fixed = {"fixed_params": dict(slot["params"])} if slot.get("params") else {}
         waiting = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=fixed)
+        if REPLICATE in slot:  # what the sampler answered then, and the schedule that came of it, are this trial's, too
+            original = self._numbered(int(slot[REPLICATE]))
+            waiting.params, waiting.distributions = original.params, original.distributions
+            waiting.set_user_attr("schedule", original.user_attrs["schedule"])
         slots, spec = self.database.tables.slots, json.dumps(dict(slot))
 
         def guard(session: Session) -> None:
@@ -71,7 +77,7 @@ class Queue:
             mine = select(TRIALS.c.trial_id, TRIALS.c.number).where(TRIALS.c.study_id == self.study_id)
             trial_id, number = session.execute(mine.order_by(TRIALS.c.trial_id.desc()).limit(1)).one()
             row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item, "spec": spec}
-            session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline"))
+            session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline" or REPLICATE in slot))
 
         with self.storage.fenced(guard):
             self.database.retry(lambda: self.storage.create_new_trial(self.study_id, waiting))
@@ -167,6 +173,13 @@ class Queue:
             raise DatabaseError(
                 f"trial {lease.number} was deleted from {self.database}; launch the sweep under a new name"
             ) from None
+
+    def _numbered(self, number: int) -> FrozenTrial:
+        """A trial of ours by Optuna's number."""
+        t = self.database.tables.slots
+        query = select(t.c.trial_id).where(t.c.study == self.study, t.c.number == number)
+        trial_id = self.database.transaction(lambda connection: connection.execute(query).scalar_one())
+        return self.database.retry(lambda: self.storage.get_trial(trial_id))
 
     def done(self) -> bool:
         """Whether every slot is closed. One query, whatever the size."""

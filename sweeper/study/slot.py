@@ -228,17 +228,19 @@ class Slot:
         self,
         fn: Callable[[Suggest], Mapping[str, Any]],
         known: Callable[[Mapping[str, Any]], bool] | None = None,
+        reference: str | None = None,
     ) -> dict[str, Any]:
         """The trial's schedule: the fixed one, the one stored by an earlier attempt, or ``fn(suggest)``, stored.
 
         While ``known`` says of a proposal that there is nothing new in it, the sampler is asked again, up to 50 times;
-        the attribute "proposals" counts. ``fn`` may be called any number of times. Raises ConfigError for a space that
-        cannot be, LeaseLost.
+        the attribute "proposals" counts. The sampler learns from scores, or with the name of a baseline as
+        ``reference`` from differences to it on the same seed, those of a schedule's replicates together. ``fn`` may
+        be called any number of times. Raises ConfigError for a space that cannot be, LeaseLost.
         """
         if self.schedule is not None:
             return self.schedule
         name, seed = self._sampler
-        view = SearchStorage(self._history, self.number)
+        view = SearchStorage(self._history, self.number, reference)
         trial_id = self._lease.trial_id
 
         def ask(storage: Any, sampler: optuna.samplers.BaseSampler) -> Mapping[str, Any]:

@@ -134,7 +134,8 @@ class Study:
         A slot is {"stage": "baseline"|"search"|"confirm"|"control", "schedule": spec or None, "seed": int, ...}; it
         becomes the trial's user attributes. A slot with a schedule is known by its content, one without by its place
         among those of its stage; so to raise the budget, pass the whole longer list. "params" (name -> value) fixes
-        what the sampler would propose for a search slot.
+        what the sampler would propose for a search slot. "replicate_of" (a trial's number) makes a slot that repeats
+        that trial's parameters and schedule on the slot's own seed; replicates are claimed before proposals.
         """
         self._queue.add(slots)
 
@@ -146,10 +147,10 @@ class Study:
     ) -> Slot | None:
         """The next trial to work on, with a lease, or None if there is none to be had now (see :attr:`done`).
 
-        Baselines first, then by number. A trial whose worker let its lease run out is adopted: the same number, the
-        stored parameters, the values so far. ``worker`` must be unique among living workers. Trials numbered in
-        ``passing_over`` are left to others. ``giving_up`` hears of a trial whose attempts are used up before it is
-        closed as FAIL, again by another worker should this one die meanwhile.
+        Baselines and replicates first, then by number. A trial whose worker let its lease run out is adopted: the
+        same number, the stored parameters, the values so far. ``worker`` must be unique among living workers. Trials
+        numbered in ``passing_over`` are left to others. ``giving_up`` hears of a trial whose attempts are used up
+        before it is closed as FAIL, again by another worker should this one die meanwhile.
         """
 
         def slot(lease: Lease, trial: FrozenTrial) -> Slot:
