@@ -451,7 +451,9 @@ def test_annotations_that_cannot_be_used_at_all_are_refused(tmp_path: Path, chan
 
 def test_a_folder_that_holds_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "neither annotations/*.json nor data.yaml" in refused(tmp_path / "empty", tmp_path / "folder")
+    assert "neither annotations/*.json, Annotations/*.xml nor data.yaml" in refused(
+        tmp_path / "empty", tmp_path / "folder"
+    )
     (tmp_path / "empty/annotations").mkdir()
     assert "expected one file, found none" in refused(tmp_path / "empty", tmp_path / "folder")
 
@@ -468,6 +470,108 @@ def test_both_layouts_of_bccd_hold_the_same_boxes(bccd: Path, tmp_path: Path) ->
         entries.sort(key=lambda entry: (*entry[:2], *map(round, entry[2:])))
         boxes.append(np.array([entry[2:] for entry in entries]))
     np.testing.assert_allclose(*boxes, atol=2e-3)
+
+
+# -- Pascal VOC --------------------------------------------------------------------------------------------------------
+
+
+def as_voc(bccd: Path, folder: Path, *, lists: bool = True) -> Path:
+    """BCCD's photographs in the layout of Pascal VOC, made from their COCO annotations."""
+    (folder / "Annotations").mkdir(parents=True)
+    (folder / "JPEGImages").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split in ("train", "val"):
+        truth = json.loads((bccd / "annotations" / f"instances_{split}.json").read_text())
+        names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+        stems = []
+        for image in truth["images"]:
+            stems.append(Path(image["file_name"]).stem)
+            (folder / "JPEGImages" / f"{stems[-1]}.jpg").symlink_to(bccd / "images" / split / image["file_name"])
+            objects = ""
+            for one in truth["annotations"]:
+                if one["image_id"] == image["id"]:
+                    x, y, width, height = one["bbox"]
+                    corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+                    bounds = "".join(f"<{key}>{value!r}</{key}>" for key, value in corners.items())
+                    objects += f"<object><name>{names[one['category_id']]}</name><bndbox>{bounds}</bndbox></object>"
+            (folder / "Annotations" / f"{stems[-1]}.xml").write_text(f"<annotation>{objects}</annotation>")
+        if lists:
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    return folder
+
+
+def test_vocs_layout_of_bccd_holds_the_same_boxes(bccd: Path, tmp_path: Path) -> None:
+    by_voc, by_coco = (data.open(path, folder=tmp_path) for path in (as_voc(bccd, tmp_path / "voc"), bccd))
+    assert by_voc.names == ("Platelets", "RBC", "WBC")
+    assert (by_voc.train_images, by_voc.val_images) == (205, 87)
+    boxes = []
+    for opened in (by_voc, by_coco):
+        truth = json.loads(opened.ground_truth().read_text())
+        source = {image["id"]: Path(image["source"]).stem for image in truth["images"]}
+        names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+        entries = [(source[a["image_id"]], names[a["category_id"]], *a["bbox"]) for a in truth["annotations"]]
+        boxes.append(sorted(entries, key=lambda entry: (*entry[:2], *map(round, entry[2:]))))
+    assert [entry[:2] for entry in boxes[0]] == [entry[:2] for entry in boxes[1]]
+    np.testing.assert_allclose(*([entry[2:] for entry in entries] for entries in boxes), atol=2e-3)
+
+
+def test_voc_without_lists_is_split_the_same_way_each_time(bccd: Path, tmp_path: Path) -> None:
+    folder = as_voc(bccd, tmp_path / "voc", lists=False)
+    opened = data.open(folder, folder=tmp_path / "out")
+    assert opened.train_images + opened.val_images == 292
+    assert 40 <= opened.val_images <= 80
+    assert any("images for validation" in problem for problem in opened.problems)
+    assert data.open(folder, folder=tmp_path / "again").digest == opened.digest
+
+
+VOC_OBJECT = (
+    "<object><name>a</name>{}<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>5</ymax></bndbox></object>"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("<annotation>", "annotation files that cannot be read: 1, first b.xml"),
+        ("<annotation><object><name>a</name></object></annotation>", "without a <name> or a <bndbox>"),
+        (f"<annotation>{VOC_OBJECT.format('', 'x')}</annotation>", "without four numbers"),
+        (f"<annotation>{VOC_OBJECT.format('', -7)}</annotation>", "boxes that cannot be: 1, first b: a"),
+    ],
+)
+def test_a_broken_voc_annotation_is_refused_or_skipped(tmp_path: Path, content: str, says: str) -> None:
+    folder = voc_of_two(tmp_path / "voc")
+    (folder / "Annotations" / "b.xml").write_text(content)
+    assert says in refused(folder, tmp_path / "out")
+    assert any(says in problem for problem in data.open(folder, folder=tmp_path / "out", invalid="skip").problems)
+
+
+def test_voc_leaves_difficult_objects_out_and_takes_the_whole_image_for_a_box_of_its_size(tmp_path: Path) -> None:
+    folder = voc_of_two(tmp_path / "voc")
+    both = VOC_OBJECT.format("<difficult>1</difficult>", 20) + VOC_OBJECT.format("", 32)
+    (folder / "Annotations" / "b.xml").write_text(f"<annotation>{both}</annotation>")
+    opened = data.open(folder, folder=tmp_path / "out")
+    assert any("difficult" in problem for problem in opened.problems)
+    boxes = [annotation["bbox"] for annotation in json.loads(opened.ground_truth().read_text())["annotations"]]
+    assert sorted(box[2] for box in boxes) == pytest.approx([5, 32])
+    assert all(box[:2] == pytest.approx([0, 0]) and box[3] == pytest.approx(5) for box in boxes)
+
+
+def test_voc_lists_that_share_an_image_are_refused(tmp_path: Path) -> None:
+    folder = voc_of_two(tmp_path / "voc")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("a\nb\n")
+    assert "a is in train.txt and in val.txt" in refused(folder, tmp_path / "out")
+
+
+def voc_of_two(folder: Path) -> Path:
+    """Image ``a`` to train on, ``b`` and ``c`` to validate on, 32 pixels wide, an object each."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for stem, split in (("a", "train"), ("b", "val"), ("c", "val")):
+        PIL.Image.new("RGB", (32, 24), (ord(stem), 0, 0)).save(folder / "JPEGImages" / f"{stem}.png")
+        (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{VOC_OBJECT.format('', 5)}</annotation>")
+        with (folder / "ImageSets" / "Main" / f"{split}.txt").open("a") as lines:
+            lines.write(f"{stem}\n")
+    return folder
 
 
 # -- the article's draw ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def register(parent: typer.Typer) -> None:
 
 @app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="A data.yaml, a folder in COCO layout, or digits.")],
+    path: Annotated[str, typer.Argument(help="A data.yaml, a folder in the layout of COCO or Pascal VOC, or digits.")],
     skip: Annotated[bool, typer.Option("--skip", help="List what is invalid instead of refusing it.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -1,12 +1,13 @@
 """Data sets: opened by name or path, checked before anything is trained, identified by content.
 
-``open`` takes the embedded digits, an Ultralytics ``data.yaml`` or a folder in COCO layout and gives a ``Dataset``.
+``open`` takes the embedded digits, an Ultralytics ``data.yaml``, or a folder in the layout of COCO or Pascal VOC, and
+gives a ``Dataset``.
 """
 
 from pathlib import Path
 from typing import Literal
 
-from sweeper.data import coco, digits, yolo
+from sweeper.data import coco, digits, voc, yolo
 from sweeper.data.checks import Findings
 from sweeper.data.layout import SPLITS, Dataset, Hashes, Source, lay_out
 from sweeper.data.subset import coco_subset
@@ -19,8 +20,9 @@ def open(name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "
     """Check a data set and lay it out under ``folder``, once: opening it again finds what is there.
 
     ``name_or_path`` is "digits" (the embedded data set, made under ``folder``), the path of an Ultralytics data.yaml,
-    or a folder with COCO annotations (``annotations/*.json`` beside the images). The source is only read, its images
-    are linked, not copied. ``invalid`` says what happens to broken images and impossible labels: "refuse" raises
+    or a folder in the layout of COCO (``annotations/*.json`` beside the images) or Pascal VOC (``Annotations/*.xml``).
+    The source is only read, its images are linked, not copied. ``invalid`` says what happens to broken images and
+    impossible labels: "refuse" raises
     DataError, "skip" leaves them out and lists them in ``Dataset.problems``.
     """
     if invalid not in ("refuse", "skip"):
@@ -49,6 +51,8 @@ def _open(name_or_path: str | Path, folder: Path, invalid: str) -> Dataset:
 
 
 def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:
+    if path.is_dir() and voc.is_voc(path):
+        return voc.read_folder(path, hashes, findings)
     if path.is_dir():
         return coco.read_folder(path, hashes, findings)
     described = yolo.read_yaml(path)

@@ -24,7 +24,8 @@ def read_folder(path: Path, hashes: Hashes, findings: Findings) -> Source:
     if (path / "data.yaml").is_file():
         return read(path / "data.yaml", read_yaml(path / "data.yaml"), hashes, findings)
     raise DataError(
-        f"{path}: neither annotations/*.json nor data.yaml in this folder; name the data.yaml or a COCO folder"
+        f"{path}: neither annotations/*.json, Annotations/*.xml nor data.yaml in this folder; name the data.yaml, or a "
+        "folder in COCO's or Pascal VOC's layout"
     )
 
 

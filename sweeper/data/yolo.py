@@ -19,7 +19,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         described = yaml.safe_load(text)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected an Ultralytics data.yaml, a COCO folder, or digits") from None
+        raise DataError(
+            f"{path}: no such file; expected an Ultralytics data.yaml, a folder in COCO's or VOC's layout, or digits"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not text.strip() or described is None:
