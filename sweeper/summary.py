@@ -145,6 +145,10 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
         "Trials": f"{status['counts']['complete']} of {status['budget']} finished",
         "Schedules tried": str(answer.tried),
         "Paired seeds": str(answer.pairs) if answer.pairs else "none yet",
+    }
+    if not answer.learned or answer.failures.every:
+        return found | _exactness(status)  # no score, no noise, and nothing that a design could see
+    found |= {
         "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})",
         "This design would see": f"{seen:+.4f}" if seen is not None else "nothing without pairs",
         "Pairs to see +0.004": str(answer.needed),
@@ -153,10 +157,13 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
         found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['mAP50-95']:.4f}"
     if noise.correlation is not None:
         found["Correlation of pairs"] = f"{noise.correlation:.2f}"
+    return found | _exactness(status)
+
+
+def _exactness(status: Mapping[str, Any]) -> dict[str, str]:
     differing = [mismatch["sentence"] for mismatch in status["mismatches"]]
     more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
-    found["Exactness"] = f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"
-    return found
+    return {"Exactness": f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"}
 
 
 def _identity(service: Service, rows: Sequence[TrialRow]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +143,29 @@ def test_thresholds_of_a_sweep_file_are_those_of_the_battery_by_default() -> Non
 # What comes out.
 
 
-def examined(gains: list[float], over: list[float], path: float = 0.5) -> list[dict[str, Any]]:
-    """The verdicts on a confirmed trial with one restart, whose controls were beaten by so much on each seed."""
-    rows = [row(0, "search", 0.5)]
+SETTINGS = Escape().cost()
+
+
+def examined(
+    gains: list[float], over: list[float], path: float = 0.5, asked: Mapping[str, Any] = SETTINGS, score: float = 0.5
+) -> list[dict[str, Any]]:
+    """The verdicts on a confirmed trial with one restart, whose controls were beaten by so much on each seed.
+
+    It was measured twice: with the settings ``SETTINGS``, and after that with fewer losses, which saw no barrier.
+    """
+    rows = [row(0, "search", score)]
     for seed, (gain, more) in enumerate(zip(gains, over, strict=True), start=10):
-        rows.append(row(len(rows), "confirm", 0.5, seed=seed, name="trial 0"))
-        for family, value in (("counterfactual", 0.5 - gain), ("matched_peak", 0.5 - more)):
+        rows.append(row(len(rows), "confirm", score, seed=seed, name="trial 0"))
+        for family, value in (("counterfactual", score - gain), ("matched_peak", score - more)):
             control = {"trial": 0, "kind": family, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40}
             rows.append(row(len(rows), "control", value, seed=seed, control=control))
-    found = evidence.Landscape(20, 40, path, path, path, 0.01, 1.0, (30,), 0.1, 0.9, 38, 5, 3, 1.0)
-    control = {"trial": 0, "kind": evidence.BARRIER, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40, "other": 11}
-    rows.append(
-        row(len(rows), "control", 0.5, seed=10, control=control, landscape=json.loads(json.dumps(found.to_dict())))
-    )
-    verdicts = evidence.verdicts(rows, rows[0], escape.Thresholds())
+    at = {"trial": 0, "kind": evidence.BARRIER, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40, "other": 11}
+    for settings, height in ((SETTINGS, path), ({**SETTINGS, "points": 2}, 0.0)):
+        found = evidence.Landscape(20, 40, height, height, height, 0.01, 1.0, (30,), 0.1, 0.9, 38, 5, 3, 1.0)
+        control = json.loads(json.dumps({**at, "settings": settings}))  # as the study keeps them
+        measured = json.loads(json.dumps(found.to_dict()))
+        rows.append(row(len(rows), "control", score, seed=10, control=control, landscape=measured))
+    verdicts = evidence.verdicts(rows, rows[0], escape.Thresholds(), asked)
     json.dumps(verdicts, allow_nan=False)
     return verdicts
 
@@ -177,6 +186,23 @@ def test_verdicts_pair_runs_with_their_controls_by_seed() -> None:
     assert examined([0.01, 0.012, 0.011, 0.009], [0.0] * 4, path=0.001)[0]["word"] == "progress in the same basin"
 
 
+def test_a_landscape_counts_only_with_the_settings_that_are_asked_for() -> None:
+    """Verdicts print the settings of today; a measurement that was made with others must not stand beside them."""
+    runs = [0.01, 0.012, 0.011, 0.009], [0.001, 0.0, -0.001, 0.0]
+    assert examined(*runs)[0]["landscape"]["path"] == 0.5
+    assert examined(*runs, asked={**SETTINGS, "points": 2})[0]["word"] == "progress in the same basin"
+    [never] = examined(*runs, asked={**SETTINGS, "points": 9})
+    assert (never["word"], never["landscape"]) == ("unclear", None)
+    assert "path barrier not measured with these settings" in never["sentence"]
+
+
+def test_runs_whose_scores_are_all_0_get_no_verdict() -> None:
+    [found] = examined([0.0] * 4, [0.0] * 4, score=0.0)
+    assert (found["word"], found["better"]) == ("nothing learned", None)
+    [one] = examined([-0.1, 0.0, 0.0, 0.0], [0.0] * 4, score=0.0)
+    assert one["word"] == "moved, not better"
+
+
 def test_one_run_gives_no_word_on_a_gain() -> None:
     assert examined([0.05], [0.05])[0]["word"] == "unclear"
 
@@ -187,7 +213,7 @@ def test_the_articles_staircase_is_not_a_restart_and_asks_for_nothing() -> None:
     staircase = row(3, "search", 0.3, effects=effects)
     assert evidence.control_slots([staircase], staircase, trace, 0) == []
     assert evidence.barrier_slots([staircase], staircase, trace, 0, {}) == []
-    found = evidence.verdicts([staircase], staircase, escape.Thresholds())
+    found = evidence.verdicts([staircase], staircase, escape.Thresholds(), SETTINGS)
     assert [(one["epoch"], one["word"]) for one in found] == [(33, "not a restart"), (83, "not a restart")]
 
 

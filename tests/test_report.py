@@ -16,7 +16,7 @@ import browser
 import invented
 import pytest
 
-from sweeper import escape, report, schedules, summary
+from sweeper import escape, report, schedules, stats, summary
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
 from sweeper.report import Configuration, Line, Page, Verdict
@@ -81,6 +81,7 @@ def many(count: int, epochs: int = 100) -> Page:
     ]
     answer = {"sentence": "no winner yet: <b>one run</b> each", "winner": None, "candidates": [], "ranking": ranking}
     answer |= {"baseline": None, "excluded": [], "alpha": 0.05, "equivalence": 0.002}
+    answer |= {"failures": stats.failures([]).to_dict()}
     cost = {"trained": 10, "reused": 5, "hours": 1.0, "hours_saved": 0.5, "seconds_per_epoch": 9.0}
     restart = escape.verdict("restart", movement=escape.Movement(0.9, 0.01, 1.0), gain=escape.Gain(0.02, 0.01, 0.03, 6))
     controls = [Line("without the restart", found[0].trace, found[0].curves[0])] if found else []

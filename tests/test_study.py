@@ -155,6 +155,18 @@ def test_another_configuration_is_refused_with_what_changed(url: str) -> None:
     assert Study.open(database.open(url), "sweep").config["trials"] == 9
 
 
+def test_a_changed_seed_or_sampler_is_named_once(url: str) -> None:
+    """A sweep's configuration has both as keys of its own; the study keeps them beside it."""
+    launch(url, config={**CONFIG, "seed": 1, "sampler": "random"})
+    with pytest.raises(ConfigError) as caught:
+        launch(url, config={**CONFIG, "seed": 2, "sampler": "tpe"}, sampler="tpe", seed=2)
+    assert (
+        str(caught.value)
+        .partition("configuration: ")[2]
+        .startswith('sampler: "random" -> "tpe", seed: 1 -> 2; give the sweep a new name')
+    )
+
+
 def test_a_study_that_somebody_else_made_is_left_alone(url: str) -> None:
     launch(url)
     plain = foreign(url)

@@ -138,6 +138,16 @@ def test_detections_are_in_image_pixels_and_the_landscape_can_be_measured(
         assert (np.diff(found.scores) <= 0).all()
     loss = trainer.val_loss()
     assert loss == trainer.val_loss() > 0
+    parts = trainer._parts  # type: ignore[attr-defined]
+    images = [parts.test_loader.dataset[index] for index in range(exact.VAL)]
+    means = []
+    for image in images:  # each image alone has the loss that a mean over the images counts once
+        batch = parts.test_loader.dataset.collate_fn([image])
+        batch["img"] = batch["img"].float() / 255
+        with torch.no_grad():
+            means.append(float(parts.ema.ema.loss(batch)[0]))
+    assert loss == pytest.approx(np.mean(means), rel=1e-3), "the loss of an image, whatever the size of a batch"
+    assert trainer.val_loss(1) == pytest.approx(means[0], rel=1e-3)
     arrays = trainer.arrays()
     trainer.recompute_bn(0, 2)
     assert any(not np.array_equal(arrays[name], value) for name, value in trainer.arrays().items())

@@ -66,6 +66,8 @@ def _examine(service: "Service", trial: int | None, arguments: list[str], slots:
     found = service.verdicts(subject)
     _tell(service, subject, found)
     show.verdicts(subject.number, found)
+    controls = [row for row in service.study.rows() if (row.attrs.get("control") or {}).get("trial") == subject.number]
+    show.failures(service.failures(controls).to_dict())
 
 
 def _tell(service: "Service", subject: "TrialRow", found: list[dict[str, Any]]) -> None:

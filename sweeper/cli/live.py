@@ -73,8 +73,11 @@ def headline(found: Status, left_s: float | None) -> str:
     return f"{counts(found)}; epoch {done} of {total}{left}"
 
 
-def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> None:
-    """Show the sweep until it is done or Ctrl-C: live on a terminal, else plain lines; as JSON one object a line."""
+def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> Status | None:
+    """Show the sweep until it is done or Ctrl-C: live on a terminal, else plain lines; as JSON one object a line.
+
+    Returns the last status of a sweep that is done, None after Ctrl-C.
+    """
     pace, terminal = Pace(), sys.stdout.isatty() and not as_json
     pause = every_s or (LOOK_EVERY_S if terminal else LINE_EVERY_S)
     live = Live(console=console, auto_refresh=False, screen=False) if terminal else None
@@ -89,10 +92,10 @@ def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float
                 else:
                     print("\n".join(lines(found, pace.left_s(found))), flush=True)
                 if found["done"]:
-                    return
+                    return found
                 time.sleep(pause)
     except KeyboardInterrupt:
-        return
+        return None
 
 
 def lines(found: Status, left_s: float | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sweeper.cli import show as shown
 from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
 from sweeper.errors import ConfigError, TrackingError
 
@@ -68,10 +69,22 @@ def report(
     tracking_uri: TrackingOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write one self-contained page: the answer, the curves, what it cost, how to reproduce. Also kept in MLflow."""
+    """Write one self-contained page: the answer, the curves, what it cost, how to reproduce. Also kept in MLflow.
+
+    Exit status 1 if every trial failed; the page is written all the same and says why.
+    """
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     page = write_report(service, output)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
+    failed = service.status()["failures"]
+    shown.failures(failed)
+    leave(failed["every"])
+
+
+def leave(every_failed: bool) -> None:
+    """End the command with exit status 1 if every trial of the sweep failed."""
+    if every_failed:
+        raise typer.Exit(1)
 
 
 def write_report(service: "Service", output: Path) -> bytes:

@@ -59,7 +59,8 @@ def plan(found: Mapping[str, Any]) -> None:
 
 def answer(found: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
-    console.print(Text(found.sentence[0].upper() + found.sentence[1:], style="bold"), soft_wrap=True)
+    console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
+    failures(found.failures.to_dict(), said=found.failures.every)
     baseline = [{**one, "stage": "baseline"} for one in found.baselines]
     rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["mAP50-95"] or 0)))
     if not rows:
@@ -87,8 +88,19 @@ def answer(found: "Answer", objective: str) -> None:
     for row in found.ranking[:JUMPS_OF]:
         for line in _jumps(row):
             console.print(line, soft_wrap=True)
-    for excluded in found.excluded:
+    failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
+    for excluded in (one for one in found.excluded if one["trial"] not in failed):
         console.print(f"not compared: trial {excluded['trial']}: {excluded['reason']}", soft_wrap=True)
+
+
+def failures(found: Mapping[str, Any], *, said: bool = False) -> None:
+    """How many trials failed and why; ``said``: the sentence with the commonest reason stands there already."""
+    for line in [*([] if said or not found["failed"] else [found["sentence"]]), *found["further"]]:
+        console.print(_capital(line), soft_wrap=True)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
@@ -135,6 +147,7 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
 def status(found: Mapping[str, Any]) -> None:
     """What ``sweeper status`` prints."""
     console.print(counts(found), soft_wrap=True)
+    failures(found["failures"])
     objective = found["objective"]
     table = plain_table("trial", "stage", "name", "state", "epochs", objective, right=("trial", "epochs", objective))
     for row in found["trials"]:

@@ -164,11 +164,16 @@ def settle(service: "Service", stop: threading.Event) -> None:
 
 
 def answer(service: "Service", again: str) -> None:
-    """Print who won and write the page; ``again``: the sweep as it was named on the command line."""
-    show.answer(service.pick(), service.sweep.objective)
+    """Print who won and write the page; ``again``: the sweep as it was named on the command line.
+
+    Exit status 1 if every trial failed.
+    """
+    found = service.pick()
+    show.answer(found, service.sweep.objective)
     page = service.place.folder / "reports" / f"{service.sweep.name}.html"
     look.write_report(service, page)
     typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
+    look.leave(found.failures.every)
 
 
 def named(sweep: Path, overrides: list[str] | None, store: str) -> str:
@@ -253,16 +258,18 @@ def status(
     every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Trials by state, workers, epochs trained and reused."""
+    """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     if watch:
-        live.watch(service.status, as_json=as_json, every_s=every)
+        last = live.watch(service.status, as_json=as_json, every_s=every)
+        look.leave(last is not None and last["failures"]["every"])
         return
     found = service.status()
     if as_json:
         typer.echo(json.dumps(measures.renamed(found, service.sweep.objective), indent=1))
     else:
         show.status(found)
+    look.leave(found["failures"]["every"])
 
 
 def pick(
@@ -273,15 +280,16 @@ def pick(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ranking, evidence, and the winner or "no winner"."""
+    """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer, mismatches = service.pick(), service.mismatches()
     if as_json:
         told = {"objective": service.sweep.objective, **answer.to_dict(), "mismatches": mismatches}
         typer.echo(json.dumps(measures.renamed(told, service.sweep.objective), indent=1))
-        return
-    show.answer(answer, service.sweep.objective)
-    show.exactness(mismatches)
+    else:
+        show.answer(answer, service.sweep.objective)
+        show.exactness(mismatches)
+    look.leave(answer.failures.every)
 
 
 def register(app: typer.Typer) -> None:

@@ -101,7 +101,7 @@ class Sweep(Model):
         900, gt=0, description="seconds without a finished batch after which a training counts as hung"
     )
     store_gb: Positive = 20.0
-    weights: Literal["best", "all", "none"] = "all"
+    weights: Literal["all", "none"] = "all"
 
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (

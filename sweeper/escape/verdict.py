@@ -12,6 +12,7 @@ NOT_BETTER = "moved, not better"
 SAME_BASIN = "progress in the same basin"
 NO_EVIDENCE = "no evidence of an escape"
 NOT_A_RESTART = "not a restart"
+NOTHING_LEARNED = "nothing learned"
 UNCLEAR = "unclear"
 
 
@@ -127,11 +128,13 @@ def verdict(
     gain: Comparison | None = None,
     over_peak: Comparison | None = None,
     thresholds: Thresholds | None = None,
+    learned: bool = True,
 ) -> Verdict:
     """The verdict on one jump of the learning rate.
 
     ``kind``: "restart" or "drop"; a drop is never an escape. ``gain``: restarted minus counterfactual branch, paired
-    over seeds. ``over_peak``: restarted minus matched-peak control. A measurement that was not made (None) leads to
+    over seeds. ``over_peak``: restarted minus matched-peak control. ``learned``: whether any of these runs has a score
+    above 0; without that there is nothing to be said of a gain. A measurement that was not made (None) leads to
     "unclear" wherever the answer hangs on it.
 
     A gain counts if its mean is beyond the region of practical equivalence and its interval above 0. The control beats
@@ -145,7 +148,9 @@ def verdict(
     t = thresholds or Thresholds()
     if kind != "restart":
         return Verdict(NOT_A_RESTART, "the learning rate jumped down", None, None, movement, t)
-    moved, why = movement.state(t) if movement else (None, "path barrier not measured")
+    if not learned:
+        return Verdict(NOTHING_LEARNED, "the run and its controls all have the score 0.0000", None, None, movement, t)
+    moved, why = movement.state(t) if movement else (None, "path barrier not measured with these settings")
     reasons = [why]
     better = None
     if gain is None:

@@ -7,7 +7,7 @@ is the run itself (nothing to train) with a landscape measured at its end; its s
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,13 @@ def barrier_slots(
     ]
 
 
-def verdicts(rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds) -> list[dict[str, Any]]:
+def verdicts(
+    rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """What can be said of the jumps of ``row``, in their order: every drop, and every restart with control runs.
+
+    ``settings``: those of the measurement, as in :func:`barrier_slots`; a landscape that was measured with others is
+    not looked at.
 
     Each is a verdict's ``to_dict`` with the jump's ``epoch``, ``ratio`` and ``kind``, and for a restart its number, the
     comparisons ``gain`` and ``over_peak`` and the ``landscape`` (None: not there). JSON-able.
@@ -132,7 +137,11 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds) ->
         own = [other for other in controls if _control(other).get("restart") == number]
         at, seeds = _control(own[0]), seeds_of(rows, row)
         gain, over_peak = (_compared(rows, row, own, family, seeds) for family in CONTROLS)
-        measured = [other.attrs["landscape"] for other in own if other.attrs.get("landscape")]
+        measured = [
+            other.attrs["landscape"]
+            for other in own
+            if other.attrs.get("landscape") and _control(other).get("settings") == dict(settings)
+        ]
         landscape = Landscape.of(measured[-1]) if measured else None
         said = escape.verdict(
             "restart",
@@ -140,6 +149,7 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds) ->
             gain=gain,
             over_peak=over_peak,
             thresholds=thresholds,
+            learned=_learned((row, *_confirmed(rows, row), *own)),
         )
         found.append(
             {"kind": "restart", "restart": number, "epoch": at["epoch"], "ratio": at["ratio"]}
@@ -173,6 +183,12 @@ def _confirmed(rows: Sequence[TrialRow], row: TrialRow) -> Iterator[TrialRow]:
         ours = other.stage == "confirm" and name_of(other) == name_of(row)
         if ours and other.state in (*OPEN, "COMPLETE") and not other.attrs.get("confounder"):
             yield other
+
+
+def _learned(runs: Iterable[TrialRow]) -> bool:
+    """Whether any of the finished runs has a score above 0; True while none is finished."""
+    scores = [run.value for run in runs if run.value is not None]
+    return not scores or any(map(stats.learned, scores))
 
 
 def _compared(

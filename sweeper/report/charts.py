@@ -98,7 +98,7 @@ def overlay(name: str, description: str, runs: Sequence[Line], reference: Line |
             handles += _pair(rate, quality, reference, GREY, "-", 2.2)
         for run, (color, dash) in zip(runs, COMPARED, strict=False):
             handles += _pair(rate, quality, run, color, dash, 1.6)
-        quality.set_ylim(bottom=LATE * top[1])
+        quality.set_ylim(bottom=_floor(everything, top[1]))
         figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(handles) < 3 else 2, frameon=False)
         return _svg(figure, name, description)
 
@@ -139,6 +139,19 @@ def ceilings(traces: Sequence[Trace | None], curves: Sequence[Mapping[int, float
     peak = max((trace.peak for trace in traces if trace is not None), default=0.0)
     best = max((value for curve in curves for value in curve.values()), default=0.0)
     return 1.12 * peak or 1.0, 1.06 * best or 1.0
+
+
+def begins_late(runs: Sequence[Line]) -> bool:
+    """Whether an overlay of these runs leaves out the lower half: only where all of them end above it."""
+    return _floor(runs, ceilings([], [run.values for run in runs])[1]) > 0
+
+
+def _floor(runs: Sequence[Line], top: float) -> float:
+    """Lower end of the mAP axis of an overlay; below 0 where the highest value is 0, so that the line can be seen."""
+    ends = [run.values[max(run.values)] for run in runs if run.values]
+    if not any(value > 0 for run in runs for value in run.values.values()):
+        return -0.05 * top
+    return LATE * top if all(end > LATE * top for end in ends) else 0.0
 
 
 def _two(width: float, height: float, epochs: int, top: tuple[float, float]) -> tuple[Figure, Axes, Axes]:

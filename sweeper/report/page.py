@@ -88,9 +88,11 @@ def render(page: Page) -> bytes:
     html = _template().render(
         page=page,
         headline=headline,
+        failed=_failed(page.answer["failures"]),
         detail=detail,
         answer=page.answer,
         rows=rows,
+        late=charts.begins_late([*(one.line() for one in best), *([line] if line else [])]),
         columns=_columns([row["params"] for row in rows]),
         reference=reference,
         overview=charts.overlay("overview", _overview(best, reference), [one.line() for one in best], line, page.epochs)
@@ -127,6 +129,12 @@ def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
         name = answer["winner"]["name"]
         return f"Winner: {name}", rest.removeprefix(f"{name}, ")
     return word.capitalize(), rest[:1].upper() + rest[1:]
+
+
+def _failed(failures: Mapping[str, Any]) -> list[str]:
+    """How many trials failed and why; where all failed, the headline has said the commonest reason already."""
+    lines = [*([] if failures["every"] or not failures["failed"] else [failures["sentence"]]), *failures["further"]]
+    return [line[:1].upper() + line[1:] for line in lines]
 
 
 def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

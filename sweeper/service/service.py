@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sweeper import data, database, evidence, measures, schedules, search
+from sweeper import data, database, evidence, measures, schedules, search, stats
 from sweeper.config import Sweep
-from sweeper.errors import DatabaseError, StoreError, TrackingError
+from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace
+from sweeper.service.failed import confounder, failures
 from sweeper.service.place import Place
 from sweeper.service.plan import plan
 from sweeper.service.status import status
@@ -202,18 +203,28 @@ class Service:
     def confirm(self) -> list[int]:
         """Ask for what is missing of the confirmation; gives the trials that are confirmed. Any number of times.
 
-        Raises ConfigError while the search goes on. The first call chooses, later ones keep to it.
+        Raises ConfigError while the search goes on, and if nothing was learned in it. The first call chooses, later
+        ones keep to it.
         """
         confirm = self.sweep.confirm
         slots = evidence.confirm_slots(
             self.study.rows(), self.baselines(), best=confirm.best, seeds=confirm.seeds, seed=self.sweep.recipe.seed
         )
+        self._refuse_unlearned("confirm")
         self.study.add(slots)
         return list(slots[0]["chosen"])
 
     def examine(self, trial: TrialRow) -> Iterator[int]:
         """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
-        how many trials each step has. What was asked for must be trained before the next. Any number of times."""
+        how many trials each step has. What was asked for must be trained before the next. Any number of times.
+
+        Raises ConfigError if the trial learned nothing."""
+        self._refuse_unlearned("escape")
+        if not stats.learned(trial.value):
+            raise ConfigError(
+                f"escape: trial {trial.number} learned nothing, its {self.sweep.objective} is 0.0000, so there is "
+                "nothing to examine; expected a trial with a higher score: --trial N"
+            )
         trace, seed = self.trace(trial.schedule or {}), self.sweep.recipe.seed
         controls = evidence.control_slots(self.study.rows(), trial, trace, seed)
         self.study.add(controls)
@@ -222,10 +233,19 @@ class Service:
         self.study.add(measured)
         yield len(measured)
 
+    def _refuse_unlearned(self, asked: str) -> None:
+        if not (answer := self.pick()).learned:
+            raise ConfigError(f"{asked}: {answer.sentence}")
+
+    def failures(self, rows: Sequence[TrialRow]) -> stats.Failures:
+        """The failed ones of these trials, by reason."""
+        return failures(rows)
+
     def verdicts(self, trial: TrialRow, rows: Sequence[TrialRow] | None = None) -> list[dict[str, Any]]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
         rows = self.study.rows() if rows is None else rows
-        return evidence.verdicts(rows, trial, evidence.thresholds(self.sweep.escape))
+        escape = self.sweep.escape
+        return evidence.verdicts(rows, trial, evidence.thresholds(escape), escape.cost())
 
     def rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""
@@ -248,11 +268,6 @@ class Service:
 
     def judged(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
         """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
-        confounder = row.attrs.get("confounder")
-        if row.state == "FAIL":  # the last attempt's reason is the confounder, in a whole sentence
-            confounder = row.reasons[-1].splitlines()[0] if row.reasons else confounder or "failed"  # a log may follow
-        elif row.state == "PRUNED":
-            confounder = confounder or "pruned"
         facts = dict(row.attrs.get("facts") or {})
         if "AP" in row.attrs:
             facts["AP"] = row.attrs["AP"]  # COCO's, of the final model
@@ -266,7 +281,9 @@ class Service:
             stage=row.stage,
             seed=row.seed if row.seed is not None else -1,
             score=row.value if row.state == "COMPLETE" else None,
-            confounder=confounder,
+            confounder=confounder(row),
+            failed=row.state == "FAIL",
+            highest=max(row.values.values(), default=None),
             params=dict(row.schedule or {}),
             run_id=self.run_id(row),
             facts=facts,

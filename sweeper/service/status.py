@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper import evidence
+from sweeper.service.failed import failures
 from sweeper.study import TrialRow
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def status(service: "Service") -> dict[str, Any]:
             }
             for row in rows
         ],
+        "failures": failures([row for row in rows if row.stage not in ("control", "foreign")]).to_dict(),
         "tracking": service.place.tracking,
         "tracking_problem": service.tracker.problem,
     }

@@ -23,6 +23,8 @@ a collapse; only more seeds show that.
 """
 
 from .choose import CLAIM, MIN_PAIRS, Answer, Candidate, choose
+from .failures import Failures, Reason, failures
+from .learned import learned
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed, sign_flip_p
 from .rows import ASSUMED_SIGMA, Row, Spread, spread
 
@@ -32,12 +34,16 @@ __all__ = [
     "MIN_PAIRS",
     "Answer",
     "Candidate",
+    "Failures",
     "Paired",
+    "Reason",
     "Row",
     "Spread",
     "choose",
     "detectable_effect",
+    "failures",
     "holm",
+    "learned",
     "luck_of_the_best",
     "paired",
     "pairs_needed",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .failures import Failures, failures
+from .learned import learned, nothing_learned
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed
 from .rows import ASSUMED_SIGMA, Row, Spread, scores_by_seed, spread
 
@@ -52,7 +54,8 @@ class Answer:
     stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
     ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
     with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
-    of ``noise``.
+    of ``noise``. ``tried``: configurations that were pruned or have a score. ``learned``: whether any of the runs that
+    are compared has a score above 0. ``failures``: the failed trials by reason, without control runs.
     """
 
     winner: Candidate | None
@@ -69,6 +72,8 @@ class Answer:
     needed: int
     alpha: float
     equivalence: float
+    learned: bool
+    failures: Failures
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None, as JSON wants them; scores are called mAP50-95."""
@@ -76,6 +81,7 @@ class Answer:
         for candidate in (data["winner"], *data["candidates"]):
             if candidate is not None:
                 candidate[SCORE] = candidate.pop("score")
+        data["failures"] = self.failures.to_dict()
         plain: dict[str, Any] = _plain(data)
         return plain
 
@@ -126,6 +132,10 @@ def choose(
     compared = [c.pairs for c in candidates if c.pairs]
     pairs = min((p.n for p in compared), default=0)
     noise = _noise_of(compared) if compared else spread(everything, baselines=names, assumed_sigma=assumed_sigma)
+    judged = [row for row in everything if row.usable and (row.stage == "confirm" or not compared)]
+    any_learned = not judged or any(learned(row.score) for row in judged)
+    if not any_learned:
+        candidates = tuple(replace(c, mde=None, p_holm=None, reason="nothing was learned") for c in candidates)
     answer = Answer(
         winner=next((c for c in candidates if c.wins), None),
         sentence="",
@@ -134,15 +144,19 @@ def choose(
         baseline=_baseline(everything, reference, reference_scores) if reference else None,
         baselines=tuple(_baseline(everything, name, by_seed) for name, by_seed in scores.items()),
         excluded=tuple(excluded),
-        tried=len({row.name for row in rivals}),
+        tried=len({row.name for row in rivals if not row.unfinished and not row.failed}),
         pairs=pairs,
         noise=noise,
-        detectable=detectable_effect(noise.s_d, pairs, alpha=level, equivalence=equivalence) if compared else None,
+        detectable=detectable_effect(noise.s_d, pairs, alpha=level, equivalence=equivalence)
+        if compared and any_learned
+        else None,
         needed=pairs_needed(CLAIM, noise.s_d, most=10**9),
         alpha=alpha,
         equivalence=equivalence,
+        learned=any_learned,
+        failures=failures(everything),
     )
-    return replace(answer, sentence=_sentence(answer))
+    return replace(answer, sentence=_sentence(answer) if any_learned else nothing_learned(judged, SCORE))
 
 
 def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
@@ -280,6 +294,8 @@ def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tu
 def _sentence(answer: Answer) -> str:
     noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
     need = f"{CLAIM:+.3f} would need {answer.needed} pairs (s_d {noise.s_d:.4f}, {noise.source})"
+    if answer.failures.every:
+        return answer.failures.sentence
     if answer.winner and (p := answer.winner.pairs):
         return (
             f"winner: {answer.winner.name}, {p.mean:+.4f} {SCORE} over {name} ({1 - answer.alpha:.0%} interval "

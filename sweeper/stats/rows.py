@@ -19,8 +19,9 @@ class Row:
     """One run. Rows with one ``name`` are the same configuration on other seeds or at another stage.
 
     ``stage`` is baseline, search, confirm or control; ``score`` the objective (None: not finished); ``confounder`` the
-    reason why this run must not be compared (None: none); ``facts`` whatever belongs beside it in a table (peak, final
-    LR, integral).
+    reason why this run must not be compared (None: none), ``failed`` whether it ended with an error; ``highest`` the
+    best score of any of its epochs (None: not known); ``facts`` whatever belongs beside it in a table (peak, final LR,
+    integral).
     """
 
     trial: int
@@ -32,6 +33,8 @@ class Row:
     params: Mapping[str, Any] = field(default_factory=dict)
     run_id: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    failed: bool = False
+    highest: float | None = None
 
     @classmethod
     def of(cls, row: "Row | Mapping[str, Any]") -> "Row":

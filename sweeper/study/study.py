@@ -90,7 +90,8 @@ class Study:
                 )
             row = connection.execute(select(studies).where(studies.c.name == name)).one()
             changed = _changes(json.loads(row.config), json.loads(text), free_keys)
-            changed += _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
+            own = _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
+            changed += [change for change in own if change not in changed]  # a sweep's configuration has them, too
             if changed:
                 raise _changed(name, changed)
             if row.config == text:

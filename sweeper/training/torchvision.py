@@ -223,6 +223,10 @@ class TorchvisionTrainer(UltralyticsTrainer):
     parts_of = TorchvisionParts
     check = staticmethod(check)
 
+    def _summed(self, loss: torch.Tensor, images: int) -> float:
+        """torchvision's loss is a mean over the images."""
+        return float(loss) * images
+
     def weights(self) -> bytes:
         """The EMA's state_dict as torchvision's own network loads it; see the protocol."""
         buffer = io.BytesIO()

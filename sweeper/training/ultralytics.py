@@ -178,8 +178,12 @@ class UltralyticsTrainer:
                 batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, images))])
                 batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 batch["img"] = batch["img"].float() / 255
-                total += float(ema.loss(batch, ema(batch["img"]))[0].sum())
+                total += self._summed(ema.loss(batch, ema(batch["img"]))[0], len(batch["img"]))
         return total / images
+
+    def _summed(self, loss: torch.Tensor, images: int) -> float:
+        """The sum of a batch's loss over its ``images``: YOLO's parts are sums already."""
+        return float(loss.sum())
 
     def _live(self) -> snapshot.State:
         parts = self._parts
