@@ -29,6 +29,21 @@ def without_password(address: str) -> str:
     return re.sub(r"^([A-Za-z][\w+.-]*(?::/*|/+))?.*@", r"\1***@", address.partition("?")[0], flags=re.DOTALL)
 
 
+def shorten(value: object, most: int = 80) -> str:
+    """``repr(value)`` for a message, cut to ``most`` characters; never raises.
+
+    >>> shorten([1, 2]), shorten("a" * 20, most=10), shorten(10**5000)
+    ('[1, 2]', "'aaaaaa...", 'a huge number')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = "a huge number"
+    except RecursionError:
+        text = "a deeply nested value"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 class SweeperError(Exception):
     """Everything that this package raises on purpose; the command line prints it in one line and exits 1."""
 

@@ -74,6 +74,19 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("trials: many", "trials: 'many' is not a whole number"),
         ("workers: few", "workers: 'few' is not a whole number and is not 'auto'"),
         ("lr0: -1", "lr0: -1 is not above 0"),
+        ("imgsz: 100000000", "imgsz: 100000000 is above 8192"),
+        ("device: tpu", "device: 'tpu' is not a device; expected auto, cpu, or numbers of GPUs"),
+        ("freeze: -1", "freeze: -1 is not allowed; expected how many first layers"),
+        ("freeze: [1, -2]", "freeze: [1, -2] is not allowed; expected how many first layers"),
+        ("batch: -1", "batch: -1 is below 1"),
+        ("batch: 1e9", "batch: 1000000000.0 is above 65536"),
+        ("confirm: {seeds: 1000000000}", "confirm.seeds: 1000000000 is above 1000"),
+        ("stall_s: .inf", "stall_s: inf is above 604800"),
+        ("store_gb: 1e300", "store_gb: 1e+300 is above 1e+09"),
+        ("search: {family: cawb, floor: {low: 0, high: .inf}}", "floor: high: inf is not allowed; expected a number"),
+        ("search: {family: cawb, floor: {low: 0, high: 1, step: 1e-300}}", "a grid of more than 1000000 values"),
+        (f"search: {{family: cawb, floor: {list(range(1001))}}}", "floor: has 1001 choices; expected at most 1000"),
+        (f"baselines: {['yolo_linear'] * 1001}", "baselines: has more than 1000 entries"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, change: str, says: str) -> None:
@@ -90,6 +103,14 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, change: str, says
         search.check(Sweep.load(path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sweep.load(write(tmp_path, "name: cells\nepochs: 0\ntrials: many\n"))
+    said = str(caught.value)
+    assert "data, model, lr0, search are missing; expected a value for each" in said
+    assert "also wrong: epochs, trials" in said
 
 
 def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import typer
 import yaml
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, shorten
+from sweeper.reading import NotYaml, parse_yaml, read_text, why
 from sweeper.schedules import (
     MAIN,
     Duration,
@@ -26,6 +27,7 @@ from sweeper.schedules import (
 )
 
 ROWS = 24  # of the table
+MAX_SHOWN = 5_000_000  # steps; each column of as many takes seconds
 
 
 class Shown(NamedTuple):
@@ -84,6 +86,16 @@ def trace(
 
 
 def _time(epochs: int, steps_per_epoch: int | None, images: int | None, batch: int | None) -> TimeBase:
+    time = _unbounded(epochs, steps_per_epoch, images, batch)
+    if time.steps > MAX_SHOWN:
+        raise ConfigError(
+            f"--epochs: {epochs} epochs are {time.steps} steps, and trace shows at most {MAX_SHOWN} steps; "
+            "expected fewer epochs, or fewer steps per epoch for a sketch"
+        )
+    return time
+
+
+def _unbounded(epochs: int, steps_per_epoch: int | None, images: int | None, batch: int | None) -> TimeBase:
     if steps_per_epoch is not None:
         if batch is not None:
             raise ConfigError("--batch: given beside --steps-per-epoch; expected one of the two, take one out")
@@ -101,9 +113,11 @@ def read(words: list[str]) -> list[Schedule]:
     head, *pairs = words or [""]
     if Path(head).suffix in (".yaml", ".yml", ".json"):
         try:
-            loaded = yaml.safe_load(Path(head).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ConfigError(f"{head}: cannot be read as a schedule: {_line(error)}; expected YAML") from None
+            loaded = parse_yaml(read_text(Path(head)))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{head}: cannot be read as a schedule: {why(error)}; expected YAML") from None
+        except NotYaml as error:
+            raise ConfigError(f"{head}: cannot be read as a schedule: {error}; expected YAML") from None
         specs = loaded if isinstance(loaded, list) else [loaded]
         if not specs or not all(isinstance(spec, Mapping) for spec in specs):
             raise ConfigError(f"{head}: is not a schedule; expected family: and its parameters, or a list of such")
@@ -116,13 +130,14 @@ def _pairs(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{pair!r}: is not a parameter; expected key=value, for example steps=[31,81]")
+            raise ConfigError(f"{shorten(pair)}: is not a parameter; expected key=value, for example steps=[31,81]")
         if key in given:
             raise ConfigError(f"{key}: given twice; expected once, take one out")
         try:
-            given[key] = text if key == "decay" else yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ConfigError(f"{key}: {text!r} cannot be read: {_line(error)}; expected a YAML value") from None
+            given[key] = text if key == "decay" else parse_yaml(text)
+        except NotYaml as error:
+            problem = str(error).partition(": ")[2]  # the line is always the first
+            raise ConfigError(f"{key}: {shorten(text)} cannot be read: {problem}; expected a YAML value") from None
     return given
 
 
@@ -130,11 +145,9 @@ def _balanced(text: str) -> bool:
     try:
         return bool(shlex.split(text))
     except ValueError:
-        raise ConfigError(f"--vs: {text!r} has an open quotation; expected a family and key=value pairs") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"--vs: {shorten(text)} has an open quotation; expected a family and key=value pairs"
+        ) from None
 
 
 def _described(one: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:

@@ -5,7 +5,6 @@ for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``).
 it, dots go deeper.
 """
 
-from sweeper.config.reading import parse_value, read_yaml
 from sweeper.config.recipe import Recipe
 from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
 from sweeper.config.sweep import Confirm, Escape, Sweep
@@ -20,6 +19,4 @@ __all__ = [
     "Restarts",
     "Search",
     "Sweep",
-    "parse_value",
-    "read_yaml",
 ]

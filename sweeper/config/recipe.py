@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_LAYERS = 10_000
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 #: Optimizers that Ultralytics builds by name; ``auto`` is left out because it ignores the learning rate it is given.
@@ -32,17 +33,19 @@ class Recipe(Model):
 
     data: str
     model: str
-    imgsz: int = Field(default=640, ge=32, multiple_of=32)
-    batch: int = Field(default=16, ge=1)
-    nbs: int = Field(default=64, ge=1)
+    imgsz: int = Field(default=640, ge=32, le=8192, multiple_of=32)
+    batch: int = Field(default=16, ge=1, le=65_536)
+    nbs: int = Field(default=64, ge=1, le=1_048_576)
     optimizer: str = "SGD"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.937
     weight_decay: NotNegative = 0.0005
     seed: int = Field(default=0, ge=0, lt=2**31)
-    threads: int = Field(default=1, ge=1, description="of torch, for one training on a CPU: gradients differ with it")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="of torch, for one training on a CPU: gradients differ with it"
+    )
     amp: bool = False
     deterministic: bool = True
-    freeze: int | list[int] | None = None
+    freeze: int | list[int] | None = Field(default=None, description="the first so many layers, or these, from 0")
     box: NotNegative = 7.5
     cls: NotNegative = 0.5
     dfl: NotNegative = 1.5
@@ -65,8 +68,10 @@ class Recipe(Model):
     cutmix: Fraction = 0.0
     copy_paste: Fraction = 0.0
     multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loader_workers: int = Field(default=0, ge=0, description="loader processes; changes no bit of the result")
-    cache_mb: int = Field(default=1024, ge=0, description="decoded images kept in memory; changes no bit of the result")
+    loader_workers: int = Field(default=0, ge=0, le=256, description="loader processes; changes no bit of the result")
+    cache_mb: int = Field(
+        default=1024, ge=0, le=10_000_000, description="decoded images kept in memory; changes no bit of the result"
+    )
 
     #: Keys that say where or how fast, not what: outside the digest.
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "loader_workers", "cache_mb"})
@@ -79,6 +84,14 @@ class Recipe(Model):
             hint = " ('auto' ignores the learning rate it is given)" if value.lower() == "auto" else ""
             raise ValueError(f"is not an optimizer{hint}; expected one of {', '.join(OPTIMIZERS)}")
         return known[value.lower()]
+
+    @field_validator("freeze")
+    @classmethod
+    def _layers_are_counted_from_zero(cls, value: int | list[int] | None) -> int | list[int] | None:
+        layers = value if isinstance(value, list) else [value or 0]
+        if len(layers) > MAX_LAYERS or not all(0 <= layer < MAX_LAYERS for layer in layers):
+            raise ValueError("is not allowed; expected how many first layers, or a list of layers from 0 on")
+        return value
 
     @property
     def accumulate(self) -> int:

@@ -7,13 +7,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from sweeper.config.recipe import Model, Positive
+from sweeper.errors import shorten
+
+MAX_CHOICES = 1000  # of one parameter; a check before training tries each
+MAX_GRID = 1_000_000
 
 
 class Range(Model):
     """Numbers from ``low`` to ``high``, both included: continuous, on a log scale, or on a grid of ``step``."""
 
-    low: float
-    high: float
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
     step: Positive | None = None
     log: bool = False
 
@@ -25,6 +29,8 @@ class Range(Model):
             )
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
+        if self.step is not None and not (self.high - self.low) / self.step <= MAX_GRID:
+            raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
         return self
 
 
@@ -54,7 +60,7 @@ class Parameter(Model):
         if isinstance(written, Mapping) and "per" in written:
             written = dict(written)
             if (per := written.pop("per")) != "cycle":
-                raise ValueError(f"per: {per!r}; expected 'cycle'")
+                raise ValueError(f"per: {shorten(per)}; expected 'cycle'")
             per_cycle = True
         if isinstance(written, Mapping) and set(written) == {"choices"}:
             written = written["choices"]
@@ -69,7 +75,7 @@ class Parameter(Model):
         if len(written) == 1 and isinstance(next(iter(written.values())), Mapping):
             [(choice, own)] = written.items()
             raise ValueError(
-                f"{choice!r} with parameters of its own is one of several choices; expected a list: "
+                f"{shorten(choice)} with parameters of its own is one of several choices; expected a list: "
                 f"[{{{choice}: {{{', '.join(map(str, own))}: ...}}}}]"
             )
         for key in written:
@@ -77,7 +83,7 @@ class Parameter(Model):
                 close = difflib.get_close_matches(str(key), Range.model_fields, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
-                    f"{key!r} is not a key of a range{hint}; expected low, high and, if need be, step or log"
+                    f"{shorten(key)} is not a key of a range{hint}; expected low, high and, if need be, step or log"
                 )
         if missing := [key for key in ("low", "high") if key not in written]:
             raise ValueError(
@@ -91,12 +97,14 @@ class Parameter(Model):
                 raise ValueError(first["msg"].removeprefix("Value error, ")) from None
             key = str(first["loc"][0])
             kind = {"step": "a number above 0", "log": "true or false"}.get(key, "a number")
-            raise ValueError(f"{key}: {written[key]!r} is not allowed; expected {kind}") from None
+            raise ValueError(f"{key}: {shorten(written[key])} is not allowed; expected {kind}") from None
 
     @classmethod
     def _read_choices(cls, written: list[Any], per_cycle: bool) -> "Parameter":
         if not written:
             raise ValueError("is an empty list; expected at least one choice")
+        if len(written) > MAX_CHOICES:
+            raise ValueError(f"has {len(written)} choices; expected at most {MAX_CHOICES}, or a range")
         choices, belongs = [], []
         for item in written:
             choice: Any = item
@@ -187,7 +195,9 @@ class Search(Model):
         own = {key: written[key] for key in ("family", "restarts") if key in written}
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
-            raise ValueError(f"params: {params!r} is not a mapping; expected the family's parameters, name: value")
+            raise ValueError(
+                f"params: {shorten(params)} is not a mapping; expected the family's parameters, name: value"
+            )
         params = dict(params)
         for key, value in written.items():
             if key in ("family", "restarts", "params"):

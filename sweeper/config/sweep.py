@@ -1,20 +1,23 @@
 """``Sweep``: one YAML file, read, overridden and checked."""
 
-import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from sweeper import schedules
-from sweeper.config.reading import parse_value, read_yaml
+from sweeper.config.messages import meant, one_line
 from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
-from sweeper.config.space import Pruner, Scalar, Search
-from sweeper.errors import ConfigError, ScheduleError
+from sweeper.config.space import Pruner, Search
+from sweeper.config.written import override, read
+from sweeper.config.yolo import ELSEWHERE
+from sweeper.errors import ConfigError, ScheduleError, shorten
+
+MAX_SECONDS = 604_800  # a week
 
 #: Names of samplers; any other of Optuna's is written module:Class.
 SAMPLERS = ("tpe", "random", "gp", "grid")
@@ -33,11 +36,15 @@ OBJECTIVES = {
 }
 
 
+#: Schedules as they are written in a sweep file.
+Listed = Annotated[tuple[str | dict[str, Any], ...], Field(max_length=1000)]
+
+
 class Confirm(Model):
     """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
 
-    best: int = Field(default=5, ge=1)
-    seeds: int = Field(default=6, ge=2)
+    best: int = Field(default=5, ge=1, le=1000)
+    seeds: int = Field(default=6, ge=2, le=1000)
     equivalence: NotNegative = 0.002
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     sigma: Positive | None = Field(default=None, description="assumed sd of a run, until baselines tell it")
@@ -59,8 +66,8 @@ class Escape(Model):
     points: int = Field(default=7, ge=3, le=101)
     piece_points: int = Field(default=3, ge=3, le=101)
     quench: Annotated[float, Field(gt=0, le=1)] = 0.005
-    bn_batches: int = Field(default=2, ge=1)
-    val_images: int = Field(default=32, ge=1)
+    bn_batches: int = Field(default=2, ge=1, le=100_000)
+    val_images: int = Field(default=32, ge=1, le=1_000_000)
 
     def cost(self) -> dict[str, float]:
         """The settings on which the measurement itself depends; with others it is made anew."""
@@ -76,8 +83,8 @@ class Sweep(Model):
     epochs: int = Field(ge=1, le=100_000)
     lr0: Positive
     trials: int = Field(ge=0, le=100_000)
-    baselines: tuple[str | dict[str, Any], ...] = ("yolo_linear", "yolo_cosine")
-    enqueue: tuple[str | dict[str, Any], ...] = Field(
+    baselines: Listed = ("yolo_linear", "yolo_cosine")
+    enqueue: Listed = Field(
         default=(), description="schedules, or answers to the search's questions, that the first trials are given"
     )
     search: Search
@@ -94,13 +101,13 @@ class Sweep(Model):
     escape: Escape = Field(default_factory=Escape)
     invalid: Literal["refuse", "skip"] = "refuse"
     device: str | int = "auto"
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    attempts: int = Field(default=3, ge=1, description="in a row that end badly, without an epoch in between")
-    lease_s: float = Field(default=60, gt=0)
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    attempts: int = Field(default=3, ge=1, le=1000, description="in a row that end badly, without an epoch in between")
+    lease_s: float = Field(default=60, gt=0, le=MAX_SECONDS)
     stall_s: float = Field(
-        900, gt=0, description="seconds without a finished batch after which a training counts as hung"
+        900, gt=0, le=MAX_SECONDS, description="seconds without a finished batch after which a training counts as hung"
     )
-    store_gb: Positive = 20.0
+    store_gb: float = Field(default=20.0, gt=0, le=1e9)
     weights: Literal["all", "none"] = "all"
 
     #: May change after the first trial; everything else makes another sweep.
@@ -114,16 +121,23 @@ class Sweep(Model):
     def _sampler_is_known(cls, value: str) -> str:
         if value not in SAMPLERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             raise ValueError(
-                f"is not a sampler{_meant(value, SAMPLERS)}; expected one of {', '.join(SAMPLERS)}, "
+                f"is not a sampler{meant(value, SAMPLERS)}; expected one of {', '.join(SAMPLERS)}, "
                 "or module:Class of an Optuna sampler"
             )
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_a_device(cls, value: str | int) -> str | int:
+        if not re.fullmatch(r"auto|cpu|[0-9]{1,4}( *, *[0-9]{1,4})*", str(value)):
+            raise ValueError("is not a device; expected auto, cpu, or numbers of GPUs: 0, or '0,1'")
         return value
 
     @field_validator("objective")
     @classmethod
     def _objective_is_known(cls, value: str) -> str:
         if value not in OBJECTIVES:
-            raise ValueError(f"is not an objective{_meant(value, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
+            raise ValueError(f"is not an objective{meant(value, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
         return value
 
     @field_validator("coco_epochs")
@@ -204,14 +218,10 @@ class Sweep(Model):
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Sweep":
         """Read, override and check a sweep file; raises ConfigError in one line before anything else happens."""
         path = Path(path)
-        written = read_yaml(path)
+        written = read(path)
         if isinstance(data := written.get("data"), str) and _is_path(data):
             written["data"] = str(path.parent / data)  # as written in the file, from where the file is
-        for override in overrides:
-            key, equals, text = override.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"{override!r} is not an override; expected key=value, for example epochs=20")
-            _put(written, key.strip(), parse_value(text))
+        override(written, overrides)
         return cls.build(written, str(path))
 
     @classmethod
@@ -220,17 +230,17 @@ class Sweep(Model):
         recipe_keys = set(Recipe.model_fields)
         known = sorted((recipe_keys | set(cls.model_fields)) - {"recipe"})
         for key in written:
+            if key in ELSEWHERE:
+                raise ConfigError(f"{where}: {key}: {ELSEWHERE[key]}")
             if key not in known:
-                hint = _meant(str(key), known)
-                if key == "close_mosaic":
-                    hint = "; write mosaic_epochs, which counts from the start"
-                raise ConfigError(f"{where}: {key!r} is not a key of a sweep{hint} (known: {', '.join(known)})")
+                hint = meant(str(key), known) or f"; expected one of {', '.join(known)}"
+                raise ConfigError(f"{where}: {shorten(key)} is not a key of a sweep{hint}")
         parts: dict[str, Any] = {key: value for key, value in written.items() if key not in recipe_keys}
         parts["recipe"] = {key: value for key, value in written.items() if key in recipe_keys}
         try:
             sweep = cls.model_validate(parts)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {_one_line(error)}") from None
+            raise ConfigError(f"{where}: {one_line(error, cls)}") from None
         try:
             for baseline in sweep.baselines:
                 sweep.spec(baseline)
@@ -239,85 +249,5 @@ class Sweep(Model):
         return sweep
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _is_path(data: str) -> bool:
     return ("/" in data or data.endswith((".yaml", ".yml", ".json"))) and not Path(data).is_absolute()
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = tree.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"{key}={value}: {parent} is {below!r}, which has nothing below it")
-        tree = below
-    tree[last] = value
-
-
-#: What pydantic finds, by its type of error, in words that can stand behind the value.
-WORDS = {
-    "int_parsing": "is not a whole number",
-    "int_from_float": "is not a whole number",
-    "int_type": "is not a whole number",
-    "float_parsing": "is not a number",
-    "float_type": "is not a number",
-    "bool_parsing": "is not true or false",
-    "bool_type": "is not true or false",
-    "string_type": "is not a text",
-    "tuple_type": "is not a list; write [...]",
-    "list_type": "is not a list; write [...]",
-    "literal_error": "is not {expected}",
-    "greater_than": "is not above {gt:g}",
-    "greater_than_equal": "is below {ge:g}",
-    "less_than": "is not below {lt:g}",
-    "less_than_equal": "is above {le:g}",
-    "string_pattern_mismatch": "does not match {pattern}",
-}
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first thing that is wrong, in words; how many more there are."""
-    found = error.errors()
-    first, value = found[0], found[0]["input"]
-    path = [str(part) for part in first["loc"] if part != "recipe"]
-    # where several types are allowed, each has its say under a name of its own
-    union = [each for each in found if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
-    if len(union) > 1 and first["type"] != "extra_forbidden":
-        text = f"{'.'.join(path[:-1])}: {value!r} {' and '.join(_says(each, path[:-1]) for each in union)}"
-        found = [first] + [each for each in found if each not in union]
-    elif first["type"] == "missing":
-        text = f"{'.'.join(path)} is missing; expected a value"
-    elif first["type"] == "extra_forbidden":
-        text = f"{'.'.join(path)} is not a key here{_meant(path[-1], _keys(path[:-1]))}"
-    else:
-        message = _says(first, path)
-        text = f"{'.'.join(path)}: {value!r} {message}" if _shown(value, message) else f"{'.'.join(path)}: {message}"
-    return text + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
-
-
-def _says(error: Any, path: Sequence[str]) -> str:
-    """What is wrong with a value, to stand behind it."""
-    if error["type"] in WORDS:
-        return WORDS[error["type"]].format(**error.get("ctx", {}))
-    if error["type"] in ("model_type", "dict_type"):
-        return f"is not a mapping; expected {', '.join(_keys(path)) or 'keys and values'}"
-    message: str = error["msg"].removeprefix("Value error, ")
-    return message[0].lower() + message[1:] if _shown(error["input"], message) else message
-
-
-def _shown(value: Any, message: str) -> bool:
-    return (isinstance(value, Scalar) and repr(value) not in message) or message.startswith(("is ", "does not "))
-
-
-def _keys(path: Sequence[str]) -> list[str]:
-    """The keys that may stand below this one in a sweep file; none where they are not fixed."""
-    model: Any = Sweep
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
-        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-    return list(getattr(model, "model_fields", {}))

@@ -4,6 +4,7 @@
 gives a ``Dataset``.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -51,9 +52,10 @@ def _open(name_or_path: str | Path, folder: Path, invalid: str) -> Dataset:
 
 
 def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:
-    if path.is_dir() and voc.is_voc(path):
+    is_folder = os.path.isdir(path)  # as Path.is_dir, but False for a name that no file can have
+    if is_folder and voc.is_voc(path):
         return voc.read_folder(path, hashes, findings)
-    if path.is_dir():
+    if is_folder:
         return coco.read_folder(path, hashes, findings)
     described = yolo.read_yaml(path)
     if "annotations" in described:

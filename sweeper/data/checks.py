@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from sweeper.errors import DataError
+from sweeper.reading import MAX_IMAGE, MAX_TEXT, check_file, read_text, why
 
 ROUNDING = 1e-3  # how far a label's number may lie outside [0, 1]: writers round, Ultralytics itself allows 1e-2
 SMALLEST = 10  # pixels; Ultralytics drops smaller images without a word
@@ -60,8 +63,10 @@ def image_facts(path: Path) -> tuple[str, int, int, str]:
     or smaller than 10 pixels. The remark is "unended" for a JPEG that decodes but lacks its end marker, else empty.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with PIL.Image.open(path) as image:
+        check_file(path, MAX_IMAGE)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with _open(path) as image:
             (width, height), kind = image.size, image.format
             if kind in JPEGS and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
                 width, height = height, width
@@ -72,7 +77,7 @@ def image_facts(path: Path) -> tuple[str, int, int, str]:
                 file.seek(-2, 2)
                 remark = "" if file.read() == JPEG_END else "unended"
             if remark:  # verify() reads a JPEG's header only; decoding finds the missing half
-                with PIL.Image.open(path) as image:
+                with _open(path) as image:
                     image.load()
     except Exception as error:  # PIL raises half a dozen classes, OSError and SyntaxError among them
         said = " ".join(str(error).split()).replace(str(path), path.name)
@@ -82,18 +87,25 @@ def image_facts(path: Path) -> tuple[str, int, int, str]:
     return digest, width, height, remark
 
 
+def _open(path: Path) -> PIL.Image.Image:
+    """An image, its pixels not read yet. Of 179 million pixels and more PIL makes an error, and so do we."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # PIL warns from half of that on
+        return PIL.Image.open(path)
+
+
 def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.ndarray:
     """The rows of a YOLO label file as float64 (n, 5): class, centre x, centre y, width, height in parts of the image.
 
     A polygon (class x y x y x y ...) stands for the box around it. A missing file gives no rows. Impossible rows go to
     ``findings`` as faults and are left out, repeated rows as notes.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         return np.empty((0, 5))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, MAX_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        findings.fault("unreadable label files", f"{shown} ({error})")
+        findings.fault("unreadable label files", f"{shown} ({why(error)})")
         return np.empty((0, 5))
     rows: list[tuple[float, ...]] = []
     seen: set[bytes] = set()

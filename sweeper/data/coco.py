@@ -13,6 +13,7 @@ from sweeper.data.checks import Findings
 from sweeper.data.layout import SPLITS, Hashes, Sample, Source
 from sweeper.data.yolo import class_names, read, read_yaml, root
 from sweeper.errors import DataError
+from sweeper.reading import MAX_JSON, read_bytes, why
 
 OUTSIDE = 1.0  # pixels by which a box may leave its image without a remark; COCO's own do by fractions
 
@@ -58,11 +59,15 @@ def find_annotations(path: Path) -> dict[str, Path]:
 def load(file: Path) -> dict[str, Any]:
     """A COCO json with its three lists. Raises DataError for anything else."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_bytes(file, MAX_JSON))
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; expected COCO annotations") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error})") from None
+    except OSError as error:
+        raise DataError(f"{file}: {why(error)}; expected COCO annotations") from None
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be read as JSON ({error!s:.200})") from None
+    except RecursionError:
+        raise DataError(f"{file}: is nested too deeply; expected COCO annotations") from None
     for key in ("images", "annotations", "categories"):
         listed = content.get(key) if isinstance(content, dict) else None
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):

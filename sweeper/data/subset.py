@@ -14,6 +14,7 @@ from sweeper.data.checks import Findings, image_facts
 from sweeper.data.coco import by_image, categories, find_annotations, find_image, load, sample_of, unique
 from sweeper.data.layout import SPLITS, Sample, aside, label_text, publish, write
 from sweeper.errors import DataError
+from sweeper.reading import MAX_TEXT, read_bytes
 
 
 def coco_subset(
@@ -106,8 +107,8 @@ def _draw(
 def _there(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of an earlier draw with the same options; anything else under this name is left alone."""
     try:
-        manifest = dict(json.loads((out / "manifest.json").read_text()))
-    except (OSError, ValueError):
+        manifest = dict(json.loads(read_bytes(out / "manifest.json", MAX_TEXT)))
+    except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{out}: exists and is no subset; name a folder that does not exist yet") from None
     if differ := [f"{key} {manifest.get(key)}" for key, value in options.items() if manifest.get(key) != value]:
         raise DataError(f"{out}: holds another draw ({', '.join(differ)}); name another folder or remove this one")

@@ -16,6 +16,7 @@ from sweeper.data.checks import SUFFIXES, Findings
 from sweeper.data.coco import row_of
 from sweeper.data.layout import SPLITS, Hashes, Sample, Source
 from sweeper.errors import DataError
+from sweeper.reading import MAX_TEXT, read_bytes, read_text, why
 
 LISTS = {"train": ("train.txt", "trainval.txt"), "val": ("val.txt", "test.txt")}
 ONE_IN = 5  # images of a folder without lists that are for validation
@@ -85,9 +86,9 @@ def _splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
 
 def _listed(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file, MAX_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as a list of images ({error})") from None
+        raise DataError(f"{file}: cannot be read as a list of images ({why(error)})") from None
     # lists of one class have a second column: 1 for images with an object of it
     return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
@@ -100,10 +101,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _objects(file: Path, findings: Findings) -> list[Box]:
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MOST_BYTES}")
-        tree = ElementTree.parse(file)
-        return [_box(entry) for entry in tree.getroot().iter("object")]
+        return [_box(entry) for entry in ElementTree.fromstring(read_bytes(file, MOST_BYTES)).iter("object")]
     except (OSError, ValueError, ElementTree.ParseError) as error:
         findings.fault("annotation files that cannot be read", f"{file.name} ({error})")
         return []

@@ -2,29 +2,33 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sweeper.data.checks import SUFFIXES, Findings, read_labels
 from sweeper.data.layout import SPLITS, Hashes, Sample, Source
-from sweeper.errors import DataError
+from sweeper.errors import DataError, shorten
+from sweeper.reading import MAX_TEXT, NotYaml, parse_yaml, read_text, why
+
+MAX_CLASSES = 100_000
+MAX_FOLDERS = 100_000  # of one split, those reached through links counted again
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in ``path``. Raises DataError for a file that is missing, empty or says something else."""
+    expected = "expected an Ultralytics data.yaml, a folder in COCO's or VOC's layout, or digits"
+    if path.suffix == ".json":
+        expected += "; of COCO annotations name the folder that has annotations/ and the images"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        described = yaml.safe_load(text)
+        described = parse_yaml(read_text(path))
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; expected an Ultralytics data.yaml, a folder in COCO's or VOC's layout, or digits"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not text.strip() or described is None:
+        raise DataError(f"{path}: no such file; {expected}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {why(error)}; {expected}") from None
+    except NotYaml as error:
+        raise DataError(f"{path}: cannot be read as YAML ({error}); {expected}") from None
+    if described is None:
         raise DataError(f"{path}: is empty; expected train:, val: and names:")
     if not isinstance(described, dict):
         raise DataError(f"{path}: holds a {type(described).__name__}, expected a mapping with train:, val: and names:")
@@ -57,15 +61,19 @@ def read(path: Path, described: dict[str, Any], hashes: Hashes, findings: Findin
 def class_names(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
     """``names`` as a list or as a dict from 0 on, or ``nc`` alone. DataError where they contradict themselves."""
     names, count = described.get("names"), described.get("nc")
+    if isinstance(count, int) and count > MAX_CLASSES:
+        raise DataError(f"{path}: nc: {shorten(count)} classes are too many; expected at most {MAX_CLASSES}")
     if names is None and isinstance(count, int) and count > 0:
         return tuple(f"class_{number}" for number in range(count))
     if isinstance(names, dict):
         numbered = {str(number): name for number, name in names.items()}
         if numbered.keys() != {str(number) for number in range(len(names))}:
-            raise DataError(f"{path}: names: numbers its classes {', '.join(numbered)}, expected 0 to {len(names) - 1}")
+            numbers = f"{', '.join(numbered):.100}, expected 0 to {len(names) - 1}"
+            raise DataError(f"{path}: names: numbers its classes {numbers}")
         names = [numbered[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names: {names!r} is no list of class names; expected a list, or a mapping from 0 on")
+        expected = "is no list of class names; expected a list, or a mapping from 0 on"
+        raise DataError(f"{path}: names: {shorten(names)} {expected}")
     if count is not None and count != len(names):
         raise DataError(f"{path}: nc: {count} contradicts the {len(names)} classes in names:; remove nc")
     if twice := [name for name, times in Counter(map(str, names)).items() if times > 1]:
@@ -99,23 +107,50 @@ def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterable[P
     for entry in entries:
         where = Path(os.path.normpath(top / str(entry)))
         if where.is_dir():
-            for folder, below, files in os.walk(where, followlinks=True):
-                below[:] = sorted(name for name in below if not name.startswith("."))
-                visible = (Path(folder, name) for name in files if not name.startswith("."))
+            for folder, files in _walk(where):
+                visible = (folder / name for name in files if not name.startswith("."))
                 yield from (file for file in visible if file.suffix.lower() in SUFFIXES)
         elif where.is_file() and where.suffix.lower() in SUFFIXES:
             yield where
         elif where.is_file():
             try:
-                lines = where.read_text(encoding="utf-8-sig").splitlines()
+                lines = read_text(where, MAX_TEXT).splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}: {split}: {entry} cannot be read as a list of images ({error})") from None
+                said = f"{entry} cannot be read as a list of images ({why(error)})"
+                raise DataError(f"{path}: {split}: {said}") from None
             for line in filter(None, map(str.strip, lines)):
                 yield Path(os.path.normpath((where.parent if line.startswith("./") else top) / line))
         else:
             raise DataError(
                 f"{path}: {split}: {entry} is not there ({where}); nothing is downloaded, put the data there"
             )
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """``top`` and the folders below, each with its files, also through links; a link to a folder above is passed over.
+
+    Raises DataError where there are more than MAX_FOLDERS.
+    """
+    above = {str(top): frozenset[tuple[int, int]]()}  # by folder: device and inode of those that it lies in
+    for count, (folder, below, files) in enumerate(os.walk(top, followlinks=True)):
+        if count >= MAX_FOLDERS:
+            raise DataError(f"{top}: has more than {MAX_FOLDERS} folders; expected a folder of images")
+        stat = os.stat(folder)
+        chain = above.pop(folder) | {(stat.st_dev, stat.st_ino)}
+        below[:] = sorted(name for name in below if not name.startswith(".") and not _is_one_of(chain, folder, name))
+        above |= {os.path.join(folder, name): chain for name in below}
+        yield Path(folder), files
+
+
+def _is_one_of(chain: frozenset[tuple[int, int]], folder: str, name: str) -> bool:
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return True
+    return (stat.st_dev, stat.st_ino) in chain
 
 
 def _sample(file: Path, top: Path, classes: int, hashes: Hashes, findings: Findings) -> Sample | None:

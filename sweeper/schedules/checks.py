@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sweeper.errors import ScheduleError
+from sweeper.errors import ScheduleError, shorten
 from sweeper.schedules.shapes import NEEDS_FLOOR, SHAPES, did_you_mean, shape
 from sweeper.schedules.time import Duration
 
@@ -46,7 +46,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
             given = math.nan
         good = math.isfinite(given) and (low < given if above else low <= given)
         if not good or not (given < high if below else given <= high):
-            raise ScheduleError(f"{what}: {_short(value)} is not allowed; expected {expected}")
+            raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected {expected}")
         return given + 0.0
 
     return check
@@ -59,7 +59,9 @@ def whole(low: int, high: int) -> Check:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ScheduleError(f"{what}: {_short(value)} is not allowed; expected a whole number from {low} to {high}")
+            raise ScheduleError(
+                f"{what}: {shorten(value)} is not allowed; expected a whole number from {low} to {high}"
+            )
         return value
 
     return check
@@ -77,7 +79,7 @@ def choice(*known: str) -> Check:
     def check(what: str, value: object) -> str:
         if value not in known:
             raise ScheduleError(
-                f"{what}: {_short(value)} is not known; expected {' or '.join(known)}"
+                f"{what}: {shorten(value)} is not known; expected {' or '.join(known)}"
                 + did_you_mean(value, list(known))
             )
         return str(value)
@@ -88,7 +90,7 @@ def choice(*known: str) -> Check:
 def flag(what: str, value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise ScheduleError(f"{what}: {_short(value)} is not allowed; expected true or false")
+        raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected true or false")
     return value
 
 
@@ -101,7 +103,7 @@ def length(what: str, value: object) -> str:
     """A duration above 0 as text."""
     parsed = Duration.parse(value, what)
     if parsed.value == 0:
-        raise ScheduleError(f"{what}: {_short(value)} is not allowed; expected a duration above 0")
+        raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected a duration above 0")
     return str(parsed)
 
 
@@ -132,7 +134,7 @@ def listed(check: Check, *, or_one: bool = False) -> Check:
         if or_one and not isinstance(value, list | tuple):
             return check(what, value)
         if not isinstance(value, list | tuple):
-            raise ScheduleError(f"{what}: {_short(value)} is not a list; expected for example [31, 81]")
+            raise ScheduleError(f"{what}: {shorten(value)} is not a list; expected for example [31, 81]")
         if len(value) > MAX_LIST:
             raise ScheduleError(f"{what}: {len(value)} entries are too many; expected at most {MAX_LIST}")
         return [check(f"{what}[{i}]", entry) for i, entry in enumerate(value)]
@@ -154,15 +156,7 @@ def idle(what: str, value: object) -> object:
 def decay(what: str, value: object) -> str:
     """A decay's name or an expression in x and y."""
     if not isinstance(value, str):
-        raise ScheduleError(f"{what}: {_short(value)} is not known; expected {', '.join(SHAPES)} or an expression")
+        raise ScheduleError(f"{what}: {shorten(value)} is not known; expected {', '.join(SHAPES)} or an expression")
     text = value.strip()
     shape(text, floor=1.0 if text in NEEDS_FLOOR else 0.0)
     return text
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more digits than Python prints
-        text = "a huge number"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweeper.errors import ScheduleError
+from sweeper.errors import ScheduleError, shorten
 from sweeper.schedules.time import FloatArray
 
 MAX_LENGTH = 400  # characters
@@ -121,8 +121,8 @@ x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max 
                 constants = [self._check(argument) for argument in args]
                 return all(constants)
             case ast.Call(func=func):
-                raise self._refuse(repr(ast.unparse(func)))
-        raise self._refuse(repr(ast.unparse(node)))
+                raise self._refuse(_source(func))
+        raise self._refuse(_source(node))
 
     def _check_power(self, exponent: ast.expr) -> None:
         one = np.ones(1)
@@ -134,12 +134,22 @@ x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max 
             )
 
 
+def _source(node: ast.expr) -> str:
+    """A part of an expression as it is written, quoted."""
+    try:
+        return repr(ast.unparse(node))
+    except RecursionError:
+        return "it"
+
+
 def free_names(text: str) -> set[str]:
     """The names in an expression that are not its variables, pi, e or a function: constants left open.
 
     >>> sorted(free_names("a*((1+cos(pi*x/y))/2)**b+(1-a)"))
     ['a', 'b']
     """
+    if len(text) > MAX_LENGTH:
+        return set()  # whoever reads it as a decay says so
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -149,7 +159,7 @@ def free_names(text: str) -> set[str]:
 
 
 def filled(text: str, constants: Mapping[str, float]) -> str:
-    """The expression with numbers in place of the names in ``constants``.
+    """The expression with numbers in place of the names in ``constants``. Raises ScheduleError if it is too deep.
 
     >>> filled("a*((1+cos(pi*x/y))/2)**b+(1-a)", {"a": 0.65, "b": -1})
     '0.65 * ((1 + cos(pi * x / y)) / 2) ** (-1.0) + (1 - 0.65)'
@@ -162,7 +172,14 @@ def filled(text: str, constants: Mapping[str, float]) -> str:
             number = float(constants[node.id])
             return ast.Constant(number) if number >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-number))
 
-    return ast.unparse(Fill().visit(ast.parse(text.strip(), mode="eval"))) if constants else text
+    if not constants:
+        return text
+    try:
+        return ast.unparse(Fill().visit(ast.parse(text.strip(), mode="eval")))
+    except RecursionError:
+        raise ScheduleError(
+            f"decay: {shorten(text)}: is nested too deeply; expected fewer parts in each other"
+        ) from None
 
 
 class _Run:

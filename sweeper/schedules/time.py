@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeper.errors import ScheduleError
+from sweeper.errors import ScheduleError, shorten
 
 FloatArray = NDArray[np.float64]
 MAX_STEPS = 50_000_000
@@ -87,7 +87,7 @@ class TimeBase:
 def _whole(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
         noun = "a length of a run" if name in ("epochs", "steps_per_epoch") else "a size"
-        raise ScheduleError(f"{name}: {value!r} is not {noun}; expected a whole number from 1 to {MAX_STEPS}")
+        raise ScheduleError(f"{name}: {shorten(value)} is not {noun}; expected a whole number from 1 to {MAX_STEPS}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Duration:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not 0 <= number < 1e15:
-            raise ScheduleError(f"{what}: {written!r} is not a duration; expected {_KNOWN}, not negative")
+            raise ScheduleError(f"{what}: {shorten(written)} is not a duration; expected {_KNOWN}, not negative")
         return cls(number, unit)
 
     def epochs(self, time: TimeBase) -> float:

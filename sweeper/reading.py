@@ -1,0 +1,160 @@
+"""What comes from outside is read within bounds: files of a size, YAML of a depth and a size; errors in one line.
+
+A device, a pipe or an endless file is refused before a byte of it is read. Every refusal is an OSError or a ValueError
+whose text stands behind the name of what was read.
+"""
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_YAML = 1_000_000  # bytes of a sweep file, a schedule or a data.yaml
+MAX_TEXT = 100_000_000  # bytes of a label file or a list of images
+MAX_JSON = 4_000_000_000  # bytes of COCO annotations; those of all of COCO have 0.5 GB
+MAX_IMAGE = 1_000_000_000  # bytes of an image file
+MAX_DEPTH = 32  # of lists and mappings in each other; a sweep file needs 8
+MAX_NODES = 100_000  # values of a YAML text, an alias counted as often as it is used
+MAX_DIGITS = 400  # characters of a number; the largest float has 309 digits
+
+
+class NotYaml(ValueError):
+    """A text is not YAML; the message begins with the line."""
+
+
+class TooMuch(NotYaml):
+    """A text is YAML, but nested too deeply or too large."""
+
+
+def check_file(path: Path, most: int) -> None:
+    """Raise OSError, saying what is wrong, unless ``path`` is a regular file of at most ``most`` bytes."""
+    try:
+        found = path.stat()
+    except ValueError:  # a NUL in it
+        raise OSError(errno.EINVAL, "is not a path", str(path)) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is a device, a pipe or a socket", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"has {found.st_size} bytes; expected at most {most}", str(path))
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes. Raises OSError, saying what is wrong."""
+    check_file(path, most)
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # a file that grows, or one of a kernel that says it has no bytes
+        raise OSError(errno.EFBIG, f"has more than {most} bytes; expected at most {most}", str(path))
+    return content
+
+
+def read_text(path: Path, most: int = MAX_YAML) -> str:
+    """The same, decoded from UTF-8 without a byte-order mark. Raises OSError or UnicodeDecodeError."""
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def why(error: OSError | UnicodeDecodeError) -> str:
+    """What ``read_bytes`` and ``read_text`` raised, without number and path, to stand behind the path."""
+    if isinstance(error, UnicodeDecodeError):
+        return "is not text"
+    return (error.strerror or str(error)) if isinstance(error.strerror, str) else os.strerror(error.errno or 0)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: ``1e-3`` is a number, a date is a text, and a key written twice is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # by the id of a node: its values, those of aliases counted again
+        self._size = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, but within bounds; an alias that stands inside what it names is refused."""
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise TooMuch(f"line {mark.line + 1}: is nested too deeply; expected at most {MAX_DEPTH} levels")
+        alias, before = self.check_event(yaml.AliasEvent), self._size
+        node = super().compose_node(parent, index)
+        if alias:
+            if id(node) not in self._sizes:
+                raise NotYaml(f"line {mark.line + 1}: an alias stands inside what it names")
+            self._size += self._sizes[id(node)]
+        else:
+            self._size += 1
+            self._sizes[id(node)] = self._size - before
+        if self._size > MAX_NODES:
+            raise TooMuch(f"line {mark.line + 1}: holds too much; expected at most {MAX_NODES} values")
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML's; whatever a value cannot be made of is an error with its line."""
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+            raise NotYaml(f"line {node.start_mark.line + 1}: a number of {len(node.value)} characters is too long")
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, NotYaml):
+                raise
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise NotYaml(f"line {node.start_mark.line + 1}: {_shown(node)} is not a value of type {kind}") from None
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.yaml_implicit_resolvers = {
+    first: sorted(rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def _shown(node: yaml.Node) -> str:
+    return repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "this"
+
+
+def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise NotYaml(f"line {line}: a list or a mapping cannot be a key")
+        key = loader.construct_object(key_node, deep=True)
+        if key in found:
+            raise NotYaml(f"line {line}: key {str(key)[:40]!r} stands twice")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says. Raises NotYaml with the line, TooMuch where it is nested too deeply or too large."""
+    if len(text) > MAX_YAML:
+        raise TooMuch(f"line 1: has {len(text)} characters; expected at most {MAX_YAML}")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "line 1"
+        said = getattr(error, "problem", None) or str(error)
+        raise NotYaml(f"{line}: {' '.join(str(said).split())[:200]}") from None
