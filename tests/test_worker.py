@@ -402,6 +402,30 @@ def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_p
         assert mine[2:] != theirs[2:]
 
 
+def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) -> None:
+    """The trunk's epochs are the baseline's; a proposal that never leaves it has the baseline's result."""
+    space = {**SEARCH, "trunk": "yolo_linear", "restarts": {"min": 0, "max": 2, "first": 2, "last": 3}}
+    del space["lr"]
+    short = {"family": "yolo_linear", "warmup": "1ep"}
+    itself = {"family": "cawb", "trunk": "yolo_linear", "horizon": "end"}
+    world = World(
+        home,
+        tmp_path,
+        written(baselines=[short], trials=5, search=space, enqueue=[itself]),
+        plan={3: "kill", 7: "stop"},
+    )
+    world.run()
+    check(world)
+    baseline, same, *rows = world.service.study.rows()
+    assert (same.attrs["duplicate_of"], same.value) == (baseline.number, baseline.value)
+    trunk = world.keys(baseline.seed or 0, world.service.trace(baseline.schedule or {}))
+    for row in rows:
+        first = min((row.schedule or {})["steps"], default=EPOCHS)
+        mine = world.keys(row.seed or 0, world.service.trace(row.schedule or {}))
+        assert mine[: first + 1] == trunk[: first + 1]
+        assert row.attrs["epochs_trained"] <= EPOCHS - first
+
+
 def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> None:
     """The schedules that ``plan`` drew, trained."""
     world = World(home, tmp_path / "plan", written(baselines=[STAY, *DROPS], trials=6, search=SEARCH))

@@ -42,6 +42,7 @@ def plan(found: Mapping[str, Any]) -> None:
         f"drawn      {found['drawn']} proposals, {found['distinct']} distinct schedules (uniformly; a sampler learns)",
         f"epochs     {found['epochs_asked']} asked for, {found['epochs_to_train']} to train: "
         f"{found['share_saved']:.0%} shared{hours}",
+        *_beside_baselines(found),
         f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: +{confirm['detectable']:.4f} "
         f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs "
         "in one comparison",
@@ -55,6 +56,25 @@ def plan(found: Mapping[str, Any]) -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _beside_baselines(found: Mapping[str, Any]) -> Iterator[str]:
+    """How much of the proposals is the baselines' own training, and whether pairing them on seeds tells anything."""
+    if not found["drawn"] or not found["begin_otherwise"]:
+        return
+    yield f"           {found['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own, bit for bit"
+    for count in sorted({count for count in found["begin_otherwise"].values() if count}, reverse=True):
+        names = ", ".join(name for name, other in found["begin_otherwise"].items() if other == count)
+        yield (
+            f"warning    {count} of {found['drawn']} proposals begin otherwise than {names} (warm-up of LR, bias or "
+            "momentum): pairing them on the same seeds buys nothing"
+        )
+    otherwise = [name for name, count in found["begin_otherwise"].items() if count]
+    if found["trunk"] is None and len(otherwise) == len(found["begin_otherwise"]):
+        yield (
+            f"           search.trunk: {otherwise[0]} makes the proposals branches of it; warmup_kind: trainer gives "
+            "CAWB the warm-up of yolo_*"
+        )
 
 
 def answer(found: "Answer", objective: str) -> None:

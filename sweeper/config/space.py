@@ -181,9 +181,13 @@ class Restarts(Model):
 
 
 class Search(Model):
-    """The space that Optuna searches: a family, its restart slots, a ``Parameter`` for each of the family's keys."""
+    """The space that Optuna searches: a family, its restart slots, a ``Parameter`` for each of the family's keys.
+
+    ``trunk``: the baseline (its name, or the same schedule) that every proposal is a branch of.
+    """
 
     family: str = "cawb"
+    trunk: str | dict[str, Any] | None = None
     restarts: Restarts | None = None
     params: dict[str, Parameter] = Field(default_factory=dict)
 
@@ -192,7 +196,7 @@ class Search(Model):
     def _other_keys_are_parameters(cls, written: Any) -> Any:
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
-        own = {key: written[key] for key in ("family", "restarts") if key in written}
+        own = {key: written[key] for key in ("family", "trunk", "restarts") if key in written}
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
@@ -200,7 +204,7 @@ class Search(Model):
             )
         params = dict(params)
         for key, value in written.items():
-            if key in ("family", "restarts", "params"):
+            if key in ("family", "trunk", "restarts", "params"):
                 continue
             try:
                 # `steps` as a list is one schedule's restart steps, not a choice between them

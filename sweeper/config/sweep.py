@@ -197,9 +197,30 @@ class Sweep(Model):
         """name -> spec of the baselines, by family; a second one of a family gets a number: ``cawb-2``."""
         return {name: self.spec(written) for name, written in self._named_baselines().items()}
 
+    def trunk(self) -> dict[str, Any] | None:
+        """The spec of ``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk."""
+        if (written := self.search.trunk) is None:
+            return None
+        baselines = self.named_baselines()
+        if isinstance(written, str) and written in baselines:
+            return baselines[written]
+        try:
+            spec = None if isinstance(written, str) else self.spec(written)
+        except ScheduleError as error:
+            raise ConfigError(f"search.trunk: {error}") from None
+        if spec is None or spec not in baselines.values():
+            what = written if isinstance(written, str) else f"this {written.get('family')}"
+            raise ConfigError(
+                f"search.trunk: {what} is not among the baselines{_meant(str(written), baselines)}; expected "
+                + (f"one of {', '.join(baselines)}" if baselines else "baselines, and one of them")
+            )
+        return spec
+
     def identity(self) -> dict[str, Any]:
         """The part that may not change once a trial was made; flat, JSON-able."""
         said = self.model_dump(mode="json")
+        if self.search.trunk is None:  # a sweep that was launched before there were trunks is the same sweep
+            del said["search"]["trunk"]
         said.update(said.pop("recipe"))
         return {key: value for key, value in said.items() if key not in self.FREE}
 
@@ -246,6 +267,10 @@ class Sweep(Model):
                 sweep.spec(baseline)
         except ScheduleError as error:
             raise ConfigError(f"{where}: baselines: {error}") from None
+        try:
+            sweep.trunk()
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
         return sweep
 
 

@@ -9,7 +9,7 @@ from sweeper.config import Parameter, Search, Sweep
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.schedules import Duration, TimeBase, Trace
 from sweeper.schedules.expression import free_names
-from sweeper.search.propose import Drawn, most_cycles, propose, slots
+from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
 DRAWS = 50  # proposals that a check tries beside the corners
 
@@ -101,7 +101,7 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     written in steps or images is then left to the second look.
     """
     known = time is not None
-    time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=4)
+    time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=STEPS)
     _check_names(sweep)
     _check_questions(sweep.search)
     most, pruner = most_cycles(sweep.search), sweep.pruner
@@ -196,7 +196,7 @@ def _questions(search: Search) -> Iterator[tuple[str, str, Any]]:
             yield "restarts", f"restart_{slot}", "a switch"
             yield "restarts", f"steps_{slot}", "a position"
     for name, parameter in search.params.items():
-        numbers = range(1, most_cycles(search) + (0 if name == "step_scale" else 1))
+        numbers = range(1, most_cycles(search) + 2 - first_cycle(search, name))
         for asked in [f"{name}_{number}" for number in numbers] if parameter.per_cycle else [name]:
             yield from ((name, *question) for question in _asked(asked, parameter))
 
@@ -300,7 +300,7 @@ def _encoded(sweep: Sweep, spec: Mapping[str, Any], trace: Trace, time: TimeBase
     for name, parameter in sweep.search.params.items():
         value = spec.get(name)
         if parameter.per_cycle:
-            count = len(steps) if name == "step_scale" else len(steps) + 1
+            count = len(steps) + 2 - first_cycle(sweep.search, name)
             values = value[-count:] if isinstance(value, list) and count else [value] * count
             answers |= {f"{name}_{index + 1}": one for index, one in enumerate(values)}
         elif parameter.searched:

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sweeper import schedules
 from sweeper.config import Parameter, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import Duration, TimeBase
 from sweeper.schedules.expression import filled, free_names
 
+STEPS = 4  # per epoch, where nobody knows yet
 #: What acts at restarts only, and so is idle in a schedule without any.
 AT_RESTARTS = ("step_scale", "epoch_scale")
 
@@ -73,6 +75,8 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
     """
     search, whole = sweep.search, sweep.sampler == "gp"
     written: dict[str, Any] = {"family": search.family}
+    if (trunk := sweep.trunk()) is not None:
+        written["trunk"] = trunk
     cycles = most = most_cycles(search)
     if search.restarts is not None:
         places = slots(sweep, time)
@@ -82,7 +86,8 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
     own: dict[str, Any] = {}
     # a choice's own parameter wins over the one of that name for all choices, wherever they stand in the file
     for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].own):
-        acting = name not in own and (cycles > 1 or search.restarts is None or name not in AT_RESTARTS)
+        idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or trunk is not None)
+        acting = name not in own and not idle
         if not (acting or whole):
             continue
         if not parameter.per_cycle:
@@ -90,13 +95,18 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
             written.update({name: found.pop(name)} if acting else {})
             own.update(found if acting else {})
             continue
-        first = 2 if name == "step_scale" else 1  # no restart begins the first cycle
+        first = first_cycle(search, name)
         last = most if whole else cycles
         drawn = [_one(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)]
         values = [next(iter(one.values())) for one in drawn[: cycles - first + 1]]
         if values and acting:
             written[name] = values
     return sweep.spec({**written, **own})
+
+
+def first_cycle(search: Search, name: str) -> int:
+    """The first cycle that a parameter drawn per cycle is drawn for: 2 where no restart or only the trunk begins it."""
+    return 2 if name == "step_scale" or search.trunk is not None else 1
 
 
 def most_cycles(search: Search) -> int:
@@ -136,25 +146,26 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 
     A restart comes after the (longest) warm-up. Raises ConfigError where the restarts do not fit; [] without any.
     """
-    restarts = sweep.search.restarts
+    search, restarts = sweep.search, sweep.search.restarts
     if restarts is None:
         return []
     epochs, every = sweep.epochs, restarts.every
     earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29, not 28.999999999999996
+    whose = "warm-up" if search.trunk is None else "trunk's warm-up"
     first = restarts.first
     if first is None:
         behind = max(earliest - restarts.distance, 0)
         first = restarts.distance + -(-behind // every) * every
     elif first < earliest:
         raise ConfigError(
-            f"search.restarts: first {first} is not after the warm-up; expected epoch {earliest} or later, "
+            f"search.restarts: first {first} is not after the {whose}; expected epoch {earliest} or later, "
             "or a shorter warm-up"
         )
     last = restarts.last if restarts.last is not None else epochs - restarts.distance
     if last >= epochs or first >= epochs:
         raise ConfigError(
             f"search.restarts: first {first} to last {last} does not lie inside the run; expected {earliest} "
-            f"(after the warm-up) to {epochs - 1}"
+            f"(after the {whose}) to {epochs - 1}"
         )
     grid = range(first, last + 1, every)
     if not len(grid) or (restarts.max - 1) * _gap(restarts) > grid[-1] - first:
@@ -166,8 +177,28 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
     return [grid[low:high] for low, high in pairwise(edges)]
 
 
+def parts(sweep: Sweep, time: TimeBase) -> set[int]:
+    """The epochs after which schedules of the sweep may part: possible restarts, and where branches begin."""
+    found = set().union(*slots(sweep, time))
+    params = sweep.search.params
+    fixed = params["steps"].value if "steps" in params else None
+    for written in fixed if isinstance(fixed, list | tuple) else ():
+        found.add(floor(Duration.parse(written, "steps").epochs(time)))
+    if (places := params.get("from")) is not None:
+        written = places.examples()
+        if places.range is not None:
+            low, high, step = places.range.low, places.range.high, places.range.step or 1.0
+            written = tuple(low + step * number for number in range(int((high - low) / step + 1e-9) + 1))
+        found |= {floor(Duration.parse(each, "from").epochs(time)) for each in written}
+    begins = [schedules.parse(spec).begins(time) for spec in sweep.named_baselines().values()]
+    return found | {step // time.steps_per_epoch for step in begins if step is not None}
+
+
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
+    if (trunk := sweep.trunk()) is not None:
+        known = time or TimeBase(sweep.epochs, STEPS)
+        return schedules.parse(trunk).warm(known) / known.steps_per_epoch
     longest, params = 0.0, sweep.search.params
     kinds = params.get("warmup_kind", Parameter())
     default = "3ep" if "trainer" in kinds.examples() else 0  # the trainer's own

@@ -40,6 +40,8 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     )
     seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
     trained = len(set(keys))
+    known = {key for name in baselines for key in prefix_keys("plan", traces[name])[1:]}
+    of_draws = [key for number in range(len(drawn)) for key in prefix_keys("plan", traces[f"draw {number}"])[1:]]
     return {
         "sweep": service.sweep.name,
         "epochs": service.sweep.epochs,
@@ -54,6 +56,12 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         "epochs_asked": len(keys),
         "epochs_to_train": trained,
         "share_saved": 1 - trained / len(keys) if keys else 0.0,
+        "share_of_baselines": sum(key in known for key in of_draws) / len(of_draws) if of_draws else 0.0,
+        "begin_otherwise": {
+            name: sum(not search.begin_alike(draw, spec, service.time) for draw in drawn)
+            for name, spec in baselines.items()
+        },
+        "trunk": service.sweep.trunk(),
         "hours": trained * median(seconds) / 3600 if seconds else None,
         "seconds_per_epoch": median(seconds) if seconds else None,
         "confirm": {

@@ -131,9 +131,9 @@ class Service:
         return {**fingerprint, "data": self.dataset.digest, **length, **judged}
 
     def branches(self, trace: Trace) -> set[int]:
-        """Epochs after which others may part from ``trace``: warm-up's end, its jumps, possible restarts, the end."""
+        """Epochs after which others may part from ``trace``: warm-up's end, its jumps, those of the search, the end."""
         found = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
-        return found.union(*search.slots(self.sweep, self.time))
+        return found | search.parts(self.sweep, self.time)
 
     def launch(self) -> None:
         """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
