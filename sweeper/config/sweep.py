@@ -211,7 +211,7 @@ class Sweep(Model):
         if spec is None or spec not in baselines.values():
             what = written if isinstance(written, str) else f"this {written.get('family')}"
             raise ConfigError(
-                f"search.trunk: {what} is not among the baselines{_meant(str(written), baselines)}; expected "
+                f"search.trunk: {what} is not among the baselines{meant(str(written), baselines)}; expected "
                 + (f"one of {', '.join(baselines)}" if baselines else "baselines, and one of them")
             )
         return spec
