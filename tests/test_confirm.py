@@ -282,8 +282,11 @@ def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -
 def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
     trained.tracker.drain(30)
     runs = {run["tags"]["sweeper.trial"]: run for run in trained.tracker.runs()}
-    assert {"jump/dip", "jump/gain", "jump/ratio", "jump/noise"} <= runs["2"]["metrics"].keys()
-    assert [step for step, _, _ in trained.tracker.history(runs["2"]["run_id"], "jump/gain")] == [2]
+    assert {"jump/dip", "jump/ratio", "jump/noise"} <= runs["2"]["metrics"].keys()
+    assert [step for step, _, _ in trained.tracker.history(runs["2"]["run_id"], "jump/dip")] == [2]
+    effect = trained.study.rows()[2].attrs["effects"][0]
+    assert effect["gain"] is None or effect["gain"] <= 0, "two epochs before a restart are too few to tell a gain"
+    assert ("jump/gain" in runs["2"]["metrics"]) == (effect["gain"] is not None)
     assert runs["1"]["tags"]["sweeper.verdict"] == "not a restart"
     assert "sweeper.verdict" not in runs["2"]["tags"]
 

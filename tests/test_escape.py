@@ -31,9 +31,9 @@ def test_curve_noise_is_the_sigma_of_one_epoch_whatever_the_trend_and_the_jumps(
 
 
 def test_dip_recovery_and_gain_of_two_restarts() -> None:
-    cycles = [0.1, 0.3, 0.3, 0.3], [0.2, 0.25, 0.3, 0.3, 0.35, 0.35, 0.35], [0.1, 0.1, 0.2, 0.3, 0.3, 0.3]
-    first, second = escape.effects(np.concatenate(cycles), [jump(4), jump(11, 3.0)], within=1e-9)
-    assert (first.epoch, first.recovery, first.watched) == (4, 2, 7)
+    cycles = [0.1] + [0.3] * 11, [0.2, 0.25, 0.3, 0.3, 0.35, 0.35, 0.35], [0.1, 0.1, 0.2, 0.3, 0.3, 0.3]
+    first, second = escape.effects(np.concatenate(cycles), [jump(12), jump(19, 3.0)], within=1e-9)
+    assert (first.epoch, first.recovery, first.watched) == (12, 2, 7)
     assert first.dip == pytest.approx(0.1)
     assert first.gain == pytest.approx(0.05)
     assert second.recovery is None, "never back at 0.35 within the six epochs it was watched: censored"
@@ -42,9 +42,36 @@ def test_dip_recovery_and_gain_of_two_restarts() -> None:
 
 
 def test_a_single_lucky_epoch_before_is_not_what_the_gain_is_measured_against() -> None:
-    curve = [0.2, 0.9, 0.2, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.3, 0.3]
-    [found] = escape.effects(curve, [jump(6)])
+    curve = [0.2, 0.2, 0.2, 0.2, 0.2, 0.9, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.3, 0.3]
+    [found] = escape.effects(curve, [jump(12)], within=0.0)
     assert found.gain == pytest.approx(0.1)
+
+
+LEARNING = {
+    **{f"levels off in {tau} epochs": lambda t, tau=tau: 1 - np.exp(-(t + 1) / tau) for tau in (2, 4, 8, 15, 25)},
+    **{f"begins at epoch {at}": lambda t, at=at: 1 / (1 + np.exp(-(t - at) / 3)) for at in (4, 8, 15)},
+    "never levels off": lambda t: ((t + 1) / 60) ** 0.3,
+}
+
+
+@pytest.mark.parametrize("shape", LEARNING)
+@pytest.mark.parametrize("sigma", [0.0, 0.003, 0.013])
+def test_a_plain_learning_curve_has_no_gain_wherever_a_restart_is_said_to_be(shape: str, sigma: float) -> None:
+    """A curve on which no jump does anything: what it rises by is learning, and no gain of the jump."""
+    random, claimed = np.random.default_rng(0), []
+    for _ in range(10):
+        curve = np.maximum(0.5 * LEARNING[shape](np.arange(60)) + random.normal(0, sigma, 60), 0)
+        for epoch in range(3, 57):
+            gain = escape.effects(curve, [jump(epoch, 1.14)])[0].gain
+            claimed.append(gain if gain is not None and gain > 0 else 0.0)
+    assert max(claimed) <= 8 * sigma, "of early learning nothing is claimed, at most noise on a level curve"
+    assert np.mean(np.array(claimed) > 2 * sigma) <= 0.05
+
+
+def test_a_restart_in_early_learning_has_no_gain() -> None:
+    [found] = escape.effects([0.0, 0.0, 0.01, 0.03, 0.08, 0.2, 0.35, 0.45, 0.55, 0.56], [jump(5, 1.14)])
+    assert found.gain is None
+    assert json.loads(json.dumps(found.to_dict()))["gain"] is None
 
 
 def test_one_epoch_back_is_no_recovery() -> None:

@@ -1,6 +1,7 @@
 """The detector against landscapes whose truth is known: it finds escapes, and where there are none it finds none."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,22 @@ def test_true_escapes_are_found(scale: float) -> None:
     assert found.escaped.sum() >= 5
     assert (found.moved[found.escaped] == "yes").mean() >= 0.95
     assert (found.moved[~found.escaped] == "yes").mean() <= 0.05
+
+
+def test_the_curve_of_a_true_escape_shows_a_gain_and_that_of_another_run_none() -> None:
+    """Runs that left the bad well for the good one with the restart, and runs that stayed where they were."""
+    trace, runs, epoch = surfaces.restarted(0.25, 1.0, (900, 600)), 200, 30  # steps
+    order = surfaces.gradient_noise(WELL, trace.steps, runs, seed=0)
+    way = surfaces.descend(WELL, surfaces.start(WELL, runs), trace.lr, order)
+    before, after = (WELL.basin(surfaces.quenched(WELL, way[step], seed=step)) for step in (900, 1500))
+    averaged = way[1:].reshape(-1, epoch, *way.shape[1:]).mean(axis=1)
+    scores = np.exp(-np.stack([WELL.loss(points) for points in averaged], axis=1))
+    restart = SimpleNamespace(epoch=900 // epoch, ratio=100.0, kind="restart")
+    gains = [escape.effects(curve, [restart])[0].gain or 0.0 for curve in scores]
+    shows = np.array(gains) > 0.05
+    assert (after > before).sum() >= 20
+    assert shows[after > before].mean() >= 0.95
+    assert not shows[after == before].any()
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.4])

@@ -158,9 +158,10 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
             back = f"dip {one['dip']:.4f}, not back in {one['watched']} epochs"
             if one["recovery"] is not None:
                 back = f"dip {one['dip']:.4f}, back after {one['recovery']} epochs"
+        gain = f"gain {one['gain']:+.4f}" if one["gain"] is not None else "no gain beyond what learning on may give"
         yield (
             f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: {back}, "
-            f"gain {one['gain']:+.4f} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"
+            f"{gain} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"
         )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from ..errors import ConfigError
 
 LAST = 3  # epochs averaged at the end of a cycle, and epochs in a row that make a recovery
+LEVEL = 0.05  # of its own value; a curve that rises by more than this in LAST epochs has not levelled off
 
 
 class Jump(Protocol):
@@ -31,7 +32,10 @@ class Effect:
     (negative: it never fell below). ``recovery``: epochs until the first of 3 in a row that are back within noise, None
     if that did not happen in the ``watched`` epochs up to the next jump (censored, not "never"). ``gain``: mean of the
     last 3 epochs of the cycle minus the best *annealed* value before, the mean of the last 3 epochs of any earlier
-    cycle; the best of all epochs would count lucky noise. ``noise``: sigma of one epoch's value, see
+    cycle; the best of all epochs would count lucky noise. A positive gain is given only where ordinary learning does
+    not explain it: before the jump the curve had levelled off (it rose by at most 5 % of its value in 3 epochs), and
+    the gain is more than its slope, continued over the watched epochs, would give. Else, and with fewer than 6 epochs
+    in the cycle before the jump, it is None. ``noise``: sigma of one epoch's value, see
     :func:`curve_noise`.
     """
 
@@ -42,7 +46,7 @@ class Effect:
     dip: float
     recovery: int | None
     watched: int
-    gain: float
+    gain: float | None
     noise: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,8 +75,8 @@ def effects(curve: ArrayLike, jumps: Sequence[Jump], *, within: float = 2.0) -> 
     for a curve with values that are not finite.
 
     >>> from types import SimpleNamespace as Jump
-    >>> curve = [0.2, 0.3, 0.3, 0.3, 0.3, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
-    >>> [found] = effects(curve, [Jump(epoch=5, ratio=7.0, kind="restart")])
+    >>> curve = [0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
+    >>> [found] = effects(curve, [Jump(epoch=6, ratio=7.0, kind="restart")])
     >>> round(found.dip, 3), found.recovery, round(found.gain, 3)
     (0.2, 2, 0.1)
     """
@@ -101,8 +105,28 @@ def effects(curve: ArrayLike, jumps: Sequence[Jump], *, within: float = 2.0) -> 
                 dip=annealed[i] - float(after.min()),
                 recovery=runs[0] if runs else None,
                 watched=len(after),
-                gain=float(after[-LAST:].mean()) - max(annealed[: i + 1]),
+                gain=_gain(values, begins[i], start, end, max(annealed[: i + 1]), within * noise),
                 noise=noise,
             )
         )
     return found
+
+
+def _gain(values: np.ndarray, begin: int, start: int, end: int, annealed: float, noise: float) -> float | None:
+    """The gain of the cycle from ``start`` to ``end`` over the best ``annealed`` value; None if learning on explains
+    it. ``begin``: of the cycle before; ``noise``: how far a value may lie from the true one."""
+    before, watched = values[:start], end - start
+    gain = float(values[start:end][-LAST:].mean()) - annealed
+    if gain <= 0:
+        return gain
+    if start - begin < 2 * LAST:
+        return None
+    level = float(before[-LAST:].mean())
+    back = min(watched, start - LAST)  # epochs between the last ones and as many earlier ones
+    long = (level - float(before[start - LAST - back : start - back].mean()) + noise * (2 / LAST) ** 0.5) / back
+    recent = before[-max(2 * LAST, (start - begin) // 2) :]
+    epochs = np.arange(len(recent)) - (len(recent) - 1) / 2
+    short = float(epochs @ recent / (epochs @ epochs)) + noise / float(np.sqrt(epochs @ epochs))
+    slope = min(short, long)  # learning slows down, so each is more than is to come
+    learned = level > noise and LAST * short <= LEVEL * level
+    return gain if learned and gain > slope * watched else None

@@ -19,6 +19,8 @@ def jump_metrics(effect: dict[str, Any]) -> dict[str, float]:
 
     >>> jump_metrics({"ratio": None, "dip": 0.1, "recovery": None, "gain": 0.02, "noise": 0.0})
     {'jump/dip': 0.1, 'jump/gain': 0.02, 'jump/noise': 0.0}
+    >>> jump_metrics({"ratio": 1.1, "dip": -0.1, "recovery": 0, "gain": None, "noise": 0.0}).get("jump/gain") is None
+    True
     """
     return {
         f"jump/{key}": effect[key] for key in ("ratio", "dip", "recovery", "gain", "noise") if effect[key] is not None
