@@ -63,10 +63,3 @@ def check_objective(dataset: Dataset, sweep: Sweep) -> None:
         raise ConfigError(
             f"objective: {sweep.objective!r} has no value on {dataset.source}: no such object in the validation set"
         )
-
-
-def renamed(tree: Any, name: str) -> Any:
-    """``tree`` (of dicts and lists) with its scores, which are called mAP50-95, called by the objective's name."""
-    if isinstance(tree, Mapping):
-        return {name if key == "mAP50-95" else key: renamed(value, name) for key, value in tree.items()}
-    return [renamed(value, name) for value in tree] if isinstance(tree, list | tuple) else tree

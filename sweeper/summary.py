@@ -9,13 +9,15 @@ from typing import Any
 
 import yaml
 
-from sweeper import evidence, report
+from sweeper import evidence, prune, report
 from sweeper.config import Sweep
 from sweeper.report import Configuration, Page
 from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import TrialRow
+from sweeper.tracking import names
+from sweeper.tracking.view import Axes
 
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
@@ -23,10 +25,16 @@ SHOWN = 8  # runs beside the baseline, in charts that show a few
 _VERSIONS = ("sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
 
 
-def chart_parameters(sweep: Sweep) -> list[str]:
-    """The schedule parameters to draw against mAP: what is searched, and the facts that all schedules have."""
+def axes(sweep: Sweep) -> Axes:
+    """What the view in MLflow draws: the objective, the facts that all schedules have, and what is searched."""
     searched = [name for name, parameter in sweep.search.params.items() if parameter.searched]
-    return ["family", *(name for name in FACTS if name not in searched), *searched]
+    return Axes(
+        objective=sweep.objective,
+        metric=sweep.metric,
+        facts=("family", *(f"{names.FACT}{name}" for name in FACTS)),
+        family=sweep.search.family,
+        searched=(*(["steps"] if sweep.search.restarts else []), *searched),
+    )
 
 
 def best_runs(answer: Answer) -> list[str]:
@@ -50,6 +58,7 @@ def page(service: Service, link: str | None = None) -> bytes:
             made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             epochs=service.sweep.epochs,
             objective=service.sweep.objective,
+            last=prune.LAST,
             answer=answer.to_dict(),
             configurations=configurations(service, rows, link),
             cost=_cost(rows, status),
@@ -71,19 +80,19 @@ def configurations(service: Service, rows: Sequence[TrialRow], link: str | None 
         if row.values and row.schedule and row.stage not in ("control", "foreign"):
             groups.setdefault(evidence.name_of(row), []).append(row)
     found = []
-    for name, own in groups.items():
+    for own in groups.values():
         first = min(own, key=lambda row: (row.stage == "confirm", row.number))
         run_id, spec = service.run_id(first), dict(first.schedule or {})
         trace = service.trace(spec)
         found.append(
             Configuration(
                 trial=first.number,
-                name=name,
-                spec=spec,
+                label=service.sweep.label(spec),
                 trace=trace,
                 curves=[row.values for row in (first, *(row for row in own if row is not first))],
                 effects=_effects(first, trace, service.sweep.escape.within),
                 state=first.state.lower(),
+                score=first.value if first.state == "COMPLETE" else None,
                 link=link.format(run_id=run_id) if link and run_id else None,
             )
         )
@@ -154,7 +163,7 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
         "Pairs to see +0.004": str(answer.needed),
     }
     if answer.baseline:
-        found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['mAP50-95']:.4f}"
+        found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['score']:.4f}"
     if noise.correlation is not None:
         found["Correlation of pairs"] = f"{noise.correlation:.2f}"
     return found | _exactness(status)

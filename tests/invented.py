@@ -17,7 +17,7 @@ from PIL import Image
 
 from sweeper import report, search
 from sweeper.config import Sweep
-from sweeper.schedules import Trace
+from sweeper.schedules import Trace, words
 from sweeper.service import Place, Service
 from sweeper.tracking import names
 
@@ -100,14 +100,15 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
         spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest))
         trace = service.trace(spec)
         name = str(slot.attrs.get("name") or f"trial {slot.number}")
+        called = service.sweep.label(spec)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak}
         for key, value in {"trace": trace.digest, "recipe": "0" * 64, "facts": facts}.items():
             slot.set(key, value)
         log = tracker.trial(
             slot.number,
-            name=f"{slot.number:03d} {slot.attrs.get('name') or spec['family']}",
+            name=f"{slot.number:03d} {called}",
             tags={names.FAMILY: spec["family"], names.STAGE: slot.stage},
-            params={**spec, **facts, "seed": slot.seed},
+            params=names.params(words(spec), facts, slot.seed),
         )
         log.artifact("trace/lr.parquet", report.trace_table(trace))
         values = curve(trace, slot.seed, merits.get(name, 0.0))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
+import yaml
 from tiny import EPOCHS, sweeper
 
 from sweeper.tracking import Tracker
@@ -50,7 +51,7 @@ def test_one_run_gives_every_trial_its_run_with_trace_curves_and_tags(sweep: Pat
     assert sorted(runs) == ["0", "1", "2", "3"]
     for run in runs.values():
         assert {"sweeper.recipe", "sweeper.state_digest", "sweeper.trial"} <= run["tags"].keys()
-        assert {"family", "lr", "peak", "final", "restarts"} <= run["params"].keys()
+        assert {"family", "lr", "trace/peak", "trace/final", "trace/restarts"} <= run["params"].keys()
     assert Counter(run["tags"]["sweeper.stage"] for run in runs.values()) == {"baseline": 1, "search": 3}
     artifacts = {path.name for path in (undisturbed / "sweeper_store" / "mlartifacts").rglob("*") if path.is_file()}
     assert {"lr.parquet", "lr.png", "ema.pt"} <= artifacts
@@ -64,7 +65,11 @@ def test_status_and_pick_speak_json(sweep: Path, undisturbed: Path) -> None:
     assert {"trial", "params", "mAP50-95", "run_id"} <= picked["ranking"][0].keys()
     assert picked["baseline"]["name"] == "yolo_linear"
     runs = finals(undisturbed)
-    assert {entry["run_id"] for entry in picked["ranking"]} <= {run["run_id"] for run in runs.values()}
+    by_id = {run["run_id"]: run for run in runs.values()}
+    for entry in picked["ranking"]:
+        run = by_id[entry["run_id"]]
+        assert yaml.safe_load(run["params"]["steps"]) == entry["params"]["steps"]
+        assert run["name"] == f"{entry['trial']:03d} {entry['label']}"
 
 
 def test_no_epoch_is_trained_twice_and_shared_beginnings_once(sweep: Path, undisturbed: Path) -> None:

@@ -72,15 +72,15 @@ def many(count: int, epochs: int = 100) -> Page:
         trace = schedules.parse(spec).trace(time_base)
         values = invented.curve(trace, number)
         effects = [effect.to_dict() for effect in escape.effects(values, trace.jumps())]
-        found.append(Configuration(number, f"trial {number}", spec, trace, [dict(enumerate(values))], effects))
+        found.append(Configuration(number, f"cawb steps={steps}", trace, [dict(enumerate(values))], effects))
     facts = {"restarts": 2, "drops": 0, "peak": 0.1, "integral": 3.0}
     ranking = [
-        {"trial": one.trial, "name": one.name, "params": one.spec, "mAP50-95": 0.4, "run_id": None, "stage": "search"}
+        {"trial": one.trial, "name": one.name, "label": one.label, "score": 0.4, "run_id": None, "stage": "search"}
         | {"n": 1, "facts": facts}
         for one in found
     ]
     answer = {"sentence": "no winner yet: <b>one run</b> each", "winner": None, "candidates": [], "ranking": ranking}
-    answer |= {"baseline": None, "excluded": [], "alpha": 0.05, "equivalence": 0.002}
+    answer |= {"baseline": None, "baselines": [], "excluded": [], "alpha": 0.05, "equivalence": 0.002}
     answer |= {"failures": stats.failures([]).to_dict()}
     cost = {"trained": 10, "reused": 5, "hours": 1.0, "hours_saved": 0.5, "seconds_per_epoch": 9.0}
     restart = escape.verdict("restart", movement=escape.Movement(0.9, 0.01, 1.0), gain=escape.Gain(0.02, 0.01, 0.03, 6))
@@ -129,13 +129,14 @@ def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
     answer = shown.pick().to_dict()
     assert answer["winner"]["name"] == "trial 5"
     assert "Winner: trial 5" in page.text
-    for row in answer["ranking"]:
-        assert f"{row['mAP50-95']:.4f}" in page.text
+    rows = shown.study.rows()
+    failed = {row.number: row.schedule for row in rows}[4]
+    for row in [*answer["ranking"], *answer["baselines"]]:
+        assert f"{row['score']:.4f}" in page.text
     pairs = answer["winner"]["pairs"]
     assert f"{pairs['mean']:+.4f} [{pairs['low']:+.4f}, {pairs['high']:+.4f}]" in page.text
-    assert "trial 4 (trial 4, search, seed 0): " in page.text
+    assert f"trial 4 ({shown.sweep.label(failed)}, search, seed 0): " in page.text
     assert "not finite" in page.text
-    rows = shown.study.rows()
     reused = sum(row.attrs.get("epochs_reused", 0) for row in rows)
     trained = sum(len(row.values) for row in rows) - reused
     assert (trained, reused) == (22 * 16 + 6 + 9 - 4, 4)  # one failed after 6, one is at 9; an epoch takes a minute

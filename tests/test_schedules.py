@@ -11,9 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.errors import ScheduleError, SweeperError
-from sweeper.schedules import FAMILIES, Duration, TimeBase, Trace, find_jumps, parse, prefix_keys
+from sweeper.errors import ScheduleError, SweeperError, TrackingError
+from sweeper.schedules import FAMILIES, Duration, TimeBase, Trace, find_jumps, label, parse, prefix_keys, words
+from sweeper.schedules.controls import CONTROLS
 from sweeper.schedules.expression import Expression
+from sweeper.tracking import names
 
 SPECS: dict[str, dict[str, Any]] = {
     "cawb": {"steps": [10, 20], "warmup": "2ep", "step_scale": 0.7},
@@ -36,6 +38,65 @@ def spec(family: str, **more: Any) -> dict[str, Any]:
 
 def test_every_family_is_tested() -> None:
     assert set(SPECS) == set(FAMILIES)
+
+
+# ---- what a schedule is called ------------------------------------------------------------------------------------
+
+
+def every_spec() -> list[dict[str, Any]]:
+    """A schedule of every family, CAWB in its modes, parameter groups, expressions, and controls of a restart."""
+    cawb = spec("cawb", horizon="end")
+    found = [*(spec(family) for family in FAMILIES), cawb]
+    found += [spec("cawb", decay="cos(pi*x/y)/2+1/2", step_scale=[0.7, 0.5])]
+    found += [spec("cawb", mode=mode) for mode in ("article", "reference")]
+    found += [spec("cosine", groups={"bias": {"lr": 0.2}})]
+    found += [{"family": family, "of": spec("cawb", step_scale=1), "restart": 1} for family in CONTROLS]
+    return [parse(one).spec for one in found]
+
+
+@pytest.mark.parametrize("said", every_spec(), ids=lambda said: said["family"])
+def test_every_parameter_of_a_schedule_is_a_param_of_its_run_and_no_fact_takes_its_name(said: dict[str, Any]) -> None:
+    run = parse(said).trace(TimeBase(40, 10))
+    params = names.params(words(said), run.facts(), 3)
+    assert {name: params[name] for name in words(said)} == words(said)
+    assert {name: params[f"trace/{name}"] for name in run.facts()} == run.facts()
+    assert params["seed"] == 3
+    assert len(params) == len(words(said)) + len(run.facts()) + 1
+    for name in params:
+        names.check("param", name)
+    tree: dict[str, Any] = {}
+    for name, text in words(said).items():  # everything reads back from the params
+        *above, last = name.split(".")
+        below = tree
+        for key in above:
+            below = below.setdefault(key, {})
+        below[last] = yaml.safe_load(text)
+    assert parse(tree) == parse(said)
+
+
+@pytest.mark.parametrize("name", ["seed", "trace/steps", "trace/else"])
+def test_a_parameter_with_the_name_of_a_fact_is_refused(name: str) -> None:
+    with pytest.raises(TrackingError, match=f"param '{name}'"):
+        names.params({"family": "new", name: "1"}, {"steps": 220}, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_label_is_the_family_and_what_is_not_its_default(family: str) -> None:
+    assert label(parse(spec(family)).spec, {"lr": 0.1}).split(" ")[0] == family
+    defaults = {key: default for key, default in SPECS[family].items() if key in ("T_0", "boundaries", "gamma")}
+    assert label(parse({"family": family, "lr": 0.1, **defaults}).spec, {"lr": "1e-1", **defaults}) == family
+
+
+def test_a_label_leaves_out_what_does_nothing() -> None:
+    held = {"lr": 0.1, "horizon": "end", "step_scale": 0.7}
+    assert label(spec("cawb", horizon="end", steps=[]), held) == "cawb warmup=2ep"
+    scaled = parse(spec("cawb", steps=[], step_scale=[0.9])).spec  # of the first cycle
+    assert label(scaled, {"lr": 0.1}) == "cawb step_scale=[0.9] warmup=2ep"
+    assert label(parse(spec("cawb", step_scale=[0.7, 1.0])).spec, held) == (
+        "cawb steps=[10,20] step_scale=[0.7,1] warmup=2ep horizon=none"
+    )
+    grouped = parse({"family": "constant", "lr": [0.1, 0.2]}).spec
+    assert label(grouped, {"lr": 0.1}) == "constant groups.1.lr=0.2"
 
 
 # ---- clean CAWB -------------------------------------------------------------------------------------------------

@@ -204,12 +204,10 @@ def test_a_clear_winner_is_named_with_everything_a_reader_needs() -> None:
     assert answer.winner.pairs.low > 0
     assert answer.winner.pairs.correlation is not None
     data = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
-    assert {"trial", "params", "mAP50-95", "run_id"} <= data["ranking"][0].keys()
+    assert {"trial", "params", "score", "run_id"} <= data["ranking"][0].keys()
     assert data["winner"]["params"] == {"lr": 0.1}
     assert data["baseline"]["name"] == "cosine"
-    assert data["ranking"][0]["mAP50-95"] == pytest.approx(
-        data["baseline"]["mAP50-95"] + data["winner"]["pairs"]["mean"]
-    )
+    assert data["ranking"][0]["score"] == pytest.approx(data["baseline"]["score"] + data["winner"]["pairs"]["mean"])
     for part in ("winner: cawb-1", "over cosine", "95% interval", "6 paired seeds", "2 configurations tried"):
         assert part in answer.sentence
 

@@ -1,5 +1,6 @@
 """One link shows learning rate beside mAP without a click, in a real browser on a real MLflow."""
 
+import base64
 import http.server
 import json
 import math
@@ -7,8 +8,10 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import browser
 import pytest
@@ -68,6 +71,10 @@ def page() -> Iterator:  # type: ignore[type-arg]
         yield page
 
 
+def axes(*facts: str) -> view.Axes:
+    return view.Axes("mAP50-95", "curve/mAP50-95", facts)
+
+
 def baselines(tracker: Tracker) -> list[str]:
     return [run["run_id"] for run in tracker.runs()[:2]]
 
@@ -94,7 +101,7 @@ def requested(page) -> set[str]:  # type: ignore[no-untyped-def]
 
 
 def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
-    prepared = view.publish(sweep, ["peak", "restarts", "step_scale", "epoch_scale"], baselines(sweep))
+    prepared = view.publish(sweep, axes("peak", "restarts", "step_scale", "epoch_scale"), baselines(sweep))
     assert prepared.note is None
     rate, quality, both = plots(page, prepared.link(served.url), 3)
     assert rate["lines"] == quality["lines"] == 10
@@ -113,18 +120,18 @@ def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui
         tags = sweep.server.experiment_tags()
         return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
 
-    view.publish(sweep, ["restarts"], baselines(sweep))
+    view.publish(sweep, axes("restarts"), baselines(sweep))
     ((key, first),) = stored().items()
-    view.publish(sweep, ["restarts"], baselines(sweep))
+    view.publish(sweep, axes("restarts"), baselines(sweep))
     assert stored() == {key: first}
     many = [run["run_id"] for run in sweep.runs()[:11]]
-    prepared = view.publish(sweep, ["restarts", "step_scale"], many)
+    prepared = view.publish(sweep, axes("restarts", "step_scale"), many)
     ((again, second),) = stored().items()
     assert again == key
     assert second != first
     assert json.loads(second)["createdAt"] == json.loads(first)["createdAt"]
     assert [plot["lines"] for plot in plots(page, prepared.link(served.url), 3)] == [TRIALS] * 3
-    view.publish(sweep, ["restarts"], baselines(sweep))
+    view.publish(sweep, axes("restarts"), baselines(sweep))
     places = [run["tags"].get(names.VIEW) for run in sweep.runs()]
     assert places[:2] == ["001", "002"]
     assert sorted(place for place in places if place) == [f"{i:03d}" for i in range(1, 11)]
@@ -162,7 +169,7 @@ def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OldMLflow) as old:
         threading.Thread(target=old.serve_forever, daemon=True).start()
         tracker = Tracker(f"http://127.0.0.1:{old.server_port}", "digits", tmp_path)
-        prepared = view.publish(tracker, ["restarts"], baselines(sweep))
+        prepared = view.publish(tracker, axes("restarts"), baselines(sweep))
         old.shutdown()
     assert prepared.note == "MLflow 2.22.1 cannot take a prepared view: this is its plain metric page"
     (plot,) = plots(page, prepared.link(served.url), 1)
@@ -181,9 +188,46 @@ def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Serv
     page.switch_to.default_content()
 
 
+def decoded(tracker: Tracker) -> dict[str, Any]:
+    """The state of the prepared view, as MLflow reads it."""
+    tags = tracker.server.experiment_tags()
+    (value,) = [value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")]
+    state = json.loads(value)["state"].removeprefix("deflate;")
+    return json.loads(zlib.decompress(base64.b64decode(state)))  # type: ignore[no-any-return]
+
+
+def test_the_view_is_of_the_objective_and_of_what_was_searched(tmp_path: Path, sweep: Tracker) -> None:
+    """The best by AP are the worst by mAP; a baseline lacks what was searched."""
+    with Tracker(sweep.server.uri, "by-ap", tmp_path) as tracker:
+        for number in range(14):
+            family = "cawb" if number else "yolo_linear"
+            own = {"steps": f"[{number}]", "step_scale": "0.7"} if number else {}
+            log = tracker.trial(number, tags={names.FAMILY: family}, params={"trace/restarts": number % 3, **own})
+            ap = 1 - 0.05 * number
+            log.epoch(0, {"curve/lr": 0.1, "curve/lr_rel": 1.0, "curve/mAP50-95": 0.1 * number, "coco/AP": ap})
+            log.epoch(0, {"best/AP": ap})
+            log.finish("FINISHED")
+        assert tracker.drain(60) == 0
+        shown = view.Axes("AP", "coco/AP", ["trace/restarts"], "cawb", ["steps", "step_scale"])
+        prepared = view.publish(tracker, shown)
+        by_number = {run["run_id"]: int(run["tags"][names.TRIAL]) for run in tracker.runs()}
+        assert [by_number[run_id] for run_id in prepared.runs] == list(range(10))
+        state = decoded(tracker)
+        charts = {chart["displayName"]: chart for chart in state["compareRunCharts"]}
+        assert charts["AP"]["selectedMetricKeys"] == ["coco/AP"]
+        assert charts["Learning rate (of its peak) over AP"]["selectedMetricKeys"] == ["curve/lr_rel", "coco/AP"]
+        searched = charts["What was searched (cawb) and best AP"]
+        assert searched["selectedParams"] == ["steps"]  # the other one never varies
+        assert searched["selectedMetrics"] == ["best/AP"]
+        assert charts["All schedules and best AP"]["selectedParams"] == ["trace/restarts"]
+        columns = ["metrics.`best/AP`", "params.`steps`", "params.`step_scale`", "params.`trace/restarts`"]
+        assert state["selectedColumns"] == columns
+        assert "mAP" not in json.dumps(state)
+
+
 def test_a_view_without_parameters_or_trials(tmp_path: Path, sweep: Tracker) -> None:
     empty = Tracker(sweep.server.uri, "empty", tmp_path)
-    prepared = view.publish(empty, [])
+    prepared = view.publish(empty, axes())
     assert prepared.runs == ()
     assert prepared.note is None
 

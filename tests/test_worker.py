@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from sweeper import data, database
 from sweeper.cli import app
 from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, TrackingError, TrackingRefused
+from sweeper.schedules import words
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
 from sweeper.worker import Worker
@@ -400,6 +401,12 @@ def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_p
         assert [step for step, _, _ in mine] == list(range(EPOCHS))
         assert mine[:2] == theirs[:2]  # with the times at which they were trained
         assert mine[2:] != theirs[2:]
+    for run, row in zip((straight, fork), world.service.study.rows(), strict=True):
+        assert row.schedule is not None
+        assert words(row.schedule).items() <= run["params"].items()
+        assert int(run["params"]["trace/steps"]) == world.service.time.steps
+        assert run["name"] == f"{row.number:03d} {world.sweep.label(row.schedule)}"
+    assert fork["name"] != straight["name"]
 
 
 def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeper import measures
-from sweeper.cli.show import console, counts, plain_table
+from sweeper.cli.show import console, counts, plain_table, status_json
 from sweeper.schedules import short
 
 LINE_EVERY_S, LOOK_EVERY_S = 15.0, 2.0  # in a log, on a terminal
@@ -86,7 +85,7 @@ def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float
             while True:
                 found = status()
                 if as_json:
-                    print(json.dumps(measures.renamed(found, found["objective"])), flush=True)
+                    print(json.dumps(status_json(found)), flush=True)
                 elif live:
                     live.update(screen(found, pace.left_s(found), console.height), refresh=True)
                 else:
@@ -105,7 +104,7 @@ def lines(found: Status, left_s: float | None) -> list[str]:
     for worker in heard_of(found):
         row = trials.get(worker["trial"])
         if row is not None and row["state"] == "running":
-            value = f"{row['mAP50-95']:.4f} {_curve(row, found)}" if row["mAP50-95"] is not None else "-"
+            value = f"{row['score']:.4f} {_curve(row, found)}" if row["score"] is not None else "-"
             said.append(
                 f"  trial {row['trial']} on {worker['device']}: epoch {row['epochs_done']} of "
                 f"{found['epochs']['per_trial']}, LR {short(row['lr'])}, {found['objective']} {value}"
@@ -132,7 +131,7 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
     problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(found)]
     room = max(height - 12 - workers.row_count - len(problems), 5)
     order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
-    rows = sorted(trials.values(), key=lambda row: (order.get(row["state"], 5), -(row["mAP50-95"] or 0.0)))
+    rows = sorted(trials.values(), key=lambda row: (order.get(row["state"], 5), -(row["score"] or 0.0)))
     parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text()]
     idle = "all trials are finished" if found["done"] else "no worker is alive: sweeper run or sweeper worker"
     parts += [workers] if workers.row_count else [Text(idle)]
@@ -143,14 +142,19 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
 
 
 def _trials(rows: Sequence[Mapping[str, Any]], found: Status) -> Table:
-    table = plain_table("trial", "name", "state", "epoch", "LR", found["objective"], "", right=("trial", "epoch", "LR"))
+    table = plain_table(
+        "trial", "schedule", "state", "epoch", "LR", found["objective"], "", right=("trial", "epoch", "LR")
+    )
+    for column in table.columns:  # where room is short, the schedule gives way, and each trial keeps to one line
+        column.no_wrap = column.header != "schedule"
     for row in rows:
-        table.add_row(str(row["trial"]), row["name"], row["state"], *_progress(row, found))
+        schedule = Text(row["label"], no_wrap=True, overflow="ellipsis")
+        table.add_row(str(row["trial"]), schedule, row["state"], *_progress(row, found))
     return table
 
 
 def _progress(row: Mapping[str, Any], found: Status) -> list[str]:
-    value = f"{row['mAP50-95']:.4f}" if row["mAP50-95"] is not None else "-"
+    value = f"{row['score']:.4f}" if row["score"] is not None else "-"
     done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
     return [done, short(row["lr"]), value, _curve(row, found)]
 

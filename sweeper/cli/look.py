@@ -45,7 +45,7 @@ def ui(
     try:
         folder = service.place.folder / "journals"
         tracker = Tracker(url, service.sweep.name, folder) if started is None else service.tracker
-        prepared = view.publish(tracker, summary.chart_parameters(service.sweep), summary.best_runs(answer))
+        prepared = view.publish(tracker, summary.axes(service.sweep), summary.best_runs(answer))
         if prepared.note:
             console.print(prepared.note)
         if not prepared.runs:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.schedules import short, told_apart
+from sweeper.prune import LAST
+from sweeper.schedules import short
 
 if TYPE_CHECKING:
     from sweeper.stats import Answer
@@ -30,9 +31,9 @@ def plan(found: Mapping[str, Any]) -> None:
     """What ``sweeper plan`` prints."""
     shown = found["schedules"]
     right = ("restarts", "drops", "peak", "final")
-    table = plain_table("", "schedule", "", *right, right=right)
-    for item, said in zip(shown, told_apart([item["spec"] for item in shown]), strict=True):
-        table.add_row(item["name"], item["spec"]["family"], said, *(short(item[key]) for key in right))
+    table = plain_table("", "schedule", *right, right=right)
+    for item in shown:
+        table.add_row(item["name"], item["label"], *(short(item[key]) for key in right))
     console.print(table)
     images, confirm = found["images"], found["confirm"]
     hours = f", about {found['hours']:.2g} hours of one worker" if found["hours"] else ""
@@ -82,27 +83,27 @@ def answer(found: "Answer", objective: str) -> None:
     console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
     failures(found.failures.to_dict(), said=found.failures.every)
     baseline = [{**one, "stage": "baseline"} for one in found.baselines]
-    rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["mAP50-95"] or 0)))
+    rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["score"] or 0)))
     if not rows:
         return
     right = ("trial", objective, "n", "restarts", "drops")
-    table = plain_table("trial", "schedule", "", objective, "n", "restarts", "drops", right=right)
-    for row, said in zip(rows, told_apart([row["params"] for row in rows]), strict=True):
+    table = plain_table("trial", "schedule", objective, "n", "restarts", "drops", right=right)
+    for row in rows:
         table.add_row(
             str(row["trial"]),
-            str(row["params"].get("family", row["name"])) + (" (baseline)" if row["stage"] == "baseline" else ""),
-            said,
-            f"{row['mAP50-95']:.4f}" if row["mAP50-95"] is not None else "-",
+            row["label"] + (" (baseline)" if row["stage"] == "baseline" else ""),
+            f"{row['score']:.4f}" if row["score"] is not None else "-",
             str(row["n"]),
             short(row["facts"].get("restarts")),
             short(row["facts"].get("drops")),
         )
     console.print(table)
+    console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
         if (pairs := candidate.pairs) is not None:
             console.print(
-                f"{candidate.name}: {pairs.mean:+.4f} [{pairs.low:+.4f}, {pairs.high:+.4f}] on {pairs.n} paired seeds, "
-                f"sign-flip p {short(pairs.p_flip)}: {candidate.reason}",
+                f"{candidate.title}: {pairs.mean:+.4f} [{pairs.low:+.4f}, {pairs.high:+.4f}] "
+                f"on {pairs.n} paired seeds, sign-flip p {short(pairs.p_flip)}: {candidate.reason}",
                 soft_wrap=True,
             )
     for row in found.ranking[:JUMPS_OF]:
@@ -110,7 +111,7 @@ def answer(found: "Answer", objective: str) -> None:
             console.print(line, soft_wrap=True)
     failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
     for excluded in (one for one in found.excluded if one["trial"] not in failed):
-        console.print(f"not compared: trial {excluded['trial']}: {excluded['reason']}", soft_wrap=True)
+        console.print(f"not compared: {_run(excluded)}: {excluded['reason']}", soft_wrap=True)
 
 
 def failures(found: Mapping[str, Any], *, said: bool = False) -> None:
@@ -136,6 +137,12 @@ def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
         console.print(table)
     for one in found:
         console.print(f"epoch {one['epoch']}: {one['sentence']}", soft_wrap=True)
+
+
+def _run(excluded: Mapping[str, Any]) -> str:
+    """Which run it was that is not compared."""
+    schedule = excluded["label"] or excluded["name"]
+    return f"trial {excluded['trial']} ({schedule}, {excluded['stage']}, seed {excluded['seed']})"
 
 
 def _jump(one: Mapping[str, Any]) -> str:
@@ -170,13 +177,15 @@ def status(found: Mapping[str, Any]) -> None:
     console.print(counts(found), soft_wrap=True)
     failures(found["failures"])
     objective = found["objective"]
-    table = plain_table("trial", "stage", "name", "state", "epochs", objective, right=("trial", "epochs", objective))
+    table = plain_table(
+        "trial", "stage", "schedule", "state", "epochs", objective, right=("trial", "epochs", objective)
+    )
     for row in found["trials"]:
-        value = row["mAP50-95"]
+        value = row["score"]
         done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
         state = row["state"] + (f" ({row['reasons'][-1].splitlines()[0][:60]})" if row["reasons"] else "")
         table.add_row(
-            str(row["trial"]), row["stage"], row["name"], state, done, f"{value:.4f}" if value is not None else "-"
+            str(row["trial"]), row["stage"], row["label"], state, done, f"{value:.4f}" if value is not None else "-"
         )
     console.print(table)
     for worker in found["workers"]:
@@ -205,6 +214,13 @@ def status(found: Mapping[str, Any]) -> None:
     exactness(found["mismatches"])
     if found["tracking_problem"]:
         console.print(f"tracking: {found['tracking_problem']}", soft_wrap=True)
+
+
+def status_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The status for programs: the score of a trial under the objective's name."""
+    objective = found["objective"]
+    trials = [{objective if key == "score" else key: value for key, value in row.items()} for row in found["trials"]]
+    return {**found, "trials": trials}
 
 
 def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sweeper import fleet, measures
+from sweeper import fleet
 from sweeper.cli import live, look, show
 from sweeper.cli.options import (
     DatabaseOption,
@@ -266,7 +266,7 @@ def status(
         return
     found = service.status()
     if as_json:
-        typer.echo(json.dumps(measures.renamed(found, service.sweep.objective), indent=1))
+        typer.echo(json.dumps(show.status_json(found), indent=1))
     else:
         show.status(found)
     look.leave(found["failures"]["every"])
@@ -283,11 +283,12 @@ def pick(
     """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer, mismatches = service.pick(), service.mismatches()
+    objective = service.sweep.objective
     if as_json:
-        told = {"objective": service.sweep.objective, **answer.to_dict(), "mismatches": mismatches}
-        typer.echo(json.dumps(measures.renamed(told, service.sweep.objective), indent=1))
+        told = {"objective": objective, **answer.to_dict(score=objective), "mismatches": mismatches}
+        typer.echo(json.dumps(told, indent=1))
     else:
-        show.answer(answer, service.sweep.objective)
+        show.answer(answer, objective)
         show.exactness(mismatches)
     look.leave(answer.failures.every)
 

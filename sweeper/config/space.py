@@ -216,6 +216,19 @@ class Search(Model):
             raise ValueError("restarts and steps both say where restarts are; expected one of them")
         return {**own, "params": params}
 
+    def held(self) -> dict[str, Any]:
+        """The parameters that are the same in every proposal, with their values."""
+        fixed = {name: parameter for name, parameter in self.params.items() if not parameter.searched}
+        return {name: one.choices[0] if one.choices else one.value for name, one in fixed.items()}
+
+    def searched(self, spec: Mapping[str, Any]) -> set[str]:
+        """The parameters of a proposal in which it may differ from others, those of the choices made among them."""
+        found = {name for name, parameter in self.params.items() if parameter.searched}
+        for name, parameter in self.params.items():
+            if parameter.choices is not None and spec.get(name) in parameter.choices:
+                found.update(parameter.own.get(parameter.label(spec[name]), {}))
+        return found if self.restarts is None else {"steps", *found}
+
 
 class Pruner(Model):
     """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.

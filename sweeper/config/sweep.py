@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -215,6 +216,21 @@ class Sweep(Model):
                 + (f"one of {', '.join(baselines)}" if baselines else "baselines, and one of them")
             )
         return spec
+
+    def label(self, spec: Mapping[str, Any]) -> str:
+        """What a schedule is called: see ``schedules.label``; what every trial of the sweep has is not said."""
+        proposed = spec.get("of", spec)
+        if proposed.get("family") != self.search.family:
+            return schedules.label(spec, self._held)
+        return schedules.label(spec, self._held | self._held_by_proposals, self.search.searched(proposed))
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        return {"lr": self.lr0, "momentum": self.recipe.momentum}
+
+    @cached_property
+    def _held_by_proposals(self) -> dict[str, Any]:
+        return {**self.search.held(), "trunk": self.trunk()}
 
     def identity(self) -> dict[str, Any]:
         """The part that may not change once a trial was made; flat, JSON-able."""

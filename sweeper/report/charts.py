@@ -1,7 +1,7 @@
 """The report's charts, as SVG to stand inside a page: text stays text, every id is the chart's own, nothing is loaded.
 
-Blue is mAP, vermilion is the learning rate, grey is the reference; curves that are compared differ in colour and in
-dash. The colours are Okabe and Ito's, which tell apart for colour-blind eyes.
+Blue is the objective, vermilion is the learning rate, grey is the reference; curves that are compared differ in colour
+and in dash. The colours are Okabe and Ito's, which tell apart for colour-blind eyes.
 """
 
 import html
@@ -21,7 +21,7 @@ from sweeper.schedules import Trace
 
 MAP, LR, GREY, INK = "#0072b2", "#d55e00", "#8a8a8a", "#333333"
 COMPARED = (("#0072b2", "-"), ("#d55e00", (0, (6, 2))), ("#009e73", (0, (2, 1.5))), ("#a0569c", (0, (6, 2, 1, 2))))
-LATE = 0.5  # of the highest mAP: below it all curves rise alike, and above it they part
+LATE = 0.5  # of the highest score: below it all curves rise alike, and above it they part
 POINTS = 400  # of a learning-rate curve; its jumps and ends are kept
 
 _STYLE = {
@@ -43,7 +43,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """One run in a chart: learning rate (None: not known) and mAP by epoch."""
+    """One run in a chart: learning rate (None: not known) and the objective by epoch."""
 
     label: str
     trace: Trace | None
@@ -58,15 +58,18 @@ def panel(
     reference: Line | None,
     epochs: int,
     top: tuple[float, float],
+    objective: str,
+    score: tuple[float, int] | None = None,
 ) -> str:
-    """One configuration: learning rate above, mAP below on the same epochs.
+    """One configuration: learning rate above, the objective below on the same epochs.
 
     ``runs``: the first is drawn strong, its further seeds weak. ``effects``: of its jumps, ``escape.Effect`` as dicts;
     a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``: upper ends of both axes, so
-    that panels of one page compare.
+    that panels of one page compare. ``score``: what the first run comes to, and the number of last epochs of which that
+    is the mean; it is drawn as a level over them.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, rate, quality = _two(4.3, 2.7, epochs, top)
+        figure, rate, quality = _two(4.3, 2.7, epochs, top, objective)
         first = runs[0]
         if first.trace is not None:
             _rate(rate, first.trace, LR, "-")
@@ -84,15 +87,21 @@ def panel(
         quality.plot(*_xy(first.values), color=MAP, linewidth=1.6)
         for effect in effects:
             _shade(quality, first.values, effect)
+        if score is not None:
+            level, last = score
+            end = max(first.values) + 1
+            quality.plot([max(end - last, 0), end], [level, level], color=INK, linewidth=2.2, solid_capstyle="butt")
         return _svg(figure, name, description)
 
 
-def overlay(name: str, description: str, runs: Sequence[Line], reference: Line | None, epochs: int) -> str:
-    """A few runs over each other, and a reference in grey: learning rate above, mAP below, a legend beneath."""
+def overlay(
+    name: str, description: str, runs: Sequence[Line], reference: Line | None, epochs: int, objective: str
+) -> str:
+    """A few runs over each other, a reference in grey: learning rate above, the objective below, a legend beneath."""
     everything = [*runs, *([reference] if reference else [])]
     top = ceilings([run.trace for run in everything], [run.values for run in everything])
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, rate, quality = _two(9.6, 4.6, epochs, top)
+        figure, rate, quality = _two(9.6, 4.6, epochs, top, objective)
         handles = []
         if reference is not None:
             handles += _pair(rate, quality, reference, GREY, "-", 2.2)
@@ -103,7 +112,9 @@ def overlay(name: str, description: str, runs: Sequence[Line], reference: Line |
         return _svg(figure, name, description)
 
 
-def intervals(name: str, description: str, rows: Sequence[tuple[str, float, float, float]], practical: float) -> str:
+def intervals(
+    name: str, description: str, rows: Sequence[tuple[str, float, float, float]], practical: float, objective: str
+) -> str:
     """Differences from the baseline: label, mean, and both ends of the interval; the band is what counts as equal."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name, "axes.grid": False}):
         figure = Figure(figsize=(9.6, 0.75 + 0.32 * len(rows)), layout="constrained")
@@ -114,7 +125,7 @@ def intervals(name: str, description: str, rows: Sequence[tuple[str, float, floa
             axes.plot([low, high], [at, at], color=MAP, linewidth=2, solid_capstyle="butt")
             axes.plot(mean, at, "o", color=MAP, markersize=6)
         axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set(xlabel="mAP50-95 minus the baseline's, with its interval", ylim=(len(rows) - 0.5, -0.5))
+        axes.set(xlabel=f"{objective} minus the baseline's, with its interval", ylim=(len(rows) - 0.5, -0.5))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         return _svg(figure, name, description)
@@ -135,7 +146,7 @@ def bars(name: str, description: str, values: Mapping[str, float]) -> str:
 
 
 def ceilings(traces: Sequence[Trace | None], curves: Sequence[Mapping[int, float]]) -> tuple[float, float]:
-    """Upper ends of the learning-rate axis and of the mAP axis that hold all of these."""
+    """Upper ends of the learning-rate axis and of the objective's axis that hold all of these."""
     peak = max((trace.peak for trace in traces if trace is not None), default=0.0)
     best = max((value for curve in curves for value in curve.values()), default=0.0)
     return 1.12 * peak or 1.0, 1.06 * best or 1.0
@@ -154,12 +165,14 @@ def _floor(runs: Sequence[Line], top: float) -> float:
     return LATE * top if all(end > LATE * top for end in ends) else 0.0
 
 
-def _two(width: float, height: float, epochs: int, top: tuple[float, float]) -> tuple[Figure, Axes, Axes]:
+def _two(
+    width: float, height: float, epochs: int, top: tuple[float, float], objective: str
+) -> tuple[Figure, Axes, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     rate, quality = figure.subplots(2, sharex=True, height_ratios=(1, 1.7))
     rate.set(ylabel="LR", ylim=(0, top[0]))
     rate.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2))
-    quality.set(xlabel="epoch", ylabel="mAP50-95", ylim=(0, top[1]), xlim=(0, epochs))
+    quality.set(xlabel="epoch", ylabel=objective, ylim=(0, top[1]), xlim=(0, epochs))
     quality.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
     quality.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
     return figure, rate, quality
@@ -179,7 +192,7 @@ def _rate(axes: Axes, trace: Trace, color: str, dash: Any) -> None:
 
 
 def _xy(values: Mapping[int, float]) -> tuple[list[float], list[float]]:
-    """The mAP of an epoch is known at its end."""
+    """The score of an epoch is known at its end."""
     return [epoch + 1.0 for epoch in sorted(values)], [values[epoch] for epoch in sorted(values)]
 
 

@@ -10,31 +10,36 @@ import jinja2
 
 from sweeper.report import charts
 from sweeper.report.charts import Line
-from sweeper.schedules import Trace, differing_by_family, short
+from sweeper.schedules import Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One schedule with its runs, the search's first. ``curves``: mAP by epoch, one per run. ``effects``: what the
-    first curve says of each jump, ``escape.Effect`` as dicts. ``state`` in small letters."""
+    """One schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch,
+    one per run. ``effects``: what the first curve says of each jump, ``escape.Effect`` as dicts. ``state`` in small
+    letters. ``score``: what the first run comes to, None before its end."""
 
     trial: int
-    name: str
-    spec: Mapping[str, Any]
+    label: str
     trace: Trace
     curves: Sequence[Mapping[int, float]]
     effects: Sequence[Mapping[str, Any]] = ()
     state: str = "complete"
     link: str | None = None
+    score: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"trial {self.trial}"
 
     @property
     def anchor(self) -> str:
         return f"trial-{self.trial}"
 
     def line(self) -> Line:
-        return Line(f"{self.name} ({self.spec['family']})", self.trace, self.curves[0])
+        return Line(f"{self.label} ({self.name})", self.trace, self.curves[0])
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Page:
 
     ``answer``: ``stats.Answer.to_dict()``. ``configurations``: the ranked ones first. ``importance``: parameter ->
     share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours, hours_saved, seconds_per_epoch.
+    ``objective``: what the scores are called; ``last``: of how many last epochs a run's score is the mean.
     ``identity``: what names the training (digests, versions). ``sweep_file``: YAML that launches it again.
     """
 
@@ -69,7 +75,8 @@ class Page:
     importance: Mapping[str, float] = field(default_factory=dict)
     importance_of: int = 0
     unfinished: int = 0
-    objective: str = "mAP50-95"
+    objective: str = "score"
+    last: int = 1
 
 
 def render(page: Page) -> bytes:
@@ -93,24 +100,28 @@ def render(page: Page) -> bytes:
         answer=page.answer,
         rows=rows,
         late=charts.begins_late([*(one.line() for one in best), *([line] if line else [])]),
-        columns=_columns([row["params"] for row in rows]),
         reference=reference,
-        overview=charts.overlay("overview", _overview(best, reference), [one.line() for one in best], line, page.epochs)
+        overview=charts.overlay(
+            "overview",
+            _overview(best, reference, page.objective),
+            [one.line() for one in best],
+            line,
+            page.epochs,
+            page.objective,
+        )
         if shown
         else "",
-        panels=[
-            (one, charts.panel(one.anchor, _alternative(one), _lines(one), one.effects, line, page.epochs, top))
-            for one in shown
-        ],
+        panels=[(one, _panel(one, line, top, page)) for one in shown],
         compared=charts.intervals(
             "intervals",
             "; ".join(_difference(c) for c in compared),
-            [(c["name"], c["pairs"]["mean"], c["pairs"]["low"], c["pairs"]["high"]) for c in compared],
+            [(c["title"], c["pairs"]["mean"], c["pairs"]["low"], c["pairs"]["high"]) for c in compared],
             page.answer["equivalence"],
+            page.objective,
         )
         if compared
         else "",
-        verdicts=[(one, _controls(one, by_trial, page.epochs)) for one in page.verdicts],
+        verdicts=[(one, _controls(one, by_trial, page)) for one in page.verdicts],
         importance=charts.bars(
             "importance",
             ", ".join(f"{name} {share:.0%}" for name, share in page.importance.items()),
@@ -119,15 +130,15 @@ def render(page: Page) -> bytes:
         if page.importance
         else "",
     )
-    return html.replace("mAP50-95", page.objective).encode()  # the words of charts, of the page and of the answer alike
+    return html.encode()
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
     """The sentence of the answer as a headline and the rest."""
     word, _, rest = answer["sentence"].partition(": ")
     if answer["winner"]:
-        name = answer["winner"]["name"]
-        return f"Winner: {name}", rest.removeprefix(f"{name}, ")
+        title = answer["winner"]["title"]
+        return f"Winner: {title}", rest.removeprefix(f"{title}, ")
     return word.capitalize(), rest[:1].upper() + rest[1:]
 
 
@@ -138,41 +149,40 @@ def _failed(failures: Mapping[str, Any]) -> list[str]:
 
 
 def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Confirmed configurations first, the baseline among them; each with its difference from the baseline."""
-    rows = [dict(row) for row in answer["ranking"]]
-    baseline = answer["baseline"]
-    if baseline:
-        rows.append({**baseline, "stage": "baseline"})
+    """Confirmed configurations first, all baselines among them; each with its difference from the best baseline."""
+    rows = [*answer["ranking"], *({**one, "stage": "baseline"} for one in answer["baselines"])]
+    rows, baseline = [dict(row) for row in rows], answer["baseline"]
     candidates = {candidate["name"]: candidate for candidate in answer["candidates"]}
     for row in rows:
         row["candidate"] = candidates.get(row["name"])
-        both = baseline and row["mAP50-95"] is not None and row["stage"] != "baseline"
-        row["over"] = row["mAP50-95"] - baseline["mAP50-95"] if both else None
+        both = baseline and row["score"] is not None and row["name"] != baseline["name"]
+        row["over"] = row["score"] - baseline["score"] if both else None
     confirmed = any(row["stage"] == "confirm" for row in rows)
-    return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -(row["mAP50-95"] or 0.0)))
+    return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -(row["score"] or 0.0)))
 
 
-def _columns(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The parameters in which schedules of one family differ."""
-    return list(dict.fromkeys(key for keys in differing_by_family(specs).values() for key in keys))
+def _panel(one: Configuration, reference: Line | None, top: tuple[float, float], page: Page) -> str:
+    """The chart of one configuration, the mean that is its score drawn over the epochs that it comes from."""
+    runs = [Line(one.label, one.trace, curve) for curve in one.curves]
+    score = None if one.score is None else (one.score, page.last)
+    said = _alternative(one, page)
+    return charts.panel(one.anchor, said, runs, one.effects, reference, page.epochs, top, page.objective, score)
 
 
-def _lines(one: Configuration) -> list[Line]:
-    return [Line(one.name, one.trace, curve) for curve in one.curves]
+def _overview(best: Sequence[Configuration], reference: Configuration | None, objective: str) -> str:
+    named = ", ".join(one.label for one in best) or "no trial"
+    against = f" and the baseline {reference.label} in grey" if reference else ""
+    return f"Learning rate above {objective} over the epochs, for {named}{against}; the numbers are in the ranking"
 
 
-def _overview(best: Sequence[Configuration], reference: Configuration | None) -> str:
-    named = ", ".join(one.name for one in best) or "no trial"
-    against = f" and the baseline {reference.name} in grey" if reference else ""
-    return f"Learning rate above mAP50-95 over the epochs, for {named}{against}; the numbers are in the ranking"
-
-
-def _alternative(one: Configuration) -> str:
+def _alternative(one: Configuration, page: Page) -> str:
     curve = one.curves[0]
-    end = f"mAP50-95 {curve[max(curve)]:.3f} after {max(curve) + 1} epochs" if curve else "no epoch yet"
+    end = f"{page.objective} {curve[max(curve)]:.3f} after {max(curve) + 1} epochs" if curve else "no epoch yet"
+    if one.score is not None:
+        end += f", {one.score:.4f} as the mean of the last {page.last}"
     jumps = one.trace.jumps()
     said = "; ".join(f"{jump.kind} at epoch {jump.epoch}" for jump in jumps) or "no jump"
-    return f"{one.name}: learning rate with {said}; {end}"
+    return f"{one.name}, {one.label}: learning rate with {said}; {end}"
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> str:
@@ -199,16 +209,18 @@ def effect_in_words(effect: Mapping[str, Any]) -> str:
 
 def _difference(candidate: Mapping[str, Any]) -> str:
     pairs = candidate["pairs"]
-    return f"{candidate['name']} {pairs['mean']:+.4f} ({pairs['low']:+.4f} to {pairs['high']:+.4f}, {pairs['n']} pairs)"
+    return (
+        f"{candidate['title']} {pairs['mean']:+.4f} ({pairs['low']:+.4f} to {pairs['high']:+.4f}, {pairs['n']} pairs)"
+    )
 
 
-def _controls(one: Verdict, by_trial: Mapping[int, Configuration], epochs: int) -> str:
+def _controls(one: Verdict, by_trial: Mapping[int, Configuration], page: Page) -> str:
     own = by_trial.get(one.trial)
     if own is None or not one.controls:
         return ""
     runs = [own.line(), *one.controls][:OVER_EACH_OTHER]
     said = f"{own.name} with its restart at epoch {one.epoch}, and " + ", ".join(line.label for line in one.controls)
-    return charts.overlay(f"verdict-{one.trial}-{one.epoch}", said, runs, None, epochs)
+    return charts.overlay(f"verdict-{one.trial}-{one.epoch}", said, runs, None, page.epochs, page.objective)
 
 
 @cache
@@ -216,6 +228,6 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["short"] = short
     environment.filters["effect"] = effect_in_words
-    environment.filters["map"] = lambda value: "–" if value is None else f"{value:.4f}"
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.4f}"
     return environment.from_string(resources.files("sweeper.report").joinpath("page.html").read_text("utf-8"))

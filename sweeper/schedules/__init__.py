@@ -1,13 +1,14 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
-from sweeper.schedules.apart import differing_by_family, short, told_apart
 from sweeper.schedules.families import FAMILIES
+from sweeper.schedules.label import AT_RESTARTS, flat, label, short, words
 from sweeper.schedules.parameters import MAIN
 from sweeper.schedules.schedule import Schedule, parse
 from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
 from sweeper.schedules.trace import Jump, Trace, find_jumps, prefix_keys
 
 __all__ = [
+    "AT_RESTARTS",
     "FAMILIES",
     "MAIN",
     "Duration",
@@ -15,12 +16,13 @@ __all__ = [
     "Schedule",
     "TimeBase",
     "Trace",
-    "differing_by_family",
     "epochs_from_iterations",
     "find_jumps",
+    "flat",
     "iterations_from_epochs",
+    "label",
     "parse",
     "prefix_keys",
     "short",
-    "told_apart",
+    "words",
 ]

@@ -17,12 +17,10 @@ import numpy as np
 from sweeper import schedules
 from sweeper.config import Parameter, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
-from sweeper.schedules import Duration, TimeBase
+from sweeper.schedules import AT_RESTARTS, Duration, TimeBase
 from sweeper.schedules.expression import filled, free_names
 
 STEPS = 4  # per epoch, where nobody knows yet
-#: What acts at restarts only, and so is idle in a schedule without any.
-AT_RESTARTS = ("step_scale", "epoch_scale")
 
 
 class Suggest(Protocol):

@@ -48,7 +48,14 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         "steps_per_epoch": service.time.steps_per_epoch,
         "images": {"train": service.dataset.train_images, "val": service.dataset.val_images},
         "schedules": [
-            {"kind": kind, "name": name, "spec": spec, "digest": traces[name].digest, **traces[name].facts()}
+            {
+                "kind": kind,
+                "name": name,
+                "label": service.sweep.label(spec),
+                "spec": spec,
+                "digest": traces[name].digest,
+                **traces[name].facts(),
+            }
             for kind, name, spec in shown
         ],
         "drawn": len(drawn),

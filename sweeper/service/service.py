@@ -195,6 +195,7 @@ class Service:
             baselines=self.baselines(),
             alpha=confirm.alpha,
             equivalence=confirm.equivalence,
+            objective=self.sweep.objective,
             **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
         )
 
@@ -287,17 +288,10 @@ class Service:
             params=dict(row.schedule or {}),
             run_id=self.run_id(row),
             facts=facts,
+            label=self.sweep.label(row.schedule) if row.schedule else "",
         )
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested keys joined by dots, as they can be overridden on the command line."""
-
-    def walk(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-        for key, value in tree.items():
-            if isinstance(value, Mapping) and value:
-                yield from walk(value, f"{above}{key}.")
-            elif value is not None:
-                yield f"{above}{key}", value
-
-    return dict(walk(tree, above))
+    return {key: value for key, value in schedules.flat(tree) if value is not None}

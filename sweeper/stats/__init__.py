@@ -1,6 +1,6 @@
 """Is there a winner at all: paired comparisons of runs, and the rule that crowns one configuration or none.
 
-Plain rows in, plain rows out. All scores are mAP50-95 in [0, 1] (any "larger is better" number works), all
+Plain rows in, plain rows out. A score is the sweep's objective, in [0, 1] (any "larger is better" number works), all
 differences are candidate minus baseline on the same seed, all tests are two-sided.
 
 The rule. A candidate wins against the best baseline when, on at least 4 fresh paired seeds,

@@ -12,7 +12,6 @@ from .learned import learned, nothing_learned
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed
 from .rows import ASSUMED_SIGMA, Row, Spread, scores_by_seed, spread
 
-SCORE = "mAP50-95"
 CLAIM = 0.004  # the source article's own difference: what a design should be able to see
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
 
@@ -24,11 +23,14 @@ class Candidate:
     ``p_holm`` and ``p_flip_holm`` are adjusted over all confirmed candidates (None: not judged yet, ``reason`` says
     why); ``mde`` is what these pairs would have seen with 80 % power at Holm's first, strictest level;
     ``low_family``, ``high_family`` is the interval at that level (they hold for all candidates together), ``pairs`` has
-    the plain one. ``search`` is the score of the search run, for the record only: it was selected for being high.
+    the plain one. ``label`` says what it is, ``title`` is how sentences call it, and its runs
+    share the ``name``. ``search`` is the score of the search run, for the record only: it was selected for being high.
     """
 
     trial: int
     name: str
+    label: str
+    title: str
     score: float | None
     search: float | None
     pairs: Paired | None
@@ -50,7 +52,7 @@ class Answer:
     """What ``pick`` says; ``winner`` is None unless the rule crowned one, ``sentence`` says it in one line.
 
     ``candidates``: the confirmed configurations, best first. ``ranking``: every usable configuration, confirmed ones
-    first, as dicts with trial, name, params, mAP50-95 (mean of the confirmation runs, else the search run), run_id,
+    first, as dicts with trial, name, label, params, score (mean of the confirmation runs, else the search run), run_id,
     stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
     ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
     with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
@@ -75,12 +77,13 @@ class Answer:
     learned: bool
     failures: Failures
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, numbers and None, as JSON wants them; scores are called mAP50-95."""
+    def to_dict(self, score: str = "score") -> dict[str, Any]:
+        """Plain dicts, lists, numbers and None, as JSON wants them; ``score`` is the key of the scores in them."""
         data = asdict(self)
-        for candidate in (data["winner"], *data["candidates"]):
-            if candidate is not None:
-                candidate[SCORE] = candidate.pop("score")
+        for one in (data["winner"], data["baseline"], *(data[key] for key in ("candidates", "ranking", "baselines"))):
+            for entry in one if isinstance(one, list | tuple) else [one]:
+                if entry is not None:
+                    entry[score] = entry.pop("score")
         data["failures"] = self.failures.to_dict()
         plain: dict[str, Any] = _plain(data)
         return plain
@@ -93,14 +96,16 @@ def choose(
     alpha: float = 0.05,
     equivalence: float = 0.002,
     assumed_sigma: float = ASSUMED_SIGMA,
+    objective: str = "score",
 ) -> Answer:
     """The winner among the confirmed candidates, or the reason why there is none.
 
     ``rows``: all runs of a sweep, unfinished ones included (score None): a candidate wins only once all confirmation
     runs of its own and of the baselines are over, so looking in between does not multiply the chances. ``baselines``:
-    names. Pairs are confirmation runs of a candidate with runs of the best baseline on the same seed; a seed on which
-    the search saw the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
-    on that seed, never wins. Rows of stage ``control`` play no part. ConfigError for a row without the needed fields.
+    names; ``objective``: what the sentence calls the score. Pairs are confirmation runs of a candidate with runs of the
+    best baseline on the same seed; a seed on which the search saw the candidate is not fresh and makes no pair. A
+    configuration with a confounded run, and no clean run on that seed, never wins. Rows of stage ``control`` play no
+    part. ConfigError for a row without the needed fields.
     """
     everything = [row for row in map(Row.of, rows) if row.stage != "control"]
     names = list(dict.fromkeys(baselines))
@@ -156,12 +161,20 @@ def choose(
         learned=any_learned,
         failures=failures(everything),
     )
-    return replace(answer, sentence=_sentence(answer) if any_learned else nothing_learned(judged, SCORE))
+    sentence = _sentence(answer, objective) if any_learned else nothing_learned(judged, objective)
+    return replace(answer, sentence=sentence)
 
 
 def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
     why = reason or row.confounder or ("not finished" if row.unfinished else "score is not a number")
-    return {"trial": row.trial, "name": row.name, "stage": row.stage, "seed": row.seed, "reason": why}
+    return {
+        "trial": row.trial,
+        "name": row.name,
+        "label": row.label,
+        "stage": row.stage,
+        "seed": row.seed,
+        "reason": why,
+    }
 
 
 def _best_baseline(
@@ -189,7 +202,8 @@ def _baseline(rows: list[Row], name: str, scores: Mapping[int, float]) -> dict[s
     return {
         "trial": own[0].trial,
         "name": name,
-        SCORE: float(np.mean(values)),
+        "label": own[0].label,
+        "score": float(np.mean(values)),
         "sigma": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "n": len(values),
         "params": dict(own[0].params),
@@ -212,6 +226,8 @@ def _candidate(
     return Candidate(
         trial=first.trial,
         name=first.name,
+        label=first.label,
+        title=first.title,
         score=float(np.mean(list(scores.values()))) if scores else None,
         search=search.score if search else None,
         pairs=pairs,
@@ -282,8 +298,15 @@ def _noise_of(compared: Sequence[Paired]) -> Spread:
 
 def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tuple[dict[str, Any], ...]:
     def entry(thing: Candidate | Row, stage: str, n: int) -> dict[str, Any]:
-        head = {"trial": thing.trial, "name": thing.name, "params": dict(thing.params), SCORE: thing.score}
-        return {**head, "run_id": thing.run_id, "stage": stage, "n": n, "facts": dict(thing.facts)}
+        head = {"trial": thing.trial, "name": thing.name, "label": thing.label, "params": dict(thing.params)}
+        return {
+            **head,
+            "score": thing.score,
+            "run_id": thing.run_id,
+            "stage": stage,
+            "n": n,
+            "facts": dict(thing.facts),
+        }
 
     done = [entry(c, "confirm", c.pairs.n) for c in candidates if c.pairs]
     confirmed = {e["name"] for e in done}
@@ -291,14 +314,14 @@ def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tu
     return tuple(done + [entry(row, "search", 1) for row in rest])
 
 
-def _sentence(answer: Answer) -> str:
+def _sentence(answer: Answer, objective: str) -> str:
     noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
     need = f"{CLAIM:+.3f} would need {answer.needed} pairs (s_d {noise.s_d:.4f}, {noise.source})"
     if answer.failures.every:
         return answer.failures.sentence
     if answer.winner and (p := answer.winner.pairs):
         return (
-            f"winner: {answer.winner.name}, {p.mean:+.4f} {SCORE} over {name} ({1 - answer.alpha:.0%} interval "
+            f"winner: {answer.winner.title}, {p.mean:+.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
             f"{p.low:+.4f} to {p.high:+.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
             f"{len(answer.candidates)}, {answer.tried} configurations tried)"
         )
@@ -312,8 +335,8 @@ def _sentence(answer: Answer) -> str:
         return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):
-        return f"no winner yet: {best.name}: {best.reason}; {need}"
-    gap = f"; the best was {best.name} at {best.pairs.mean:+.4f}: {best.reason}" if best.pairs else ""
+        return f"no winner yet: {best.title}: {best.reason}; {need}"
+    gap = f"; the best was {best.title} at {best.pairs.mean:+.4f}: {best.reason}" if best.pairs else ""
     return (
         f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
         f"{answer.detectable:+.4f} over {name} with 80 % power{gap}"

@@ -21,7 +21,7 @@ class Row:
     ``stage`` is baseline, search, confirm or control; ``score`` the objective (None: not finished); ``confounder`` the
     reason why this run must not be compared (None: none), ``failed`` whether it ended with an error; ``highest`` the
     best score of any of its epochs (None: not known); ``facts`` whatever belongs beside it in a table (peak, final LR,
-    integral).
+    integral). ``label`` says in a few words what the configuration is.
     """
 
     trial: int
@@ -35,6 +35,12 @@ class Row:
     facts: Mapping[str, Any] = field(default_factory=dict)
     failed: bool = False
     highest: float | None = None
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """How a sentence calls the configuration: by its trial and its label, or by its name without one."""
+        return f"trial {self.trial} ({self.label})" if self.label else self.name
 
     @classmethod
     def of(cls, row: "Row | Mapping[str, Any]") -> "Row":

@@ -24,6 +24,7 @@ REFUSED = "sweeper.refused"  # the last record that the server would not take, a
 DAMAGED = "sweeper.damaged"  # journal lines that could not be read (a failing disk)
 MAKING = "sweeper.making"  # of the experiment, while somebody makes a run in it
 VIEW = "sweeper.view"  # place of the run in the prepared view, "001" is first
+FACT = "trace/"  # begins the params that are facts of the LR trace; no schedule's parameter has a slash
 PARENT = "mlflow.parentRunId"
 COLOR = "mlflow.runColor"
 EXPERIMENT_KIND = "mlflow.experimentKind"
@@ -69,6 +70,23 @@ def check(what: str, name: str) -> str:
             f"{what} {name!r:.300}: MLflow takes letters, digits and _ - . : / and space, up to 250; rename it"
         )
     return name
+
+
+def params(schedule: Mapping[str, str], facts: Mapping[str, object], seed: int | None) -> dict[str, object]:
+    """A trial's params: its schedule's parameters under their own names, ``trace/NAME`` for each fact, and the seed.
+
+    TrackingError where a parameter of the schedule has the name of one of the others: it would be lost.
+
+    >>> params({"family": "cawb", "steps": "[20]"}, {"steps": 220}, 0)
+    {'family': 'cawb', 'steps': '[20]', 'trace/steps': 220, 'seed': 0}
+    """
+    ours: dict[str, object] = {f"{FACT}{name}": value for name, value in facts.items()} | {"seed": seed}
+    for name in schedule:
+        if name in ours or name.startswith(FACT):
+            raise TrackingError(
+                f"param {name!r} of a schedule: the run says something else by it; rename the parameter"
+            )
+    return {**schedule, **{name: value for name, value in ours.items() if value is not None}}
 
 
 def cut(values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:

@@ -1,4 +1,4 @@
-"""The prepared view: one link on which MLflow shows learning rate beside mAP, without a click.
+"""The prepared view: one link on which MLflow shows learning rate beside the objective, without a click.
 
 MLflow 3 keeps a shared view in an experiment tag, undocumented and in an encoding that depends on its version. Where
 that is not understood, the link goes to MLflow's plain metric page, whose whole state is in its address.
@@ -18,11 +18,32 @@ from sweeper.tracking import names
 from sweeper.tracking.connection import Refused
 from sweeper.tracking.tracker import Tracker
 
-LR, LR_RELATIVE, MAP, BEST = "curve/lr", "curve/lr_rel", "curve/mAP50-95", "best/mAP50-95"
+LR, LR_RELATIVE = "curve/lr", "curve/lr_rel"
+COLUMNS = 4  # parameters beside the objective in MLflow's table of runs
 
 _TAG = "mlflow.sharedViewState."
 _FIRST, _WRAPPED = (3, 0), (3, 15)  # versions: the first that reads a tag so, and from which it is wrapped in JSON
 _BELOW = (4, 0)  # nobody has looked at later ones
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is drawn: an ``objective`` by its name, whose value at an epoch is ``metric``; params of the runs.
+
+    ``facts``: params that every trial has. ``searched``: those that proposals of ``family`` have; other families' runs
+    lack some of them, and MLflow leaves out of a chart whatever lacks one of its axes.
+    """
+
+    objective: str
+    metric: str
+    facts: Sequence[str] = ()
+    family: str = ""
+    searched: Sequence[str] = ()
+
+    @property
+    def best(self) -> str:
+        """The metric with the best value that a run has reached."""
+        return f"best/{self.objective}"
 
 
 @dataclass(frozen=True)
@@ -42,16 +63,15 @@ class View:
         return base_url.rstrip("/") + self.path
 
 
-def publish(tracker: Tracker, params: Sequence[str], best: Sequence[str] = (), name: str = "LR beside mAP") -> View:
+def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), name: str = "LR beside mAP") -> View:
     """Prepare the view of the sweep's experiment; doing it again updates it.
 
-    ``params``: schedule parameters for the chart against mAP; those that a run lacks or that never vary are left
-    out, because MLflow would drop the run. ``best``: ids of the runs whose lines are shown, best trials and
-    baselines; filled up to 10 (if more are given, to 20) with the next best by ``best/mAP50-95``. TrackingError if
-    the server is away.
+    ``axes``: what is drawn; params that a run lacks or that never vary are left out, because MLflow would drop the
+    run. ``best``: ids of the runs whose lines are shown, best trials and baselines; filled up to 10 (if more are
+    given, to 20) with the next best by the objective. TrackingError if the server is away.
     """
     runs = tracker.runs()
-    shown = _shown(runs, best)
+    shown = _shown(runs, best, axes)
     places = {run_id: f"{i:03d}" for i, run_id in enumerate(shown, 1)}
     for run in runs:  # the view is sorted by this tag, and MLflow draws the first runs; those without it come last
         place, was = places.get(run["run_id"]), run["tags"].get(names.VIEW)
@@ -62,8 +82,10 @@ def publish(tracker: Tracker, params: Sequence[str], best: Sequence[str] = (), n
     version = tracker.server.version()
     experiment = tracker.server.experiment_id()
     if not _FIRST <= _numbers(version) < _BELOW:
-        return _plain(experiment, shown, f"MLflow {version} cannot take a prepared view: this is its plain metric page")
-    state = _state(runs, params, len(shown))
+        return _plain(
+            experiment, shown, axes, f"MLflow {version} cannot take a prepared view: this is its plain metric page"
+        )
+    state = _state(runs, axes, len(shown))
     key = hashlib.sha256(f"{tracker.experiment}\n{name}".encode()).hexdigest()[:32]
     old = tracker.server.experiment_tags().get(_TAG + key)
     value = _encoded(state, name, version, old)
@@ -72,42 +94,51 @@ def publish(tracker: Tracker, params: Sequence[str], best: Sequence[str] = (), n
             raise Refused("too long")
         tracker.server.set_experiment_tag(_TAG + key, value)
     except Refused:
-        return _plain(experiment, shown, "this MLflow refused the prepared view: this is its plain metric page")
+        return _plain(experiment, shown, axes, "this MLflow refused the prepared view: this is its plain metric page")
     query = f"viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
     return View(f"/#/experiments/{experiment}/runs?{query}", tuple(shown))
 
 
-def _shown(runs: list[dict[str, Any]], best: Sequence[str]) -> list[str]:
+def _shown(runs: list[dict[str, Any]], best: Sequence[str], axes: Axes) -> list[str]:
     """The given runs that exist, then the next best, up to the number that MLflow can be told to show."""
     there = {run["run_id"] for run in runs}
     given = list(dict.fromkeys(run_id for run_id in best if run_id in there))
-    rest = sorted(runs, key=lambda run: -run["metrics"].get(BEST, run["metrics"].get(MAP, -1.0)))
+    rest = sorted(runs, key=lambda run: -run["metrics"].get(axes.best, run["metrics"].get(axes.metric, -1.0)))
     more = [run["run_id"] for run in rest if run["run_id"] not in given]
     return [*given, *more][: 10 if len(given) <= 10 else 20]
 
 
-def _state(runs: list[dict[str, Any]], params: Sequence[str], shown: int) -> dict[str, Any]:
-    section = "sweeper-view"
+def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]:
+    section, objective = "sweeper-view", axes.objective
     charts = [
         _line("sweeper-lr", section, "Learning rate", [LR]),
-        _line("sweeper-map", section, "mAP50-95", [MAP]),
-        _line("sweeper-lr-over-map", section, "Learning rate (of its peak) over mAP50-95", [LR_RELATIVE, MAP]),
+        _line("sweeper-map", section, objective, [axes.metric]),
+        _line(
+            "sweeper-lr-over-map", section, f"Learning rate (of its peak) over {objective}", [LR_RELATIVE, axes.metric]
+        ),
     ]
-    finished = [run for run in runs if BEST in run["metrics"]]
-    useful = [
-        param
-        for param in params
-        if all(param in run["params"] for run in finished) and len({run["params"][param] for run in finished}) > 1
-    ]
-    if useful:
-        charts.append(
-            _card("PARALLEL", "sweeper-parameters", section, "Schedule parameters and best mAP50-95")
-            | {"selectedParams": useful, "selectedMetrics": [BEST], "showAllRuns": True}
-        )
+    finished = [run for run in runs if axes.best in run["metrics"]]
+    proposed = [run for run in finished if run["tags"].get(names.FAMILY) == axes.family]
+    for uuid, title, params, drawn in (
+        ("sweeper-searched", f"What was searched ({axes.family}) and best {objective}", axes.searched, proposed),
+        ("sweeper-parameters", f"All schedules and best {objective}", axes.facts, finished),
+    ):
+        if useful := _varying(params, drawn):
+            charts.append(
+                _card("PARALLEL", uuid, section, title)
+                | {"selectedParams": useful, "selectedMetrics": [axes.best], "showAllRuns": True}
+            )
+    columns = [f"params.`{param}`" for param in (*axes.searched, *axes.facts)][:COLUMNS]
     # MLflow adds a chart for every other metric in a section of its prefix: they wait folded.
     prefixes = sorted({key.rpartition("/")[0] for run in runs for key in run["metrics"]} - {""})
     sections = [
-        {"uuid": section, "name": "Learning rate beside mAP", "display": True, "columns": 2, "cardHeight": 340},
+        {
+            "uuid": section,
+            "name": f"Learning rate beside {objective}",
+            "display": True,
+            "columns": 2,
+            "cardHeight": 340,
+        },
         *({"uuid": f"sweeper-{prefix}", "name": prefix, "display": False} for prefix in prefixes),
     ]
     return {
@@ -118,7 +149,7 @@ def _state(runs: list[dict[str, Any]], params: Sequence[str], shown: int) -> dic
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"metrics.`{BEST}`", f"params.`{params[0]}`" if params else "attributes.`Source`"],
+        "selectedColumns": [f"metrics.`{axes.best}`", *(columns or ["attributes.`Source`"])],
         "columnOrder": [],
         "columnWidths": {},
         "runsExpanded": {},
@@ -140,6 +171,12 @@ def _state(runs: list[dict[str, Any]], params: Sequence[str], shown: int) -> dic
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
+
+
+def _varying(params: Sequence[str], runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Those of ``params`` that all of ``runs`` have, with more than one value among them."""
+    values = {param: [run["params"].get(param) for run in runs] for param in params}
+    return [param for param, found in values.items() if None not in found and len(set(found)) > 1]
 
 
 def _card(kind: str, uuid: str, section: str, title: str) -> dict[str, Any]:
@@ -186,13 +223,13 @@ def _encoded(state: dict[str, Any], name: str, version: str, old: str | None) ->
     return json.dumps({"name": name, "createdAt": created, "updatedAt": now, "state": packed})
 
 
-def _plain(experiment: str, shown: list[str], note: str) -> View:
+def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
     """MLflow's metric page (there since 1.x): its whole state is in its address."""
     query = {
         "runs": json.dumps(shown),
         "metric": json.dumps(LR),
         "experiments": json.dumps([experiment]),
-        "plot_metric_keys": json.dumps([LR_RELATIVE, MAP]),
+        "plot_metric_keys": json.dumps([LR_RELATIVE, axes.metric]),
         "plot_layout": json.dumps({"autosize": True, "xaxis": {}, "yaxis": {}}),
         "x_axis": "step",
         "y_axis_scale": "linear",

@@ -7,7 +7,7 @@ from typing import Any
 from sweeper import escape, evidence, measures, prune, report
 from sweeper.config import Recipe
 from sweeper.known import Known
-from sweeper.schedules import Trace
+from sweeper.schedules import Trace, words
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
@@ -39,15 +39,16 @@ class Telling:
             near = self._known.near(slot, spec)
             if near is not None and near.near:
                 say.info("trial %d: like trial %d, %.1f %% of its LR", slot.number, near.trial, 100 * near.distance)
-        return {**spec, **facts}
+        return names.params(words(spec), facts, slot.seed)
 
     def log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
         """The trial's run in MLflow; with ``attrs`` and ``trace``, its params and the table and picture of its LR."""
         schedule = slot.schedule or {}
+        called = self._service.sweep.label(schedule) if schedule else slot.attrs.get("name", "no schedule yet")
         log = self._service.tracker.trial(
             slot.number,
             slot.attempt,
-            name=f"{slot.number:03d} {slot.attrs.get('name') or schedule.get('family', 'trial')}",
+            name=f"{slot.number:03d} {called}" + (f" seed={slot.seed}" if slot.stage == "confirm" else ""),
             tags={
                 names.STAGE: slot.stage,
                 names.FAMILY: schedule.get("family", "none"),
@@ -56,7 +57,7 @@ class Telling:
             },
         )
         if attrs is not None:
-            log.params({key: value for key, value in attrs.items() if value is not None} | {"seed": slot.seed})
+            log.params(attrs)
         if trace is not None and not slot.values:  # once is enough: they are the same in every attempt
             log.artifact("trace/lr.parquet", report.trace_table(trace))
             log.artifact("trace/lr.png", report.plot_traces({f"trial {slot.number}": trace}))
