@@ -53,7 +53,7 @@ def written(folder: Path, **changes: Any) -> Path:
         "name": "shown", "data": "data/data.yaml", "model": "yolo11n.yaml", "epochs": EPOCHS, "imgsz": 64, "batch": 8,
         "nbs": 8, "lr0": 0.02, "trials": 6, "baselines": [{"family": "yolo_linear", "warmup": "1ep"}, "yolo_cosine"],
         "sampler": "random",
-        "lease_s": 1e6,
+        "lease_s": 600_000,
         "search": {"family": "cawb", "restarts": {"min": 1, "max": 2, "every": 2, "distance": 4, "first": 4},
                    "step_scale": {"per": "cycle", "choices": [0.5, 0.7, 1.0]}, "horizon": "end", "floor": 0.05,
                    "decay": ["cosine", "linear"], "warmup": "2ep"},
