@@ -5,8 +5,9 @@
     python benchmarks/search.py --only pruners   # or: budget, encodings
     python benchmarks/search.py --jobs 2         # seeds side by side
 
-Real are: the space of `sweeper init`'s sweep file, `sweeper.search`, Optuna's samplers and pruners, prefix keys, the
-pruning rule. Simulated is the training, benchmarks/landscape.py. Counts of epochs are exact; mAP is a toy's.
+Real are: the space of `sweeper init`'s sweep file (without its trunk), `sweeper.search`, Optuna's samplers and pruners,
+prefix keys, the pruning rule. Simulated is the training, benchmarks/landscape.py. Counts of epochs are exact; mAP is a
+toy's.
 """
 
 import argparse
@@ -34,7 +35,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 warnings.simplefilter("ignore", UserWarning)
 
-DEFAULT = Sweep.load(Path(sweeper.cli.__file__).parent / "sweep.yaml")
+# without its trunk: no baseline is trained here
+DEFAULT = Sweep.load(Path(sweeper.cli.__file__).parent / "sweep.yaml", ["search.trunk=null", "search.warmup=3ep"])
 SCALES = [0.5, 0.7, 1.0]
 Propose = Callable[[Any], dict[str, Any]]  # suggest -> spec
 Make = Callable[[int, int], optuna.samplers.BaseSampler]  # trial, attempt -> sampler

@@ -429,7 +429,7 @@ def test_the_template_uses_the_space_made_for_sharing() -> None:
     params = sweep.search.params
     assert params["horizon"].value == "end"
     assert not params["decay"].searched
-    assert not params["warmup"].searched
+    assert sweep.search.trunk == "yolo_linear"
     assert sweep.search.restarts is not None
     assert sweep.search.restarts.every == 10
 

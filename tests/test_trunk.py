@@ -196,7 +196,7 @@ def test_plan_warns_where_proposals_begin_otherwise(tmp_path: Path) -> None:
     found, printed = plan(tmp_path, plain)
     assert found["share_of_baselines"] == 0
     assert found["begin_otherwise"] == {"yolo_linear": 8, "yolo_cosine": 8}
-    assert "8 of 8 proposals begin otherwise than yolo_linear, yolo_cosine" in printed
+    assert "of 8 proposals 8 begin otherwise than yolo_linear, yolo_cosine" in printed
     assert "search.trunk: yolo_linear makes the proposals branches of it" in printed
     trained, printed = plan(tmp_path, {**plain, "warmup_kind": "trainer"})
     assert set(trained["begin_otherwise"].values()) == {0}

@@ -67,8 +67,8 @@ def _beside_baselines(found: Mapping[str, Any]) -> Iterator[str]:
     for count in sorted({count for count in found["begin_otherwise"].values() if count}, reverse=True):
         names = ", ".join(name for name, other in found["begin_otherwise"].items() if other == count)
         yield (
-            f"warning    {count} of {found['drawn']} proposals begin otherwise than {names} (warm-up of LR, bias or "
-            "momentum): pairing them on the same seeds buys nothing"
+            f"warning    of {found['drawn']} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
+            "(warm-up of LR, bias or momentum): pairing them on the same seeds buys nothing"
         )
     otherwise = [name for name, count in found["begin_otherwise"].items() if count]
     if found["trunk"] is None and len(otherwise) == len(found["begin_otherwise"]):
