@@ -54,8 +54,16 @@ def test_the_command_prints_the_trunk_to_the_last_digit_and_then_the_jump() -> N
     assert shown["groups"]["bias"][:20] == trunk["groups"]["bias"][:20]
     assert shown["momentum"] == trunk["momentum"]
     assert [(jump["step"], jump["kind"]) for jump in shown["jumps"]] == [(260, "restart")]
+    assert shown["begins"] == 260
     assert shown["lr"][20][0] == 0.01
     assert shown["groups"]["bias"][20:] == shown["lr"][20:] != trunk["lr"][20:]
+
+
+def test_the_table_says_where_the_branch_leaves_its_trunk() -> None:
+    run = ["trace", "cawb", "lr=0.01", "trunk=yolo_linear", "--epochs", "40", "--steps-per-epoch", "13"]
+    assert "a branch of yolo_linear: never leaves it" in CliRunner().invoke(app, run).stdout
+    branched = CliRunner().invoke(app, [*run, "steps=[20]"]).stdout
+    assert "a branch of yolo_linear: leaves it at step 260 (epoch 20)" in branched
 
 
 def test_cawbs_cycles_are_those_that_follow_a_first_one() -> None:

@@ -31,11 +31,12 @@ MAX_SHOWN = 5_000_000  # steps; each column of as many takes seconds
 
 
 class Shown(NamedTuple):
-    """A schedule with the name it is shown under, and its trace."""
+    """A schedule with the name it is shown under, its trace, and the step at which it leaves its trunk, if it does."""
 
     name: str
     schedule: Schedule
     trace: Trace
+    begins: int | None
 
 
 def register(parent: typer.Typer) -> None:
@@ -67,7 +68,7 @@ def trace(
         for made in read(words):
             name = made.family
             count = sum(other.schedule.family == name for other in shown)
-            shown.append(Shown(f"{name} {count + 1}" if count else name, made, made.trace(time)))
+            shown.append(Shown(f"{name} {count + 1}" if count else name, made, made.trace(time), made.begins(time)))
     if plot is not None:
         _draw(shown, plot)
     if as_json:
@@ -173,6 +174,8 @@ def _described(one: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:
         described["groups"] = {name: nested(name) for name in names}
     if made.momentum is not None:
         described["momentum"] = made.momentum.reshape(made.epochs, -1).tolist()
+    if schedule.trunk is not None:
+        described["begins"] = one.begins
     if made is not first:
         described["common_prefix"] = first.common_prefix(made)
     return described
@@ -208,6 +211,9 @@ def _table(one: Shown) -> str:
         first, last = made.lr[epoch * unit], made.lr[(epoch + 1) * unit - 1]
         note = f"  {jumps[epoch].kind} x{jumps[epoch].ratio:.4g} at step {jumps[epoch].step}" if epoch in jumps else ""
         lines.append(f"{epoch:>7} {first:>12.6g} {last:>12.6g}{note}")
+    if one.schedule.trunk is not None:
+        at = "never leaves it" if one.begins is None else f"leaves it at step {one.begins} (epoch {one.begins // unit})"
+        lines.append(f"a branch of {one.schedule.trunk.family}: {at}")
     facts = ", ".join(f"{name} {value:.6g}" for name, value in made.facts().items())
     return "\n".join([*lines, facts, f"digest {made.digest}", ""])
 
