@@ -285,6 +285,36 @@ def test_what_cannot_be_proposed_is_refused_before_it_is(space: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "restarts", "warmup", "says"),
+    [
+        (
+            3,
+            {"every": 10},
+            None,
+            "a run of 3 epochs is too short for a restart from epoch 10 on that is 10 epochs (distance) before the end; "
+            "expected at least 20 epochs or a smaller distance",
+        ),
+        (15, {"every": 10, "max": 1}, None, "a run of 15 epochs is too short for a restart from epoch 10 on"),
+        (9, {"first": 7, "distance": 4}, None, "too short for a restart from epoch 7 on that is 4 epochs (distance)"),
+        (10, {"first": 12}, "2ep", "first 12 does not lie inside the run; expected 3 (after the warm-up) to 9"),
+        (10, {"last": 10}, None, "last 10 does not lie inside the run; expected 1 (after the warm-up) to 9"),
+        (10, {"last": 2}, "3ep", "last 2 is not after the warm-up; expected epoch 4 or later"),
+        (10, {"first": 6, "last": 5}, None, "first 6 is after last 5; expected a last of 6 or more"),
+        (4, {}, "4ep", "the warm-up leaves no epoch of 4 for a restart; expected a shorter warm-up or a longer run"),
+    ],
+)
+def test_restarts_for_which_the_run_has_no_place_are_refused_in_numbers_that_can_be(
+    epochs: int, restarts: dict[str, int], warmup: str | None, says: str
+) -> None:
+    """Each limit that is named is one that a file may have, and no range runs backwards."""
+    space = {"family": "cawb", "restarts": restarts, "horizon": "end"} | ({"warmup": warmup} if warmup else {})
+    with pytest.raises(ConfigError) as caught:
+        search.check(build(space, epochs=epochs))
+    assert says in str(caught.value)
+    assert " -" not in str(caught.value)
+
+
 def test_a_grid_needs_a_step() -> None:
     space = {**SPACE, "decay": [{"cosine": {"power": {"low": 0.5, "high": 2}}}]}
     with pytest.raises(ConfigError, match="no step"):

@@ -147,24 +147,9 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
     search, restarts = sweep.search, sweep.search.restarts
     if restarts is None:
         return []
-    epochs, every = sweep.epochs, restarts.every
+    every = restarts.every
     earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29, not 28.999999999999996
-    whose = "warm-up" if search.trunk is None else "trunk's warm-up"
-    first = restarts.first
-    if first is None:
-        behind = max(earliest - restarts.distance, 0)
-        first = restarts.distance + -(-behind // every) * every
-    elif first < earliest:
-        raise ConfigError(
-            f"search.restarts: first {first} is not after the {whose}; expected epoch {earliest} or later, "
-            "or a shorter warm-up"
-        )
-    last = restarts.last if restarts.last is not None else epochs - restarts.distance
-    if last >= epochs or first >= epochs:
-        raise ConfigError(
-            f"search.restarts: first {first} to last {last} does not lie inside the run; expected {earliest} "
-            f"(after the {whose}) to {epochs - 1}"
-        )
+    first, last = _first_and_last(restarts, sweep.epochs, earliest, "the " if search.trunk is None else "the trunk's ")
     grid = range(first, last + 1, every)
     if not len(grid) or (restarts.max - 1) * _gap(restarts) > grid[-1] - first:
         raise ConfigError(
@@ -173,6 +158,41 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
         )
     edges = [round(len(grid) * slot / restarts.max) for slot in range(restarts.max + 1)]
     return [grid[low:high] for low, high in pairwise(edges)]
+
+
+def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) -> tuple[int, int]:
+    """The first and the last epoch at which a restart may come in a run of ``epochs``, of which ``earliest`` is the
+    first after the warm-up. Raises ConfigError if there is no such epoch."""
+    if earliest >= epochs:
+        raise ConfigError(
+            f"search.restarts: {whose}warm-up leaves no epoch of {epochs} for a restart; expected a shorter warm-up or "
+            "a longer run"
+        )
+    for name, epoch in (("first", restarts.first), ("last", restarts.last)):
+        if epoch is not None and epoch < earliest:
+            raise ConfigError(
+                f"search.restarts: {name} {epoch} is not after {whose}warm-up; expected epoch {earliest} or later, "
+                "or a shorter warm-up"
+            )
+        if epoch is not None and epoch >= epochs:
+            raise ConfigError(
+                f"search.restarts: {name} {epoch} does not lie inside the run; expected {earliest} (after {whose}"
+                f"warm-up) to {epochs - 1}"
+            )
+    first = restarts.first
+    if first is None:
+        behind = max(earliest - restarts.distance, 0)
+        first = restarts.distance + -(-behind // restarts.every) * restarts.every
+    last = restarts.last if restarts.last is not None else epochs - restarts.distance
+    if first > last and restarts.last is None:
+        raise ConfigError(
+            f"search.restarts: a run of {epochs} epochs is too short for a restart from epoch {first} on that is "
+            f"{restarts.distance} epochs (distance) before the end; expected at least {first + restarts.distance} "
+            "epochs or a smaller distance"
+        )
+    if first > last:
+        raise ConfigError(f"search.restarts: first {first} is after last {last}; expected a last of {first} or more")
+    return first, last
 
 
 def parts(sweep: Sweep, time: TimeBase) -> set[int]:
