@@ -28,6 +28,13 @@ def test_the_optuna_command_line_reads_the_study(shown: Service) -> None:
     command = [OPTUNA, "best-trial", "--study-name", "shown", "--storage", shown.place.database, "-f", "json"]
     best = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert best["number"] == max((row for row in rows if row.value is not None), key=lambda row: row.value or 0).number
+    assert rows[best["number"]].stage == "confirm", "one lucky seed: the docs say what to use instead"
+    winner = shown.pick().winner
+    assert winner is not None
+    assert winner.trial != best["number"]
+    assert rows[winner.trial].stage == "search"
+    docs = (Path(__file__).resolve().parents[1] / "docs" / "seeing.md").read_text()
+    assert not [line for line in docs.splitlines() if line.startswith("optuna best-trial")]
 
 
 def test_optuna_dashboard_shows_the_study(shown: Service) -> None:

@@ -292,8 +292,8 @@ def test_what_cannot_be_proposed_is_refused_before_it_is(space: dict[str, Any], 
             3,
             {"every": 10},
             None,
-            "a run of 3 epochs is too short for a restart from epoch 10 on that is 10 epochs (distance) before the end; "
-            "expected at least 20 epochs or a smaller distance",
+            "a run of 3 epochs is too short for a restart from epoch 10 on that is 10 epochs (distance) before the "
+            "end; expected at least 20 epochs or a smaller distance",
         ),
         (15, {"every": 10, "max": 1}, None, "a run of 15 epochs is too short for a restart from epoch 10 on"),
         (9, {"first": 7, "distance": 4}, None, "too short for a restart from epoch 7 on that is 4 epochs (distance)"),

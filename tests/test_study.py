@@ -390,8 +390,7 @@ def test_a_trial_told_by_somebody_else_is_finished(url: str) -> None:
         slot.set("note", "late")
     slot.give_back()
     assert claim(study).number == 1
-    assert study.best is not None
-    assert study.best.value == 0.75
+    assert [(row.state, row.value) for row in study.rows()] == [("COMPLETE", 0.75), ("RUNNING", None)]
 
 
 def test_optunas_command_line_reads_the_study(tmp_path: Any) -> None:
@@ -602,14 +601,11 @@ def test_a_finished_twin_is_found(url: str) -> None:
     assert study.find("t", 7, "other") is None
 
 
-def test_the_best_is_the_first_of_the_highest(url: str) -> None:
-    study = launch(url, 4)
-    assert study.best is None
-    for value in (0.25, 0.75, 0.75, 0.5):
-        finish(study, value)
-    assert study.best is not None
-    assert (study.best.number, study.best.value) == (1, 0.75)
-    assert study.best.seconds is not None
+def test_a_finished_trial_says_how_long_it_took(url: str) -> None:
+    study = launch(url, 1)
+    assert study.rows()[0].seconds is None
+    finish(study, 0.25)
+    assert study.rows()[0].seconds is not None
 
 
 def test_workers_are_known_by_their_last_word(url: str) -> None:

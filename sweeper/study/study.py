@@ -183,15 +183,6 @@ class Study:
                 counts[trial.state.name.lower()] += 1
         return {**counts, "foreign": len(trials) - len(ours), "total": len(ours)}
 
-    @property
-    def best(self) -> TrialRow | None:
-        """The COMPLETE trial with the highest value, the first of equals."""
-        complete = [trial for trial in self._trials() if trial.state is TrialState.COMPLETE]
-        if not complete:
-            return None
-        trial = max(complete, key=lambda trial: (trial.values[0], -trial.number))
-        return _row(trial, self._queue.rows().get(trial.number))
-
     def importance(self) -> tuple[dict[str, float], int]:
         """Parameter -> share in getting among the best, and of how many trials; see :func:`importance`."""
         return importance(self._trials())
