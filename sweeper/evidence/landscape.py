@@ -73,8 +73,8 @@ def measure(
     child: TrainingProcess,
     recipe: Recipe,
     trace: Trace,
-    state: Callable[[int], bytes],
-    other: Callable[[], bytes],
+    state: Callable[[int], bytes | None],
+    other: Callable[[], bytes | None],
     *,
     start: int,
     end: int,
@@ -83,7 +83,8 @@ def measure(
 ) -> Landscape:
     """The landscape between epochs ``start`` (the state before the restart) and ``end`` (that of its cycle's end).
 
-    ``state(epoch)``: the run's snapshot after so many epochs; ``other()``: that of an independent seed after ``end``.
+    ``state(epoch)``: the run's snapshot after so many epochs, None for the untrained one, before a restart in the first
+    epoch; ``other()``: that of an independent seed after ``end``.
     ``beat`` is called between losses and may raise to stop. Where the straight line already shows that nothing was
     crossed the way is not walked: the path barrier can only be lower.
     """
@@ -93,7 +94,7 @@ def measure(
     tail = escape.quench(trace, trace.epochs, epochs=2)
     spent = {"losses": 0, "quenches": 0}
 
-    def quenched(state: bytes, order: int = 0) -> Weights:
+    def quenched(state: bytes | None, order: int = 0) -> Weights:
         beat()
         spent["quenches"] += 1
         return child.quench(recipe, tail, epoch=trace.epochs + order, steps=steps, state=state)
@@ -139,17 +140,23 @@ def _weights(arrays: Weights) -> Weights:
 
 
 def states(
-    store: Store, child: TrainingProcess, recipe: Recipe, trace: Trace, keys: Sequence[str]
-) -> Callable[[int], bytes]:
+    store: Store,
+    child: TrainingProcess,
+    recipe: Recipe,
+    trace: Trace,
+    keys: Sequence[str],
+    beat: Callable[[], None] = lambda: None,
+) -> Callable[[int], bytes | None]:
     """Gives a run's snapshot after so many epochs: from the store, or trained again where it was evicted.
 
-    Trained again from the deepest one there is, which may be the one given last: ask for them in ascending order.
+    After 0 epochs it is None, the untrained one. Trained again from the deepest one there is, which may be the one
+    given last: ask for them in ascending order. ``beat`` is called while it is trained and may raise to stop.
     """
-    last = (0, b"")
+    last: tuple[int, bytes | None] = (0, None)
 
-    def at(epoch: int) -> bytes:
+    def at(epoch: int) -> bytes | None:
         nonlocal last
-        found = last if last[0] <= epoch else (0, b"")
+        found = last if last[0] <= epoch else (0, None)
         depth = store.deepest(keys[: epoch + 1])
         if depth > found[0]:
             try:
@@ -157,11 +164,20 @@ def states(
             except SnapshotCorrupt:  # it is out of the index now
                 return at(epoch)
         if found[0] < epoch:
-            for event in child.train(recipe, trace, start=found[0], state=found[1] or None):
-                if isinstance(event, Epoch) and event.epoch + 1 == epoch:
-                    found = (epoch, event.state)
-                    break
+            found = (epoch, again(epoch, *found))
         last = found
         return found[1]
+
+    def again(epoch: int, start: int, state: bytes | None) -> bytes | None:
+        try:
+            for event in child.train(recipe, trace, start=start, state=state):
+                beat()
+                if isinstance(event, Epoch) and event.epoch + 1 == epoch:
+                    return event.state
+        except SnapshotCorrupt as error:  # the trainer does not take what the store has
+            if not start:
+                raise
+            store.drop(keys[start], str(error))
+        return at(epoch)
 
     return at
