@@ -69,18 +69,22 @@ class Known:
         return found
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
-        """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is."""
+        """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is.
+
+        Where a cycle ends a trial is judged once. Its attribute ``judged`` says after how many epochs that was last: a
+        trial that is resumed, perhaps much later, is not held against what others have reached since.
+        """
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
             return None
         if (reason := prune.dead(curve, sweep.dead_after)) is not None:
             return reason
         ends = {jump.epoch for jump in trace.jumps()}
-        if sweep.pruner.name == "none" or len(curve) not in ends:
+        if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.attrs.get("judged", 0):
             return None
         others = [[row.values[epoch] for epoch in sorted(row.values)] for row in self._others(slot)]
         least, from_epoch = sweep.pruner.others, sweep.pruner.from_epoch
-        return prune.cycle_end(
+        reason = prune.cycle_end(
             curve,
             ends,
             others,
@@ -88,6 +92,9 @@ class Known:
             share=sweep.pruner.share,
             least=least,
         )
+        if reason is None:
+            slot.set("judged", len(curve))
+        return reason
 
     def _others(self, slot: Slot) -> list[TrialRow]:
         rows = self._service.study.rows()
