@@ -112,6 +112,9 @@ class Toy:
     def weights(self, recipe: Recipe, state: bytes) -> bytes:
         return state
 
+    def last_lines(self) -> str:
+        return ""
+
     def end(self) -> None:
         """There is no process."""
 
@@ -314,8 +317,10 @@ class Stop(threading.Event):
         super().__init__()
         self._world = world
         self.for_good = False
+        self.waited: Callable[[float], Any] = lambda seconds: None  # a test may listen
 
     def wait(self, timeout: float | None = None) -> bool:
+        self.waited(timeout or 0.0)
         self._world.turn(waiting=True)
         return self.is_set()
 

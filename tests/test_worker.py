@@ -1,5 +1,6 @@
 """Every segment is trained once, and nobody can tell: not by stops, kills, frozen workers, damage or two at once."""
 
+import functools
 import json
 import logging
 import os
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 from simulation import Home, Toy, World, begin, digest, forged, train, undisturbed
 from typer.testing import CliRunner
 
-from sweeper import data, database
+from sweeper import data, database, prune
 from sweeper.cli import app
-from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, TrackingError, TrackingRefused
+from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, SnapshotCorrupt, TrackingError, TrackingRefused
 from sweeper.schedules import words
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
 from sweeper.worker import Worker
+from sweeper.worker.worker import LONGEST_LOOK_S, LONGEST_PAUSE_S, pause
 
 EPOCHS = 4
 STAY = {"family": "constant", "lr": 1.0}
@@ -383,6 +385,123 @@ def test_a_server_that_refuses_the_password_ends_the_worker_before_it_trains(hom
         server.shutdown()
     assert world.trained == []
     assert world.service.study.rows()[0].attempt == 0
+
+
+# -- what ends, and what does not
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_hours_goes_on(home: Home, tmp_path: Path) -> None:
+    """More looks in a row than a power of two has room for; then the one who held the segment is gone."""
+    world = World(home, tmp_path, written(baselines=[STAY]))
+    first = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[1]
+    waits: list[float] = []
+    for stop in world._stops:
+        stop.waited = lambda seconds: (
+            waits.append(seconds),
+            world.service.store.release(first, "elsewhere") if len(waits) == 2100 else None,
+        )
+    world.service.store.lease(first, "elsewhere", 1e6)
+    world.run(workers=1)
+    check(world)
+    looks = [wait for wait in waits if wait != 1]  # between looks it waits for trials that are free
+    assert len(looks) > 1030
+    assert all(LONGEST_LOOK_S / 2 <= wait <= LONGEST_LOOK_S for wait in looks[10:])
+
+
+@pytest.mark.parametrize("longest", [LONGEST_LOOK_S, LONGEST_PAUSE_S])
+def test_a_pause_grows_to_its_longest_and_stays_there(longest: float) -> None:
+    pauses = [pause(count, longest) for count in (*range(1, 3000), 10**300)]
+    assert pauses[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert pauses == sorted(pauses)
+    assert pauses[20:] == [longest] * len(pauses[20:])
+
+
+JUDGED = {
+    "baselines": [],
+    "trials": 5,
+    "search": {**SEARCH, "restarts": {"min": 1, "max": 1, "first": 2, "last": 2}},
+    "pruner": {"name": "cycle_end", "from_epoch": 1, "share": 0.9, "others": 3},
+    "enqueue": [{"step_scale": scale} for scale in (0.5, 0.5, 0.5, 0.5, 2.0)],
+}
+
+
+def others_get_ahead(world: World) -> None:
+    """Trials 1 to 3 end much better than trial 0 stood after any of its epochs."""
+    for number in (1, 2, 3):
+        slot = world.service.study.claim("another worker", passing_over={0})
+        assert slot is not None
+        assert slot.number == number
+        slot.propose(lambda suggest: STAY)
+        for epoch in range(EPOCHS):
+            slot.report(epoch, 2.0)
+        slot.tell(2.0)
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_a_resumed_trial_is_not_judged_again_where_it_was_judged_before(
+    home: Home, tmp_path: Path, epochs: int
+) -> None:
+    """It passed the end of its cycle after epoch 2 when nobody was there to compare with, and was stopped then."""
+    hook: Any = lambda world, key, epoch: world.leave() if len(world.trained) == epochs else None  # noqa: E731
+    world = World(home, tmp_path, written(**JUDGED), hook=hook)
+    world.run(workers=1)
+    others_get_ahead(world)
+    again = world.again()
+    again.run(workers=1)
+    resumed, newer = (again.service.study.rows()[number] for number in (0, 4))
+    assert (resumed.state, len(resumed.values), resumed.attrs.get("judged")) == ("COMPLETE", EPOCHS, 2)
+    # the last one begins like it, and is judged for the first time
+    assert (newer.state, len(newer.values)) == ("PRUNED", 2)
+    assert newer.value == prune.best_so_far([newer.values[epoch] for epoch in (0, 1)])
+    assert "after 2 epochs" in newer.attrs["pruned"]
+    assert newer.attrs["epochs_trained"] == 0
+    assert newer.attrs["state_digest"] == ""
+
+
+def test_a_last_state_that_does_not_load_is_trained_again(home: Home, tmp_path: Path) -> None:
+    """Nobody trains on from it: only who asks for its weights finds out. Once, and not for ever."""
+
+    class Choosy(Toy):
+        def weights(self, recipe: Any, state: bytes) -> bytes:
+            if len(state) < 64:
+                raise SnapshotCorrupt("snapshot: is not of this model and optimizer")
+            return state
+
+    world = World(home, tmp_path, written(baselines=[STAY], weights="all", attempts=2))
+    last = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[EPOCHS]
+    rows = [{"epoch": epoch, "time": 1795169283123, "by": "x/0", "seconds": 1.0} for epoch in range(EPOCHS)]
+    rows = [row | {"curve/lr": 1.0, "curve/mAP50-95": 0.1, "curve/mAP50": 0.1} for row in rows]
+    world.service.store.put(last, Snapshot(EPOCHS, b"not a state", rows, "x"))
+    service = world.open()
+    service.training = functools.partial(Choosy, world=world)
+    Worker(service, device="cpu", stop=threading.Event()).run()
+    (row,) = world.service.study.rows()
+    digest, value = undisturbed(row.seed or 0, world.service.trace(STAY))
+    assert (row.state, row.attrs["state_digest"], row.value) == ("COMPLETE", digest, pytest.approx(value))
+    assert [reason.splitlines()[0] for reason in row.reasons] == [
+        "SnapshotCorrupt: snapshot: is not of this model and optimizer"
+    ]
+
+
+def test_a_mistake_in_the_program_ends_the_worker_and_in_the_end_the_trial(home: Home, tmp_path: Path) -> None:
+    """Without a limit one trial would end every worker that there is, again and again."""
+
+    class Broken(Toy):
+        def train(self, *_: Any, **__: Any) -> Any:
+            raise KeyError("nobody thought of it")
+
+    world = World(home, tmp_path, written(attempts=2))
+    for state in ("RUNNING", "FAIL"):
+        service = world.open()
+        service.training = functools.partial(Broken, world=world)
+        with pytest.raises(KeyError, match="nobody thought of it"):
+            Worker(service, device="cpu", stop=threading.Event()).run()
+        (row,) = world.service.study.rows()
+        assert row.state == state
+    assert row.reasons == ("KeyError: 'nobody thought of it'",) * 2
+    world.tracker.drain(30)
+    assert [run["status"] for run in world.runs()] == ["FAILED"]
 
 
 # -- what is told of it

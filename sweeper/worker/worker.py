@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from sweeper import evidence, measures, search
@@ -46,6 +45,17 @@ say = logging.getLogger("sweeper")
 BEAT_S = 2.0
 LONGEST_PAUSE_S = 300.0
 LONGEST_LOOK_S = 10.0
+
+
+def pause(count: int, longest: float) -> float:
+    """Seconds to wait after the ``count``-th time in a row (from 1): half a second, twice as long each time.
+
+    Never more than ``longest``, however high the count: a float has no room for a power of two above 1,023.
+
+    >>> [pause(count, 10.0) for count in (1, 2, 5, 6, 10**9)]
+    [0.5, 1.0, 8.0, 10.0, 10.0]
+    """
+    return min(0.25 * 2.0 ** min(count, 60), longest)
 
 
 class Stopped(Exception):
@@ -107,7 +117,7 @@ class Worker:
                         # knows more, and a hundred workers that ask together all wait for each other's answers.
                         passed.add(slot.number)
                         looks = 1 if child.epochs > before else looks + 1
-                        self.stop.wait(random.uniform(0.5, 1.0) * min(2.0**looks / 4, LONGEST_LOOK_S))
+                        self.stop.wait(random.uniform(0.5, 1.0) * pause(looks, LONGEST_LOOK_S))
                         continue
                     except (LeaseLost, TrackingError) as error:  # while its end was being written down
                         say.warning("trial %d: %s", slot.number, error)
@@ -115,7 +125,7 @@ class Worker:
                     faults = 0 if well or child.epochs > before else faults + 1
                     if not well:  # others may have more luck; a broken machine must not wear out trial after trial
                         passed.add(slot.number)
-                        self.stop.wait(min(2.0**faults - 1, LONGEST_PAUSE_S))
+                        self.stop.wait(pause(faults + 1, LONGEST_PAUSE_S) if faults else 0)
                 elif study.done:
                     say.info("sweep %s: every trial is finished; sweeper pick says what came out", study.name)
                     break
@@ -148,7 +158,9 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        except (Crash, Hang, OutOfMemory, DataError) as error:  # may be the machine's fault: it gets other attempts
+        # May be the machine's fault: the trial gets other attempts. A state that the trainer does not take has been
+        # dropped where it was stored; it is a bad attempt because what is not of the store would come back for ever.
+        except (Crash, Hang, OutOfMemory, DataError, SnapshotCorrupt) as error:
             child.end()  # what held the memory goes with it
             if isinstance(error, OutOfMemory) and self.share < 1 and not child.epochs:
                 slot.give_back()
@@ -158,12 +170,7 @@ class Worker:
                 ) from error
             reason = _reason(error, child)
             say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
-            if slot.last_attempt:
-                self._fail(slot, reason)
-            else:
-                with contextlib.closing(self._telling.log(slot)) as log:
-                    log.tags({f"{names.REASON}.{slot.attempt}": reason})
-                slot.give_back(reason)
+            self._bad_attempt(slot, reason)
             return False
         except (StoreError, TrackingError, DeviceError) as error:  # the machine's alone: no attempt of the trial's
             say.warning("trial %d goes back: %s", slot.number, error)
@@ -174,14 +181,27 @@ class Worker:
             say.warning("trial %d: %s", slot.number, reason)
             slot.set("confounder", error.reason if isinstance(error, TrainingError) else type(error).__name__)
             self._fail(slot, reason)
-        except BaseException:
+        except BaseException as error:
             child.end()
             with contextlib.suppress(SweeperError):  # a database that is away learns it from the lease running out
-                slot.give_back()
+                if isinstance(error, Exception) and not isinstance(error, SweeperError | OSError):
+                    # A mistake in the program, which ends this worker: without a limit it would end every other one.
+                    self._bad_attempt(slot, f"{type(error).__name__}: {error}")
+                else:
+                    slot.give_back()
             raise
         else:
             self._unpin(slot)
         return True
+
+    def _bad_attempt(self, slot: Slot, reason: str) -> None:
+        """Give the trial back with a strike against it, or let it fail if it has had its attempts."""
+        if slot.last_attempt:
+            self._fail(slot, reason)
+            return
+        with contextlib.closing(self._telling.log(slot)) as log:
+            log.tags({f"{names.REASON}.{slot.attempt}": reason})
+        slot.give_back(reason)
 
     def _fail(self, slot: Slot, reason: str) -> None:
         """The end of a trial, in MLflow first: should this worker die in between, the next one does it again."""
@@ -233,7 +253,8 @@ class Worker:
                 for count, row in enumerate(found.rows, start=1):
                     self._telling.record(slot, log, trace, row)
                     if found.epoch < trace.epochs and (pruned := self._verdict(slot, trace, found.rows[:count])):
-                        found = replace(found, rows=found.rows[:count])
+                        # its state and digest are those of a later epoch
+                        found = Snapshot(count, b"", found.rows[:count], "")
                         break
                 if pruned or found.epoch == trace.epochs:
                     break
@@ -263,7 +284,11 @@ class Worker:
                 if pruned or found.epoch == trace.epochs:
                     break
             landscape = self._landscape(slot, child, recipe, trace)
-            self._telling.finish(slot, log, child, recipe, trace, found, pruned, landscape, self._memory)
+            try:
+                self._telling.finish(slot, log, child, recipe, trace, found, pruned, landscape, self._memory)
+            except SnapshotCorrupt as error:  # the last state, which nobody has trained on from, does not load
+                service.store.drop(keys[found.epoch], str(error))
+                raise
         finally:
             self._segments.release()
             if log is not None:
@@ -288,9 +313,9 @@ class Worker:
         if asked.get("kind") != evidence.BARRIER:
             return None
 
-        def states(recipe: Recipe) -> Callable[[int], bytes]:
+        def states(recipe: Recipe) -> Callable[[int], bytes | None]:
             keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), trace)
-            return evidence.states(service.store, child, recipe, trace, keys)
+            return evidence.states(service.store, child, recipe, trace, keys, beat)
 
         def beat() -> None:
             self._beat(slot.number, trace.epochs)
