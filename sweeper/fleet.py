@@ -133,7 +133,8 @@ class Fleet:
                 _patiently(tick, say)
             self._signal(signal.SIGTERM)
             for process in self._running.values():
-                process.wait()
+                while process.poll() is None:
+                    time.sleep(0.1)  # not one long wait, in which a handler of ours might not run
             if not stop.is_set() and not done():
                 raise SweeperError(f"the workers ended before the sweep was done; the reasons stand in {self._place}")
         except KeyboardInterrupt:

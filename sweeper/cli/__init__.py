@@ -15,6 +15,8 @@ from sweeper.cli.store import register as store
 from sweeper.cli.sweeps import register as sweeps
 from sweeper.errors import SweeperError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="sweeper",
     help="Sweep learning-rate schedules for detection models, and pick one with evidence, or none.",
@@ -49,6 +51,8 @@ def main() -> None:
     except SweeperError as error:
         print("sweeper: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("sweeper: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+            over = "\r" if sys.stderr.isatty() else ""  # the terminal has just shown ^C where the line begins
+            print(f"{over}sweeper: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise

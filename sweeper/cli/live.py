@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -178,10 +178,14 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[Callable[[], Status]], None]]:
-    """Show in a line how a sweep comes along: live on a terminal, now and then elsewhere."""
+def progress(messages: Console) -> Iterator[Callable[[Callable[[], Status]], None]]:
+    """Show in a line how a sweep comes along: live on a terminal, now and then elsewhere.
+
+    ``messages``: the console, on stderr, on which others speak meanwhile. The live line is drawn on the same one,
+    because only then what they say comes to stand above the line instead of in it.
+    """
     pace, last = Pace(), -LINE_EVERY_S
-    live = Live(console=console, refresh_per_second=2, transient=True) if sys.stdout.isatty() else None
+    live = Live(console=messages, refresh_per_second=2, transient=True) if messages.is_terminal else None
 
     def update(status: Callable[[], Status]) -> None:
         nonlocal last

@@ -1,6 +1,7 @@
 """The commands that show what came out: ui, report, export."""
 
 import signal
+import time
 import webbrowser
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,9 @@ def ui(
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
     service.tracker.drain(20)
-    signal.signal(signal.SIGTERM, _leave)  # before there is a server that would outlive us
+    for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(number, _leave)
     url, started = _mlflow(service, port)
     try:
         folder = service.place.folder / "journals"
@@ -186,8 +189,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _until_interrupted(started: "Served") -> None:
+    signal.signal(signal.SIGINT, _leave)  # a library may have put a handler in its place that lets waiting go on
     try:
-        code = started.process.wait()
+        while (code := started.process.poll()) is None:
+            time.sleep(0.2)  # not one long wait, in which no handler of ours would run
     except KeyboardInterrupt:
         return
     raise TrackingError(f"mlflow server ended with {code}; see its log in the store, work/mlflow-ui.log")

@@ -225,12 +225,8 @@ def tend(service: "Service", crew: fleet.Fleet, *, stop: threading.Event, quiet:
     if not quiet:
         crew.run(lambda: service.study.done, stop=stop, say=say)
         return
-    with live.progress() as update:
-        try:
-            crew.run(lambda: service.study.done, stop=stop, say=say, tick=lambda: update(service.status))
-        except KeyboardInterrupt:
-            console.print("the workers are stopped; the same command goes on where they were")
-            raise
+    with live.progress(console) as update:
+        crew.run(lambda: service.study.done, stop=stop, say=say, tick=lambda: update(service.status))
 
 
 def stop_on_signals(*signals: signal.Signals) -> threading.Event:

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import re
+import signal
 import sqlite3
 import threading
 import time
@@ -124,6 +125,8 @@ class Connection:
                 os.environ.setdefault(name, value)
             from mlflow import MlflowClient
 
+            # MLflow imports polars, whose handler of SIGINT lets system calls go on: Ctrl-C would not end a waiting.
+            signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)  # a busy database is ours to handle, not news
             with self.asking(), self.turn():

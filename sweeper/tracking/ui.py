@@ -37,9 +37,11 @@ class Served:
             os.killpg(self.process.pid, 15)
         try:
             self.process.wait(10)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # another Ctrl-C, too: the server would outlive us
             os.killpg(self.process.pid, 9)
             self.process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
