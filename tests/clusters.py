@@ -5,7 +5,6 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import tiny
 from drill import EPOCHS, TRIALS, Drill, Outcome, Stand
 
 from sweeper import database
@@ -83,12 +82,6 @@ def conclude(wrong: list[str], folder: Path) -> int:
         print(f"WRONG: {line}")
     print(f"nothing lost ({folder} may be removed)" if not wrong else f"see {folder}")
     return int(bool(wrong))
-
-
-def epochs_more(stand: Stand, count: int, seconds: float = 1800) -> None:
-    """Wait until so many more epochs are reported."""
-    goal = min(stand.epochs() + count, TRIALS * EPOCHS)
-    tiny.wait(lambda: stand.epochs() >= goal, seconds)
 
 
 def environment(stand: Stand) -> dict[str, str]:

@@ -26,6 +26,7 @@ from typing import Any
 
 import tiny
 import yaml
+from held import Held
 
 from sweeper import database
 from sweeper.database import func, select
@@ -35,7 +36,7 @@ from sweeper.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 BCCD = ROOT.parent / "shared" / "data" / "bccd"
-EPOCHS, TRIALS = 4, 3
+EPOCHS, TRIALS = 4, 6
 
 
 def compose_command() -> list[str]:
@@ -225,24 +226,26 @@ def through(stack: Stack) -> None:
     stack.compose("build", "workers")
     image = os.environ.get("SWEEPER_IMAGE", "sweeper:compose-test")
     print(f"     image {image}: {docker('images', '--format', '{{.Size}}', image).strip()}")
+    stack.compose("run", "--rm", "workers", "sweeper", "launch", "/jobs/tiny.yaml")
+    held = Held(stack.database, "tiny")
     stack.compose("up", "-d", "--no-build", "--scale", "workers=2", "workers")
     stack.compose("up", "-d", "--no-build", "--no-deps", "dashboard")
     print(f"     up after {time.monotonic() - began:.0f} s")
-    wait(lambda: stack.trained() >= 1, stack)
+    held.at_work()
     first, second = stack.containers("workers")
     guarded(stack)
+    held.at_work(0)
     docker("kill", first)
     check("docker kill of a worker", not inspected(first)["State"]["Running"])
     check("in the middle of the sweep", not (study := stack.study()) or not study.done)
-    before = stack.trained()
-    wait(lambda: stack.trained() > before, stack)
-    check("the other one goes on", inspected(second)["State"]["Running"])
+    check("the other one goes on", held.at_work() and inspected(second)["State"]["Running"])
     worker = docker(
         "exec", second, "sh", "-c", "grep -l '^sweeper' /proc/[0-9]*/comm | cut -d/ -f3 | sort -n | head -1"
     )
     docker("exec", second, "sh", "-c", f"kill -9 {worker.strip()}")
     wait(lambda: inspected(second)["RestartCount"] >= 1, stack)
     check("a worker that crashes is started again by the engine", True)
+    held.release_all()
     wait(lambda: (study := stack.study()) is not None and study.done, stack)
     wait(lambda: inspected(second)["State"]["Status"] == "exited", stack)
     check("the worker ends with status 0", inspected(second)["State"]["ExitCode"] == 0)

@@ -24,6 +24,7 @@ from typing import Any
 
 import tiny
 import yaml
+from held import Held
 from postgres import Postgres, programs
 from test_tracking import MLflow
 
@@ -32,7 +33,7 @@ from sweeper.database import func, select
 from sweeper.errors import SweeperError
 from sweeper.service import Place
 from sweeper.store import Store
-from sweeper.study import Study
+from sweeper.study import Study, TrialRow
 from sweeper.tracking import Tracker
 
 TRIALS, EPOCHS, LEASE_S = 6, 4, 8.0
@@ -67,6 +68,7 @@ class Stand:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=10_000, **changes)
         self.crew: list[subprocess.Popen[bytes]] = []
+        self.held: Held | None = None
         self.killed = self.crashed = 0
 
     @property
@@ -75,9 +77,10 @@ class Stand:
         said |= {"SWEEPER_DATABASE_URL": self.place.database_url} if self.place.database_url else {}
         return said | ({"MLFLOW_TRACKING_URI": self.place.tracking_uri} if self.place.tracking_uri else {})
 
-    def start(self) -> None:
-        """Launch, then the crew."""
+    def start(self, *, hold: bool = False) -> None:
+        """Launch, then the crew; with ``hold``, which gets its trials from ``held``."""
         tiny.sweeper("launch", self.sweep, cwd=self.folder, **self.environment)
+        self.held = Held(self.place.database, self.name) if hold else None
         self.crew = [self._worker() for _ in range(self.workers)]
 
     def _worker(self) -> "subprocess.Popen[bytes]":
@@ -117,8 +120,15 @@ class Stand:
         """Values reported so far."""
         return sum(len(row.values) for row in self.study.rows())
 
+    def at_work(self, more: int, **options: Any) -> list[TrialRow]:
+        """See ``Held.at_work``; workers that die meanwhile are replaced."""
+        assert self.held is not None
+        return self.held.at_work(more, free=self.workers, **{"meanwhile": self.tend, **options})
+
     def finish(self, minutes: float = 60) -> None:
-        """Until every worker has ended by itself."""
+        """Until every worker has ended by itself, with all the trials that are left."""
+        if self.held is not None:
+            self.held.release_all()
         end = time.monotonic() + 60 * minutes
         while any(worker.poll() is None for worker in self.crew) or not self.done():
             self.tend()
@@ -300,33 +310,50 @@ class Drill:
             together = [self.stand(f"{name}-{len(stands) + i}", served=served) for i in range(sweeps)]
             stands += together
             for stand in together:
-                stand.start()
-            while not all(stand.done() for stand in together):
-                time.sleep(self.chance.uniform(0, 12))
-                victim = self.chance.choice(together)
-                if sum(stand.killed for stand in stands) < kills and not victim.done():
-                    victim.kill(self.chance)
-                for stand in together:
+                stand.start(hold=True)
+
+            def tend(stands: list[Stand] = together) -> None:
+                for stand in stands:
                     stand.tend()
+
+            left = list(together)  # those that can still be disturbed in the middle of their trials
+            while left and sum(stand.killed for stand in stands) < kills:
+                victim, more, began = self.chance.choice(left), self.chance.randint(1, 2), time.monotonic()
+                if victim.at_work(more, meanwhile=tend):
+                    time.sleep(self.chance.uniform(0, (time.monotonic() - began) / more))  # anywhere in an epoch
+                    victim.kill(self.chance)
+                else:
+                    left.remove(victim)
             for stand in together:
                 stand.finish()
         killed = sum(stand.killed for stand in stands)
         return stands, f"{killed} kill -9 over {len(stands)} sweep{'s' * (len(stands) > 1)}"
 
     def frozen(self) -> tuple[list[Stand], str]:
-        stand = self.started("frozen", served=False)
-        victim = stand.crew[0]
-        family = [victim.pid, *tiny.children(victim.pid, below=True)]
+        stand, rows = self.started("frozen", served=False)
+        assert stand.held is not None
+        (victim, *_), row, began = stand.held.pids(rows[:1]), rows[0], time.monotonic()
+        family = [victim, *tiny.children(victim, below=True)]
         for pid in family:
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(3 * LEASE_S)
+
+        def adopted() -> bool:
+            now = stand.study.rows()[row.number]
+            return now.worker not in (None, row.worker) and len(now.values) > len(row.values)
+
+        tiny.wait(adopted, 600)
         for pid in family:
             os.kill(pid, signal.SIGCONT)
+        seconds = time.monotonic() - began
         stand.finish()
-        return [stand], f"SIGSTOP of a worker and its training for {3 * LEASE_S:.0f} s"
+        return [
+            stand
+        ], f"SIGSTOP of a worker and its training for {seconds:.0f} s, until another went on with its trial"
 
     def outage(self, name: str, seconds: float, stop: Callable[[], Any], start: Callable[[], Any]) -> list[Stand]:
-        stand = self.started(name, served=True)
+        stand, _ = self.started(name, served=True)
+        assert stand.held is not None
+        stand.held.release(2)  # what they can train meanwhile
         stop()
         time.sleep(seconds)
         start()
@@ -357,7 +384,7 @@ class Drill:
         return self.outage("mlflow", 75, server.kill, server.ready), "MLflow killed, back after 75 s"
 
     def tracking_gone(self) -> tuple[list[Stand], str]:
-        stand = self.started("mlflow-gone", served=True)
+        stand, _ = self.started("mlflow-gone", served=True)
         self.mlflow.kill()
         stand.finish()  # the sweep ends without it
         waiting = len(list((stand.place.folder / "journals").rglob("*.jsonl")))
@@ -370,15 +397,16 @@ class Drill:
         folder.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder], check=True)
         try:
-            stand.start()
-            tiny.wait(lambda: stand.epochs() >= 2)
+            stand.start(hold=True)
+            stand.at_work(2)
             ballast = folder / "ballast"
             with contextlib.suppress(OSError), ballast.open("wb") as file:
                 while True:
                     file.write(bytes(1 << 20))
             before = len(list(folder.glob("??/*")))
             reported = stand.epochs()
-            tiny.wait(lambda: stand.epochs() >= reported + 4)  # it goes on
+            stand.at_work(4)  # it goes on
+            assert stand.epochs() >= reported + 4
             stored = len(list(folder.glob("??/*"))) - before
             ballast.unlink()
             stand.finish()
@@ -393,12 +421,11 @@ class Drill:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         return [stand], faults
 
-    def started(self, name: str, *, served: bool) -> Stand:
-        """A sweep in the middle of its trials."""
+    def started(self, name: str, *, served: bool) -> tuple[Stand, list[TrialRow]]:
+        """A sweep in the middle of its trials, and those that are in training."""
         stand = self.stand(name, served=served)
-        stand.start()
-        tiny.wait(lambda: stand.epochs() >= 3, 600)
-        return stand
+        stand.start(hold=True)
+        return stand, stand.at_work(3)
 
 
 @contextlib.contextmanager

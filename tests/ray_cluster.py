@@ -20,6 +20,7 @@ import clusters
 import ray
 import tiny
 from drill import Drill, drilling
+from held import Held
 from ray.cluster_utils import Cluster
 
 from sweeper import on_ray
@@ -90,6 +91,8 @@ time.sleep(600)"""
 def sweep(cluster: Cluster, drill: Drill) -> list[str]:
     """A worker killed, a node removed, one added, Ctrl-C, the same command again."""
     stand = drill.stand("ray", served=True)
+    tiny.sweeper("launch", stand.sweep, "device=cpu", cwd=stand.folder, **stand.environment)
+    held = Held(stand.place.database, stand.name)
     address = ["--address", cluster.address, "--gpus", "1", "--cpus", "1"]
     log = stand.folder / "driver.log"
 
@@ -105,18 +108,18 @@ def sweep(cluster: Cluster, drill: Drill) -> list[str]:
             )
 
     nodes = [cluster.head_node, *cluster.worker_nodes]
-    head, victim, _ = nodes
     driver, began = start(), time.monotonic()
     try:
         tiny.wait(lambda: all(below(node) for node in nodes), 240)
         print(f"  workers on each of {len(nodes)} nodes after {time.monotonic() - began:.0f} s")
-        tiny.wait(lambda: stand.done() or stand.epochs() >= 3, 300)
-        (killed,) = below(head)
+        (killed, *_) = held.pids(held.at_work(2))
+        (place,) = [node for node in nodes if killed in below(node)]
         os.kill(killed, signal.SIGKILL)
         died = time.monotonic()
-        tiny.wait(lambda: below(head), 60)
-        print(f"  kill -9 of the worker on the first node; another one after {time.monotonic() - died:.1f} s")
-        clusters.epochs_more(stand, 2)
+        tiny.wait(lambda: set(below(place)) - {killed}, 60)
+        print(f"  kill -9 of a worker; another one on its node after {time.monotonic() - died:.1f} s")
+        busy = held.pids(held.at_work(2))
+        victim = next((node for node in nodes[1:] if set(below(node)) & set(busy)), nodes[1])  # the head must stay
         lost = below(victim)
         cluster.remove_node(victim, allow_graceful=False)
         died = time.monotonic()
@@ -124,12 +127,12 @@ def sweep(cluster: Cluster, drill: Drill) -> list[str]:
         print(
             f"  a node removed with {len(lost)} worker; its processes gone after {time.monotonic() - died:.1f} s",
         )
-        clusters.epochs_more(stand, 2)
+        held.at_work()
         new = cluster.add_node(**NODE)
         died = time.monotonic()
         tiny.wait(lambda: below(new), 60)
         print(f"  a node added; a worker on it after {time.monotonic() - died:.1f} s")
-        clusters.epochs_more(stand, 2)
+        held.at_work()
         running = clusters.workers_of(stand)
         driver.send_signal(signal.SIGINT)
         died, code = time.monotonic(), driver.wait(120)
@@ -139,6 +142,7 @@ def sweep(cluster: Cluster, drill: Drill) -> list[str]:
             f"workers left, {stand.epochs()} epochs done",
         )
         wrong = [f"Ctrl-C: {code}, {left} left"] if code != 130 or left else []
+        held.release_all()
         driver = start()
         code = driver.wait(900)
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 import clusters
 import tiny
 from drill import Stand, drilling
+from held import HOLDER, Held
 from slurm import Slurm, missing
 
 print = functools.partial(print, flush=True)
@@ -35,6 +36,7 @@ def workers(stand: Stand) -> dict[str, int]:
 def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     """The faults, one after the other; returns when the sweep is done."""
     tiny.sweeper("launch", stand.sweep, cwd=stand.folder, **stand.environment)
+    held = Held(stand.place.database, stand.name)
     told = stand.environment | {"SWEEPER": shlex.join(tiny.command())}
 
     def submit(tasks: str) -> str:
@@ -48,41 +50,44 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     seen = {task: clusters.environment_of(pid)["CUDA_VISIBLE_DEVICES"] for task, pid in workers(stand).items()}
     print(f"  two tasks, CUDA_VISIBLE_DEVICES {seen}, workers after {time.monotonic() - began:.0f} s")
     wrong += [] if sorted(seen.values()) == ["0", "1"] else [f"GPUs {seen}"]
-    wait(lambda: stand.epochs() >= 3)
-
-    killed = workers(stand)[first]
+    (killed, *_) = held.pids(held.at_work(2))
+    (task,) = [name for name, pid in workers(stand).items() if pid == killed]
     os.kill(killed, signal.SIGKILL)
     died = time.monotonic()
-    wait(lambda: workers(stand).get(first, killed) != killed)
+    wait(lambda: workers(stand).get(task, killed) != killed)
     print(f"  kill -9 of a worker; another one at work in the same task after {time.monotonic() - died:.1f} s")
-    clusters.epochs_more(stand, 2)
 
+    held.at_work()
     urgent = stand.folder / "urgent.sh"
     urgent.write_text("#!/bin/bash\nsleep 5\n")
     other = slurm.ask("sbatch", "--parsable", "-p", "high", "--gres=gpu:1", "--mem=1G", str(urgent), cwd=stand.folder)
     died = time.monotonic()
     wait(lambda: slurm.states().get(other) in ("RUNNING", "COMPLETED"))
-    (preempted,) = [task for task, state in slurm.states().items() if task in (first, second) and state != "RUNNING"]
+    (preempted,) = wait(
+        lambda: [task for task, state in slurm.states().items() if task in (first, second) and state != "RUNNING"]
+    )
     print(f"  a task preempted: its GPU free after {time.monotonic() - died:.1f} s, {slurm.states()[preempted]}")
-    clusters.epochs_more(stand, 1)
 
+    held.at_work()
     ending = second if preempted == first else first
     slurm.ask("scancel", "--batch", "--signal=USR1", ending)  # as --signal does before the time limit
     died = time.monotonic()
     wait(lambda: slurm.states().get(ending) == "PENDING")
-    rows = [row for row in stand.study.rows() if row.state == "RUNNING" and row.worker]
+    rows = [row for row in stand.study.rows() if row.state == "RUNNING" and row.worker not in (None, HOLDER)]
     print(
         f"  time limit announced: {ending} queued again after {time.monotonic() - died:.1f} s, {len(rows)} trials held"
     )
     wrong += [f"trial {row.number} was not given back" for row in rows]
     for task in (preempted, ending):  # Slurm lets what it queued again wait for two minutes
         slurm.ask("scontrol", "update", f"JobId={task}", "StartTime=now")
-    wait(lambda: workers(stand).keys() == {first, second} or stand.done())
+    wait(lambda: workers(stand).keys() == {first, second})
     print(f"  both tasks at work again, {stand.epochs()} epochs done")
 
+    held.at_work()
     slurm.ask("scancel", second)
     wait(lambda: slurm.states().get(second) == "CANCELLED" and second not in workers(stand))
     print(f"  scancel of a task: {slurm.states()[second]}, the other one goes on")
+    held.release_all()
     wait(stand.done)
     wait(lambda: not {"RUNNING", "COMPLETING", "PENDING"} & set(slurm.states().values()))
     print(f"  done, tasks {slurm.states()}; {time.monotonic() - began:.0f} s in all")
