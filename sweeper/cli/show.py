@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sweeper.stats import Answer
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
 
 
@@ -32,17 +33,28 @@ def plan(found: Mapping[str, Any]) -> None:
     shown = found["schedules"]
     right = ("restarts", "drops", "peak", "final")
     table = plain_table("", "schedule", *right, right=right)
-    for item in shown:
-        table.add_row(item["name"], item["label"], *(short(item[key]) for key in right))
+    for kind in dict.fromkeys(item["kind"] for item in shown):
+        mine = [item for item in shown if item["kind"] == kind]
+        for item in mine[:ROWS_OF_KIND]:
+            table.add_row(item["name"], item["label"], *(short(item[key]) for key in right))
+        if (more := len(mine) - ROWS_OF_KIND) > 0:
+            table.add_row("...", f"{more} more (--json has all)")
     console.print(table)
+    sampled, trials = found["sampled"], found["trials"]
+    drawn = f"{found['drawn']} proposals"
+    if sampled is not None:
+        drawn = f"{sampled} of {trials} proposals as a sample"
+    elif found["drawn"] < trials:
+        drawn = f"{found['drawn']} proposals for {trials} trials: the space has no more, the others cost no epoch"
+    most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     images, confirm = found["images"], found["confirm"]
     hours = f", about {found['hours']:.2g} hours of one worker" if found["hours"] else ""
     lines = [
         f"data       {images['train']} training and {images['val']} validation images, "
         f"{found['steps_per_epoch']} steps an epoch, {found['epochs']} epochs",
-        f"drawn      {found['drawn']} proposals, {found['distinct']} distinct schedules (uniformly; a sampler learns)",
-        f"epochs     {found['epochs_asked']} asked for, {found['epochs_to_train']} to train: "
-        f"{found['share_saved']:.0%} shared{hours}",
+        f"drawn      {drawn}, {found['distinct']} distinct schedules (uniformly; a sampler learns)",
+        f"epochs     {found['epochs_asked']} asked for, {most}{found['epochs_to_train']} to train: "
+        f"{least}{found['share_saved']:.0%} shared{hours}",
         *_beside_baselines(found),
         f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: +{confirm['detectable']:.4f} "
         f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs "

@@ -25,7 +25,7 @@ from sweeper.cli.options import (
     TrackingOption,
     service_of,
 )
-from sweeper.errors import ConfigError, TrackingError
+from sweeper.errors import ConfigError, DeviceError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
@@ -55,8 +55,16 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Schedules drawn, epochs shared, hours, detectable effect; nothing is trained."""
-    found = service_of(sweep, overrides, store, database_url, tracking_uri).plan()
-    typer.echo(json.dumps(found, indent=1)) if as_json else show.plan(found)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    found = service.plan()
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    show.plan(found)
+    try:
+        slots_here(service)
+    except DeviceError as error:  # plan and launch where you like; only who trains needs the device
+        typer.echo(f"device     {error}; `sweeper run` would be refused here")
 
 
 def launch(

@@ -1,37 +1,49 @@
 """What a sweep would do, before anything is trained."""
 
+from collections.abc import Iterator, Mapping
+from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sweeper import measures, search
-from sweeper.schedules import prefix_keys
+from sweeper import search
+from sweeper.schedules import Trace, parse, prefix_keys
 from sweeper.stats import CLAIM, MIN_PAIRS, detectable_effect, pairs_needed, spread
 from sweeper.study import samplers
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
+SAMPLE = 1000  # proposals that a plan draws at most: a second or two
+SAMPLE_STEPS = 50_000_000  # optimizer steps of all of them: some seconds
+SAMPLE_EPOCHS = 1_000_000  # and epochs, each with a key
+SAMPLE_LEAST = 20
+
 
 def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
 
     The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
-    another one while the space has more. A sampler that learns will propose others, more alike.
+    another one while the space has more. A sampler that learns will propose others, more alike. Of many trials a sample
+    is drawn (``sampled`` says how many, else None). What the others train is then bounded by what the second half of
+    the sample adds to the first, as each further proposal finds more of its beginning there already.
     """
-    search.check(service.sweep)
-    search.check(service.sweep, service.time)
-    measures.check_objective(service.dataset, service.sweep)
+    service.check_sweep()
     samplers.make(service.sweep.sampler, seed=0, number=0)
-    baselines = service.baselines()
-    drawn = _drawn(service, service.sweep.trials if draws is None else draws)
-    found = {service.trace(spec): spec for spec in search.corners(service.sweep, service.time)}
-    corners = list(found.values())
-    shown = [("baseline", name, spec) for name, spec in baselines.items()]
-    shown += [("search", f"draw {number}", spec) for number, spec in enumerate(drawn)]
-    shown += [("corner", f"corner {number}", spec) for number, spec in enumerate(corners)]
-    traces = {name: service.trace(spec) for _, name, spec in shown}
-    trials = [*baselines, *(f"draw {number}" for number in range(len(drawn)))]
-    keys = [key for name in trials for key in prefix_keys("plan", traces[name])[1:]]
+    baselines, time = service.baselines(), service.time
+    trials = service.sweep.trials if draws is None else draws
+    limit = max(min(SAMPLE, SAMPLE_STEPS // time.steps, SAMPLE_EPOCHS // time.epochs), SAMPLE_LEAST)
+    reckoned = _Reckoned(service, baselines)
+    for number, (spec, trace) in enumerate(_drawn(service, min(trials, limit))):
+        reckoned.draw(f"draw {number}", spec, trace)
+    drawn = len(reckoned.added)
+    sampled = drawn if drawn == limit < trials else None
+    corners = {trace.digest: (spec, trace) for spec, trace in _corners(service)}
+    shown = [*reckoned.shown, *(_shown("corner", f"corner {n}", *one) for n, one in enumerate(corners.values()))]
+    asked, trained = (len(baselines) + drawn) * time.epochs, len(reckoned.keys)
+    if sampled is not None:
+        late = reckoned.added[-(sampled // 2) :]
+        asked += (trials - sampled) * time.epochs
+        trained += round((trials - sampled) * sum(late) / len(late))
     confirm, finished = service.sweep.confirm, service.rows_if_launched()
     noise = spread(
         [service.judged(row, ()) for row in finished],
@@ -39,35 +51,21 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
     )
     seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
-    trained = len(set(keys))
-    known = {key for name in baselines for key in prefix_keys("plan", traces[name])[1:]}
-    of_draws = [key for number in range(len(drawn)) for key in prefix_keys("plan", traces[f"draw {number}"])[1:]]
     return {
         "sweep": service.sweep.name,
         "epochs": service.sweep.epochs,
         "steps_per_epoch": service.time.steps_per_epoch,
         "images": {"train": service.dataset.train_images, "val": service.dataset.val_images},
-        "schedules": [
-            {
-                "kind": kind,
-                "name": name,
-                "label": service.sweep.label(spec),
-                "spec": spec,
-                "digest": traces[name].digest,
-                **traces[name].facts(),
-            }
-            for kind, name, spec in shown
-        ],
-        "drawn": len(drawn),
-        "distinct": len({traces[f"draw {number}"].digest for number in range(len(drawn))}),
-        "epochs_asked": len(keys),
+        "schedules": [{**item, "label": service.sweep.label(item["spec"])} for item in shown],
+        "trials": trials,
+        "drawn": drawn,
+        "sampled": sampled,
+        "distinct": len({item["digest"] for item in reckoned.shown if item["kind"] == "search"}),
+        "epochs_asked": asked,
         "epochs_to_train": trained,
-        "share_saved": 1 - trained / len(keys) if keys else 0.0,
-        "share_of_baselines": sum(key in known for key in of_draws) / len(of_draws) if of_draws else 0.0,
-        "begin_otherwise": {
-            name: sum(not search.begin_alike(draw, spec, service.time) for draw in drawn)
-            for name, spec in baselines.items()
-        },
+        "share_saved": 1 - trained / asked if asked else 0.0,
+        "share_of_baselines": reckoned.of_baselines / (drawn * time.epochs) if drawn else 0.0,
+        "begin_otherwise": reckoned.begin_otherwise,
         "trunk": service.sweep.trunk(),
         "hours": trained * median(seconds) / 3600 if seconds else None,
         "seconds_per_epoch": median(seconds) if seconds else None,
@@ -86,24 +84,77 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     }
 
 
-def _drawn(service: "Service", count: int) -> list[dict[str, Any]]:
-    """``count`` proposals without a sampler; fewer where the space has no more schedules.
+class _Reckoned:
+    """What is known of the schedules that were tried so far; no trace is kept."""
+
+    def __init__(self, service: "Service", baselines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._service, self._baselines = service, baselines
+        self.keys: set[str] = set()  # of the states that are reached, each once
+        self.shown: list[dict[str, Any]] = []
+        for name, spec in baselines.items():
+            trace = service.trace(spec)
+            self.keys.update(prefix_keys("plan", trace)[1:])
+            self.shown.append(_shown("baseline", name, spec, trace))
+        self._known = frozenset(self.keys)
+        self.added: list[int] = []  # states that each proposal adds to those before
+        self.of_baselines = 0  # states of the proposals that are the baselines', too
+        self.begin_otherwise = dict.fromkeys(baselines, 0)  # proposals that do not begin as this baseline
+        self._alike: dict[tuple[str, int, str], bool] = {}
+
+    def draw(self, name: str, spec: dict[str, Any], trace: Trace) -> None:
+        """Add a proposal."""
+        keys, before = prefix_keys("plan", trace), len(self.keys)
+        self.keys.update(keys[1:])
+        self.added.append(len(self.keys) - before)
+        self.of_baselines += sum(key in self._known for key in keys[1:])
+        self.shown.append(_shown("search", name, spec, trace))
+        for baseline, other in self._baselines.items():
+            self.begin_otherwise[baseline] += not self._begin_alike(spec, keys, baseline, other)
+
+    def _begin_alike(self, spec: dict[str, Any], keys: list[str], baseline: str, other: Mapping[str, Any]) -> bool:
+        """``search.begin_alike``, once for all proposals that have the whole beginning in common."""
+        time = self._service.time
+        warm = max(parse(each).warm(time) for each in (spec, other))
+        epochs = min(max(ceil(warm / time.steps_per_epoch), 1), time.epochs)
+        place = (baseline, epochs, keys[epochs])
+        if place not in self._alike:
+            self._alike[place] = search.begin_alike(spec, other, time)
+        return self._alike[place]
+
+
+def _corners(service: "Service") -> Iterator[tuple[dict[str, Any], Trace]]:
+    return ((spec, service.trace(spec)) for spec in search.corners(service.sweep, service.time))
+
+
+def _shown(kind: str, name: str, spec: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "spec": spec, "digest": trace.digest, **trace.facts()}
+
+
+def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Trace]]:
+    """``count`` proposals without a sampler, with their traces; fewer where the space seems to have no more schedules.
 
     What enqueued answers leave open is drawn.
     """
     first = service.sweep.recipe.seed * 1_000_003
-    found = [
-        one["schedule"]
-        if "schedule" in one
-        else search.propose(service.sweep, search.Drawn(first + number, one["params"]), service.time)
-        for number, one in enumerate(search.enqueued(service.sweep, service.time))
-    ]
-    seen = {service.trace(spec).digest for spec in found}
+    seen: set[str] = set()
+    given = search.enqueued(service.sweep, service.time)
+    for number, one in enumerate(given[:count]):
+        spec = one.get("schedule")
+        if spec is None:
+            spec = search.propose(service.sweep, search.Drawn(first + number, one["params"]), service.time)
+        trace = service.trace(spec)
+        seen.add(trace.digest)
+        yield spec, trace
+    left, misses = count - len(given), 0
     for number in range(first, first + 50 * count):
-        if len(found) >= count:
+        # ten times as many misses as there are schedules: the chance that a space still had one is e^-10
+        if left <= 0 or misses > 10 * (len(seen) + 10):
             break
         spec = search.propose(service.sweep, search.Drawn(number), service.time)
-        if (digest := service.trace(spec).digest) not in seen:
-            seen.add(digest)
-            found.append(spec)
-    return found
+        trace = service.trace(spec)
+        if trace.digest in seen:
+            misses += 1
+            continue
+        seen.add(trace.digest)
+        left, misses = left - 1, 0
+        yield spec, trace

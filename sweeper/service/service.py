@@ -110,13 +110,17 @@ class Service:
 
     def check(self) -> None:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
+        self.check_sweep()
+        self.store.check()
+        self.tracker.check()
+
+    def check_sweep(self) -> None:
+        """Of that what needs no store and no server: the space, the data, and whether the model can be built."""
         search.check(self.sweep)
         search.check(self.sweep, self.time)
         measures.check_objective(self.dataset, self.sweep)
         with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
-        self.store.check()
-        self.tracker.check()
 
     def recipe(self, seed: int) -> Any:
         """The sweep's recipe with this seed, its data where the trainer finds them."""

@@ -1,6 +1,7 @@
 """Which models there are, checked before anything is built; what of them and of the machine determines a training."""
 
 import difflib
+import functools
 import hashlib
 import json
 import platform
@@ -12,12 +13,13 @@ import numpy as np
 import torch
 import torchvision
 
-from sweeper.errors import ConfigError, DeviceError
+from sweeper.errors import ConfigError, DeviceError, shorten
+from sweeper.reading import parse_yaml, read_text, why
 from sweeper.training import isolated  # noqa: F401  before Ultralytics
 
 # isort: split
 import ultralytics
-from ultralytics.nn.tasks import load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils import ROOT
 
 if TYPE_CHECKING:
@@ -38,21 +40,74 @@ def architecture(model: str) -> dict[str, Any]:
                 f"model: {model} is not there; put the weights at {path.absolute()} (nothing is downloaded), "
                 f"or start untrained with {path.stem}.yaml"
             )
-        found: dict[str, Any] = load_checkpoint(path)[0].yaml
+        try:
+            found: dict[str, Any] = load_checkpoint(path)[0].yaml
+        except Exception as error:  # a pickle raises anything
+            raise ConfigError(f"model: {model} cannot be read as Ultralytics' weights: {_line(error)}") from None
     elif path.suffix in (".yaml", ".yml") and "://" not in model:
         try:
+            if path.exists():  # a file of the user's; Ultralytics reads it next
+                parse_yaml(read_text(path))
             found = yaml_model_load(model)
-        except FileNotFoundError:
-            known = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("yolo*.yaml"))
-            near = difflib.get_close_matches(path.name, known, n=3, cutoff=0.5)
-            hint = f"near it: {', '.join(near)}" if near else "for example yolo11n.yaml"
-            raise ConfigError(f"model: {model} is neither a file nor one of Ultralytics' models; {hint}") from None
+        except (OSError, ValueError) as error:
+            if not isinstance(error, FileNotFoundError):
+                problem = why(error) if isinstance(error, OSError | UnicodeDecodeError) else str(error)
+                raise ConfigError(f"model: {model} cannot be read as a model: {problem}") from None
+            raise _unknown(model) from None
     else:
         raise ConfigError(f"model: {model} is not a model; expected a name such as yolo11n.yaml or a .pt file")
-    head = found["head"][-1][2]
+    try:
+        head = found["head"][-1][2]
+    except (LookupError, TypeError):
+        raise ConfigError(f"model: {model} has no head; expected an architecture as Ultralytics writes it") from None
     if head not in HEADS:
         raise ConfigError(f"model: {model} ends in {head}; expected a detector that ends in {' or '.join(HEADS)}")
     return found
+
+
+def check(recipe: "Recipe") -> dict[str, Any]:
+    """The architecture of a recipe's model, which can be built and goes with the rest of the recipe.
+
+    Raises ConfigError for a model that is not there or cannot be built, for images that do not fit its strides, and for
+    layers to freeze that it does not have.
+    """
+    cfg = architecture(recipe.model)
+    layers, stride = _built(recipe.model, json.dumps(cfg, default=str))
+    if recipe.imgsz % stride:
+        near = max(round(recipe.imgsz / stride), 1) * stride
+        raise ConfigError(
+            f"imgsz: {recipe.imgsz} is not a multiple of {stride}, the largest stride of {recipe.model}; "
+            f"expected for example {near}"
+        )
+    frozen = set(recipe.freeze if isinstance(recipe.freeze, list) else range(recipe.freeze or 0))
+    if frozen and (max(frozen) >= layers or len(frozen) == layers):
+        raise ConfigError(
+            f"freeze: {shorten(recipe.freeze)} leaves nothing to train or names layers that {recipe.model} does not "
+            f"have; it has {layers}, from 0 to {layers - 1}: expected at most {layers - 1}, or a list of some of them"
+        )
+    return cfg
+
+
+@functools.cache
+def _built(model: str, cfg: str) -> tuple[int, int]:
+    """How many layers a model has, and its largest stride, found by building it; no random number is used up."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net = DetectionModel(json.loads(cfg), verbose=False)
+    except Exception as error:  # whatever an architecture can have wrong
+        raise ConfigError(f"model: {model} cannot be built: {_line(error)}") from None
+    return len(net.model), int(net.stride.max())
+
+
+def _unknown(model: str) -> ConfigError:
+    known = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("yolo*.yaml"))
+    near = difflib.get_close_matches(Path(model).name, known, n=3, cutoff=0.5)
+    hint = f"near it: {', '.join(near)}" if near else "for example yolo11n.yaml"
+    return ConfigError(f"model: {model} is neither a file nor one of Ultralytics' models; {hint}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_device(device: str) -> torch.device:
@@ -72,7 +127,7 @@ def check_device(device: str) -> torch.device:
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
     """See ``sweeper.training.fingerprint``."""
-    cfg = architecture(recipe.model)
+    cfg = check(recipe)
     where = check_device(device)
     on_cpu = where.type == "cpu"
     is_weights = Path(recipe.model).suffix == ".pt"

@@ -21,7 +21,7 @@ import torch
 from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
 from sweeper.training import EpochLog, Evaluation, isolated, silent, snapshot  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import reseed
-from sweeper.training.models import architecture, check_device
+from sweeper.training.models import check, check_device
 from sweeper.training.parts import Parts
 
 # isort: split
@@ -54,8 +54,8 @@ class UltralyticsTrainer:
 
     @staticmethod
     def check(recipe: "Recipe") -> None:
-        """Raise ConfigError for a model that is not there."""
-        architecture(recipe.model)
+        """Raise ConfigError for a model that is not there or does not go with the rest of the recipe."""
+        check(recipe)
 
     def train_epoch(
         self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
