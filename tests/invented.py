@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sweeper import report, search
+from sweeper import evidence, report, search
 from sweeper.config import Sweep
 from sweeper.schedules import Trace, words
 from sweeper.service import Place, Service
@@ -54,6 +54,7 @@ def written(folder: Path, **changes: Any) -> Path:
         "nbs": 8, "lr0": 0.02, "trials": 6, "baselines": [{"family": "yolo_linear", "warmup": "1ep"}, "yolo_cosine"],
         "sampler": "random",
         "lease_s": 600_000,
+        "confirm": {"best": 2, "seeds": 4},
         "search": {"family": "cawb", "restarts": {"min": 1, "max": 2, "every": 2, "distance": 4, "first": 4},
                    "step_scale": {"per": "cycle", "choices": [0.5, 0.7, 1.0]}, "horizon": "end", "floor": 0.05,
                    "decay": ["cosine", "linear"], "warmup": "2ep"},
@@ -143,16 +144,11 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
 
 def confirmed(service: Service, trials: Sequence[int], seeds: Sequence[int], merits: Mapping[str, float]) -> None:
     """The trials and the baselines again on other seeds."""
-    rows = {row.number: row for row in service.study.rows()}
-    runs = [(f"trial {number}", dict(rows[number].schedule or {})) for number in trials]
-    runs += list(service.baselines().items())
-    service.study.add(
-        [
-            {"stage": "confirm", "schedule": spec, "seed": seed, "name": name, "chosen": list(trials)}
-            for seed in seeds
-            for name, spec in runs
-        ]
-    )
+    baselines, asked = service.baselines(), service.sweep.confirm
+    design = evidence.Design(
+        tuple(trials), tuple(baselines), asked.best, tuple(seeds), asked.alpha, asked.equivalence
+    )  # not the best two: what is shown has a clear winner and a trial that is none
+    service.study.add(evidence.confirm_slots(service.study.rows(), baselines, design))
     work(service, merits)
 
 

@@ -16,7 +16,7 @@ from test_main_job import sweep, wait  # noqa: F401  # a fixture
 from tiny import SWEEP, sweeper
 
 from sweeper import escape, evidence
-from sweeper.config import Escape, Sweep
+from sweeper.config import Confirm, Escape, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
 from sweeper.schedules.controls import CONTROLS
@@ -62,18 +62,33 @@ def test_the_best_distinct_comparable_schedules_are_confirmed() -> None:
         evidence.chosen([*rows, row(7, "search")], 2)
 
 
-def test_the_choice_stays_and_more_seeds_only_add() -> None:
-    rows = [row(0, "baseline", 0.5), row(1, "search", 0.4), row(2, "search", 0.6)]
-    baselines = {"yolo_linear": {"family": "yolo_linear", "lr": 0.02}}
-    first = evidence.confirm_slots(rows, baselines, best=1, seeds=2, seed=0)
+BASELINES = {"yolo_linear": {"family": "yolo_linear", "lr": 0.02}}
+SEARCHED = [row(0, "baseline", 0.5, name="yolo_linear"), row(1, "search", 0.4), row(2, "search", 0.6)]
+
+
+def test_the_design_is_that_of_the_first_slot_whatever_comes_later() -> None:
+    begun = evidence.Design.begin(SEARCHED, list(BASELINES), Confirm(best=1, seeds=2), 0)
+    first = evidence.confirm_slots(SEARCHED, BASELINES, begun)
     assert [(slot["name"], slot["seed"]) for slot in first] == [
         (name, seed) for seed in evidence.fresh_seeds(0, 2) for name in ("yolo_linear", "trial 2")
     ]
+    assert evidence.Design.of(SEARCHED) is None
     # one slot was made, then the power failed; meanwhile the search got a better trial
-    there = row(3, "confirm", **{key: first[0][key] for key in ("name", "chosen", "seed", "schedule")})
-    later = evidence.confirm_slots([*rows, there, row(4, "search", 0.99)], baselines, best=5, seeds=3, seed=0)
-    assert later[:4] == first
-    assert {slot["name"] for slot in later[4:]} == {"yolo_linear", "trial 2"}
+    stored = json.loads(json.dumps(first[0]))
+    there = row(3, "confirm", **{key: stored[key] for key in ("name", "design", "seed", "schedule")})
+    later = [*SEARCHED, there, row(4, "search", 0.99)]
+    design = evidence.Design.of(later)
+    assert design == begun
+    assert evidence.confirm_slots(later, BASELINES, design) == first
+    assert design.changes(Confirm(best=1, seeds=2)) == []
+    assert [change.split(",")[0] for change in design.changes(Confirm(best=2, seeds=3, alpha=0.1, equivalence=0))] == [
+        "confirm.best is 2", "confirm.seeds is 3", "confirm.alpha is 0.1", "confirm.equivalence is 0",
+    ]  # fmt: skip
+
+
+def test_a_search_that_left_nothing_cannot_be_confirmed() -> None:
+    with pytest.raises(ConfigError, match="no trial of the search is finished"):
+        evidence.Design.begin([row(0, "baseline", 0.5), row(1, "search", state="FAIL")], [], Confirm(), 0)
 
 
 def test_the_default_subject_is_the_best_with_a_restart_confirmed_ones_first() -> None:
@@ -293,7 +308,7 @@ def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
 
 @pytest.mark.slow
 def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(sweep: Path, tmp_path: Path) -> None:  # noqa: F811
-    """run, confirm (Ctrl-C in the middle), confirm again, more seeds, the battery: nothing is trained twice."""
+    """run, confirm (Ctrl-C in the middle), confirm again, more seeds refused, the battery: nothing is trained twice."""
     written = yaml.safe_load(sweep.read_text())
     file = sweep.parent / "evidence.yaml"
     written |= {"name": "evidence", "trials": 1, "search": RESTART, "confirm": {"best": 1, "seeds": 3}}
@@ -321,17 +336,23 @@ def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(swee
     status = ask()
     assert status["done"]
     assert status["budget"] == 2 + 3 * 2
-    sweeper("confirm", file, "confirm.seeds=4", cwd=tmp_path)
-    picked = json.loads(sweeper("pick", file, "--json", cwd=tmp_path).stdout)
-    assert [(c["name"], c["pairs"]["n"]) for c in picked["candidates"]] == [("trial 1", 4)]
+    refused = sweeper("confirm", file, "confirm.seeds=4", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "confirm.seeds is 4, but the confirmation began with 3" in refused.stderr
+    assert ask()["budget"] == status["budget"]
+    picked = json.loads(sweeper("pick", file, "confirm.seeds=4", "--json", cwd=tmp_path).stdout)
+    assert [(c["name"], c["pairs"]["n"]) for c in picked["candidates"]] == [("trial 1", 3)]
+    assert picked["notes"] == [
+        "confirm.seeds is 4, but the confirmation began with 3; what it began with is what counts"
+    ]
     stored = len(list(snapshots.glob("??/*")))
-    said = sweeper("confirm", file, "confirm.seeds=4", "--escape", cwd=tmp_path).stdout
-    assert "4 pairs" in said or "n=4" in said
+    said = sweeper("confirm", file, "--escape", cwd=tmp_path).stdout
+    assert "3 pairs" in said or "n=3" in said
     status = ask()
-    assert status["budget"] == 2 + 4 * 2 + 4 * 2 + 1
+    assert status["budget"] == 2 + 3 * 2 + 3 * 2 + 1
     added = status["store"]["count"] - stored
-    assert added == 4 * (2 + 3), "branches from the restart on, matched peaks from the warm-up on"
+    assert added == 3 * (2 + 3), "branches from the restart on, matched peaks from the warm-up on"
     picked = json.loads(sweeper("pick", file, "--json", cwd=tmp_path).stdout)
     [verdict] = picked["candidates"][0]["facts"]["verdicts"]
-    assert verdict["gain"]["n"] == verdict["over_peak"]["n"] == 4
+    assert verdict["gain"]["n"] == verdict["over_peak"]["n"] == 3
     assert verdict["thresholds"]["over_self"] == 3.0

@@ -270,12 +270,45 @@ def test_a_confounded_search_run_is_not_ranked() -> None:
 
 def test_looking_before_the_confirmation_is_over_crowns_nobody() -> None:
     """Otherwise a reader who looks after every run would get several chances at a false winner."""
+    rows = confirmed(0.05)
+    planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
     for late in (-1, -2):
-        rows = confirmed(0.05)
-        rows[late] = rows[late] | {"score": None}
-        answer = stats.choose(rows, baselines=["cosine"])
-        assert answer.winner is None
-        assert "not finished" in answer.sentence
+        waiting = [*rows]
+        waiting[late] = rows[late] | {"score": None}
+        absent = rows[:late] + rows[len(rows) + late + 1 :]
+        for seen, asked in ((waiting, ()), (waiting, planned), (absent, planned)):
+            answer = stats.choose(seen, baselines=["cosine"], planned=asked)
+            assert answer.winner is None
+            assert "5 of 6 paired seeds are finished (11 of 12 runs)" in answer.sentence
+            assert answer.confirmation == stats.Progress(5, 6, 11, 12)
+            assert answer.candidates[0].reason == "the confirmation is not finished"
+    assert stats.choose(rows, baselines=["cosine"], planned=planned).winner is not None
+
+
+def test_a_run_that_was_not_designed_plays_no_part() -> None:
+    """Seeds added after a look, by whatever means, are neither pairs nor waited for."""
+    rows = confirmed(0.0)
+    planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
+    before = stats.choose(rows, baselines=["cosine"], planned=planned)
+    for seed in range(7, 30):
+        rows.append({"trial": 100 + seed, "name": "cosine", "stage": "confirm", "seed": seed, "score": 0.1})
+        rows.append({"trial": 200 + seed, "name": "cawb-1", "stage": "confirm", "seed": seed, "score": 0.5})
+    rows[-1] = rows[-1] | {"score": None}
+    answer = stats.choose(rows, baselines=["cosine"], planned=planned)
+    assert (answer.winner, answer.candidates) == (None, before.candidates)
+    assert len(answer.excluded) == 46
+    assert answer.excluded[0]["reason"] == "not a run of the confirmation as it was designed"
+
+
+def test_a_candidate_that_fails_on_a_seed_never_wins_and_holds_up_nobody() -> None:
+    rows = confirmed(0.05)
+    planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
+    rows[-1] = rows[-1] | {"score": None, "confounder": "the loss is nan"}
+    answer = stats.choose(rows, baselines=["cosine"], planned=planned)
+    assert answer.confirmation is not None
+    assert answer.confirmation.complete
+    assert (answer.winner, answer.candidates[0].wins) == (None, False)
+    assert "the loss is nan" in answer.sentence
 
 
 def test_the_seed_of_the_search_makes_no_pair() -> None:

@@ -27,8 +27,8 @@ def confirm(
 ) -> None:
     """Fresh, paired seeds for the best of a finished search and the baselines. Ctrl-C is safe, as with `run`.
 
-    The best are chosen once: looking in between and calling again changes nothing but the number of seeds, by
-    confirm.seeds=N. With --escape: the control runs and measures that tell whether a restart escaped.
+    The first call fixes the design: which schedules, how many seeds, and the rule. Looking in between and calling
+    again changes nothing. With --escape: the control runs and measures that tell whether a restart escaped.
     """
     if trial is not None and not escape:
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
@@ -43,8 +43,8 @@ def confirm(
     chosen = service.confirm()
     if service.sweep.confirm.best > len(chosen):
         console.print(
-            f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: all there are, or all that were "
-            "chosen when the confirmation began"
+            f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: the search had no more "
+            "when the confirmation began"
         )
     train_all(service, arguments, slots)
     show.answer(service.pick(), service.sweep.objective)

@@ -121,6 +121,8 @@ def answer(found: "Answer", objective: str) -> None:
     for row in found.ranking[:JUMPS_OF]:
         for line in _jumps(row):
             console.print(line, soft_wrap=True)
+    for note in found.notes:
+        console.print(note, soft_wrap=True)
     failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
     for excluded in (one for one in found.excluded if one["trial"] not in failed):
         console.print(f"not compared: {_run(excluded)}: {excluded['reason']}", soft_wrap=True)

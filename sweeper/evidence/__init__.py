@@ -5,12 +5,12 @@ what was decided is read back from the slots that are there, so that any command
 """
 
 from .battery import BARRIER, Restart, barrier_slots, control_slots, restarts, seeds_of, subject, verdicts
-from .confirm import chosen, confirm_slots, fresh_seeds, name_of
+from .confirm import Design, chosen, confirm_slots, fresh_seeds, name_of
 from .jumps import jump_effects, jump_metrics
 from .landscape import Landscape, measure, states, thresholds
 
 __all__ = [
-    "BARRIER", "Landscape", "Restart", "barrier_slots", "chosen", "confirm_slots", "control_slots", "fresh_seeds",
-    "jump_effects", "jump_metrics", "measure", "name_of", "restarts", "seeds_of", "states", "subject", "thresholds",
-    "verdicts",
+    "BARRIER", "Design", "Landscape", "Restart", "barrier_slots", "chosen", "confirm_slots", "control_slots",
+    "fresh_seeds", "jump_effects", "jump_metrics", "measure", "name_of", "restarts", "seeds_of", "states", "subject",
+    "thresholds", "verdicts",
 ]  # fmt: skip

@@ -1,9 +1,14 @@
-"""Confirmation: the best of the search and the baselines again, on fresh seeds that all of them share."""
+"""Confirmation: the best of the search and the baselines again, on fresh seeds that all of them share.
+
+Its design is fixed when it begins: each of its slots carries it, and the first slot's is the one that holds.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from sweeper.config import Confirm
 from sweeper.errors import ConfigError
 from sweeper.study import TrialRow
 
@@ -34,15 +39,69 @@ def name_of(row: TrialRow) -> str:
     return str(row.attrs.get("name") or f"trial {row.number}")
 
 
-def chosen(rows: Sequence[TrialRow], best: int) -> list[int]:
-    """The trials to confirm: those that the confirmation began with, else the ``best`` of the search.
+@dataclass(frozen=True)
+class Design:
+    """What a confirmation compares and by which rule it is judged.
 
-    Equal schedules count once, and one that is a baseline's is none. Once one slot is there its list is kept: who
-    looks at the first seeds and chooses again has chosen by their luck. Raises ConfigError while the search goes on.
+    ``candidates``: numbers of the trials that are confirmed, ``best`` how many were asked for; ``baselines``: names;
+    ``seeds``: those that all of them run on; ``alpha`` and ``equivalence``: see ``sweeper.stats``.
     """
-    for row in rows:
-        if row.stage == "confirm":
-            return [int(number) for number in row.attrs["chosen"]]
+
+    candidates: tuple[int, ...]
+    baselines: tuple[str, ...]
+    best: int
+    seeds: tuple[int, ...]
+    alpha: float
+    equivalence: float
+
+    @classmethod
+    def of(cls, rows: Sequence[TrialRow]) -> "Design | None":
+        """The design that the confirmation began with; None if it has not begun."""
+        for row in rows:
+            if row.stage == "confirm" and (written := row.attrs.get("design")):
+                lists = {key: tuple(written[key]) for key in ("candidates", "baselines", "seeds")}
+                return cls(**{**written, **lists})
+        return None
+
+    @classmethod
+    def begin(cls, rows: Sequence[TrialRow], baselines: Sequence[str], confirm: Confirm, seed: int) -> "Design":
+        """The design for the search of a sweep of ``seed`` as it has ended.
+
+        Raises ConfigError while the search goes on, or if it left nothing to confirm.
+        """
+        candidates = chosen(rows, confirm.best)
+        if not candidates:
+            raise ConfigError("confirm: no trial of the search is finished and comparable; look at: sweeper status")
+        return cls(
+            candidates=tuple(candidates),
+            baselines=tuple(baselines),
+            best=confirm.best,
+            seeds=tuple(fresh_seeds(seed, confirm.seeds)),
+            alpha=confirm.alpha,
+            equivalence=confirm.equivalence,
+        )
+
+    def changes(self, confirm: Confirm) -> list[str]:
+        """What ``confirm`` asks for now and the confirmation did not begin with, a sentence each; [] for nothing."""
+        begun = {"best": self.best, "seeds": len(self.seeds), "alpha": self.alpha, "equivalence": self.equivalence}
+        return [
+            f"confirm.{key} is {getattr(confirm, key):g}, but the confirmation began with {value:g}"
+            for key, value in begun.items()
+            if getattr(confirm, key) != value
+        ]
+
+    def runs(self, rows: Sequence[TrialRow]) -> list[tuple[str, int]]:
+        """(configuration's name, seed) of every run of the confirmation, seed by seed."""
+        by_number = {row.number: row for row in rows}
+        names = [*self.baselines, *(name_of(by_number[number]) for number in self.candidates)]
+        return [(name, seed) for seed in self.seeds for name in names]
+
+
+def chosen(rows: Sequence[TrialRow], best: int) -> list[int]:
+    """The ``best`` trials of a finished search by their scores there; of equals, the first.
+
+    Equal schedules count once, and one that is a baseline's is none. Raises ConfigError while the search goes on.
+    """
     open_ones = [row.number for row in rows if row.stage in ("baseline", "search") and row.state in OPEN]
     if open_ones:
         raise ConfigError(
@@ -59,22 +118,15 @@ def chosen(rows: Sequence[TrialRow], best: int) -> list[int]:
     return found
 
 
-def confirm_slots(
-    rows: Sequence[TrialRow], baselines: Mapping[str, Mapping[str, Any]], *, best: int, seeds: int, seed: int
-) -> list[Slot]:
-    """The slots of the whole confirmation of a sweep of ``seed``, seed by seed: what is finished early makes pairs.
+def confirm_slots(rows: Sequence[TrialRow], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Slot]:
+    """The slots of the whole confirmation, seed by seed: what is finished early makes pairs.
 
-    ``baselines``: name -> spec. Those that exist already are among them; ``Study.add`` makes what is missing. Raises
-    ConfigError while the search goes on, or if it left nothing to confirm.
+    ``baselines``: name -> spec. Those that exist already are among them; ``Study.add`` makes what is missing.
     """
-    picked = chosen(rows, best)
-    if not picked:
-        raise ConfigError("confirm: no trial of the search is finished and comparable; look at: sweeper status")
-    by_number = {row.number: row for row in rows}
-    runs = [(name, dict(spec)) for name, spec in baselines.items()]
-    runs += [(name_of(by_number[number]), dict(by_number[number].schedule or {})) for number in picked]
+    specs = {name: dict(spec) for name, spec in baselines.items()}
+    specs |= {name_of(row): dict(row.schedule or {}) for row in rows if row.number in design.candidates}
+    written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(design).items()}
     return [
-        {"stage": "confirm", "schedule": spec, "seed": fresh, "name": name, "chosen": picked}
-        for fresh in fresh_seeds(seed, seeds)
-        for name, spec in runs
+        {"stage": "confirm", "schedule": specs[name], "seed": seed, "name": name, "design": written}
+        for name, seed in design.runs(rows)
     ]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -193,31 +193,49 @@ class Service:
 
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
-        confirm, rows = self.sweep.confirm, [row for row in self.study.rows() if row.stage != "foreign"]
-        return choose(
+        return self.answer(self.study.rows())
+
+    def answer(self, trials: Sequence[TrialRow]) -> Answer:
+        """What these trials of the sweep come to, as :meth:`pick` says it of all of them."""
+        rows = [row for row in trials if row.stage != "foreign"]
+        design = evidence.Design.of(rows)
+        rule = design or self.sweep.confirm
+        found = choose(
             [self.judged(row, rows) for row in rows],
             baselines=self.baselines(),
-            alpha=confirm.alpha,
-            equivalence=confirm.equivalence,
+            planned=design.runs(rows) if design else (),
+            alpha=rule.alpha,
+            equivalence=rule.equivalence,
             objective=self.sweep.objective,
-            **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
+            **({"assumed_sigma": self.sweep.confirm.sigma} if self.sweep.confirm.sigma else {}),
         )
+        changes = design.changes(self.sweep.confirm) if design else []
+        return replace(found, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
 
     # -- evidence
 
     def confirm(self) -> list[int]:
         """Ask for what is missing of the confirmation; gives the trials that are confirmed. Any number of times.
 
-        Raises ConfigError while the search goes on, and if nothing was learned in it. The first call chooses, later
-        ones keep to it.
+        The first call fixes the design: which trials and baselines, on which seeds, judged by which rule. Raises
+        ConfigError while the search goes on, if nothing was learned in it, or if the sweep file now asks for another
+        design than that.
         """
-        confirm = self.sweep.confirm
-        slots = evidence.confirm_slots(
-            self.study.rows(), self.baselines(), best=confirm.best, seeds=confirm.seeds, seed=self.sweep.recipe.seed
-        )
+        rows, baselines = self.study.rows(), self.baselines()
+        asked, seed = self.sweep.confirm, self.sweep.recipe.seed
+        design = evidence.Design.of(rows) or evidence.Design.begin(rows, list(baselines), asked, seed)
         self._refuse_unlearned("confirm")
-        self.study.add(slots)
-        return list(slots[0]["chosen"])
+        self.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
+        rows = self.study.rows()
+        design = evidence.Design.of(rows) or design  # another process's, if its first slot was made before ours
+        if changes := design.changes(asked):
+            raise ConfigError(
+                f"confirm: {'; '.join(changes)}; its design is fixed from then on, because seeds or rules that are "
+                "changed after a look crown equal schedules too often; undo the change, or start a new sweep with "
+                "another name and another seed"
+            )
+        self.study.add(evidence.confirm_slots(rows, baselines, design))
+        return list(design.candidates)
 
     def examine(self, trial: TrialRow) -> Iterator[int]:
         """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives

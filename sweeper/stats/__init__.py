@@ -8,6 +8,12 @@ The rule. A candidate wins against the best baseline when, on at least 4 fresh p
 1. the paired t test says so after Holm over all confirmed candidates (``p_holm <= alpha``), and
 2. the mean difference is at least ``equivalence`` (0.002 mAP): a real difference too small to matter crowns nobody.
 
+The design is fixed before the first of these runs: which candidates and baselines, on which seeds, ``alpha`` and
+``equivalence``. The rule is applied once, when every run has ended, well or badly; before that nobody is crowned, so a
+look costs nothing. (With seeds added after a look, equal configurations would win in 8 % of sweeps.) A candidate that
+fails on a seed never wins: runs that diverge are bad ones, and leaving them out would flatter it. A seed on which the
+baseline fails makes no pair.
+
 The exact sign-flip p stands beside and decides nothing. Its smallest value is 2^(1-n): 0.125 for 4 pairs, 0.031 for 6;
 with Holm over 5 candidates it could crown nobody below 8 pairs, and even as a veto it would cost a quarter of the power
 at 6 pairs (one difference of the other sign, however small, makes it 0.063). The t test needs no such help here: it is
@@ -16,13 +22,15 @@ it conservative under heavy tails. Simulated false winners (5 candidates; 4, 6, 
 two-valued, rarely collapsing noise): at most 3 %, bound 5 %. Two-sided on purpose: the interval shown is tested.
 Differences without any spread have no t; there the sign-flip p stands in. Nothing is pooled over candidates: that would
 gain power at 4 pairs, but one unstable schedule would borrow the small spread of the others and win too often. No
-bootstrap. The false-winner rate and the promised power are acceptance tests (``tests/test_stats.py``).
+bootstrap. The false-winner rate and the promised power are acceptance tests (``tests/test_stats.py``, and
+with everything from the search's choice to the answer ``tests/test_null_sweeps.py``).
 
 What the rule does not protect from: a schedule that is usually better and sometimes collapses can win on seeds without
 a collapse; only more seeds show that.
 """
 
-from .choose import CLAIM, MIN_PAIRS, Answer, Candidate, choose
+from .answer import CLAIM, Answer, Candidate, Progress
+from .choose import MIN_PAIRS, choose
 from .failures import Failures, Reason, failures
 from .learned import learned
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed, sign_flip_p
@@ -36,6 +44,7 @@ __all__ = [
     "Candidate",
     "Failures",
     "Paired",
+    "Progress",
     "Reason",
     "Row",
     "Spread",

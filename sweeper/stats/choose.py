@@ -1,98 +1,26 @@
 """The pick: the rule of the package's docstring applied to the rows of a sweep."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .failures import Failures, failures
+from .answer import CLAIM, Answer, Candidate, Progress, sentence
+from .failures import failures
 from .learned import learned, nothing_learned
-from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed
+from .pairs import Paired, detectable_effect, holm, paired, pairs_needed
 from .rows import ASSUMED_SIGMA, Row, Spread, scores_by_seed, spread
 
-CLAIM = 0.004  # the source article's own difference: what a design should be able to see
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A configuration that was confirmed: its mean score, its pairs with the best baseline, and why it wins or not.
-
-    ``p_holm`` and ``p_flip_holm`` are adjusted over all confirmed candidates (None: not judged yet, ``reason`` says
-    why); ``mde`` is what these pairs would have seen with 80 % power at Holm's first, strictest level;
-    ``low_family``, ``high_family`` is the interval at that level (they hold for all candidates together), ``pairs`` has
-    the plain one. ``label`` says what it is, ``title`` is how sentences call it, and its runs
-    share the ``name``. ``search`` is the score of the search run, for the record only: it was selected for being high.
-    """
-
-    trial: int
-    name: str
-    label: str
-    title: str
-    score: float | None
-    search: float | None
-    pairs: Paired | None
-    mde: float | None
-    low_family: float | None
-    high_family: float | None
-    params: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    run_id: str | None
-    run_ids: tuple[str, ...]
-    p_holm: float | None = None
-    p_flip_holm: float | None = None
-    wins: bool = False
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What ``pick`` says; ``winner`` is None unless the rule crowned one, ``sentence`` says it in one line.
-
-    ``candidates``: the confirmed configurations, best first. ``ranking``: every usable configuration, confirmed ones
-    first, as dicts with trial, name, label, params, score (mean of the confirmation runs, else the search run), run_id,
-    stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
-    ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
-    with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
-    of ``noise``. ``tried``: configurations that were pruned or have a score. ``learned``: whether any of the runs that
-    are compared has a score above 0. ``failures``: the failed trials by reason, without control runs.
-    """
-
-    winner: Candidate | None
-    sentence: str
-    candidates: tuple[Candidate, ...]
-    ranking: tuple[dict[str, Any], ...]
-    baseline: dict[str, Any] | None
-    baselines: tuple[dict[str, Any], ...]
-    excluded: tuple[dict[str, Any], ...]
-    tried: int
-    pairs: int
-    noise: Spread
-    detectable: float | None
-    needed: int
-    alpha: float
-    equivalence: float
-    learned: bool
-    failures: Failures
-
-    def to_dict(self, score: str = "score") -> dict[str, Any]:
-        """Plain dicts, lists, numbers and None, as JSON wants them; ``score`` is the key of the scores in them."""
-        data = asdict(self)
-        for one in (data["winner"], data["baseline"], *(data[key] for key in ("candidates", "ranking", "baselines"))):
-            for entry in one if isinstance(one, list | tuple) else [one]:
-                if entry is not None:
-                    entry[score] = entry.pop("score")
-        data["failures"] = self.failures.to_dict()
-        plain: dict[str, Any] = _plain(data)
-        return plain
 
 
 def choose(
     rows: Iterable[Row | Mapping[str, Any]],
     *,
     baselines: Iterable[str],
+    planned: Collection[tuple[str, int]] = (),
     alpha: float = 0.05,
     equivalence: float = 0.002,
     assumed_sigma: float = ASSUMED_SIGMA,
@@ -100,14 +28,21 @@ def choose(
 ) -> Answer:
     """The winner among the confirmed candidates, or the reason why there is none.
 
-    ``rows``: all runs of a sweep, unfinished ones included (score None): a candidate wins only once all confirmation
-    runs of its own and of the baselines are over, so looking in between does not multiply the chances. ``baselines``:
-    names; ``objective``: what the sentence calls the score. Pairs are confirmation runs of a candidate with runs of the
-    best baseline on the same seed; a seed on which the search saw the candidate is not fresh and makes no pair. A
-    configuration with a confounded run, and no clean run on that seed, never wins. Rows of stage ``control`` play no
-    part. ConfigError for a row without the needed fields.
+    ``rows``: all runs of a sweep, unfinished ones included (score None). ``baselines``: names; ``objective``: what the
+    sentence calls the score. ``planned``: name and seed of every run of the confirmation, as it was designed before its
+    first run; runs of stage ``confirm`` beside them play no part, and nobody wins before each of them has ended, well
+    or badly. So the rule is applied to one set of runs, however often one looks. Without ``planned`` the confirmation
+    is what is among the rows.
+
+    Pairs are confirmation runs of a candidate with runs of the best baseline on the same seed; a seed on which
+    the search saw the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
+    on that seed, never wins. Rows of stage ``control`` play no part. ConfigError for a row without the needed fields.
     """
     everything = [row for row in map(Row.of, rows) if row.stage != "control"]
+    plan = set(planned) or {(row.name, row.seed) for row in everything if row.stage == "confirm"}
+    beside = [row for row in everything if row.stage == "confirm" and (row.name, row.seed) not in plan]
+    everything = [row for row in everything if row.stage != "confirm" or (row.name, row.seed) in plan]
+    progress = _progress(everything, plan) if plan else None
     names = list(dict.fromkeys(baselines))
     rivals = [row for row in everything if row.name not in names]
     seen = {(row.name, row.seed) for row in rivals if row.stage == "search"}
@@ -117,6 +52,7 @@ def choose(
     excluded += [
         _exclusion(row, "not fresh: the search saw this seed") for row in confirms if row.usable and row not in fresh
     ]
+    excluded += [_exclusion(row, "not a run of the confirmation as it was designed") for row in beside]
 
     searched: dict[str, Row] = {}
     for row in rivals:
@@ -132,6 +68,8 @@ def choose(
     for name, own in groups.items():
         draft = _candidate(own, searched.get(name), reference_scores, alpha, level, equivalence)
         drafts.append(replace(draft, reason=_obstacle(draft, [r for r in rivals if r.name == name], everything, names)))
+    if progress and not progress.complete:
+        drafts = [replace(draft, reason="the confirmation is not finished") for draft in drafts]
     candidates = _judged(drafts, reference, alpha, equivalence)
 
     compared = [c.pairs for c in candidates if c.pairs]
@@ -160,9 +98,15 @@ def choose(
         equivalence=equivalence,
         learned=any_learned,
         failures=failures(everything),
+        confirmation=progress,
     )
-    sentence = _sentence(answer, objective) if any_learned else nothing_learned(judged, objective)
-    return replace(answer, sentence=sentence)
+    return replace(answer, sentence=sentence(answer, objective) if any_learned else nothing_learned(judged, objective))
+
+
+def _progress(rows: Iterable[Row], plan: Collection[tuple[str, int]]) -> Progress:
+    ended = {(row.name, row.seed) for row in rows if row.stage == "confirm" and not row.unfinished}
+    seeds, waited_for = {seed for _, seed in plan}, {run[1] for run in plan if run not in ended}
+    return Progress(len(seeds - waited_for), len(seeds), len(ended.intersection(plan)), len(plan))
 
 
 def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
@@ -250,9 +194,6 @@ def _obstacle(candidate: Candidate, own: list[Row], everything: list[Row], basel
     rivals = [row for row in everything if row.name in baselines]
     if not any(row.usable for row in rivals):
         return "no baseline has run"
-    waiting = [row for row in own if row.unfinished and row.seed not in clean] + [r for r in rivals if r.unfinished]
-    if any(row.stage == "confirm" for row in waiting):
-        return "the confirmation is not finished"
     n = candidate.pairs.n if candidate.pairs else 0
     return f"{n} paired seeds; at least {MIN_PAIRS} are needed" if n < MIN_PAIRS else ""
 
@@ -312,42 +253,3 @@ def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tu
     confirmed = {e["name"] for e in done}
     rest = sorted((r for r in searched.values() if r.name not in confirmed), key=lambda r: -(r.score or 0.0))
     return tuple(done + [entry(row, "search", 1) for row in rest])
-
-
-def _sentence(answer: Answer, objective: str) -> str:
-    noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
-    need = f"{CLAIM:+.3f} would need {answer.needed} pairs (s_d {noise.s_d:.4f}, {noise.source})"
-    if answer.failures.every:
-        return answer.failures.sentence
-    if answer.winner and (p := answer.winner.pairs):
-        return (
-            f"winner: {answer.winner.title}, {p.mean:+.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
-            f"{p.low:+.4f} to {p.high:+.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
-            f"{len(answer.candidates)}, {answer.tried} configurations tried)"
-        )
-    if not answer.ranking:
-        return f"no winner yet: nothing to compare; {need}"
-    if answer.pairs == 0:
-        lead = luck_of_the_best(noise.s_d / math.sqrt(2), answer.tried)
-        luck = (
-            f", and the best of {answer.tried} equal configurations leads by {lead:+.4f} by luck alone" if lead else ""
-        )
-        return f"no winner yet: one run each{luck}; {need}"
-    best = answer.candidates[0]
-    if all(c.p_holm is None for c in answer.candidates):
-        return f"no winner yet: {best.title}: {best.reason}; {need}"
-    gap = f"; the best was {best.title} at {best.pairs.mean:+.4f}: {best.reason}" if best.pairs else ""
-    return (
-        f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
-        f"{answer.detectable:+.4f} over {name} with 80 % power{gap}"
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
