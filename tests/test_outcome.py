@@ -149,7 +149,7 @@ def test_a_single_score_above_0_is_something() -> None:
 
 def test_what_was_learned_and_lost_again_is_not_called_nothing() -> None:
     rows = [Row(0, "linear", "baseline", 0, 0.0, highest=0.2), Row(1, "trial 1", "search", 0, 0.0, highest=0.31)]
-    answer = stats.choose(rows, baselines=["linear"])
+    answer = stats.choose(rows, baselines=["linear"], objective="mAP50-95")
     assert not answer.learned
     assert answer.sentence.startswith("nothing was kept: the mAP50-95 of all 2 finished runs is 0.0000 at the end")
     assert "reached 0.3100" in answer.sentence
