@@ -72,6 +72,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("confirm: {sedes: 3}", "confirm.sedes is not a key here (did you mean 'seeds'?)"),
         ("search: {family: cawb, restarts: {mx: 2}}", "search.restarts.mx is not a key here (did you mean 'max'?)"),
         ("trials: many", "trials: 'many' is not a whole number"),
+        ("weights: best", "weights: 'best' is not 'all' or 'none'"),
         ("workers: few", "workers: 'few' is not a whole number and is not 'auto'"),
         ("lr0: -1", "lr0: -1 is not above 0"),
         ("imgsz: 100000000", "imgsz: 100000000 is above 8192"),

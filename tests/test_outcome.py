@@ -102,6 +102,13 @@ def test_the_commands_say_what_failed_how_often_and_why_and_exit_1(
     failures = json.loads(done.stdout)["failures"]
     assert failures["every"]
     assert failures["reasons"][0]["trials"] == [0, 1]
+    if others:
+        said = sweeper("status", file, override, "--watch", cwd=tmp_path, check=False)
+        assert said.returncode == 1
+        assert EVERY[1:] in said.stdout
+        assert len(said.stdout.splitlines()) == 2, "the headline and the reason; tracebacks are for the trial's run"
+        told = json.loads(sweeper("status", file, override, "--json", cwd=tmp_path, check=False).stdout)["trials"]
+        assert [trial["reasons"][-1].count("Traceback") for trial in told] == [1, 1], "its own, not the one before's"
 
 
 def test_where_some_failed_the_answer_stays_and_a_line_says_how_many(shown: Service, shown_file: Path) -> None:

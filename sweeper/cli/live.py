@@ -114,8 +114,12 @@ def lines(found: Status, left_s: float | None) -> list[str]:
 
 def errors(found: Status, most: int = 3) -> list[str]:
     """Why the last trials failed or were given back, and what is wrong with tracking."""
-    last = [f"trial {row['trial']}: {row['reasons'][-1]}" for row in found["trials"] if row["reasons"]]
-    return last[-most:] + ([f"tracking: {found['tracking_problem']}"] if found["tracking_problem"] else [])
+    reasons = [
+        f"trial {row['trial']}: {row['reasons'][-1].splitlines()[0]}" for row in found["trials"] if row["reasons"]
+    ]
+    failures = found["failures"]
+    last = [failures["sentence"], *failures["further"]] if failures["every"] else reasons[-most:]
+    return last + ([f"tracking: {found['tracking_problem']}"] if found["tracking_problem"] else [])
 
 
 def screen(found: Status, left_s: float | None, height: int) -> Group:

@@ -94,6 +94,7 @@ class TrainingProcess:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._heard = False  # since it was started
+        self._asked_at = 0  # bytes of the log that were there when it was last asked for something
         self.epochs = 0  #: finished so far, over all trainings
         self.log = folder / f"training-{os.getpid()}.log"
 
@@ -184,9 +185,10 @@ class TrainingProcess:
         self._process = self._pipe = None
 
     def last_lines(self, count: int = 40) -> str:
-        """The end of the child's log, for the trial that it belongs to."""
+        """The end of what the child wrote since it was last asked for something: of this trial, not of those before."""
         with contextlib.suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+            written = self.log.read_bytes()[self._asked_at :].decode(errors="replace")
+            return "\n".join(written.splitlines()[-count:])
         return ""
 
     def _compare(self, applied: Applied, epoch: int, trace: Trace, recipe: Recipe, steps: int | None = None) -> None:
@@ -205,6 +207,9 @@ class TrainingProcess:
     def _send(self, message: tuple[Any, ...]) -> None:
         if self._process is None:
             self._start()
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self._asked_at = self.log.stat().st_size
         assert self._pipe is not None
         try:
             self._pipe.send(message)
@@ -241,6 +246,8 @@ class TrainingProcess:
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
+        self._asked_at = 0
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
