@@ -23,6 +23,25 @@ class Known:
         self._sketches: dict[int, NDArray[np.float64]] = {}
         self._traces: tuple[int, set[Any]] | None = None  # a trial, and the traces of all others when it was proposed
 
+    def awaits_trunk(self, slot: Slot) -> bool:
+        """Whether a search trial is not to be proposed yet, because its trunk is still being trained with this seed.
+
+        It would wait for the trunk's epochs anyway, and a worker that waits looks at the next trial: all of the search
+        would be proposed before anything is known.
+        """
+        spec = self._service.sweep.trunk()
+        if spec is None or slot.stage != "search" or slot.schedule is not None:
+            return False
+        open_rows = [row for row in self._service.study.rows() if row.state in ("WAITING", "RUNNING")]
+        digest = self._service.trace(spec).digest
+        return any(
+            row.stage == "baseline"
+            and row.seed == slot.seed
+            and row.schedule is not None
+            and self._service.trace(row.schedule).digest == digest
+            for row in open_rows
+        )
+
     def trained(self, slot: Slot, spec: Mapping[str, Any]) -> bool:
         """Whether there is nothing new in proposing ``spec``: another trial of this seed has its trace, or none can."""
         try:

@@ -534,14 +534,19 @@ def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) ->
     del space["lr"]
     short = {"family": "yolo_linear", "warmup": "1ep"}
     itself = {"family": "cawb", "trunk": "yolo_linear", "horizon": "end"}
-    world = World(
-        home,
-        tmp_path,
-        written(baselines=[short], trials=5, search=space, enqueue=[itself]),
-        plan={3: "kill", 7: "stop"},
-    )
+    early: list[int] = []  # trials that were proposed while the trunk was being trained
+
+    def look(world: World, key: str, epoch: int) -> None:
+        trunk, *rows = world.service.study.rows()
+        if trunk.state != "COMPLETE":
+            early.extend(row.number for row in rows if row.schedule)
+            world._plan.update({world._turns + 1: "switch"})  # the other worker looks for something to do
+
+    sweep = written(baselines=[short], trials=5, search=space, enqueue=[itself])
+    world = World(home, tmp_path, sweep, plan={75: "kill", 90: "stop"}, hook=look)
     world.run()
     check(world)
+    assert early == []
     baseline, same, *rows = world.service.study.rows()
     assert (same.attrs["duplicate_of"], same.value) == (baseline.number, baseline.value)
     trunk = world.keys(baseline.seed or 0, world.service.trace(baseline.schedule or {}))

@@ -228,6 +228,8 @@ class Worker:
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
         service = self.service
+        if self.known.awaits_trunk(slot):
+            raise Elsewhere
         spec = slot.propose(
             lambda suggest: search.propose(service.sweep, suggest, service.time),
             known=lambda spec: self.known.trained(slot, spec),
