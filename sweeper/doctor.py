@@ -99,7 +99,7 @@ def _tracking(place: Place, experiment: str) -> str:
         began = time.perf_counter()  # of the second answer: for the first one, MLflow had to be imported
         tracker.check()
         seconds, waiting = time.perf_counter() - began, tracker.waiting()
-        later = f"; {waiting} journals wait to be sent, `sweeper status` says why" if waiting else ""
+        later = f"; {waiting} journals wait to be sent, `sweeper ui` sends them or says why not" if waiting else ""
         return f"{tracker.server}, MLflow {tracker.server.version()}, answers in {1000 * seconds:.0f} ms{later}"
 
 

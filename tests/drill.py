@@ -151,7 +151,7 @@ class Stand:
         wrong += [f"trial {row.number}: epochs {sorted(row.values)}" for row in rows if len(row.values) != EPOCHS]
         tracker = Tracker(
             self.place.tracking, self.name, self.place.folder / "journals", self.place.folder / "mlartifacts"
-        )
+        ).of(self.study.id)
         tracker.drain(120)
         if waiting := tracker.waiting():
             wrong.append(f"{waiting} journals not sent: {tracker.problem}")

@@ -118,6 +118,24 @@ def epochs(log: TrialLog, first: int, last: int, start: int = T0) -> None:
         log.epoch(epoch, {"curve/lr": 0.1 / (epoch + 1), "curve/mAP50-95": epoch / 100}, start + 1000 * epoch)
 
 
+def given_up(tracker: Tracker) -> None:
+    """Close it, and wait until its journals can be had by others."""
+    tracker.close(0)
+    deadline = time.monotonic() + 60
+    for path in pending(tracker.folder):
+        while (journal := Journal.take(path)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        journal.close()
+
+
+def _target(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # closed meanwhile
+        return ""
+
+
 def run_of(tracker: Tracker, number: int) -> dict:  # type: ignore[type-arg]
     return next(run for run in tracker.runs() if run["tags"][names.TRIAL] == str(number))
 
@@ -403,11 +421,8 @@ def test_a_lost_acknowledgement_makes_no_duplicate(lost: str, tmp_path: Path, st
     elif lost == "part of the ack":
         ack.write_text(ack.read_text()[:9])
     else:
-        ack.write_text(
-            json.dumps(
-                {"offset": path.read_bytes().index(b"\n", 300) + 1, "run_id": json.loads(ack.read_text())["run_id"]}
-            )
-        )
+        half = path.read_bytes().index(b"\n", 300) + 1
+        ack.write_text(json.dumps(json.loads(ack.read_text()) | {"offset": half}))
     with Tracker(store, experiment, tmp_path) as tracker:
         assert tracker.drain(30) == 0
         assert len(tracker.runs()) == 1
@@ -415,6 +430,98 @@ def test_a_lost_acknowledgement_makes_no_duplicate(lost: str, tmp_path: Path, st
     assert len(points) == 8
     assert all(len(values) == 1 for values in points.values())
     assert pending(tracker.folder) == []
+
+
+@pytest.mark.parametrize("another", ["server", "study on another server"])
+def test_what_one_server_has_is_sent_whole_to_another(another: str, tmp_path: Path) -> None:
+    """The folder of journals stays; a trial in the middle goes on, all of whose epochs its worker says again."""
+    stores = [f"sqlite:///{tmp_path / name}/mlflow.db" for name in ("old", "new")]
+    studies = ["first", "first" if another == "server" else "second"]
+    for store, study in zip(stores, studies, strict=True):
+        (tmp_path / store.split("/")[-2]).mkdir()
+        for attempt, last in enumerate((2, 5)):
+            with Tracker(store, "moved", tmp_path / "journals").of(study) as tracker:
+                log = tracker.trial(0, attempt, params={"lr0": 1})
+                epochs(log, 0, last)
+                log.close()
+                assert tracker.drain(60) == 0
+        points = arrived(store, "moved")
+        assert {step for _, key, step in points if key == "curve/lr"} == set(range(5))
+        assert all(len(values) == 1 for values in points.values())
+
+
+def test_what_waits_goes_whole_to_another_server_but_never_into_another_study(tmp_path: Path, store: str) -> None:
+    """Half of a journal had arrived where it was sent first; the other study's trial 0 is another trial."""
+    old = f"sqlite:///{tmp_path}/old.db"
+    with Tracker(old, "waits", tmp_path).of("first") as tracker:
+        log = tracker.trial(0, params={"lr0": 1})
+        epochs(log, 0, 3)
+        assert log.flush(30)
+        (path,) = pending(tracker.folder)
+    gone = Tracker("http://127.0.0.1:9", "waits", tmp_path).of("first")  # before the rest was sent
+    epochs(gone.trial(0), 3, 6)
+    given_up(gone)
+    assert pending(gone.folder) == [path]
+    with Tracker(store, "waits", tmp_path).of("second") as tracker:
+        assert tracker.waiting() == tracker.drain(30) == 0
+        assert arrived(store, "waits") == {}
+    everything = Tracker(store, "waits", tmp_path)
+    assert everything.waiting() == 1
+    with everything.of("first") as tracker:
+        assert tracker.drain(30) == 0
+        assert len(tracker.history(run_of(tracker, 0)["run_id"], "curve/lr")) == 6
+        assert run_of(tracker, 0)["params"] == {"lr0": "1"}
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong", ["directory", "permission"])
+def test_a_journal_that_cannot_be_opened_is_named_and_holds_nothing_up(
+    wrong: str, tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = Tracker("http://127.0.0.1:9", f"unopened {wrong}", tmp_path)  # nobody answers
+    for number in range(3):
+        epochs(dead.trial(number), 0, 2)
+    given_up(dead)
+    bad = dead.folder / "00000.000.1.jsonl"
+    if wrong == "directory":
+        bad.mkdir()
+    else:
+        bad.write_text("")
+        bad.chmod(0)
+        if os.access(bad, os.R_OK):
+            pytest.skip("this user may open everything")
+
+    def handles() -> int:
+        return len([link for link in os.listdir("/proc/self/fd") if str(dead.folder) in _target(link)])
+
+    with Tracker(store, f"unopened {wrong}", tmp_path) as tracker:
+        assert tracker.drain(60) == 1
+        assert tracker.problem
+        assert tracker.problem.startswith(f"journal {bad}: ")
+        assert "\n" not in tracker.problem
+        assert pending(tracker.folder) == [bad]
+        assert handles() == 0
+        log = tracker.trial(0, 0)  # its name is taken: it gets another, and says all that it has to
+        epochs(log, 0, 4)
+        log.finish("FINISHED")
+        assert log.flush(30)
+        assert tracker.drain(30) == 1
+    points = arrived(store, f"unopened {wrong}")
+    assert {(trial, step) for trial, key, step in points if key == "curve/lr"} == {
+        *((0, step) for step in range(4)),
+        *((trial, step) for trial in (1, 2) for step in range(2)),
+    }
+    assert sum(str(bad) in record.message for record in caplog.records) == 1
+    assert handles() == 0
+
+
+def test_a_journal_that_cannot_be_read_keeps_no_handle_and_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "not a journal's name"
+    path.write_text("")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(AssertionError):
+        Journal.take(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_full_disk_delays_records_and_tears_none(tmp_path: Path) -> None:

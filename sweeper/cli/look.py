@@ -40,7 +40,7 @@ def ui(
 
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
-    service.tracker.drain(20)
+    drain(service, 20)
     for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, _leave)
@@ -153,6 +153,13 @@ def export(
     elif register:
         version = registry.register(server, found.run_id, name, found.alias, {"sweeper.trial": str(found.trial)})
         typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
+
+
+def drain(service: "Service", timeout: float) -> None:
+    """Send the journals that nobody else does, within ``timeout`` seconds; say how many are left, and why."""
+    if left := service.tracker.drain(timeout):
+        why = f": {service.tracker.problem}" if service.tracker.problem else ""
+        console.print(f"{left} journal{'s wait' if left > 1 else ' waits'} to be sent by the next command{why}")
 
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":

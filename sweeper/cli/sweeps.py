@@ -163,12 +163,12 @@ def settle(service: "Service", stop: threading.Event) -> None:
     """What is left to do when the workers have ended; KeyboardInterrupt if they were told to."""
     if stop.is_set():
         raise KeyboardInterrupt
-    left = service.tracker.drain(60)
+    look.drain(service, 60)
     try:
         if service.study.done:
             service.tracker.sweep(status="FINISHED")
     except TrackingError as error:  # the answer is in the study
-        console.print(f"{error}; {left} journals wait to be sent by the next command", soft_wrap=True)
+        console.print(str(error), soft_wrap=True)
 
 
 def answer(service: "Service", again: str) -> None:

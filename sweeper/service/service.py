@@ -57,7 +57,12 @@ class Service:
 
     @cached_property
     def tracker(self) -> Tracker:
-        """The MLflow experiment of the sweep."""
+        """The MLflow experiment of the launched sweep, with the journals of its study. Raises as ``study``."""
+        return self._experiment.of(self.study.id)
+
+    @cached_property
+    def _experiment(self) -> Tracker:
+        """The MLflow experiment, while nobody knows which study's it is."""
         folder = self.place.folder
         return Tracker(self.place.tracking, self.sweep.name, folder / "journals", folder / "mlartifacts")
 
@@ -112,7 +117,7 @@ class Service:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
         self.check_sweep()
         self.store.check()
-        self.tracker.check()
+        self._experiment.check()
 
     def check_sweep(self) -> None:
         """Of that what needs no store and no server: the space, the data, and whether the model can be built."""
@@ -153,12 +158,12 @@ class Service:
             for number, one in enumerate(given, start=1)
         ]
         slots += [{"stage": "search", "schedule": None, "seed": seed}] * (self.sweep.trials - len(given))
-        holder = self.tracker.holder()  # before the study is looked at: whoever makes both makes the study first
+        holder = self._experiment.holder()  # before the study is looked at: whoever makes both makes the study first
         there = Study.open(self.database, self.sweep.name) if self.launched else None
         if holder is not None and (there is None or holder != there.id):
             raise TrackingError(
-                f"tracking {self.tracker.server}: experiment {self.sweep.name!r} holds the runs of another study (of "
-                "another database, or one that was deleted since); expected a new name for the sweep"
+                f"tracking {self._experiment.server}: experiment {self.sweep.name!r} holds the runs of another study "
+                "(of another database, or one that was deleted since); expected a new name for the sweep"
             )
         study = Study.create(
             self.database,

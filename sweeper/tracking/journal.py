@@ -1,6 +1,7 @@
 """A journal: what one writer has to say about one trial, on disk before anything is sent.
 
-A JSON record a line; beside it ``.ack`` with how many bytes the server has confirmed, replaced as a whole. Who holds
+A JSON record a line; beside it ``.ack`` with how many bytes which server has confirmed, replaced as a whole: another
+server has none of them and is sent all. Who holds
 the file lock owns the journal: the writer while it lives, and after its death whoever comes by to send the rest. A
 torn last line is cut off by the next owner.
 
@@ -28,10 +29,10 @@ SENT = "sent"  # the folder of journals that have arrived whole
 
 
 class Journal:
-    """One journal file, owned. ``number`` and ``attempt`` of the trial stand in its name."""
+    """One journal file, owned. ``number`` and ``attempt`` of the trial stand in its name; ``server``: where it goes."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, descriptor: int, server: str) -> None:
+        self.path, self.server = path, server
         name = _NAME.fullmatch(path.name)
         assert name is not None, path
         self.number, self.attempt = int(name[1]), int(name[2])
@@ -46,18 +47,26 @@ class Journal:
         self.acknowledged, self.run_id = self._read_ack()
 
     @classmethod
-    def create(cls, folder: Path, number: int, attempt: int) -> "Journal":
-        """The journal of this attempt: the one that is there, or another if its owner is alive."""
+    def create(cls, folder: Path, number: int, attempt: int, server: str = "") -> "Journal":
+        """The journal of this attempt: the one that is there, or another if its owner is alive or it cannot be opened.
+
+        OSError where the folder takes no new file.
+        """
         for suffix in range(1000):
             path = folder / f"{number:05d}.{attempt:03d}.{suffix}.jsonl"
-            journal = None if (folder / SENT / path.name).exists() else cls.take(path, create=True)
+            try:
+                journal = None if (folder / SENT / path.name).exists() else cls.take(path, server, create=True)
+            except OSError:
+                if not path.exists():
+                    raise
+                continue  # the uploader says what is wrong with it
             if journal:
                 return journal
         raise OSError(f"{folder}: a thousand journals of trial {number}, attempt {attempt}; expected one")
 
     @classmethod
-    def take(cls, path: Path, *, create: bool = False) -> "Journal | None":
-        """Own ``path``, or None if a live process does or it is gone."""
+    def take(cls, path: Path, server: str = "", *, create: bool = False) -> "Journal | None":
+        """Own ``path``, or None if a live process does or it is gone. OSError if it cannot be opened or read."""
         try:
             # No O_APPEND: a record that was half written to a full disk is written over.
             descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
@@ -67,10 +76,13 @@ class Journal:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino != path.stat().st_ino:
                 raise BlockingIOError  # another owner moved it away between the two calls above
-            return cls(path, descriptor)
+            return cls(path, descriptor, server)
         except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
             return None
+        except BaseException:  # whoever comes next may have more luck: neither the file nor its lock stays with us
+            os.close(descriptor)
+            raise
 
     @property
     def files(self) -> Path:
@@ -138,11 +150,11 @@ class Journal:
         return {}
 
     def acknowledge(self, offset: int, run_id: str | None) -> None:
-        """Everything before ``offset`` has arrived in run ``run_id``."""
+        """Everything before ``offset`` has arrived in run ``run_id`` of the journal's server."""
         self.acknowledged, self.run_id = offset, run_id
         aside = self.path.with_suffix(".ack.new")
         with contextlib.suppress(OSError):  # losing it costs sending again, which changes nothing on the server
-            aside.write_text(json.dumps({"offset": offset, "run_id": run_id}))
+            aside.write_text(json.dumps({"offset": offset, "run_id": run_id, "server": self.server}))
             aside.replace(self.path.with_suffix(".ack"))
 
     def close(self) -> None:
@@ -167,7 +179,8 @@ class Journal:
     def _read_ack(self) -> tuple[int, str | None]:
         try:
             ack = json.loads(self.path.with_suffix(".ack").read_text())
-            return (ack["offset"], ack["run_id"]) if 0 <= ack["offset"] <= self._size else (0, None)
+            valid = ack["server"] == self.server and 0 <= ack["offset"] <= self._size
+            return (ack["offset"], ack["run_id"]) if valid else (0, None)
         except (OSError, ValueError, KeyError, TypeError):
             return 0, None
 
@@ -178,14 +191,17 @@ def pending(folder: Path) -> list[Path]:
 
 
 def written(folder: Path, number: int) -> set[tuple[str, int]]:
-    """The (metric, step) that any attempt of a trial has in this folder, sent or not."""
+    """The (metric, step) of a trial that are on their way: those in journals of any attempt that still wait here.
+
+    What was sent before does not count. It may have gone to a server that is no more; the uploader asks the server that
+    is there, and sends again what that one lacks.
+    """
     points: set[tuple[str, int]] = set()
-    for place in (folder, folder / SENT):  # in this order: a journal that is retired meanwhile is found in the second
-        for path in place.glob(f"{number:05d}.*.jsonl"):
-            with contextlib.suppress(FileNotFoundError):
-                for record, _ in _parse(path.read_bytes(), 0):
-                    if record and record["kind"] == "metrics":
-                        points.update((key, record["step"]) for key in record["values"])
+    for path in folder.glob(f"{number:05d}.*.jsonl"):
+        with contextlib.suppress(OSError):  # retired meanwhile, or it cannot be opened
+            for record, _ in _parse(path.read_bytes(), 0):
+                if record and record["kind"] == "metrics":
+                    points.update((key, record["step"]) for key in record["values"])
     return points
 
 

@@ -1,5 +1,6 @@
 """The face of tracking: a ``Tracker`` for a sweep, a ``TrialLog`` for a trial that this process trains."""
 
+import copy
 import hashlib
 import math
 import os
@@ -14,13 +15,13 @@ from typing import Any
 
 from sweeper.errors import TrackingError
 from sweeper.tracking import names
-from sweeper.tracking.journal import Journal, pending, written
+from sweeper.tracking.journal import SENT, Journal, pending, written
 from sweeper.tracking.server import Server
 from sweeper.tracking.upload import Uploader
 
 
 class Tracker:
-    """A sweep's experiment. The constructor touches no server; one Tracker a process.
+    """A sweep's experiment. The constructor touches no server; one Tracker a process and study.
 
     ``uri``: ``sqlite:///FILE`` or ``http(s)://HOST:PORT`` (user and password in MLFLOW_TRACKING_USERNAME and
     _PASSWORD). ``experiment``: the sweep's name. ``folder``: where this machine's processes keep their journals, one
@@ -34,6 +35,16 @@ class Tracker:
         slug = re.sub(r"[^\w.-]", "_", experiment)
         self.folder = Path(folder) / f"{slug}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
         self._uploader = Uploader(self.server, self.folder)
+
+    def of(self, study: str) -> "Tracker":
+        """The same experiment with the journals of one ``study`` alone, by its own random name.
+
+        Another study of the sweep's name, in another database, has other trials under the same numbers.
+        """
+        found = copy.copy(self)
+        found.folder = self.folder / study
+        found._uploader = Uploader(self.server, found.folder)
+        return found
 
     def check(self, timeout: float = 5.0) -> None:
         """TrackingError in one line unless the server answers within ``timeout`` seconds and lets us in."""
@@ -102,7 +113,7 @@ class Tracker:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             known = written(self.folder, number)
-            journal = Journal.create(self.folder, number, attempt)
+            journal = Journal.create(self.folder, number, attempt, self.server.uri)
         except OSError as error:
             raise TrackingError(
                 f"journal of trial {number} in {self.folder}: {error}; expected a folder to write to"
@@ -127,13 +138,17 @@ class Tracker:
         return self._uploader.left()
 
     def waiting(self) -> int:
-        """Journals on this machine that have not arrived whole; those of living workers are among them."""
-        return len(pending(self.folder)) if self.folder.is_dir() else 0
+        """Journals on this machine that have not arrived whole, without a study those of all studies of the sweep's
+        name; those of living workers are among them."""
+        below = [path for path in self.folder.glob("*/") if path.name != SENT]
+        return sum(len(pending(folder)) for folder in (self.folder, *below))
 
     @property
     def problem(self) -> str | None:
         """Why journals are waiting, in one line; None while everything goes through."""
-        return self._uploader.problem
+        unopened = list(self._uploader.unopened.values())
+        more = f" (and {len(unopened) - 1} more)" if unopened[1:] else ""
+        return self._uploader.problem or (f"{unopened[0]}{more}" if unopened else None)
 
     def runs(self) -> list[dict[str, Any]]:
         """The trials' runs by trial number, as ``{"run_id", "name", "status", "start_ms", "end_ms", "tags", "params",

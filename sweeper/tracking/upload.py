@@ -4,6 +4,7 @@ What makes sending again harmless: a point goes out with the time it was journal
 (metric, step) wins: before a journal's first record is sent, the run is asked what it has.
 """
 
+import logging
 import random
 import threading
 import time
@@ -15,6 +16,8 @@ from sweeper.tracking import names
 from sweeper.tracking.connection import Gone, Refused
 from sweeper.tracking.journal import Journal, Record, pending
 from sweeper.tracking.server import Held, Server
+
+_say = logging.getLogger("sweeper")
 
 _LOOK_AROUND = 5.0  # seconds between looks for journals whose owner died
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts while the server is away
@@ -42,6 +45,7 @@ class Uploader:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.problem: str | None = None  # why the last round did not send everything
+        self.unopened: dict[Path, str] = {}  # journals that cannot be opened, and why; they hold no others up
         self._server, self._folder = server, folder
         self._uploads: list[Upload] = []
         self._changed = threading.Condition()
@@ -86,7 +90,7 @@ class Uploader:
     def left(self) -> int:
         """Journals of this process, or found without an owner, that have not arrived whole."""
         with self._changed:
-            return sum(not upload.done for upload in self._uploads)
+            return sum(not upload.done for upload in self._uploads) + len(self.unopened)
 
     def stop(self) -> None:
         """End the thread after the request it is in, and give the journals up."""
@@ -142,11 +146,8 @@ class Uploader:
         """Send what there is to send; the last failure, if any."""
         problem = None
         patience = time.monotonic() + _PATIENCE
+        self._adopt()
         with self._changed:
-            mine = {upload.journal.path for upload in self._uploads}
-        orphans = [Journal.take(path) for path in pending(self._folder) if path not in mine]
-        with self._changed:
-            self._uploads += [Upload(journal, writing=False) for journal in orphans if journal]
             uploads = sorted(self._uploads, key=lambda upload: upload.journal.path.name)
         for upload in uploads:
             writing = upload.writing  # before sending: what is written until it is closed is sent below
@@ -168,6 +169,30 @@ class Uploader:
                 if time.monotonic() > patience:
                     break  # a server that hangs is not asked for each journal
         return problem
+
+    def _adopt(self) -> None:
+        """Take over the journals whose owner is dead; say once of each that cannot be opened that it waits."""
+        with self._changed:
+            mine = {upload.journal.path for upload in self._uploads}
+        unopened = {}
+        for path in pending(self._folder):
+            if path in mine:
+                continue
+            try:
+                journal = Journal.take(path, self._server.uri)
+            except OSError as error:
+                unopened[path] = (
+                    f"journal {path}: {error.strerror}; it waits, the others are sent; expected a file that this user "
+                    "may read and write"
+                )
+                if path not in self.unopened:
+                    _say.warning("%s", unopened[path])
+                continue
+            if journal is not None:
+                with self._changed:
+                    self._uploads.append(Upload(journal, writing=False))
+        with self._changed:
+            self.unopened = unopened
 
     def _send(self, upload: Upload) -> None:
         """Everything unsent of one journal, in order."""
