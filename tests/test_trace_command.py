@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sweeper.cli.schedules import register
 from sweeper.errors import ConfigError, SweeperError
-from sweeper.schedules import TimeBase, parse
+from sweeper.schedules import FAMILIES, TimeBase, parse
 
 ARTICLE = ["cawb", "lr=0.1", "steps=[31,81]", "step_scale=0.7", "epoch_scale=4", "floor=0.35", "mode=article"]
 RUN = ["--epochs", "150", "--steps-per-epoch", "4"]
@@ -135,3 +135,21 @@ def test_convert_is_the_warmup_articles_sum() -> None:
     assert back["iterations"] == pytest.approx(766.8)
     with pytest.raises(ConfigError, match="not in iterations or epochs"):
         sweeper("convert", "0.1dur", "--images", "10", "--batch", "1")
+
+
+def test_the_families_are_listed_with_their_parameters() -> None:
+    """What is listed is what ``parse`` takes: each default written out gives the same schedule."""
+    shown, listed = sweeper("families"), json.loads(sweeper("families", "--json"))
+    assert set(listed) == set(FAMILIES)
+    needed = {"lr": 0.1, "T_0": 2, "boundaries": [2], "gamma": 0.5}
+    for name, about in listed.items():
+        assert f"\n{name} " in "\n" + shown
+        required = {key: needed[key] for key in about["required"]}
+        given = {key: value for key, value in about["defaults"].items() if value is not None}
+        assert parse({"family": name, **required}) == parse({"family": name, **required, **given})
+
+
+def test_a_sweep_file_is_told_from_a_schedule(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("name: cells\nbaselines: [yolo_linear]\nsearch: {family: cawb}\n")
+    with pytest.raises(ConfigError, match=r"is a sweep, not a schedule; 'sweeper plan .*sweep\.yaml' shows"):
+        sweeper("trace", str(tmp_path / "sweep.yaml"), *RUN)

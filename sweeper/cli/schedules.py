@@ -16,6 +16,7 @@ import yaml
 from sweeper.errors import ConfigError, shorten
 from sweeper.reading import NotYaml, parse_yaml, read_text, why
 from sweeper.schedules import (
+    FAMILIES,
     MAIN,
     Duration,
     Schedule,
@@ -24,6 +25,7 @@ from sweeper.schedules import (
     epochs_from_iterations,
     iterations_from_epochs,
     parse,
+    short,
 )
 
 ROWS = 24  # of the table
@@ -40,8 +42,9 @@ class Shown(NamedTuple):
 
 
 def register(parent: typer.Typer) -> None:
-    """Add ``trace`` and ``convert`` to the command line."""
+    """Add ``trace``, ``families`` and ``convert`` to the command line."""
     parent.command("trace")(trace)
+    parent.command("families")(families)
     parent.command("convert")(convert)
 
 
@@ -119,6 +122,11 @@ def read(words: list[str]) -> list[Schedule]:
             raise ConfigError(f"{head}: cannot be read as a schedule: {why(error)}; expected YAML") from None
         except NotYaml as error:
             raise ConfigError(f"{head}: cannot be read as a schedule: {error}; expected YAML") from None
+        if isinstance(loaded, Mapping) and "family" not in loaded and loaded.keys() & {"search", "baselines", "trials"}:
+            raise ConfigError(
+                f"{head}: is a sweep, not a schedule; 'sweeper plan {head}' shows the schedules that it would try, "
+                "'sweeper trace yolo_linear lr=0.01' and the like one of them"
+            )
         specs = loaded if isinstance(loaded, list) else [loaded]
         if not specs or not all(isinstance(spec, Mapping) for spec in specs):
             raise ConfigError(f"{head}: is not a schedule; expected family: and its parameters, or a list of such")
@@ -226,6 +234,28 @@ def _draw(shown: list[Shown], file: Path) -> None:
         file.write_bytes(picture)
     except OSError as error:
         raise ConfigError(f"--plot: {file} cannot be written: {error.strerror}; expected a file in a folder") from None
+
+
+def families(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the families of schedules with their parameters and defaults."""
+    listed = {name: family.keys({}) for name, family in FAMILIES.items()}
+    if as_json:
+        described = {
+            name: {
+                "required": [key for key, about in keys.items() if about.required],
+                "defaults": {key: about.default for key, about in keys.items() if not about.required},
+            }
+            for name, keys in listed.items()
+        }
+        typer.echo(json.dumps(described))
+        return
+    for name, keys in listed.items():
+        words = [key if about.required else f"{key}={short(about.default)}" for key, about in keys.items()]
+        typer.echo(f"{name:<14} {' '.join(words)}")
+    typer.echo("\nA parameter without a default has to be given. Show one:")
+    typer.echo("  sweeper trace cawb lr=0.1 'steps=[31,81]' --epochs 150 --steps-per-epoch 100")
 
 
 def convert(

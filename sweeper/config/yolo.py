@@ -98,4 +98,5 @@ DIFFERENT: Mapping[str, str] = {
     "freeze": "takes layers by number, not by name",
     "multi_scale": "is drawn for each batch from its number, so that a resumed run has the same sizes",
     "scale": "is one number",
+    "mosaic": "is on in all epochs; mosaic_epochs: 90 turns it off after the first 90, Ultralytics before the last 10",
 }
