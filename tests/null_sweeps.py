@@ -93,7 +93,7 @@ class NullSweep:
         for seed in evidence.seeds_of(self.rows, row):
             for family in CONTROLS:
                 self._add("control", seed, name=family, control={**at, "kind": family})
-        [found] = evidence.verdicts(self.rows, row, escape.Thresholds())
+        [found] = evidence.verdicts(self.rows, row, escape.Thresholds(), {})
         return found
 
     def _add(self, stage: str, seed: int, **attrs: Any) -> None:

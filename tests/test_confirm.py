@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,23 @@ def test_a_search_that_left_nothing_cannot_be_confirmed() -> None:
         evidence.Design.begin([row(0, "baseline", 0.5), row(1, "search", state="FAIL")], [], Confirm(), 0)
 
 
-def test_the_default_subject_is_the_best_with_a_restart_confirmed_ones_first() -> None:
+def test_the_default_subject_is_chosen_by_the_search_alone_among_those_that_are_confirmed() -> None:
     up, down = {"facts": {"restarts": 1, "drops": 0}}, {"facts": {"restarts": 0, "drops": 1}}
-    rows = [row(0, "baseline", 0.9), row(1, "search", 0.8, **down), row(2, "search", 0.7, **up)]
+    rows = [row(0, "baseline", 0.9, name="linear"), row(1, "search", 0.8, **down), row(2, "search", 0.7, **up)]
     assert evidence.subject(rows).number == 2
-    rows += [row(3, "search", 0.6, **up), row(4, "confirm", 0.5, seed=7, name="trial 3")]
-    assert evidence.subject(rows).number == 3
+    rows += [row(3, "search", 0.6, **up), row(4, "search", 0.5, **up)]
+    design = evidence.Design((1, 3, 4), ("linear",), 3, (7,), 0.05, 0.002)
+    for slot, value in zip(
+        evidence.confirm_slots(rows, {"linear": RESTART}, design), (0.1, 0.2, 0.3, 0.9), strict=True
+    ):
+        rows.append(row(len(rows), "confirm", value, **{key: slot[key] for key in ("name", "seed", "design")}))
+    assert evidence.subject(rows).number == 3, "trial 4 was luckier on the fresh seed, trial 2 was not confirmed"
     assert evidence.subject(rows, 1).number == 1
     assert evidence.subject(rows[:2]).number == 1, "no restart at all: the drop, to say that it is none"
     with pytest.raises(ConfigError, match="nothing to examine"):
         evidence.subject(rows[:1])
-    with pytest.raises(ConfigError, match="trial 4"):
-        evidence.subject(rows, 4)
+    with pytest.raises(ConfigError, match="trial 6"):
+        evidence.subject(rows, 6)
 
 
 TRACE = parse({**RESTART, "steps": [20], "warmup": "3ep"}).trace(TimeBase(40, 13))
@@ -162,13 +167,19 @@ SETTINGS = Escape().cost()
 
 
 def examined(
-    gains: list[float], over: list[float], path: float = 0.5, asked: Mapping[str, Any] = SETTINGS, score: float = 0.5
+    gains: list[float],
+    over: list[float],
+    path: float = 0.5,
+    asked: Mapping[str, Any] = SETTINGS,
+    score: float = 0.5,
+    beside: Sequence[TrialRow] = (),
 ) -> list[dict[str, Any]]:
     """The verdicts on a confirmed trial with one restart, whose controls were beaten by so much on each seed.
 
-    It was measured twice: with the settings ``SETTINGS``, and after that with fewer losses, which saw no barrier.
+    ``beside``: other trials of the sweep. It was measured twice: with the settings ``SETTINGS``, and after that with
+    fewer losses, which saw no barrier.
     """
-    rows = [row(0, "search", score)]
+    rows = [row(0, "search", score, facts={"restarts": 1}), *beside]
     for seed, (gain, more) in enumerate(zip(gains, over, strict=True), start=10):
         rows.append(row(len(rows), "confirm", score, seed=seed, name="trial 0"))
         for family, value in (("counterfactual", score - gain), ("matched_peak", score - more)):
@@ -216,6 +227,25 @@ def test_runs_whose_scores_are_all_0_get_no_verdict() -> None:
     assert (found["word"], found["better"]) == ("nothing learned", None)
     [one] = examined([-0.1, 0.0, 0.0, 0.0], [0.0] * 4, score=0.0)
     assert one["word"] == "moved, not better"
+
+
+GAINS = [0.01, 0.012, 0.011, 0.009]
+
+
+def test_a_verdict_on_another_trial_than_the_searchs_best_says_that_it_was_chosen() -> None:
+    [own] = examined(GAINS, GAINS, beside=[row(77, "search", 0.4, facts={"restarts": 1})])
+    assert "does not account" not in own["sentence"]
+    [own] = examined(GAINS, GAINS, beside=[row(77, "search", 0.6, facts={"restarts": 1})])
+    assert own["reason"].endswith("choosing this trial among several (the one that the search ranked best is trial 77)")
+    assert own["reason"] in own["sentence"]
+
+
+def test_a_gain_has_no_interval_where_the_run_itself_failed_on_a_seed() -> None:
+    """Its bad seeds are those that are missing."""
+    [own] = examined(GAINS, GAINS, beside=[row(77, "confirm", seed=99, state="FAIL", name="trial 0")])
+    assert (own["better"], own["gain"]["low"], own["gain"]["n"]) == (None, None, 4)
+    assert "counterfactual gain +0.0105 (4 pairs, no interval)" in own["reason"]
+    assert "the run itself failed on 1 of 5 seeds" in own["reason"]
 
 
 def test_one_run_gives_no_word_on_a_gain() -> None:

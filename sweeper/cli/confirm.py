@@ -23,7 +23,7 @@ def confirm(
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
     escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
-    trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the best with a restart.")] = None,
+    trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the search's best one.")] = None,
 ) -> None:
     """Fresh, paired seeds for the best of a finished search and the baselines. Ctrl-C is safe, as with `run`.
 

@@ -52,7 +52,7 @@ class Comparison(Protocol):
 
 @dataclass(frozen=True)
 class Gain:
-    """A comparison written down by hand; one pair has no interval."""
+    """A comparison written down by hand; one pair has no interval, nor has one that cannot be judged."""
 
     mean: float
     low: float = -inf
@@ -156,7 +156,7 @@ def verdict(
     if gain is None:
         reasons.append("counterfactual not run")
     else:
-        if gain.low > -inf:  # one pair has no interval and tells neither
+        if gain.low > -inf:  # without an interval, as one pair, it tells neither
             better = gain.mean >= t.practical and gain.low > 0
         reasons.append(_says("counterfactual gain", gain))
 
@@ -183,5 +183,6 @@ def verdict(
 
 
 def _says(what: str, c: Comparison) -> str:
-    interval = f"{c.low:+.4f} to {c.high:+.4f}, {c.n} pairs" if c.n > 1 else "one pair, no interval"
+    pairs = f"{c.n} pairs" if c.n > 1 else "one pair"
+    interval = f"{c.low:+.4f} to {c.high:+.4f}, {pairs}" if c.low > -inf else f"{pairs}, no interval"
     return f"{what} {c.mean:+.4f} ({interval})"

@@ -8,13 +8,13 @@ is the run itself (nothing to train) with a landscape measured at its end; its s
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper import escape, stats
 from sweeper.errors import ConfigError
 from sweeper.escape import Comparison, Gain, Thresholds
-from sweeper.evidence.confirm import OPEN, Slot, fresh_seeds, name_of
+from sweeper.evidence.confirm import OPEN, Design, Slot, fresh_seeds, name_of
 from sweeper.evidence.landscape import Landscape
 from sweeper.schedules import Trace
 from sweeper.schedules.controls import CONTROLS
@@ -51,34 +51,41 @@ def restarts(trace: Trace) -> list[Restart]:
 
 
 def subject(rows: Sequence[TrialRow], trial: int | None = None) -> TrialRow:
-    """The trial to examine: ``trial``, else the best one with a restart, by confirmed scores where there are any.
+    """The trial to examine: ``trial``, else the one with a restart that the search ranked best, of those confirmed.
 
-    Without any restart in the sweep: the best trial with a drop. ConfigError if there is none, or for a trial that is
+    Its scores in the confirmation do not choose it: they are compared with the controls afterwards, and a trial that is
+    chosen for being lucky there seems to gain. Without a restart among the confirmed trials it is one that was not
+    confirmed, without any in the sweep one with a drop. ConfigError if there is none, or for a trial that is
     not finished, not comparable, or itself a confirmation or control run.
     """
-    usable = [
-        row
-        for row in rows
-        if row.stage in ("baseline", "search") and row.state == "COMPLETE" and not row.attrs.get("confounder")
-    ]
     if trial is not None:
-        for row in usable:
+        for row in _examinable(rows):
             if row.number == trial:
                 return row
         raise ConfigError(
             f"trial {trial}: not a finished, comparable baseline or search trial of this sweep; "
             "expected one that `sweeper pick` ranks"
         )
+    best = _best_of_the_search(rows)
+    if best is None:
+        raise ConfigError("escape: no finished trial has a restart or a drop; there is nothing to examine")
+    return best
 
-    def merit(row: TrialRow) -> tuple[bool, float]:
-        again = [other.value for other in _confirmed(rows, row) if other.value is not None]
-        return bool(again), sum(again) / len(again) if again else row.value or 0.0
 
+def _examinable(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    searched = [row for row in rows if row.stage in ("baseline", "search") and row.state == "COMPLETE"]
+    return [row for row in searched if not row.attrs.get("confounder")]
+
+
+def _best_of_the_search(rows: Sequence[TrialRow]) -> TrialRow | None:
+    """The trial to examine by what was known before the confirmation; None without a jump in the sweep."""
+    design = Design.of(rows)
+    planned = {name for name, _ in design.runs(rows)} if design else set()
     for kind in ("restarts", "drops"):
-        with_jumps = [row for row in usable if (row.attrs.get("facts") or {}).get(kind)]
-        if with_jumps:
-            return max(with_jumps, key=merit)
-    raise ConfigError("escape: no finished trial has a restart or a drop; there is nothing to examine")
+        jumping = [row for row in _examinable(rows) if (row.attrs.get("facts") or {}).get(kind)]
+        if pool := [row for row in jumping if name_of(row) in planned] or jumping:
+            return max(pool, key=lambda row: (row.value or 0.0, -row.number))
+    return None
 
 
 def seeds_of(rows: Sequence[TrialRow], row: TrialRow) -> list[int]:
@@ -137,6 +144,20 @@ def verdicts(
         own = [other for other in controls if _control(other).get("restart") == number]
         at, seeds = _control(own[0]), seeds_of(rows, row)
         gain, over_peak = (_compared(rows, row, own, family, seeds) for family in CONTROLS)
+        limits = []
+        lost, of = _lost(rows, row)
+        if gain is not None and lost:
+            gain = Gain(gain.mean, n=gain.n)
+            limits.append(
+                f"the run itself failed on {lost} of {of} seeds, and on the others alone its gain would "
+                "be flattered, so there is no interval"
+            )
+        best = _best_of_the_search(rows)
+        if gain is not None and gain.low > -math.inf and best is not None and best.number != row.number:
+            limits.append(
+                "the interval does not account for choosing this trial among several (the one that the search ranked "
+                f"best is trial {best.number})"
+            )
         measured = [
             other.attrs["landscape"]
             for other in own
@@ -151,6 +172,7 @@ def verdicts(
             thresholds=thresholds,
             learned=_learned((row, *_confirmed(rows, row), *own)),
         )
+        said = replace(said, reason="; ".join([said.reason, *limits]))
         found.append(
             {"kind": "restart", "restart": number, "epoch": at["epoch"], "ratio": at["ratio"]}
             | said.to_dict()
@@ -189,6 +211,14 @@ def _learned(runs: Iterable[TrialRow]) -> bool:
     """Whether any of the finished runs has a score above 0; True while none is finished."""
     scores = [run.value for run in runs if run.value is not None]
     return not scores or any(map(stats.learned, scores))
+
+
+def _lost(rows: Sequence[TrialRow], row: TrialRow) -> tuple[int, int]:
+    """On how many seeds of its confirmation a trial's configuration has no score that can be compared, and of how
+    many."""
+    own = [other for other in rows if other.stage == "confirm" and name_of(other) == name_of(row)]
+    seeds = {other.seed for other in own}
+    return len(seeds - {other.seed for other in _confirmed(rows, row)}), len(seeds)
 
 
 def _compared(
