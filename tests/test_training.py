@@ -309,8 +309,11 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_built(
     ("changes", "said"),
     [
         ({"batch": 7, "imgsz": 32}, "final batch=1 training at imgsz=32"),
-        ({"freeze": 99}, "no trainable parameters left"),
-        ({"model": "yolov8n-p6.yaml", "imgsz": 96}, "imgsz 96 is no multiple of its stride; 128 would be"),
+        ({"freeze": 99}, "freeze: 99 leaves nothing to train or names layers that yolo11n.yaml does not have"),
+        (
+            {"model": "yolov8n-p6.yaml", "imgsz": 96},
+            r"imgsz: 96 is not a multiple of 64, the largest stride of yolov8n-p6\.yaml; expected for example 128",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_built_says_why(
