@@ -5,6 +5,7 @@ the run's last one (so no two points differ in their images, and mosaic is as at
 un-augmented validation images.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -170,10 +171,11 @@ def states(
 
     def again(epoch: int, start: int, state: bytes | None) -> bytes | None:
         try:
-            for event in child.train(recipe, trace, start=start, state=state):
-                beat()
-                if isinstance(event, Epoch) and event.epoch + 1 == epoch:
-                    return event.state
+            with contextlib.closing(child.train(recipe, trace, start=start, state=state)) as events:
+                for event in events:
+                    beat()
+                    if isinstance(event, Epoch) and event.epoch + 1 == epoch:
+                        return event.state
         except SnapshotCorrupt as error:  # the trainer does not take what the store has
             if not start:
                 raise

@@ -5,16 +5,10 @@ a live one a tenth), answers one message an epoch, and dies with its parent.
 """
 
 import contextlib
-import ctypes
-import math
 import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,42 +17,18 @@ import numpy as np
 
 from sweeper import errors
 from sweeper.config import Recipe
-from sweeper.errors import LRMismatch, SweeperError, TrainingError
+from sweeper.errors import LRMismatch, TrainingError
 from sweeper.schedules import Trace
 from sweeper.training import Applied, Trainer
 from sweeper.training import open as open_trainer
+from sweeper.training.child import Beat, Epoch, serve
 
 if TYPE_CHECKING:
     from sweeper.training import Detections
 
+__all__ = ["Beat", "Crash", "Epoch", "Hang", "TrainingProcess"]
+
 START_S = 300.0  # patience with a new process, which first imports torch
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
-
-    ``detections`` are the EMA's on the validation images, where they were asked for. ``memory``: the most of the GPU's
-    that was held so far, as a share of it; 0 on a CPU.
-    """
-
-    epoch: int
-    lr: float  #: in effect at the epoch's last step, as recorded from the optimizer
-    metrics: dict[str, float]
-    losses: dict[str, float]
-    seconds: float
-    state: bytes
-    state_digest: str
-    detections: "list[Detections] | None" = None
-    memory: float = 0.0
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A sign of progress inside an epoch, at most one a second."""
-
-    epoch: int
-    step: int
 
 
 class Crash(TrainingError):
@@ -118,28 +88,39 @@ class TrainingProcess:
         start: int,
         state: bytes | None,
         detecting: Callable[[int], bool] = lambda epoch: False,
-    ) -> Iterator[Epoch | Beat]:
+    ) -> Generator[Epoch | Beat]:
         """Train ``trace`` from epoch ``start`` (whose beginning is ``state``; None: untrained) to its end.
 
         Epochs for which ``detecting`` holds come with their detections.
 
         Yields a Beat now and then and an Epoch after each; the child goes on when the next one is asked for. Closing
-        the iterator ends the training at that point. Before an Epoch is given, what the optimizer used at each of its
-        steps is compared with ``trace``: LRMismatch where they differ. Raises TrainingError, or what the child raised.
+        the iterator ends the training at that point, and before anything else is asked of the child it must be closed
+        (``contextlib.closing``). After an epoch the child lives on, in the middle of one it is killed.
+
+        Before an Epoch is given, what the optimizer used at each of its steps is compared with ``trace``: LRMismatch
+        where they differ. Raises TrainingError, or what the child raised.
         """
         with_detections = {epoch for epoch in range(start, trace.epochs) if detecting(epoch)}
         self._send(("train", recipe, trace, start, with_detections, state))
+        process, waits = self._process, False  # the child waits for a word to go on
         try:
             for number in range(start, trace.epochs):
+                waits = False
                 while isinstance(answer := self._receive(), Beat):
                     yield answer
+                waits = True
                 epoch, applied = answer
-                self._compare(applied, number, trace, recipe)
+                applied.check(number, trace, recipe)
                 self.epochs += 1
                 yield epoch
                 self._send(("go",))
-        except GeneratorExit:  # left before its end: what the child is doing is of no use any more
-            self.end()
+        except (GeneratorExit, LRMismatch):  # left before its end
+            if self._process is process:  # else it was ended meanwhile
+                if waits:
+                    with contextlib.suppress(Crash):
+                        self._send(("stop",))
+                else:  # what the child is doing is of no use any more
+                    self.end()
             raise
 
     def weights(self, recipe: Recipe, state: bytes) -> bytes:
@@ -162,7 +143,8 @@ class TrainingProcess:
         ``state``: None is the untrained one. Raises LRMismatch as :meth:`train` does.
         """
         arrays, applied = self._ask(("quench", recipe, trace, epoch, steps, state))
-        self._compare(applied, epoch, trace, recipe, steps)
+        assert isinstance(applied, Applied)
+        applied.check(epoch, trace, recipe, steps)
         assert isinstance(arrays, dict)
         return arrays
 
@@ -190,13 +172,6 @@ class TrainingProcess:
             written = self.log.read_bytes()[self._asked_at :].decode(errors="replace")
             return "\n".join(written.splitlines()[-count:])
         return ""
-
-    def _compare(self, applied: Applied, epoch: int, trace: Trace, recipe: Recipe, steps: int | None = None) -> None:
-        try:
-            applied.check(epoch, trace, recipe, steps)
-        except LRMismatch:
-            self.end()  # it waits to be sent on
-            raise
 
     def _ask(self, message: tuple[Any, ...]) -> Any:
         self._send(message)
@@ -251,119 +226,10 @@ class TrainingProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_child,
+            target=serve,
             args=(theirs, self._opening, self._device, self._share, self._folder, self.log, os.getpid()),
             daemon=False,
         )
         self._process.start()
         self._heard = False
         theirs.close()
-
-
-def _child(
-    pipe: Connection,
-    opening: Callable[..., Trainer],
-    device: str,
-    share: float,
-    folder: Path,
-    log: Path,
-    parent: int,
-) -> None:
-    _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the worker decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    if hasattr(os, "register_at_fork"):  # loader processes are ours to end, too
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    import faulthandler
-
-    faulthandler.enable()
-    from sweeper import training
-
-    trainer: training.Trainer | None = None
-    opened: Recipe | None = None
-    untrained = b""
-    while True:
-        try:
-            message = pipe.recv()
-        except EOFError:
-            return
-        try:
-            if message[0] == "fingerprint":
-                pipe.send(training.fingerprint(message[1], device=device, threads=message[1].threads))
-                continue
-            recipe, state = message[1], message[-1]
-            if trainer is None or opened != recipe:
-                training.limit_memory(device, share)
-                trainer = opening(recipe, device=device, threads=recipe.threads, folder=folder)
-                opened, untrained = recipe, trainer.state()
-            if message[0] == "loss":
-                _, _, arrays, epoch, batches, images = message
-                trainer.set_weights(arrays)
-                trainer.recompute_bn(epoch, batches)
-                pipe.send(trainer.val_loss(images))
-                continue
-            trainer.load(untrained if state is None else state)
-            if message[0] == "weights":
-                pipe.send(trainer.weights())
-            elif message[0] == "detections":
-                pipe.send(trainer.evaluate().detections)
-            elif message[0] == "quench":
-                log_of_steps = trainer.train_epoch(message[3], message[2], steps=message[4])
-                pipe.send((trainer.arrays(), log_of_steps.applied))
-            else:
-                _train(pipe, trainer, device=device, trace=message[2], start=message[3], detecting=message[4])
-        except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
-            import traceback
-
-            traceback.print_exc()
-            trainer = opened = None
-            pipe.send(("error", type(error).__name__, str(error)))
-            if not isinstance(error, SweeperError | Exception):
-                raise
-
-
-def _train(pipe: Connection, trainer: Any, device: str, trace: Trace, start: int, detecting: set[int]) -> None:
-    from sweeper import training
-
-    last = 0.0
-
-    def beat(step: int) -> None:
-        nonlocal last
-        if (now := time.monotonic()) - last >= 1:
-            last = now
-            pipe.send(Beat(epoch, step))
-
-    for epoch in range(start, trace.epochs):
-        log = trainer.train_epoch(epoch, trace, beat)
-        evaluation = trainer.evaluate(beat)
-        event = Epoch(
-            epoch=epoch,
-            lr=float(log.lr[-1]) if len(log.lr) else math.nan,
-            metrics=dict(evaluation.metrics),
-            losses=dict(log.losses),
-            seconds=log.seconds,
-            state=trainer.state(),
-            state_digest=trainer.state_digest(),
-            detections=evaluation.detections if epoch in detecting else None,
-            memory=training.memory(device),
-        )
-        pipe.send((event, log.applied))
-        pipe.recv()  # "go"; EOF ends the process
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent; where it cannot, watch."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from sweeper import evidence, measures, search
@@ -260,29 +260,34 @@ class Worker:
                         break
                 if pruned or found.epoch == trace.epochs:
                     break
-                for event in self._epochs(slot, child, recipe, trace, found, keys):
-                    self._beat(slot.number, event.epoch)
-                    if isinstance(event, Beat):
-                        continue
-                    self._memory = max(self._memory, event.memory)
-                    row = measures.row(event, slot.owner, service.dataset)
-                    found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
-                    try:
-                        slot.renew()
-                    except LeaseLost:  # whoever goes on with the trial can use what was trained, if nothing is there
-                        self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=None)
-                        raise
-                    if not self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=slot.owner):
-                        found = UNTRAINED  # what was stored first is what all go on from
-                        break
-                    self._telling.record(slot, log, trace, row)
-                    if found.epoch < trace.epochs:
-                        if pruned := self._verdict(slot, trace, found.rows):
+                with contextlib.closing(self._epochs(slot, child, recipe, trace, found, keys)) as events:
+                    for event in events:
+                        self._beat(slot.number, event.epoch)
+                        if isinstance(event, Beat):
+                            continue
+                        self._memory = max(self._memory, event.memory)
+                        row = measures.row(event, slot.owner, service.dataset)
+                        found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
+                        try:
+                            slot.renew()
+                        except (
+                            LeaseLost
+                        ):  # whoever goes on with the trial can use what was trained, if nothing is there
+                            self._put(slot, log, keys, found, facts, branch=found.epoch in branches, owner=None)
+                            raise
+                        if not self._put(
+                            slot, log, keys, found, facts, branch=found.epoch in branches, owner=slot.owner
+                        ):
+                            found = UNTRAINED  # what was stored first is what all go on from
                             break
-                        if self.stop.is_set():
-                            raise Stopped
-                        if not self._segments.next_is_ours(keys, found.epoch):
-                            break
+                        self._telling.record(slot, log, trace, row)
+                        if found.epoch < trace.epochs:
+                            if pruned := self._verdict(slot, trace, found.rows):
+                                break
+                            if self.stop.is_set():
+                                raise Stopped
+                            if not self._segments.next_is_ours(keys, found.epoch):
+                                break
                 if pruned or found.epoch == trace.epochs:
                     break
             landscape = self._landscape(slot, child, recipe, trace)
@@ -298,11 +303,12 @@ class Worker:
 
     def _epochs(
         self, slot: Slot, child: TrainingProcess, recipe: Recipe, trace: Trace, found: Snapshot, keys: list[str]
-    ) -> Iterator[Beat | Epoch]:
+    ) -> Generator[Beat | Epoch]:
         """The training from a stored state on. One that the trainer cannot load is dropped, and there is no epoch."""
         detecting = self.service.sweep.with_coco
+        state = found.state if found.epoch else None  # without bytes it is untrained, and only at the beginning
         try:
-            yield from child.train(recipe, trace, start=found.epoch, state=found.state or None, detecting=detecting)
+            yield from child.train(recipe, trace, start=found.epoch, state=state, detecting=detecting)
         except SnapshotCorrupt as error:
             if not found.epoch:
                 raise
