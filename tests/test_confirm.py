@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import yaml
-from test_main_job import sweep, wait  # noqa: F401  # a fixture
+from test_main_job import wait
 from tiny import SWEEP, sweeper
 
 from sweeper import escape, evidence
@@ -274,15 +275,22 @@ def test_jump_measures_have_no_infinite_numbers() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:  # noqa: F811
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set on which a tiny sweep learns something: without that there is nothing to confirm or examine."""
+    return tiny.squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:
     """A baseline, a staircase as another, and a trial with a restart, trained by a worker in this process."""
     steps = {**STAIRCASE, "steps": [1], "family": "cawb"}
     written = {
         **SWEEP,
-        "data": str(sweep.parent / "data" / "data.yaml"),
+        **tiny.LEARNING,
+        "data": str(squares),
         "name": "battery",
         "trials": 1,
-        "search": RESTART,
+        "search": {**RESTART, "lr": tiny.LEARNING["lr0"]},
     }
     written |= {"baselines": [*SWEEP["baselines"], steps], "confirm": {"best": 1, "seeds": 2}}
     written |= {"escape": {"snapshots": 1, "points": 3, "bn_batches": 1, "val_images": 8}}
@@ -337,11 +345,11 @@ def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
 
 
 @pytest.mark.slow
-def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(sweep: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(squares: Path, tmp_path: Path) -> None:
     """run, confirm (Ctrl-C in the middle), confirm again, more seeds refused, the battery: nothing is trained twice."""
-    written = yaml.safe_load(sweep.read_text())
-    file = sweep.parent / "evidence.yaml"
-    written |= {"name": "evidence", "trials": 1, "search": RESTART, "confirm": {"best": 1, "seeds": 3}}
+    file, search = tmp_path / "evidence.yaml", {**RESTART, "lr": tiny.LEARNING["lr0"]}
+    written = {**SWEEP, **tiny.LEARNING, "data": str(squares), "name": "evidence", "trials": 1, "search": search}
+    written |= {"confirm": {"best": 1, "seeds": 3}}
     file.write_text(yaml.safe_dump(written))
     ask: Callable[[], Any] = lambda: json.loads(sweeper("status", file, "--json", cwd=tmp_path).stdout)  # noqa: E731
     refused = sweeper("confirm", file, cwd=tmp_path, check=False)

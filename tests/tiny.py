@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from sweeper import data
 
@@ -49,6 +51,31 @@ def images(folder: Path, train: int = 24) -> Path:
     described = {"path": ".", "train": "images/train", "val": "images/val", "names": list(digits.names)}
     file = folder / "data" / "data.yaml"
     file.write_text(yaml.safe_dump(described))
+    return file
+
+
+#: Of SWEEP, for ``squares``: enough steps to learn them, so that mAP is above 0 from the first epoch on.
+LEARNING: dict[str, Any] = {
+    "batch": 2,
+    "nbs": 2,
+    "optimizer": "AdamW",
+    "lr0": 0.005,
+    **dict.fromkeys(("fliplr", "scale", "translate", "hsv_h", "hsv_s", "hsv_v"), 0.0),
+}
+
+
+def squares(folder: Path) -> Path:
+    """24 + 8 images of one bright square on a dark ground, which a detector learns in some dozen steps; data.yaml."""
+    for split, count in (("train", 24), ("val", 8)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng([count, number]).integers(0, 60, (64, 64, 3), dtype=np.uint8)
+            pixels[8:56, 8:56] = 230
+            Image.fromarray(pixels).save(folder / "images" / split / f"{number}.png")
+            (folder / "labels" / split / f"{number}.txt").write_text("0 0.5 0.5 0.75 0.75\n")
+    file = folder / "data.yaml"
+    file.write_text(yaml.safe_dump({"path": ".", "train": "images/train", "val": "images/val", "names": ["square"]}))
     return file
 
 
