@@ -89,7 +89,8 @@ def render(page: Page) -> bytes:
     shown = [by_trial[row["trial"]] for row in rows if row["trial"] in by_trial]
     shown += [one for one in page.configurations if one not in shown]
     top = charts.ceilings([one.trace for one in shown], [curve for one in shown for curve in one.curves])
-    best = [one for one in shown if one is not reference][:OVER_EACH_OTHER]
+    baselines = {one["trial"] for one in page.answer["baselines"]}
+    best = [one for one in shown if one.trial not in baselines][:OVER_EACH_OTHER]
     compared = [c for c in page.answer["candidates"] if c["pairs"]]
     headline, detail = _answer(page.answer)
     html = _template().render(

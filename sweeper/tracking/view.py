@@ -21,6 +21,7 @@ from sweeper.tracking.tracker import Tracker
 LR, LR_RELATIVE = "curve/lr", "curve/lr_rel"
 COLUMNS = 4  # parameters beside the objective in MLflow's table of runs
 
+_KEY = "LR beside mAP"  # names the view's tag together with the experiment; never shown
 _TAG = "mlflow.sharedViewState."
 _FIRST, _WRAPPED = (3, 0), (3, 15)  # versions: the first that reads a tag so, and from which it is wrapped in JSON
 _BELOW = (4, 0)  # nobody has looked at later ones
@@ -63,7 +64,7 @@ class View:
         return base_url.rstrip("/") + self.path
 
 
-def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), name: str = "LR beside mAP") -> View:
+def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = ()) -> View:
     """Prepare the view of the sweep's experiment; doing it again updates it.
 
     ``axes``: what is drawn; params that a run lacks or that never vary are left out, because MLflow would drop the
@@ -86,9 +87,9 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), name: str = 
             experiment, shown, axes, f"MLflow {version} cannot take a prepared view: this is its plain metric page"
         )
     state = _state(runs, axes, len(shown))
-    key = hashlib.sha256(f"{tracker.experiment}\n{name}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{tracker.experiment}\n{_KEY}".encode()).hexdigest()[:32]
     old = tracker.server.experiment_tags().get(_TAG + key)
-    value = _encoded(state, name, version, old)
+    value = _encoded(state, f"LR beside {axes.objective}", version, old)
     try:
         if len(value) > names.EXPERIMENT_TAG_CHARACTERS:
             raise Refused("too long")
