@@ -95,6 +95,11 @@ def test_a_label_leaves_out_what_does_nothing() -> None:
     assert label(parse(spec("cawb", step_scale=[0.7, 1.0])).spec, held) == (
         "cawb steps=[10,20] step_scale=[0.7,1] warmup=2ep horizon=none"
     )
+    branch = parse({"family": "cawb", "trunk": spec("yolo_linear"), "steps": [20], "step_scale": 1}).spec
+    assert label(branch, {"lr": 0.1}) == "cawb trunk=(yolo_linear) steps=[20] step_scale=1"
+    assert label(branch, {"lr": 0.1, "trunk": branch["trunk"]}) == "cawb steps=[20] step_scale=1"
+    alone = parse({"family": "cawb", "lr": 0.1, "steps": [20]}).spec
+    assert label(alone, {"lr": 0.1, "trunk": branch["trunk"]}) == "cawb trunk=none steps=[20]"
     grouped = parse({"family": "constant", "lr": [0.1, 0.2]}).spec
     assert label(grouped, {"lr": 0.1}) == "constant groups.1.lr=0.2"
 

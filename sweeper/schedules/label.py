@@ -38,8 +38,8 @@ def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, search
             unsaid[name] = keys[name].check(name, value)
     trunk = spec.get("trunk")
     words = [family]
-    if trunk is not None and trunk != (held or {}).get("trunk"):
-        words.append(f"trunk=({label(trunk, held)})")
+    if trunk != (held or {}).get("trunk"):
+        words.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
     for name, value in flat({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
         if not _idle(spec, name) and (name in searched or name not in unsaid or unsaid[name] != value):
             words.append(f"{name}={'none' if value is None else short(value)}")
