@@ -158,9 +158,9 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
     if not answer.learned or answer.failures.every:
         return found | _exactness(status)  # no score, no noise, and nothing that a design could see
     found |= {
-        "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})",
+        "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})" if noise.sigma is not None else noise.source,
         "This design would see": f"{seen:+.4f}" if seen is not None else "nothing without pairs",
-        "Pairs to see +0.004": str(answer.needed),
+        "Pairs to see +0.004": noise.needs,
     }
     if answer.baseline:
         found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['score']:.4f}"

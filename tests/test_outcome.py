@@ -219,5 +219,5 @@ def test_the_axis_of_a_chart_holds_every_curve() -> None:
     assert charts.begins_late([line(0.4, 0.4), line(0.4, 0.3)])
     assert not charts.begins_late([line(0.4, 0.4), line(0.1, 0.1)])
     assert not charts.begins_late([line(0.0, 0.0)])
-    drawn = charts.overlay("flat", "all at 0", [line(0.0, 0.0)], None, 10)
+    drawn = charts.overlay("flat", "all at 0", [line(0.0, 0.0)], None, 10, "mAP50-95")
     assert ">0.00<" in drawn or ">0.0<" in drawn

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,8 +221,11 @@ def test_without_confirmation_there_is_never_a_winner() -> None:
     assert [entry["trial"] for entry in answer.ranking] == [1, 2]
     assert "no winner yet: one run each" in answer.sentence
     assert "by luck alone" in answer.sentence
-    assert "assumed sigma 0.003" in answer.sentence
-    assert answer.needed == stats.pairs_needed(0.004, 0.003 * 2**0.5)
+    assert (answer.needed, answer.noise.s_d, answer.noise.sigma) == (None, None, None)
+    low, high = (stats.pairs_needed(0.004, s_d) for s_d in (answer.noise.low, answer.noise.high))
+    assert answer.needed_range == (low, high)
+    assert f"+0.004 would need {low} to {high} pairs, depending on the noise of the data set" in answer.sentence
+    assert high > 100 * low, "without pairs of its own a sweep knows that little"
     json.dumps(answer.to_dict(), allow_nan=False)
 
 
@@ -339,18 +343,55 @@ def test_controls_play_no_part() -> None:
     )
 
 
-def test_noise_comes_from_the_baselines_and_says_so() -> None:
+def test_noise_comes_from_the_sweeps_own_pairs_and_says_which() -> None:
     rng = np.random.default_rng(0)
-    common, own = rng.normal(0, 0.004, 5), rng.normal(0, 0.001, (2, 5))
-    rows = [{"trial": 10 * i + s, "name": name, "stage": "baseline", "seed": s, "score": 0.3 + common[s] + own[i, s]}
-            for i, name in enumerate(["cosine", "stock"]) for s in range(5)]  # fmt: skip
-    both = stats.spread(rows, baselines=["cosine", "stock"])
-    assert both.s_d < 0.6 * both.sigma * 2**0.5
-    assert "5 paired runs" in both.source
-    one = stats.spread(rows[:5], baselines=["cosine"])
-    assert one.s_d == pytest.approx(one.sigma * 2**0.5)
-    assert "no credit for pairing" in one.source
-    assert stats.spread(rows[:2], baselines=["cosine"]).source == "assumed sigma 0.003"
+    common, own = rng.normal(0, 0.004, 5), rng.normal(0, 0.0005, (3, 5))
+    rows = [{"trial": 10 * i + s, "name": name, "stage": "confirm", "seed": s, "score": 0.3 + common[s] + own[i, s]}
+            for i, name in enumerate(["cosine", "stock", "trial 7"]) for s in range(5)]  # fmt: skip
+    baselines = ["cosine", "stock"]
+    every = stats.spread(rows, baselines=baselines)
+    assert every.s_d is not None
+    assert every.sigma is not None
+    assert every.low < every.s_d < every.high
+    assert every.s_d < 0.6 * every.sigma * 2**0.5
+    assert "2 comparisons of schedules with baselines in the confirmation on 5 shared seeds" in every.source
+    assert "1 comparison of baselines with each other" in stats.spread(rows[:10], baselines=baselines).source
+    searched = [row | {"stage": "search"} for row in rows]
+    assert "in the search" in stats.spread(searched, baselines=baselines).source, "where trials share several seeds"
+    mixed = [row | {"score": 0.9 * row["seed"]} for row in searched] + rows
+    assert stats.spread(mixed, baselines=baselines) == every, "the confirmation's pairs come first"
+    assert stats.spread(rows[:1] + rows[11:], baselines=baselines) is stats.ELSEWHERE, "one seed has no spread"
+
+
+def test_the_interval_of_the_noise_covers_it_in_nineteen_of_twenty_sweeps() -> None:
+    rng, inside = np.random.default_rng(5), 0
+    for _ in range(2000):
+        baseline, *others = rng.normal(0.3, 0.01, (6, 6))
+        found = stats.Spread.of([stats.paired(scores, baseline) for scores in others], "schedules")
+        inside += found.low <= 0.01 * 2**0.5 <= found.high
+    assert 0.95 <= inside / 2000 <= 0.995  # pooled over five comparisons it is wider than it has to be
+
+
+def test_every_finished_seed_of_a_confirmation_teaches_the_noise() -> None:
+    rows = confirmed()
+    planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
+    widths = []
+    for seeds in range(7):
+        seen = [row if row["stage"] != "confirm" or row["seed"] <= seeds else row | {"score": None} for row in rows]
+        answer = stats.choose(seen, baselines=["cosine"], planned=planned)
+        assert answer.noise.n == (seeds if seeds >= 2 else 0)
+        assert (answer.needed is None) == (seeds < 2)
+        if seeds >= 2:
+            widths.append(answer.noise.high / answer.noise.low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_the_range_of_a_sweep_without_pairs_is_that_of_the_table_in_the_docs() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text()
+    for known in stats.KNOWN:
+        span = f"{known.low:.4f} to {known.high:.4f}" if known.low < known.high else f"{known.low:.4f}"
+        assert f"| {known.data} | {known.what} | {span} | {known.source} |" in table
+    assert stats.ELSEWHERE.needs in table
 
 
 def test_a_row_without_the_needed_fields_is_refused_by_name() -> None:

@@ -49,6 +49,9 @@ def plan(found: Mapping[str, Any]) -> None:
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     images, confirm = found["images"], found["confirm"]
     hours = f", about {found['hours']:.2g} hours of one worker" if found["hours"] else ""
+    seen = "{:+.4f} to {:+.4f}".format(*confirm["detectable_range"])
+    if confirm["detectable"] is not None:
+        seen = f"about {confirm['detectable']:+.4f} ({seen})"
     lines = [
         f"data       {images['train']} training and {images['val']} validation images, "
         f"{found['steps_per_epoch']} steps an epoch, {found['epochs']} epochs",
@@ -56,10 +59,9 @@ def plan(found: Mapping[str, Any]) -> None:
         f"epochs     {found['epochs_asked']} asked for, {most}{found['epochs_to_train']} to train: "
         f"{least}{found['share_saved']:.0%} shared{hours}",
         *_beside_baselines(found),
-        f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: +{confirm['detectable']:.4f} "
-        f"would be seen with 80 % power; +0.004 needs {confirm['pairs_for_0.004']} pairs "
-        "in one comparison",
-        f"           (sd of a paired difference {confirm['sigma_of_differences']:.4f}: {confirm['source']})",
+        f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: {seen} would be seen "
+        "with 80 % power",
+        f"           +0.004 in one comparison needs {confirm['needs']}",
         *(
             [f"           fewer than {confirm['least']} seeds name no winner"]
             if confirm["seeds"] < confirm["least"]

@@ -48,7 +48,6 @@ class Confirm(Model):
     seeds: int = Field(default=6, ge=2, le=1000)
     equivalence: NotNegative = 0.002
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    sigma: Positive | None = Field(default=None, description="assumed sd of a run, until baselines tell it")
 
 
 class Escape(Model):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import search
 from sweeper.schedules import Trace, parse, prefix_keys
-from sweeper.stats import CLAIM, MIN_PAIRS, detectable_effect, pairs_needed, spread
+from sweeper.stats import MIN_PAIRS, detectable_effect
 from sweeper.study import samplers
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         asked += (trials - sampled) * time.epochs
         trained += round((trials - sampled) * sum(late) / len(late))
     confirm, finished = service.sweep.confirm, service.rows_if_launched()
-    noise = spread(
-        [service.judged(row, ()) for row in finished],
-        baselines=baselines,
-        **({"assumed_sigma": confirm.sigma} if confirm.sigma else {}),
-    )
+    noise = service.answer(finished).noise
+
+    def seen(s_d: float) -> float:
+        alpha = confirm.alpha / confirm.best
+        return detectable_effect(s_d, confirm.seeds, alpha=alpha, equivalence=confirm.equivalence)
+
     seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
     return {
         "sweep": service.sweep.name,
@@ -74,11 +75,13 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
             "seeds": confirm.seeds,
             "least": MIN_PAIRS,
             "sigma_of_differences": noise.s_d,
+            "sigma_of_differences_range": [noise.low, noise.high],
             "source": noise.source,
-            "detectable": detectable_effect(
-                noise.s_d, confirm.seeds, alpha=confirm.alpha / confirm.best, equivalence=confirm.equivalence
-            ),
-            "pairs_for_0.004": pairs_needed(CLAIM, noise.s_d, most=10**9),
+            "detectable": None if noise.s_d is None else seen(noise.s_d),
+            "detectable_range": [seen(noise.low), seen(noise.high)],
+            "pairs_for_0.004": noise.needed,
+            "pairs_for_0.004_range": list(noise.needed_range),
+            "needs": noise.needs,
         },
         "problems": list(service.dataset.problems),
     }

@@ -212,7 +212,6 @@ class Service:
             alpha=rule.alpha,
             equivalence=rule.equivalence,
             objective=self.sweep.objective,
-            **({"assumed_sigma": self.sweep.confirm.sigma} if self.sweep.confirm.sigma else {}),
         )
         changes = design.changes(self.sweep.confirm) if design else []
         return replace(found, notes=tuple(f"{change}; what it began with is what counts" for change in changes))

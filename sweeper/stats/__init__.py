@@ -29,16 +29,18 @@ What the rule does not protect from: a schedule that is usually better and somet
 a collapse; only more seeds show that.
 """
 
-from .answer import CLAIM, Answer, Candidate, Progress
+from .answer import Answer, Candidate, Progress
 from .choose import MIN_PAIRS, choose
 from .failures import Failures, Reason, failures
 from .learned import learned
+from .noise import CLAIM, ELSEWHERE, KNOWN, Spread, spread
 from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed, sign_flip_p
-from .rows import ASSUMED_SIGMA, Row, Spread, spread
+from .rows import Row
 
 __all__ = [
-    "ASSUMED_SIGMA",
     "CLAIM",
+    "ELSEWHERE",
+    "KNOWN",
     "MIN_PAIRS",
     "Answer",
     "Candidate",

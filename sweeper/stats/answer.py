@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from .failures import Failures
+from .noise import CLAIM, Spread
 from .pairs import Paired, luck_of_the_best
-from .rows import Spread
-
-CLAIM = 0.004  # the source article's own difference: what a design should be able to see
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,10 @@ class Answer:
     stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
     ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
     with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
-    of ``noise``. ``tried``: configurations that were pruned or have a score. ``learned``: whether any of the runs that
-    are compared has a score above 0. ``failures``: the failed trials by reason, without control runs.
-    ``confirmation``: how far it is (None: none was asked for). ``notes``: sentences on what was asked for and plays no
-    part.
+    of ``noise`` (None: not known), and ``needed_range`` at the ends of its range. ``tried``: configurations that were
+    pruned or have a score. ``learned``: whether any of the runs that are compared has a score above 0. ``failures``:
+    the failed trials by reason, without control runs. ``confirmation``: how far it is (None: none was asked for).
+    ``notes``: sentences on what was asked for and plays no part.
     """
 
     winner: Candidate | None
@@ -88,7 +86,8 @@ class Answer:
     pairs: int
     noise: Spread
     detectable: float | None
-    needed: int
+    needed: int | None
+    needed_range: tuple[int, int]
     alpha: float
     equivalence: float
     learned: bool
@@ -111,7 +110,7 @@ class Answer:
 def sentence(answer: Answer, objective: str) -> str:
     """The answer in one line, from its other values; ``objective`` is what the score is called."""
     noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
-    need = f"{CLAIM:+.3f} would need {answer.needed} pairs (s_d {noise.s_d:.4f}, {noise.source})"
+    need = f"{CLAIM:+.3f} would need {noise.needs}"
     if answer.failures.every:
         return answer.failures.sentence
     if answer.winner and (p := answer.winner.pairs):
@@ -128,10 +127,9 @@ def sentence(answer: Answer, objective: str) -> str:
             f"{progress.of_runs} runs), and the answer comes with the last; {need}"
         )
     if answer.pairs == 0:
-        lead = luck_of_the_best(noise.s_d / math.sqrt(2), answer.tried)
-        luck = (
-            f", and the best of {answer.tried} equal configurations leads by {lead:+.4f} by luck alone" if lead else ""
-        )
+        low, high = (luck_of_the_best(s_d / math.sqrt(2), answer.tried) for s_d in (noise.low, noise.high))
+        luck = f", and the best of {answer.tried} equal configurations leads by {low:+.4f} to {high:+.4f} by luck alone"
+        luck = luck if answer.tried > 1 else ""
         return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):

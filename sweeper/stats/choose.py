@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .answer import CLAIM, Answer, Candidate, Progress, sentence
+from .answer import Answer, Candidate, Progress, sentence
 from .failures import failures
 from .learned import learned, nothing_learned
-from .pairs import Paired, detectable_effect, holm, paired, pairs_needed
-from .rows import ASSUMED_SIGMA, Row, Spread, scores_by_seed, spread
+from .noise import Spread, spread
+from .pairs import detectable_effect, holm, paired
+from .rows import Row, scores_by_seed
 
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
 
@@ -23,7 +24,6 @@ def choose(
     planned: Collection[tuple[str, int]] = (),
     alpha: float = 0.05,
     equivalence: float = 0.002,
-    assumed_sigma: float = ASSUMED_SIGMA,
     objective: str = "score",
 ) -> Answer:
     """The winner among the confirmed candidates, or the reason why there is none.
@@ -74,7 +74,11 @@ def choose(
 
     compared = [c.pairs for c in candidates if c.pairs]
     pairs = min((p.n for p in compared), default=0)
-    noise = _noise_of(compared) if compared else spread(everything, baselines=names, assumed_sigma=assumed_sigma)
+    noise = (
+        Spread.of(compared, f"schedules with {reference} in the confirmation")
+        if compared
+        else spread(everything, baselines=names)
+    )
     judged = [row for row in everything if row.usable and (row.stage == "confirm" or not compared)]
     any_learned = not judged or any(learned(row.score) for row in judged)
     if not any_learned:
@@ -91,9 +95,10 @@ def choose(
         pairs=pairs,
         noise=noise,
         detectable=detectable_effect(noise.s_d, pairs, alpha=level, equivalence=equivalence)
-        if compared and any_learned
+        if compared and noise.s_d is not None and any_learned
         else None,
-        needed=pairs_needed(CLAIM, noise.s_d, most=10**9),
+        needed=noise.needed,
+        needed_range=noise.needed_range,
         alpha=alpha,
         equivalence=equivalence,
         learned=any_learned,
@@ -222,19 +227,6 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
             )
         )
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
-
-
-def _noise_of(compared: Sequence[Paired]) -> Spread:
-    """Root mean square over the candidates, for the design's own figures; no test uses it."""
-    rs = [p.correlation for p in compared if p.correlation is not None]
-    n = min(p.n for p in compared)
-    return Spread(
-        s_d=math.sqrt(float(np.mean([p.s_d**2 for p in compared]))),
-        sigma=math.sqrt(float(np.mean([p.sigma**2 for p in compared]))),
-        correlation=float(np.mean(rs)) if rs else None,
-        n=n,
-        source=f"estimated from {len(compared)} candidates on {n} paired seeds",
-    )
 
 
 def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tuple[dict[str, Any], ...]:

@@ -1,17 +1,11 @@
-"""One run as a plain row, and the noise that the baselines' rows show."""
+"""One run as a plain row."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from ..errors import ConfigError
-from .pairs import paired
-
-ASSUMED_SIGMA = 0.003  # between seeds of one configuration, small detection sets; used until baselines give their own
 
 
 @dataclass(frozen=True)
@@ -62,43 +56,6 @@ class Row:
     def unfinished(self) -> bool:
         """Neither a score nor a reason why there is none."""
         return self.score is None and self.confounder is None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What is known about the noise: ``s_d`` of paired differences, ``sigma`` of single runs, and from where."""
-
-    s_d: float
-    sigma: float
-    correlation: float | None
-    n: int
-    source: str
-
-
-def spread(
-    rows: Iterable[Row | Mapping[str, Any]], *, baselines: Iterable[str], assumed_sigma: float = ASSUMED_SIGMA
-) -> Spread:
-    """The noise as the baselines show it: from pairs of baselines if two share 3 seeds, else from one, else assumed.
-
-    One baseline alone says nothing about what pairing gains, so then ``s_d = sigma * sqrt(2)``, no credit taken.
-    """
-    scores = scores_by_seed((Row.of(row) for row in rows), baselines)
-    pairs = []
-    for one, other in combinations(scores.values(), 2):
-        if len(seeds := sorted(one.keys() & other.keys())) >= 3:
-            pairs.append(paired([one[s] for s in seeds], [other[s] for s in seeds]))
-    if pairs:
-        best = max(pairs, key=lambda p: p.n)
-        s_d = math.sqrt(sum(p.s_d**2 for p in pairs) / len(pairs))
-        return Spread(
-            s_d, best.sigma, best.correlation, best.n, f"estimated from {best.n} paired runs of the baselines"
-        )
-    name, single = max(scores.items(), key=lambda item: len(item[1]), default=("", {}))
-    if len(single) >= 3:
-        sigma = float(np.std(list(single.values()), ddof=1))
-        source = f"estimated from {len(single)} runs of {name}, no credit for pairing"
-        return Spread(sigma * math.sqrt(2), sigma, None, len(single), source)
-    return Spread(assumed_sigma * math.sqrt(2), assumed_sigma, None, 0, f"assumed sigma {assumed_sigma}")
 
 
 def scores_by_seed(rows: Iterable[Row], names: Iterable[str]) -> dict[str, dict[int, float]]:
