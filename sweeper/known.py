@@ -1,13 +1,10 @@
-"""What a study knows of a trial before and while it is trained: its twin, its nearest, what others reached."""
+"""What a study knows of a trial before and while it is trained: its twin, and what others reached."""
 
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sweeper import prune, search
+from sweeper import prune
 from sweeper.errors import ScheduleError
 from sweeper.schedules import Trace
 from sweeper.service import Service
@@ -20,7 +17,6 @@ class Known:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._sketches: dict[int, NDArray[np.float64]] = {}
         self._traces: tuple[int, set[Any]] | None = None  # a trial, and the traces of all others when it was proposed
 
     def awaits_trunk(self, slot: Slot) -> bool:
@@ -75,17 +71,6 @@ class Known:
             for epoch in range(trace.epochs)
         ]
         return Snapshot(trace.epochs, b"", rows, str(row.attrs.get("state_digest", "")))
-
-    def near(self, slot: Slot, spec: Mapping[str, Any]) -> search.Nearest | None:
-        """The finished trial whose learning rates are most like ``spec``'s; noted on the trial where it is near."""
-        for row in self._others(slot):
-            if row.number not in self._sketches and row.schedule is not None and row.state == "COMPLETE":
-                self._sketches[row.number] = search.sketch(row.schedule, self._service.time)
-        found = search.nearest(search.sketch(spec, self._service.time), self._sketches)
-        if found is not None and found.near and "near_duplicate_of" not in slot.attrs:
-            slot.set("near_duplicate_of", found.trial)
-            slot.set("near_distance", round(found.distance, 6))
-        return found
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
         """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is.

@@ -16,7 +16,7 @@ from sweeper.data.checks import Findings, image_facts
 from sweeper.errors import ConfigError, DataError, ScheduleError
 from sweeper.reading import MAX_DEPTH, MAX_NODES, NotYaml, TooMuch, parse_yaml, read_bytes
 from sweeper.schedules import parse
-from sweeper.schedules.expression import filled, free_names
+from sweeper.schedules.decay import filled, free_names
 
 SWEEP = "name: cells\ndata: digits\nmodel: yolo11n.yaml\nepochs: 20\nlr0: 0.02\ntrials: 6\nsearch: {family: cawb}\n"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))

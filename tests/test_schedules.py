@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sweeper.errors import ScheduleError, SweeperError, TrackingError
 from sweeper.schedules import FAMILIES, Duration, TimeBase, Trace, find_jumps, label, parse, prefix_keys, words
 from sweeper.schedules.controls import CONTROLS
-from sweeper.schedules.expression import Expression
+from sweeper.schedules.decay import Expression
 from sweeper.tracking import names
 
 SPECS: dict[str, dict[str, Any]] = {

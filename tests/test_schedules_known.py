@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sweeper.errors import ScheduleError
 from sweeper.schedules import TimeBase, parse
 from sweeper.schedules.cawb import formula
-from sweeper.schedules.shapes import shape
+from sweeper.schedules.decay import shape
 
 TOLERANCE = 1e-12
 

@@ -430,27 +430,6 @@ def test_answers_are_not_drawn() -> None:
         assert spec["floor"] == 0.05
 
 
-# -- near duplicates
-
-
-def test_the_nearest_is_found_by_its_learning_rates() -> None:
-    sweep = build()
-    base = sweep.spec({"family": "cawb", "steps": [50], "horizon": "end"})
-    sketches = {
-        0: search.sketch(sweep.spec("yolo_linear"), time(sweep)),
-        1: search.sketch({**base, "steps": [51]}, time(sweep)),
-        2: search.sketch({**base, "steps": [80]}, time(sweep)),
-    }
-    found = search.nearest(search.sketch(base, time(sweep)), sketches)
-    assert found is not None
-    assert (found.trial, found.shared_epochs) == (1, 50)
-    assert found.near
-    far = search.nearest(sketches[2], {0: sketches[0]})
-    assert far is not None
-    assert not far.near
-    assert search.nearest(sketches[0], {}) is None
-
-
 def test_the_template_uses_the_space_made_for_sharing() -> None:
     from sweeper import cli
 

@@ -13,7 +13,7 @@ from sweeper import search
 from sweeper.cli import app
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
-from sweeper.schedules import TimeBase, parse, prefix_keys
+from sweeper.schedules import TimeBase, begin_alike, parse, prefix_keys
 from sweeper.service import Place, Service
 
 RECIPE = {"name": "s", "data": "digits", "model": "yolo11n.yaml", "epochs": 40, "lr0": 0.02, "trials": 8}
@@ -159,7 +159,7 @@ def test_a_sweep_without_a_trunk_is_what_it_was() -> None:
 
 def test_runs_begin_alike_with_the_same_warmup() -> None:
     def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        return search.begin_alike({"lr": 0.02, **one}, {"lr": 0.02, **other}, TIME)
+        return begin_alike(parse({"lr": 0.02, **one}), parse({"lr": 0.02, **other}), TIME)
 
     linear, cosine = {"family": "yolo_linear"}, {"family": "yolo_cosine"}
     plain, trainer = {"family": "cawb", "warmup": "3ep"}, {"family": "cawb", "warmup_kind": "trainer"}

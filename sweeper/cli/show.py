@@ -214,7 +214,7 @@ def status(found: Mapping[str, Any]) -> None:
     if told["told"]:
         console.print(
             f"proposals: {told['asked']} for {told['told']} trials ({told['per_trial']:.2f} each), "
-            f"{told['distinct']} distinct schedules, {told['near_duplicates']} near another"
+            f"{told['distinct']} distinct schedules"
         )
     store, epochs = found["store"], found["epochs"]
     free = f", {store['free'] / 1e9:.0f} GB free" if store["free"] is not None else ""

@@ -1,9 +1,8 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.label import AT_RESTARTS, flat, label, short, words
-from sweeper.schedules.parameters import MAIN
-from sweeper.schedules.schedule import Schedule, parse
+from sweeper.schedules.schedule import Schedule, begin_alike, parse
+from sweeper.schedules.spec import AT_RESTARTS, MAIN, flat, label, short, words
 from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
 from sweeper.schedules.trace import Jump, Trace, find_jumps, prefix_keys
 
@@ -16,6 +15,7 @@ __all__ = [
     "Schedule",
     "TimeBase",
     "Trace",
+    "begin_alike",
     "epochs_from_iterations",
     "find_jumps",
     "flat",

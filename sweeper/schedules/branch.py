@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sweeper.errors import ScheduleError
 from sweeper.schedules import cawb, checks
 from sweeper.schedules.checks import Key
-from sweeper.schedules.compose import Curve, quantise
+from sweeper.schedules.curves import Curve, quantise
 from sweeper.schedules.families import FAMILIES
 from sweeper.schedules.time import Duration, TimeBase
 

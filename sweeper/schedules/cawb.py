@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules.compose import Curve, scale, segment, sequence, warmup_lerp
-from sweeper.schedules.shapes import Shape, shape
+from sweeper.schedules.curves import Curve, scale, segment, sequence, warmup_iterations, warmup_lerp
+from sweeper.schedules.decay import Shape, shape
 from sweeper.schedules.time import Duration, FloatArray, TimeBase
-from sweeper.schedules.yolo import warmup_iterations
 
 Params = Mapping[str, Any]
 
@@ -191,7 +190,7 @@ def formula(
     length 0 if the very ``first`` call already lies there. Raises ScheduleError where the reference divides by zero;
     NaN where f is complex or undefined.
 
-    >>> from sweeper.schedules.shapes import shape
+    >>> from sweeper.schedules.decay import shape
     >>> run = dict(decay=shape("linear"), base=1.0, step_scale=0.5, epoch_scale=0.0)
     >>> formula(np.arange(5.0), [0, 2, 4], **run).tolist()
     [1.0, 0.5, 0.0, 0.25, 0.0]

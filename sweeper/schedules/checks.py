@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sweeper.errors import ScheduleError, shorten
-from sweeper.schedules.shapes import NEEDS_FLOOR, SHAPES, did_you_mean, shape
+from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, did_you_mean, shape
 from sweeper.schedules.time import Duration
 
 Check = Callable[[str, object], object]

@@ -12,7 +12,7 @@ cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up 
 warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
                CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
 multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR, Paddle)
-yolo_*         see :mod:`sweeper.schedules.yolo`
+yolo_*         what Ultralytics 8.4.190 does by default, see :func:`sweeper.schedules.curves.yolo_curve`
 onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR)
 wsd            lr held, then ``decay`` over the last decay_length to floor * lr (the trapezoid; Haegele et al., 2024)
 polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
@@ -52,7 +52,7 @@ import numpy as np
 from sweeper.errors import ScheduleError
 from sweeper.schedules import cawb, checks
 from sweeper.schedules.checks import Key, number
-from sweeper.schedules.compose import (
+from sweeper.schedules.curves import (
     Curve,
     cycle_starts,
     piecewise,
@@ -61,13 +61,14 @@ from sweeper.schedules.compose import (
     scale,
     segment,
     sequence,
+    warmup_iterations,
     warmup_overlay,
     warmup_prefix,
+    yolo_curve,
+    yolo_momentum,
 )
-from sweeper.schedules.shapes import NEEDS_FLOOR, SHAPES, shape
+from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, shape
 from sweeper.schedules.time import Duration, FloatArray, TimeBase
-from sweeper.schedules.yolo import KEYS as YOLO_KEYS
-from sweeper.schedules.yolo import warmup_iterations, yolo_curve, yolo_momentum
 
 Params = Mapping[str, Any]
 
@@ -95,6 +96,13 @@ WARMUP = {"warmup": Key(checks.duration, "0ep"), "warmup_start": Key(FRACTION, 0
 COMMON = {"lr": LR, **WARMUP, "granularity": GRANULARITY}
 FACTOR = number(0, 1e3, above=True)
 ETA_MIN = Key(number(0, 1e6), 0.0)
+YOLO_KEYS: Mapping[str, Key] = {
+    "lrf": Key(number(0, 1), 0.01),
+    "warmup": Key(checks.duration, "3ep"),
+    "warmup_bias_lr": Key(number(0, 1e6), 0.1),
+    "warmup_momentum": Key(number(0, 1, below=True), 0.8),
+    "momentum": Key(number(0, 1, below=True), 0.937),
+}
 
 
 def _plain(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:

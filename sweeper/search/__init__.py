@@ -5,26 +5,21 @@ answers become one schedule. Many answers mean one schedule; what identifies a s
 """
 
 from sweeper.search.check import check, corners, enqueued
-from sweeper.search.near import Nearest, begin_alike, nearest, sketch
 from sweeper.search.propose import Drawn, Suggest, parts, propose, slots
 from sweeper.search.race import Entrant, promotions, rungs, search_seeds, shrunk
 
 __all__ = [
     "Drawn",
     "Entrant",
-    "Nearest",
     "Suggest",
-    "begin_alike",
     "check",
     "corners",
     "enqueued",
-    "nearest",
     "parts",
     "promotions",
     "propose",
     "rungs",
     "search_seeds",
     "shrunk",
-    "sketch",
     "slots",
 ]

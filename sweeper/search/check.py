@@ -8,7 +8,7 @@ from sweeper import schedules
 from sweeper.config import Parameter, Search, Sweep
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.schedules import Duration, TimeBase, Trace
-from sweeper.schedules.expression import free_names
+from sweeper.schedules.decay import free_names
 from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
 DRAWS = 50  # proposals that a check tries beside the corners

@@ -18,7 +18,7 @@ from sweeper import schedules
 from sweeper.config import Parameter, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import AT_RESTARTS, Duration, TimeBase
-from sweeper.schedules.expression import filled, free_names
+from sweeper.schedules.decay import filled, free_names
 
 STEPS = 4  # per epoch, where nobody knows yet
 

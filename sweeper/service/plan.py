@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper import search
-from sweeper.schedules import Trace, parse, prefix_keys
+from sweeper.schedules import Trace, begin_alike, parse, prefix_keys
 from sweeper.stats import MIN_PAIRS, detectable_effect
 from sweeper.study import samplers
 
@@ -115,13 +115,14 @@ class _Reckoned:
             self.begin_otherwise[baseline] += not self._begin_alike(spec, keys, baseline, other)
 
     def _begin_alike(self, spec: dict[str, Any], keys: list[str], baseline: str, other: Mapping[str, Any]) -> bool:
-        """``search.begin_alike``, once for all proposals that have the whole beginning in common."""
+        """``begin_alike``, computed once for all proposals that have the whole beginning in common."""
         time = self._service.time
-        warm = max(parse(each).warm(time) for each in (spec, other))
+        schedule, reference = parse(spec), parse(other)
+        warm = max(schedule.warm(time), reference.warm(time))
         epochs = min(max(ceil(warm / time.steps_per_epoch), 1), time.epochs)
         place = (baseline, epochs, keys[epochs])
         if place not in self._alike:
-            self._alike[place] = search.begin_alike(spec, other, time)
+            self._alike[place] = begin_alike(schedule, reference, time)
         return self._alike[place]
 
 

@@ -35,7 +35,6 @@ def status(service: "Service") -> dict[str, Any]:
             "distinct": len({row.attrs.get("trace") for row in told}),
             "per_trial": asked / len(told) if told else None,
             "duplicates": sum("duplicate_of" in row.attrs for row in told),
-            "near_duplicates": sum("near_duplicate_of" in row.attrs for row in told),
         },
         "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
         "seconds_per_epoch": median(seconds) if seconds else None,

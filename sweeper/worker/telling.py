@@ -6,7 +6,6 @@ from typing import Any
 
 from sweeper import escape, evidence, measures, prune, report
 from sweeper.config import Recipe
-from sweeper.known import Known
 from sweeper.schedules import Trace, words
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -22,9 +21,8 @@ SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 class Telling:
     """A worker's voice. Its trial's log is the caller's to close."""
 
-    def __init__(self, service: Service, known: Known) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._known = known
         self._metric = service.sweep.metric
 
     def describe(self, slot: Slot, spec: dict[str, Any], trace: Trace, digest: str) -> dict[str, Any]:
@@ -35,10 +33,6 @@ class Telling:
         for key, value in {"trace": trace.digest, "recipe": digest, "facts": facts, **shown}.items():
             if slot.attrs.get(key) != value:
                 slot.set(key, value)
-        if slot.stage == "search" and "duplicate_of" not in slot.attrs:
-            near = self._known.near(slot, spec)
-            if near is not None and near.near:
-                say.info("trial %d: like trial %d, %.1f %% of its LR", slot.number, near.trial, 100 * near.distance)
         return names.params(words(spec), facts, slot.seed)
 
     def log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:

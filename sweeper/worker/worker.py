@@ -77,7 +77,7 @@ class Worker:
         self.folder = service.place.folder / "work" / self.name
         self.metric = service.sweep.metric
         self.known = Known(service)
-        self._telling = Telling(service, self.known)
+        self._telling = Telling(service)
         self._segments = Segments(service.store, self.name, service.sweep.lease_s)
         self._beaten = 0.0
         self._memory = 0.0  # the most of the GPU's that was held, as a share of it

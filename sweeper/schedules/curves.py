@@ -1,13 +1,13 @@
 """The combinators: a curve maps optimizer steps (float64, not negative) to values; schedules are built by joining."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from sweeper.schedules.shapes import Shape
-from sweeper.schedules.time import FloatArray
+from sweeper.schedules.decay import Shape, shape
+from sweeper.schedules.time import Duration, FloatArray, TimeBase
 
 Curve = Callable[[FloatArray], FloatArray]
 
@@ -17,7 +17,7 @@ def segment(shape: Shape, length: float, period: float | None = None, unit: floa
 
     A period that is not the length is CAWB's stretch. ``unit``: steps per epoch, where the shape counts epochs.
 
-    >>> from sweeper.schedules.shapes import shape
+    >>> from sweeper.schedules.decay import shape
     >>> segment(shape("linear"), 4, period=8)(np.array([0.0, 4.0, 5.0])).tolist()
     [1.0, 0.5, 0.5]
     """
@@ -63,7 +63,7 @@ def repeat(shape: Shape, period: float, growth: float = 1.0, factor: float = 1.0
     """``shape`` (1 to 0) over ``period`` steps, again and again: every cycle ``growth`` (>= 1) times as long and its
     peak ``factor`` times as high above 0; the bottom stays at ``low``. At 1 = the first peak.
 
-    >>> from sweeper.schedules.shapes import shape
+    >>> from sweeper.schedules.decay import shape
     >>> repeat(shape("linear"), 2, growth=2, factor=0.5)(np.arange(7.0)).tolist()
     [1.0, 0.5, 0.5, 0.375, 0.25, 0.125, 0.25]
     """
@@ -163,3 +163,43 @@ def quantise(curve: Curve, every: float, lag: int = 0) -> Curve:
         return curve(np.maximum((np.floor(k / every) - lag) * every, 0.0))
 
     return held
+
+
+# What Ultralytics 8.4.190 does by default. Source: ultralytics/engine/trainer.py, _setup_scheduler,
+# _get_warmup_iterations and the warm-up of _do_train.
+
+
+def warmup_iterations(params: Mapping[str, Any], time: TimeBase) -> int:
+    """round(min(warmup, epochs - 1) * steps per epoch): the last epoch is never warm-up. Python's round, half to even.
+
+    >>> warmup_iterations({"warmup": "3ep"}, TimeBase(2, 7))
+    7
+    """
+    return round(min(Duration.parse(params["warmup"]).epochs(time), time.epochs - 1) * time.steps_per_epoch)
+
+
+def yolo_curve(decay: str) -> Callable[[Mapping[str, Any], TimeBase, str], Curve]:
+    """lr f(epoch), f from 1 to lrf over the run; in the first W steps a lerp from 0 (group bias: warmup_bias_lr) to it.
+
+    >>> params = {"lr": 0.01, "lrf": 0.01, "warmup": "1ep", "warmup_bias_lr": 0.1}
+    >>> yolo_curve("linear")(params, TimeBase(3, 2), "main")(np.arange(6.0)).round(5).tolist()
+    [0.0, 0.005, 0.0067, 0.0067, 0.0034, 0.0034]
+    """
+
+    def curve(params: Mapping[str, Any], time: TimeBase, group: str) -> Curve:
+        nb, start = time.steps_per_epoch, params["warmup_bias_lr"] if group == "bias" else 0.0
+        held = quantise(segment(shape(decay, params["lrf"]), time.steps, unit=nb), nb)
+        return warmup_lerp(scale(held, params["lr"]), warmup_iterations(params, time), start)
+
+    return curve
+
+
+def yolo_momentum(params: Mapping[str, Any], time: TimeBase) -> Curve:
+    """From warmup_momentum to momentum over the warm-up, then momentum.
+
+    >>> params = {"warmup": "1ep", "warmup_momentum": 0.8, "momentum": 0.9}
+    >>> yolo_momentum(params, TimeBase(3, 2))(np.arange(4.0)).round(3).tolist()
+    [0.8, 0.85, 0.9, 0.9]
+    """
+    held: Curve = lambda k: np.full_like(k, params["momentum"])  # noqa: E731
+    return warmup_lerp(held, warmup_iterations(params, time), params["warmup_momentum"])
