@@ -26,9 +26,10 @@ import optuna
 from landscape import EPOCHS, LAST, TIME, Landscape
 
 import sweeper.cli
-from sweeper import prune, search
+from sweeper import search
 from sweeper.config import Pruner, Sweep
 from sweeper.schedules import Trace, parse, prefix_keys
+from sweeper.search import prune
 from sweeper.study import samplers
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -6,6 +6,7 @@ Ultralytics' own mAP is another number on another scale; ``docs/two-maps.md`` sa
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sweeper.config import Sweep
 from sweeper.data import Dataset
-from sweeper.errors import DataError
+from sweeper.errors import ConfigError, DataError
 
+AP = "coco/AP"  # its name as a metric in MLflow
 AREAS = ("all", "small", "medium", "large")  # by the ground truth's area: below 32 x 32 pixels, below 96 x 96, above
 MOST = (1, 10, 100)  # detections per image and class that count, best scores first
 
@@ -70,6 +73,28 @@ def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> 
     names = [category["name"] for category in truth.loadCats(order)]
     result["classes"] = {name: _mean(precision[:, :, number, 0, -1]) for number, name in enumerate(names)}
     return result
+
+
+def coco(dataset: Dataset, detections: Iterable[Detections]) -> dict[str, float]:
+    """COCO's metrics of the validation set as ``coco/AP``, ``coco/AR100``, ``coco/class/NAME`` and so on.
+
+    What COCO has no value for (no such object in the ground truth) is left out. Raises DataError as ``evaluate`` does.
+    """
+    metrics = evaluate(dataset, detections)
+    classes: Mapping[str, float | None] = metrics.pop("classes")
+    named = {f"coco/{key}": value for key, value in metrics.items()}
+    for number, (name, value) in enumerate(classes.items()):
+        key = f"coco/class/{re.sub(r'[^A-Za-z0-9_. -]', '_', name).strip(' .') or '_'}"
+        named[f"{key} {number}" if key in named else key] = value
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def check_objective(dataset: Dataset, sweep: Sweep) -> None:
+    """ConfigError if the validation set has nothing on which the objective could be measured (APsmall, say)."""
+    if sweep.by_coco and evaluate(dataset, [])[sweep.objective] is None:
+        raise ConfigError(
+            f"objective: {sweep.objective!r} has no value on {dataset.source}: no such object in the validation set"
+        )
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from sweeper import evidence, prune, report
+from sweeper import evidence, report
 from sweeper.config import Sweep
 from sweeper.report import Configuration, Page
 from sweeper.schedules import Trace
+from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import TrialRow

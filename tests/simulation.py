@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import sqlalchemy
 
-from sweeper import measures
 from sweeper.config import Recipe, Sweep
 from sweeper.data import Dataset
 from sweeper.errors import SnapshotCorrupt
 from sweeper.schedules import Trace, prefix_keys
+from sweeper.search import prune
 from sweeper.service import Place, Service
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
@@ -67,11 +67,11 @@ def score(state: np.ndarray) -> float:
 
 def undisturbed(seed: int, trace: Trace) -> tuple[str, float]:
     """Digest of the final state and the value told, of a training that nobody touched."""
-    state, rows = begin(seed), []
+    state, curve = begin(seed), []
     for epoch in range(trace.epochs):
         state = train(state, seed, trace, epoch)
-        rows.append({MAP: score(state)})
-    return digest(state), measures.objective(rows, MAP)
+        curve.append(score(state))
+    return digest(state), prune.score(curve)
 
 
 class Toy:

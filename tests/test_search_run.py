@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import tiny
 
-from sweeper import prune
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
-from sweeper.known import Known
 from sweeper.schedules import Trace
+from sweeper.search import prune
 from sweeper.service import Place, Service
 from sweeper.study import Slot, TrialRow
 from sweeper.worker import Worker
+from sweeper.worker.known import Known
 
 EPOCHS = 3
 SWEEP: dict[str, Any] = {

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from simulation import Home, Toy, World, begin, digest, forged, train, undisturbed
 from typer.testing import CliRunner
 
-from sweeper import data, database, prune
+from sweeper import data, database
 from sweeper.cli import app
 from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, SnapshotCorrupt, TrackingError, TrackingRefused
 from sweeper.schedules import words
+from sweeper.search import prune
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
 from sweeper.worker import Worker

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.prune import LAST
 from sweeper.schedules import short
+from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
     from sweeper.stats import Answer

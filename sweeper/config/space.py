@@ -235,7 +235,7 @@ class Pruner(Model):
 
     ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: a
     third of the run), stop a trial whose best so far is below the lowest ``share`` of what at least ``others`` other
-    trials had reached by that epoch. Three epochs' means are compared; see :mod:`sweeper.prune`.
+    trials had reached by that epoch. Three epochs' means are compared; see :mod:`sweeper.search.prune`.
     """
 
     name: Literal["none", "cycle_end"] = "none"

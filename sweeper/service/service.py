@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sweeper import data, database, evidence, measures, schedules, search, stats
+from sweeper import data, database, evaluate, evidence, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace
@@ -123,7 +123,7 @@ class Service:
         """Of that what needs no store and no server: the space, the data, and whether the model can be built."""
         search.check(self.sweep)
         search.check(self.sweep, self.time)
-        measures.check_objective(self.dataset, self.sweep)
+        evaluate.check_objective(self.dataset, self.sweep)
         with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
 

@@ -2,20 +2,47 @@
 
 import json
 import logging
+import time
 from typing import Any
 
-from sweeper import escape, evidence, measures, prune, report
+from sweeper import escape, evidence, report
 from sweeper.config import Recipe
+from sweeper.data import Dataset
+from sweeper.evaluate import AP, coco
 from sweeper.schedules import Trace, words
+from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
-from sweeper.training.process import TrainingProcess
+from sweeper.training.process import Epoch, TrainingProcess
 
 say = logging.getLogger("sweeper")
 
 SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
+
+
+def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
+    """An epoch as the flat row that travels with its state; ``by`` names the trial that trained it.
+
+    Beside ``epoch``, ``time`` (ms since the Unix epoch), ``by`` and ``seconds`` it holds numbers under names with a
+    slash, which are the metrics in MLflow: ``curve/``, ``train/``, ``val/`` and, where detections were asked for,
+    ``coco/``.
+    """
+    metrics = dict(event.metrics)
+    curve = {f"curve/{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
+    values = {key if "/" in key else f"val/{key}": value for key, value in metrics.items()}
+    return {
+        "epoch": event.epoch,
+        "time": round(time.time() * 1000),
+        "by": by,
+        "seconds": event.seconds,
+        "curve/lr": event.lr,
+        **curve,
+        **event.losses,
+        **values,
+        **(coco(dataset, event.detections) if event.detections is not None else {}),
+    }
 
 
 class Telling:
@@ -84,7 +111,7 @@ class Telling:
         trained = [row for row in end.rows if row["by"] == slot.owner]
         # a dip is no verdict: what is told of a pruned trial is the best that it had reached
         curve, name = [float(row[self._metric]) for row in end.rows], self._service.sweep.objective
-        value = prune.best_so_far(curve) if pruned else measures.objective(end.rows, self._metric)
+        value = prune.best_so_far(curve) if pruned else prune.score(curve)
         best = max(end.rows, key=lambda row: float(row[self._metric]))
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
         effects = self._effects(log, trace, end)
@@ -93,18 +120,18 @@ class Telling:
         if self._service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
         last = end.rows[-1]
-        if measures.AP in last or pruned or not end.state or slot.stage == "control":
-            coco = {}  # told with its row, if at all
+        if AP in last or pruned or not end.state or slot.stage == "control":
+            late = {}  # told with its row, if at all
         else:  # of a sweep that had not looked at this epoch
-            coco = measures.coco(self._service.dataset, child.detections(recipe, end.state))
+            late = coco(self._service.dataset, child.detections(recipe, end.state))
         summary = {f"best/{name}": best[self._metric], "best/epoch": best["epoch"], f"final/{name}": value}
-        log.epoch(last["epoch"], summary | coco, last["time"])
+        log.epoch(last["epoch"], summary | late, last["time"])
         log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
         log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
-        if not pruned and (ap := {**last, **coco}.get(measures.AP)) is not None:
+        if not pruned and (ap := {**last, **late}.get(AP)) is not None:
             told["AP"] = ap
         told |= {"gpu_memory": round(memory, 4)} if memory else {}
         for key, said in told.items():

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from sweeper import evidence, measures, search
+from sweeper import evidence, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -30,15 +30,15 @@ from sweeper.errors import (
     TrackingRefused,
     TrainingError,
 )
-from sweeper.known import Known
 from sweeper.schedules import Trace, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
 from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
+from sweeper.worker.known import Known
 from sweeper.worker.segments import UNTRAINED, Elsewhere, Segments
-from sweeper.worker.telling import Telling
+from sweeper.worker.telling import Telling, row_of
 
 say = logging.getLogger("sweeper")
 
@@ -266,7 +266,7 @@ class Worker:
                         if isinstance(event, Beat):
                             continue
                         self._memory = max(self._memory, event.memory)
-                        row = measures.row(event, slot.owner, service.dataset)
+                        row = row_of(event, slot.owner, service.dataset)
                         found = Snapshot(event.epoch + 1, event.state, [*found.rows, row], event.state_digest)
                         try:
                             slot.renew()

@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper import prune
 from sweeper.errors import ScheduleError
 from sweeper.schedules import Trace
+from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot, TrialRow
