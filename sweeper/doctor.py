@@ -1,20 +1,24 @@
 """What works here and what does not: device, threads, database, tracking server, store, versions, and the sweep."""
 
 import importlib.metadata
+import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from sweeper import database, fleet, training
 from sweeper.config import Sweep
 from sweeper.errors import SweeperError
 from sweeper.service import Place, Service
-from sweeper.store import Store
+from sweeper.store import Place as StorePlace
 from sweeper.study import check_optuna
 from sweeper.tracking import Tracker
 
 LIBRARIES = ("torch", "torchvision", "ultralytics", "optuna", "mlflow", "sqlalchemy", "numpy")
+TIMEOUT_S = 5.0  # for MLflow to answer
 LEAST_FREE = 2e9  # bytes; some hundred states of a small model
 
 
@@ -41,8 +45,9 @@ def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
     ]
     if sweep is not None:
         if fleet.gpus() and device != fleet.CPU:
-            look.append(("per GPU", lambda: _per_gpu(Service(sweep, place))))
-        look += [("data", lambda: _data(Service(sweep, place))), ("study", lambda: _study(Service(sweep, place)))]
+            look.append(("per GPU", lambda: _per_gpu(Service(sweep, place, looking=True))))
+        looking = Service(sweep, place, looking=True)
+        look += [("data", lambda: _data(looking)), ("study", lambda: _study(looking))]
     for what, ask in look:
         try:
             yield Finding(what, True, ask())
@@ -83,7 +88,13 @@ def _threads(threads: int) -> str:
 
 
 def _database(place: Place) -> str:
-    opened = database.open(place.database)
+    try:
+        opened = database.open(place.database, create=False)
+    except database.NothingThere as nothing:
+        url = database.parse(place.database)
+        if url.get_backend_name() == "sqlite":
+            _writable(Path(str(url.database)).parent)
+        return f"{nothing.where}, holds no sweep yet: the first launch makes its tables"
     version, began = opened.version(), time.perf_counter()
     opened.version()
     milliseconds = 1000 * (time.perf_counter() - began)
@@ -95,25 +106,44 @@ def _database(place: Place) -> str:
 def _tracking(place: Place, experiment: str) -> str:
     folder = place.folder
     with Tracker(place.tracking, experiment, folder / "journals", folder / "mlartifacts") as tracker:
-        tracker.check()
+        server = tracker.server
+        if server.file is not None and not server.file.exists():
+            _writable(server.file.parent)
+            return f"{server}, not there yet: the first launch makes it"
+        server.check(TIMEOUT_S)
         began = time.perf_counter()  # of the second answer: for the first one, MLflow had to be imported
-        tracker.check()
+        server.check(TIMEOUT_S)
         seconds, waiting = time.perf_counter() - began, tracker.waiting()
         later = f"; {waiting} journals wait to be sent, `sweeper ui` sends them or says why not" if waiting else ""
-        return f"{tracker.server}, MLflow {tracker.server.version()}, answers in {1000 * seconds:.0f} ms{later}"
+        return f"{server}, MLflow {server.version()}, answers in {1000 * seconds:.0f} ms{later}"
 
 
 def _store(place: Place) -> str:
-    store = Store(place.snapshots, database.open(place.database))
+    store = StorePlace(place.snapshots, make=False)
+    if not store.id:
+        free = shutil.disk_usage(_writable(place.folder)).free if "://" not in place.store else None
+        return f"{store.url}, nothing is stored there yet{_room(store.url, free)}"
     began = time.perf_counter()
     free = store.check()
-    milliseconds, usage = 1000 * (time.perf_counter() - began), store.usage()
+    milliseconds = 1000 * (time.perf_counter() - began)
+    return f"{store.url}, written and read in {milliseconds:.0f} ms{_room(store.url, free)}"
+
+
+def _room(url: str, free: int | None) -> str:
+    """What is to be said of the free bytes; SweeperError if they are too few."""
     if free is not None and free < LEAST_FREE:
         raise SweeperError(
-            f"{store.url}: {free / 1e9:.1f} GB free; free some space, `sweeper gc` removes states, or choose another"
+            f"{url}: {free / 1e9:.1f} GB free; free some space, `sweeper gc` removes states, or choose another"
         )
-    left = "free space unknown" if free is None else f"{free / 1e9:.0f} GB free"
-    return f"{store.url}, written and read in {milliseconds:.0f} ms, {usage.count} states, {left}"
+    return ", free space unknown" if free is None else f", {free / 1e9:.0f} GB free"
+
+
+def _writable(folder: Path) -> Path:
+    """The deepest of this folder and those above it that is there; SweeperError if nothing could be made in it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SweeperError(f"{folder}: cannot be made: {there} cannot be written to; expected a folder that can")
+    return there
 
 
 def _data(service: Service) -> str:

@@ -1,5 +1,6 @@
 """A trial to take away: its schedule as YAML, as torch code, and for YOLO as a script for plain Ultralytics."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from sweeper.config import Recipe
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, DataError
 from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.study import TrialRow
@@ -112,7 +113,7 @@ def export(service: Service, trial: int | None = None) -> Exported:
     row = _found(rows, trial)
     spec = dict(row.schedule or {})
     trace = service.trace(spec)
-    recipe = service.recipe(row.seed if row.seed is not None else service.sweep.recipe.seed)
+    recipe = _recipe(service, row)
     title = f"{service.sweep.name}, trial {trial}"
     words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch}
     files = {
@@ -126,6 +127,15 @@ def export(service: Service, trial: int | None = None) -> Exported:
         files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version)
     alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
     return Exported(trial, files, alias, service.run_id(row), recipe, arguments(recipe, trace))
+
+
+def _recipe(service: Service, row: TrialRow) -> Recipe:
+    """The trial's recipe, its data as they were laid out here for training; elsewhere as the sweep names them."""
+    seed, data = row.seed if row.seed is not None else service.sweep.recipe.seed, service.sweep.recipe.data
+    with contextlib.suppress(DataError):
+        if service.dataset.folder.is_relative_to(service.place.folder.resolve()):
+            data = str(service.dataset.yaml)
+    return service.sweep.recipe.model_copy(update={"seed": seed, "data": data})
 
 
 def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:

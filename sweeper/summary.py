@@ -181,6 +181,6 @@ def _identity(service: Service, rows: Sequence[TrialRow]) -> dict[str, str]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
     return {
         "Recipes": ", ".join(recipes) or "none yet",
-        "Data": service.dataset.digest,
+        "Data": service.data_digest,
         "Here": f"Python {platform.python_version()}, {versions}",
     }

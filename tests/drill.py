@@ -66,7 +66,7 @@ class Stand:
         drops = [{"family": "multistep", "lr": 0.02, "boundaries": [at], "gamma": 0.5} for at in range(1, EPOCHS)]
         changes = {"baselines": constants, "enqueue": drops, "trials": len(drops), "epochs": EPOCHS}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=10_000, **changes)
+        self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=1000, **changes)
         self.crew: list[subprocess.Popen[bytes]] = []
         self.held: Held | None = None
         self.killed = self.crashed = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from sweeper import database
 from sweeper.config import Sweep
 from sweeper.doctor import examine
 from sweeper.errors import StoreError
@@ -24,10 +25,21 @@ def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
     found = {finding.what: finding for finding in examine(Place(str(tmp_path / "store")), Sweep.load(sweep))}
     assert list(found) == ["versions", "device", "threads", "database", "tracking", "store", "data", "study"]
     assert all(finding.good for finding in found.values()), found
-    assert "SQLite 3." in found["database"].says
+    assert "holds no sweep yet: the first launch makes its tables" in found["database"].says
+    assert "not there yet: the first launch makes it" in found["tracking"].says
+    assert "nothing is stored there yet, " in found["store"].says
     assert "GB free" in found["store"].says
     assert found["data"].says == "24 training and 8 validation images"
     assert found["study"].says == "tiny is not launched yet"
+
+
+def test_doctor_looks_at_what_a_launch_has_made(shown: Service) -> None:
+    found = {finding.what: finding for finding in examine(shown.place, shown.sweep)}
+    assert all(finding.good for finding in found.values()), found
+    assert "SQLite 3." in found["database"].says
+    assert "answers in" in found["tracking"].says
+    assert "written and read in" in found["store"].says
+    assert found["study"].says.startswith("shown: ")
 
 
 def test_doctor_says_what_to_do_and_ends_with_1(tmp_path: Path) -> None:
@@ -38,7 +50,7 @@ def test_doctor_says_what_to_do_and_ends_with_1(tmp_path: Path) -> None:
     assert "secret" not in done.stdout + done.stderr
     found = {finding["what"]: finding for finding in json.loads(done.stdout)}
     red = {what: finding["says"] for what, finding in found.items() if not finding["good"]}
-    assert set(red) == {"device", "threads", "database", "tracking", "store", "study"}
+    assert set(red) == {"device", "threads", "database", "tracking", "study"}
     assert "expected auto, cpu, or of these GPUs" in red["device"]
     assert "set threads to" in red["threads"]
     assert "check the host, and that it is running" in red["database"]
@@ -51,7 +63,7 @@ def test_a_machine_that_sees_another_store_is_refused_before_it_trains(tmp_path:
     url = f"sqlite:///{tmp_path}/study.db"
     here, there = (Service(sweep, Place(str(tmp_path / name), url)) for name in ("here", "there"))
     Study.create(
-        here.database,
+        database.open(url),
         sweep.name,
         config={**sweep.identity(), "data_digest": here.dataset.digest, "store": here.store.id},
         slots=[],

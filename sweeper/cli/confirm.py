@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeper.cli import show
-from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
+from sweeper.cli.options import (
+    DatabaseOption,
+    Overrides,
+    StoreOption,
+    SweepFile,
+    TrackingOption,
+    launched_overrides,
+    service_of,
+)
 from sweeper.cli.sweeps import arguments_of, console, slots_here, train_all
 from sweeper.errors import ConfigError, TrackingError
 
@@ -32,6 +40,7 @@ def confirm(
     """
     if trial is not None and not escape:
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
+    overrides = launched_overrides(sweep, overrides, store, database_url, tracking_uri)
     service = service_of(sweep, overrides, store, database_url, tracking_uri)
     slots = slots_here(service)
     service.study  # noqa: B018  there is one, of this sweep

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from sweeper.cli import show as shown
-from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
+from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, launched_service
 from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def ui(
     from sweeper import summary
     from sweeper.tracking import Tracker, view
 
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     answer = service.pick()
     drain(service, 20)
     for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
@@ -76,7 +76,7 @@ def report(
 
     Exit status 1 if every trial failed; the page is written all the same and says why.
     """
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     page = write_report(service, output)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
     failed = service.status()["failures"]
@@ -127,7 +127,7 @@ def export(
     from sweeper.export import export
     from sweeper.tracking import registry
 
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     found = export(service, trial)
     folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
     server, name = service.tracker.server, service.sweep.name
@@ -136,7 +136,7 @@ def export(
     if weights is not None:
         from sweeper.training.checkpoint import model_file  # torch and Ultralytics take seconds to import
 
-        model = model_file(found.recipe, service.dataset.names, weights, found.arguments)
+        model = model_file(found.recipe, service.classes, weights, found.arguments)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in found.files.items():

@@ -1,5 +1,6 @@
 """What every command about a sweep takes, and the sweep that it means."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +26,38 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def service_of(
-    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
+    sweep: Path,
+    overrides: list[str] | None,
+    store: str,
+    database_url: str | None,
+    tracking_uri: str | None,
+    *,
+    looking: bool = False,
 ) -> "Service":
-    """The sweep of a command line with its parts not opened yet."""
+    """The sweep of a command line with its parts not opened yet; ``looking``: none of them is ever created."""
     from sweeper.service import Place, Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
 
-    return Service(Sweep.load(sweep, overrides or ()), Place(store, database_url, tracking_uri))
+    given, place = overrides or [], Place(store, database_url, tracking_uri)
+    return Service(Sweep.load(sweep, given), place, overrides=given, looking=looking)
+
+
+def launched_service(
+    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
+) -> "Service":
+    """The launched sweep that a command line names, to look at; what is said differently now is said on stderr."""
+    from sweeper.service import Place, launched
+
+    service, notes = launched(sweep, overrides or (), Place(store, database_url, tracking_uri))
+    for note in notes:
+        print(f"sweeper: {note}", file=sys.stderr)
+    return service
+
+
+def launched_overrides(
+    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
+) -> list[str]:
+    """The overrides for training more of a launched sweep: those of its launch, then the ones given."""
+    from sweeper.service import Place, launched
+
+    service, _ = launched(sweep, overrides or (), Place(store, database_url, tracking_uri))
+    return [*service.launch_overrides, *(overrides or ())]

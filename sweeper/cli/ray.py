@@ -62,7 +62,7 @@ def ray(
         )
         tend(service, crew, stop=stop, quiet=False)
     settle(service, stop)
-    answer(service, named(sweep, overrides, store))
+    answer(service, named(sweep, store))
 
 
 def register(app: typer.Typer) -> None:

@@ -23,6 +23,7 @@ from sweeper.cli.options import (
     StoreOption,
     SweepFile,
     TrackingOption,
+    launched_service,
     service_of,
 )
 from sweeper.errors import ConfigError, DeviceError, TrackingError
@@ -55,7 +56,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Schedules drawn, epochs shared, hours, detectable effect; nothing is trained."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = service_of(sweep, overrides, store, database_url, tracking_uri, looking=True)
     found = service.plan()
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -139,7 +140,7 @@ def run(
         console.print(f"data: {problem}", soft_wrap=True)
     service.launch()
     train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
-    answer(service, named(sweep, overrides, store))
+    answer(service, named(sweep, store))
 
 
 def slots_here(service: "Service") -> list[str]:
@@ -184,9 +185,9 @@ def answer(service: "Service", again: str) -> None:
     look.leave(found.failures.every)
 
 
-def named(sweep: Path, overrides: list[str] | None, store: str) -> str:
-    """The sweep as a further command has to name it."""
-    return " ".join([str(sweep), *(overrides or ())]) + ("" if store == "sweeper_store" else f" --store {store}")
+def named(sweep: Path, store: str) -> str:
+    """The sweep as a further command has to name it; the overrides of its launch are known to those who look."""
+    return str(sweep) + ("" if store == "sweeper_store" else f" --store {store}")
 
 
 def open_trials(service: "Service") -> int:
@@ -263,7 +264,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     if watch:
         last = live.watch(service.status, as_json=as_json, every_s=every)
         look.leave(last is not None and last["failures"]["every"])
@@ -285,7 +286,7 @@ def pick(
     as_json: JsonOption = False,
 ) -> None:
     """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     answer, mismatches = service.pick(), service.mismatches()
     objective = service.sweep.objective
     if as_json:

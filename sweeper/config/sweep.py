@@ -231,13 +231,22 @@ class Sweep(Model):
     def _held_by_proposals(self) -> dict[str, Any]:
         return {**self.search.held(), "trunk": self.trunk()}
 
-    def identity(self) -> dict[str, Any]:
-        """The part that may not change once a trial was made; flat, JSON-able."""
+    def flat(self) -> dict[str, Any]:
+        """Every key of a sweep file with its value, as ``build`` takes them; JSON-able."""
         said = self.model_dump(mode="json")
         if self.search.trunk is None:  # a sweep that was launched before there were trunks is the same sweep
             del said["search"]["trunk"]
         said.update(said.pop("recipe"))
-        return {key: value for key, value in said.items() if key not in self.FREE}
+        return said
+
+    def identity(self) -> dict[str, Any]:
+        """The part that may not change once a trial was made; flat, JSON-able."""
+        return {key: value for key, value in self.flat().items() if key not in self.FREE}
+
+    @classmethod
+    def keys(cls) -> set[str]:
+        """The keys that may stand in a sweep file."""
+        return (set(Recipe.model_fields) | set(cls.model_fields)) - {"recipe"}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -260,11 +269,21 @@ class Sweep(Model):
         override(written, overrides)
         return cls.build(written, str(path))
 
+    @staticmethod
+    def name_in(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> str:
+        """The name in a sweep file of which nothing else is looked at; ConfigError if there is none."""
+        written = read(Path(path))
+        override(written, overrides)
+        name = written.get("name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{path}: name: {shorten(name)} is not the name of a sweep; expected a text")
+        return name
+
     @classmethod
     def build(cls, written: Mapping[str, Any], where: str = "sweep") -> "Sweep":
         """Check a flat mapping as it stands in a sweep file. ``where`` begins the error message."""
         recipe_keys = set(Recipe.model_fields)
-        known = sorted((recipe_keys | set(cls.model_fields)) - {"recipe"})
+        known = sorted(cls.keys())
         for key in written:
             if key in ELSEWHERE:
                 raise ConfigError(f"{where}: {key}: {ELSEWHERE[key]}")

@@ -4,7 +4,10 @@
 gives a ``Dataset``.
 """
 
+import atexit
+import functools
 import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -17,25 +20,32 @@ from sweeper.errors import DataError
 __all__ = ["Dataset", "coco_subset", "open"]
 
 
-def open(name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "skip"] = "refuse") -> Dataset:
+def open(
+    name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "skip"] = "refuse", keep: bool = True
+) -> Dataset:
     """Check a data set and lay it out under ``folder``, once: opening it again finds what is there.
 
     ``name_or_path`` is "digits" (the embedded data set, made under ``folder``), the path of an Ultralytics data.yaml,
     or a folder in the layout of COCO (``annotations/*.json`` beside the images) or Pascal VOC (``Annotations/*.xml``).
     The source is only read, its images are linked, not copied. ``invalid`` says what happens to broken images and
     impossible labels: "refuse" raises
-    DataError, "skip" leaves them out and lists them in ``Dataset.problems``.
+    DataError, "skip" leaves them out and lists them in ``Dataset.problems``. Without ``keep`` nothing is written to
+    ``folder``: what is not there is laid out in a temporary folder, which goes with this process.
     """
     if invalid not in ("refuse", "skip"):
         raise DataError(f"invalid: {invalid!r} is unknown; expected refuse or skip")
     try:
-        return _open(name_or_path, folder, invalid)
+        return _open(name_or_path, folder, invalid, keep)
     except OSError as error:
         raise DataError(f"{folder}: cannot write the data set there ({error}); name a folder with room") from None
 
 
-def _open(name_or_path: str | Path, folder: Path, invalid: str) -> Dataset:
-    path = (digits.make(folder) if str(name_or_path) == "digits" else Path(name_or_path).expanduser()).absolute()
+def _open(name_or_path: str | Path, folder: Path, invalid: str, keep: bool) -> Dataset:
+    place = folder if keep else _scratch()
+    if str(name_or_path) == "digits":
+        path = digits.make(folder if digits.made(folder) else place).absolute()
+    else:
+        path = Path(name_or_path).expanduser().absolute()
     findings, hashes = Findings(path), Hashes(folder, path)
     source = _read(path, hashes, findings)
     _check_across(source, findings)
@@ -46,9 +56,18 @@ def _open(name_or_path: str | Path, folder: Path, invalid: str) -> Dataset:
         if not any(len(sample.rows) for sample in source.samples[split]):
             hint = f", or fill in {yolo.label_path(source.samples[split][0].path)}"
             raise DataError(f"{path}: {split}: none of {len(source.samples[split])} images has a label; add them{hint}")
-    dataset = lay_out(source, folder, str(name_or_path), problems)
-    hashes.save()
+    dataset = lay_out(source, folder, str(name_or_path), problems, place)
+    if keep:
+        hashes.save()
     return dataset
+
+
+@functools.cache
+def _scratch() -> Path:
+    """A folder of this process, removed at its end."""
+    folder = tempfile.TemporaryDirectory(prefix="sweeper-data-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:

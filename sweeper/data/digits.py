@@ -22,6 +22,11 @@ INK = 48  # of 255: what is lighter belongs to the ground, not to the box
 GAP = 2  # pixels between boxes
 
 
+def made(folder: Path) -> bool:
+    """Whether :meth:`make` would find the data set there."""
+    return (folder / f"digits-{VERSION}" / MARKER).is_file()
+
+
 def make(folder: Path) -> Path:
     """Write the data set to ``folder/digits-1`` unless it is there, and return its data.yaml.
 

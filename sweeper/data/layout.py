@@ -162,8 +162,8 @@ def label_text(rows: np.ndarray) -> str:
     return "".join(f"{int(row[0])} " + " ".join(f"{x:.9g}" for x in row[1:]) + "\n" for row in exact)
 
 
-def lay_out(source: Source, folder: Path, shown: str, problems: tuple[str, ...]) -> Dataset:
-    """Lay ``source`` out under ``folder`` (found there again when nothing changed) and describe it."""
+def lay_out(source: Source, folder: Path, shown: str, problems: tuple[str, ...], new: Path) -> Dataset:
+    """Lay ``source`` out and describe it: found again under ``folder`` when nothing changed, else under ``new``."""
     samples = {split: sorted(source.samples[split], key=lambda sample: sample.digest) for split in SPLITS}
     content = [len(source.names), {split: [sample.digest for sample in samples[split]] for split in SPLITS}]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -172,6 +172,8 @@ def lay_out(source: Source, folder: Path, shown: str, problems: tuple[str, ...])
     # two sources of one content are one training, but their links and names differ: so do their folders
     place = hashlib.sha256(json.dumps([source.names, annotations], sort_keys=True).encode()).hexdigest()
     home = folder.resolve() / f"{digest[:16]}-{place[:8]}"
+    if not (home / MARKER).is_file():
+        home = new.resolve() / home.name
     if not (home / MARKER).is_file():
         made = aside(home)
         for split in SPLITS:

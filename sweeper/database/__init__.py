@@ -12,7 +12,7 @@ from sqlalchemy import Connection, column, delete, event, exists, func, literal_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from sweeper.database.engine import PATIENCE_S, Database, open, parse
+from sweeper.database.engine import PATIENCE_S, Database, NothingThere, open, parse
 from sweeper.database.faults import is_transient
 from sweeper.database.tables import Tables
 
@@ -21,6 +21,7 @@ __all__ = [
     "Connection",
     "Database",
     "IntegrityError",
+    "NothingThere",
     "Session",
     "Tables",
     "column",

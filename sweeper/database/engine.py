@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sweeper.database.faults import advice_for, cause_of, is_transient, line_of
-from sweeper.database.tables import TABLES, Tables, migrate
+from sweeper.database.tables import TABLES, Tables, exists, migrate
 from sweeper.errors import DatabaseError, without_password
 
 T = TypeVar("T")
@@ -24,6 +24,14 @@ T = TypeVar("T")
 PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
 _WAL_PATIENCE_S = 10.0
 _REPAIR = "correct --database-url or SWEEPER_DATABASE_URL"
+
+
+class NothingThere(DatabaseError):
+    """No sweep was launched in this database, or there is none; who only looks does not make one."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where}: no sweep is there; launch it first")
+        self.where = where
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,13 @@ class Database:
         self.engine.dispose()
 
 
-def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
+def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True) -> Database:
     """Open the database at ``url``, make or migrate our tables, and return it.
 
     ``url`` is a ``Path`` or the text ``sqlite:///path`` (made with its folder when missing), or the text
     ``postgresql://user@host/name``. Any other text is refused: a mistyped URL must not become a file of that name.
-    SQLite is for one machine: its file locks cannot be trusted over a network.
+    SQLite is for one machine: its file locks cannot be trusted over a network. Without ``create`` nothing is made or
+    migrated: DatabaseError where our tables are not there.
 
     Raises DatabaseError at once (an outage is only waited out later): a text that is no URL, unreachable host, refused
     password, a folder that cannot be written, a file that is something else, tables made by a newer version.
@@ -114,6 +123,8 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
     parsed = parse(url)
     tables = TABLES[parsed.get_backend_name()]
     if parsed.get_backend_name() == "sqlite":
+        if not create and not Path(str(parsed.database)).is_file():
+            raise NothingThere(str(parsed.database))
         engine = _sqlite(parsed)
         now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Double)
     else:
@@ -122,7 +133,12 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S) -> Database:
     database = Database(parsed, engine, tables, now, patience_s)
     try:
         with engine.begin() as connection:
+            if not create and not exists(connection, tables):
+                raise NothingThere(str(database))
             migrate(connection, tables)
+    except DatabaseError:
+        engine.dispose()
+        raise
     except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
         cause = cause_of(error) or error

@@ -157,6 +157,11 @@ def migrate(connection: Connection, tables: Tables) -> None:
     connection.execute(version.insert().values(version=len(_STEPS)))
 
 
+def exists(connection: Connection, tables: Tables) -> bool:
+    """Whether any version of our tables is in this database."""
+    return _version(connection, tables) > 0
+
+
 def _version(connection: Connection, tables: Tables) -> int:
     """The schema's version in this database, 0 where it has none."""
     if not inspect(connection).has_table(tables.version.name, schema=tables.version.schema):

@@ -7,7 +7,8 @@ The command line is a thin skin over this module; a notebook can use it the same
     service.pick().to_dict()
 """
 
+from sweeper.service.launched import launched
 from sweeper.service.place import Place
 from sweeper.service.service import Service
 
-__all__ = ["Place", "Service"]
+__all__ = ["Place", "Service", "launched"]

@@ -1,6 +1,7 @@
 """The service itself."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,39 +22,69 @@ from sweeper.study import Study, TrialRow
 from sweeper.tracking import Tracker, names
 from sweeper.training.process import TrainingProcess
 
+#: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
+_NOTED = ("store", "train_images", "classes", "free", "overrides")
+
 
 class Service:
-    """One sweep at one place. Parts are opened when first used; nothing is created before ``launch``."""
+    """One sweep at one place. Parts are opened when first used.
+
+    ``overrides``: those of the sweep file that ``sweep`` was made with; ``launch`` notes them for those who look.
+    ``looking``: nothing is created or written, in no folder and no database, whatever is asked. ``launched_as``: the
+    configuration that the study has kept since its launch; it then stands for the data set, too.
+    """
 
     def __init__(
-        self, sweep: Sweep, place: Place, *, training: Callable[..., TrainingProcess] = TrainingProcess
+        self,
+        sweep: Sweep,
+        place: Place,
+        *,
+        training: Callable[..., TrainingProcess] = TrainingProcess,
+        overrides: Sequence[str] = (),
+        looking: bool = False,
+        launched_as: Mapping[str, Any] | None = None,
     ) -> None:
         self.sweep = sweep
         self.place = place
         self.training = training
+        self.overrides = tuple(overrides)
+        self._looking = looking
+        self._launched_as = launched_as or {}
 
     @cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked. Raises DataError."""
-        return data.open(self.sweep.recipe.data, folder=self.place.folder / "data", invalid=self.sweep.invalid)
+        recipe, folder = self.sweep.recipe, self.place.folder / "data"
+        return data.open(recipe.data, folder=folder, invalid=self.sweep.invalid, keep=not self._looking)
+
+    @property
+    def data_digest(self) -> str:
+        """The data set's digest; of a launched sweep without opening the data set."""
+        return str(self._launched_as.get("data_digest") or self.dataset.digest)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the data set's classes; of a launched sweep without opening the data set."""
+        return tuple(self._launched_as.get("classes") or self.dataset.names)
 
     @cached_property
     def time(self) -> TimeBase:
         """Epochs and optimizer steps of every trial of the sweep."""
-        recipe = self.sweep.recipe
-        return TimeBase.from_images(
-            self.dataset.train_images, recipe.batch, accumulate=recipe.accumulate, epochs=self.sweep.epochs
-        )
+        recipe, images = self.sweep.recipe, self._launched_as.get("train_images")
+        images = int(images or self.dataset.train_images)
+        return TimeBase.from_images(images, recipe.batch, accumulate=recipe.accumulate, epochs=self.sweep.epochs)
 
     @cached_property
     def database(self) -> database.Database:
         """The study's database. Raises DatabaseError."""
-        return database.open(self.place.database)
+        return database.open(self.place.database, create=not self._looking)
 
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        return Store(self.place.snapshots, self.database, int(self.sweep.store_gb * 1e9), self.place.reserve)
+        budget, make = int(self.sweep.store_gb * 1e9), not self._looking
+        reserve, known = self.place.reserve if make else 0, self._launched_as.get("store")
+        return Store(self.place.snapshots, self.database, budget, reserve, id=known, make=make)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -72,14 +103,15 @@ class Service:
         if self._unborn:
             raise DatabaseError(f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first")
         study = Study.open(self.database, self.sweep.name, **self._leases)
-        study.check(self._config, free_keys=self._free_keys(study.config))
+        if not self._launched_as:
+            study.check(self._config, free_keys=self._free_keys(study.config))
         return study
 
     def _free_keys(self, launched: Mapping[str, Any]) -> list[str]:
         """What may differ from the launched configuration: also a key that it is too old to have, at its default."""
         now, defaults = self._config, Sweep.defaults()
         newer = [key for key in now if key not in launched and key in defaults and now[key] == defaults[key]]
-        return [*Sweep.FREE, "store", *newer]
+        return [*Sweep.FREE, *_NOTED, *newer]
 
     @property
     def _leases(self) -> dict[str, Any]:
@@ -90,15 +122,30 @@ class Service:
         return {**self.sweep.identity(), "data_digest": self.dataset.digest}
 
     @property
+    def launch_overrides(self) -> list[str]:
+        """The overrides that the launched sweep was given."""
+        return list(self._launched_as.get("overrides", ()))
+
+    def _notes(self) -> dict[str, Any]:
+        said = self.sweep.flat()
+        free = {key: said[key] for key in Sweep.FREE}
+        images, names = self.dataset.train_images, list(self.dataset.names)
+        notes = (self.store.id, images, names, free, list(self.overrides))
+        return dict(zip(_NOTED, notes, strict=True))
+
+    @property
     def _unborn(self) -> bool:
         """Whether the database is a file that is not there: looking must not make it."""
-        file = self.place.database.removeprefix("sqlite:///")
-        return "://" not in file and not Path(file).expanduser().exists()
+        url = database.parse(self.place.database)
+        return url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists()
 
     @property
     def launched(self) -> bool:
-        """Whether the study is there already."""
-        return Study.exists(self.database, self.sweep.name)
+        """Whether the study is there already. Who looks hears False also where there is no database to ask."""
+        try:
+            return Study.exists(self.database, self.sweep.name)
+        except database.NothingThere:
+            return False
 
     def check_store(self) -> None:
         """StoreError unless the snapshots are where the sweep's launch saw them: workers there find none of ours."""
@@ -124,7 +171,14 @@ class Service:
         search.check(self.sweep)
         search.check(self.sweep, self.time)
         evaluate.check_objective(self.dataset, self.sweep)
-        with self.training(device="cpu", folder=self.place.folder / "work" / "check", stall_s=120) as child:
+        with (
+            tempfile.TemporaryDirectory(prefix="sweeper-check-") as aside,
+            self.training(
+                device="cpu",
+                folder=Path(aside) if self._looking else self.place.folder / "work" / "check",
+                stall_s=120,
+            ) as child,
+        ):
             child.fingerprint(self.recipe(self.sweep.recipe.seed))
 
     def recipe(self, seed: int) -> Any:
@@ -168,7 +222,7 @@ class Service:
         study = Study.create(
             self.database,
             self.sweep.name,
-            config={**self._config, "store": self.store.id},
+            config={**self._config, **self._notes()},
             slots=slots,
             sampler=self.sweep.sampler,
             seed=seed,

@@ -50,18 +50,22 @@ def check_url(url: str) -> None:
 class Place:
     """Where the files are. ``id`` is the random name in its ``store.json``, made by whoever comes first.
 
+    Without ``make`` nothing is: the ``id`` is the one given, or that of the store here, or "" where there is none.
+
     Everything raises StoreError in one line when the file system does: each has errors of its own.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, id: str | None = None, *, make: bool = True) -> None:
         check_url(url)
         self.url = url
         with self._doing("open", url):
             self._fs, root = fsspec.core.url_to_fs(url)
             self._root = str(root).rstrip("/")
             self._local = isinstance(self._fs, LocalFileSystem)
-            self._fs.makedirs(f"{self._root}/tmp", exist_ok=True)
-            self.id = self._identity()
+            if make:
+                self._fs.makedirs(f"{self._root}/tmp", exist_ok=True)
+            there = make or (id is None and self._fs.exists(f"{self._root}/store.json"))
+            self.id = self._identity() if there else id or ""
 
     def _identity(self) -> str:
         path = f"{self._root}/store.json"
@@ -143,7 +147,17 @@ class Place:
 
     def free(self) -> int | None:
         """Free bytes where the file system can tell."""
-        return shutil.disk_usage(self._root).free if self._local else None
+        return shutil.disk_usage(self._root).free if self._local and os.path.exists(self._root) else None
+
+    def check(self) -> int | None:
+        """Write, read and remove a small file; returns the free bytes where known."""
+        probe, content = f"probe-{uuid.uuid4().hex}", os.urandom(1024)
+        self.write(probe, content, hashlib.sha256(content).hexdigest())
+        same = self.read(probe) == content
+        self.remove(probe)
+        if not same:
+            raise StoreError(f"{self.url}: reads back something else than was written; choose another place")
+        return self.free()
 
     @contextmanager
     def _doing(self, verb: str, what: str) -> Iterator[None]:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,18 +27,31 @@ class Store:
     """The snapshots at ``url`` (a folder or any fsspec URL), indexed in ``database``.
 
     With ``max_bytes``, every :meth:`put` makes room by removing what :meth:`gc` would. ``reserve``: bytes of a local
-    disk that are left to others. Raises StoreError when the place cannot be used, for a missing driver, or for a store
-    made by a newer version.
+    disk that are left to others. Without ``make`` nothing is, for those who only look: at the store whose ``id`` a
+    sweep's launch noted, or at the one that is there. Raises StoreError when the place cannot be used, for a missing
+    driver, or for a store made by a newer version.
     """
 
-    def __init__(self, url: str | Path, database: Database, max_bytes: int | None = None, reserve: int = 0) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        database: Database,
+        max_bytes: int | None = None,
+        reserve: int = 0,
+        *,
+        id: str | None = None,
+        make: bool = True,
+    ) -> None:
         self.url = str(url)
         self.max_bytes = max_bytes
         self._reserve = reserve
         self._database = database
         self._tables = database.tables
-        self._place = Place(self.url)
+        self._place = Place(self.url, id, make=make)
         self.id = self._place.id
+        self._shared = False
+        if not make:
+            return
         insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
         database.transaction(lambda connection: connection.execute(insert))
         # A file of SQLite is this machine's own, whatever its path.
@@ -311,13 +322,7 @@ class Store:
 
     def check(self) -> int | None:
         """Write, read and remove a small file; returns the free bytes where known. Raises StoreError."""
-        probe, content = f"probe-{uuid.uuid4().hex}", os.urandom(1024)
-        self._place.write(probe, content, hashlib.sha256(content).hexdigest())
-        same = self._place.read(probe) == content
-        self._place.remove(probe)
-        if not same:
-            raise StoreError(f"{self.url}: reads back something else than was written; choose another place")
-        return self._place.free()
+        return self._place.check()
 
     def drop(self, key: str, why: str) -> None:
         """Remove a snapshot that was read whole and is of no use."""

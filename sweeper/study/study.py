@@ -106,11 +106,10 @@ class Study:
     @classmethod
     def open(cls, database: Database, name: str, *, lease_seconds: float = 60.0, attempts: int = 3) -> Study:
         """The launched study ``name``; raises DatabaseError if there is none."""
-        storage = open_storage(database)
         studies = database.tables.studies
         rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
-        if (row := _launched(database, storage, rows, name)) is not None:
-            return cls(database, storage, row, lease_seconds, attempts)
+        if (row := _launched(database, rows, name)) is not None:
+            return cls(database, open_storage(database), row, lease_seconds, attempts)
         known = ", ".join(sorted(row.name for row in rows)) or "none"
         raise DatabaseError(f"study {name!r}: not in {database}, which has: {known}; launch it first")
 
@@ -119,13 +118,16 @@ class Study:
         """Whether :meth:`open` would find it."""
         studies = database.tables.studies
         rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
-        return _launched(database, open_storage(database), rows, name) is not None
+        return _launched(database, rows, name) is not None
 
     def check(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> None:
         """Raise ConfigError, saying which keys changed, unless ``config`` is the launched one but for ``free_keys``."""
-        changed = _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
-        if changed:
+        if changed := self.changes(config, free_keys):
             raise _changed(self.name, changed)
+
+    def changes(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> list[str]:
+        """ "key: launched -> now" for every key that differs from the launched configuration, but for ``free_keys``."""
+        return _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
 
     # -- slots
 
@@ -256,10 +258,10 @@ def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> No
     database.transaction(forget)
 
 
-def _launched(database: Database, storage: FencedStorage, rows: Sequence[Any], name: str) -> Any | None:
-    """The study's row of ours, unless Optuna's study was deleted meanwhile."""
-    ours = (row for row in rows if row.name == name)
-    return next((row for row in ours if row.study_id == _optuna_id(database, storage, name)), None)
+def _launched(database: Database, rows: Sequence[Any], name: str) -> Any | None:
+    """The study's row of ours, unless Optuna's study was deleted meanwhile. Optuna's tables are not made by asking."""
+    ours = next((row for row in rows if row.name == name), None)
+    return ours if ours is not None and ours.study_id == _optuna_id(database, open_storage(database), name) else None
 
 
 def _optuna_id(database: Database, storage: FencedStorage, name: str) -> int | None:

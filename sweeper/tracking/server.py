@@ -220,9 +220,14 @@ class Server(Connection):
             return dict(self.client().get_experiment(self.experiment_id()).tags)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Every run of the experiment as a plain dict, oldest first."""
+        """Every run of the experiment as a plain dict, oldest first. Makes no experiment."""
         found: list[dict[str, Any]] = []
-        experiment, token = self.experiment_id(), None
+        if self.file is not None and not self.file.exists():
+            return found
+        with self.asking():
+            experiment, token = self._found_experiment(), None
+        if experiment is None:
+            return found
         while True:
             with self.asking():
                 page = self.client().search_runs(

@@ -1,0 +1,41 @@
+"""A launched sweep as those see it who only look: what it was launched with is the truth, the file tells its name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper import database
+from sweeper.config import Sweep
+from sweeper.errors import ConfigError
+from sweeper.service.place import Place
+from sweeper.service.service import Service
+from sweeper.study import Study
+
+
+def launched(file: Path, overrides: Sequence[str], place: Place) -> tuple[Service, list[str]]:
+    """The launched sweep that ``file`` names, for looking, and a line for each thing said now that is not so.
+
+    Overrides that the launch was given count again, and those of what may change (``Sweep.FREE``) can be given anew.
+    Nothing is created. Raises DatabaseError if no such sweep was launched, ConfigError for a file without a name and
+    for an override that cannot be.
+    """
+    name = Sweep.name_in(file, overrides)
+    opened = database.open(place.database, create=False)
+    study = Study.open(opened, name)
+    config = dict(study.config)
+    known, notes, shown = Sweep.keys(), list[str](), f"sweep {name} is shown as it was launched"
+    frozen = {key: value for key, value in config.items() if key in known and key not in Sweep.FREE}
+    free: dict[str, Any] = dict(config.get("free") or {})
+    try:
+        now = Sweep.load(file, [*config.get("overrides", ()), *overrides]).flat()
+    except ConfigError as error:
+        if overrides or not free:
+            raise
+        notes.append(f"{shown}, because its file cannot be read as a sweep now: {error}")
+    else:
+        free = {key: now[key] for key in Sweep.FREE}
+        comparable = {key: value for key, value in now.items() if key in frozen}
+        if changed := study.changes(comparable, [*Sweep.FREE, *(config.keys() - now.keys())]):
+            notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
+    sweep = Sweep.build({**frozen, **free}, str(file))
+    return Service(sweep, place, overrides=overrides, looking=True, launched_as=config), notes

@@ -1,0 +1,154 @@
+"""Looking at a sweep: nothing is created by it, and what was launched is what is shown."""
+
+import json
+import shutil
+from pathlib import Path
+
+import invented
+import psycopg
+import pytest
+import tiny
+import yaml
+from postgres import Postgres
+from typer.testing import CliRunner, Result
+
+from sweeper.cli import app
+from sweeper.config import Sweep
+from sweeper.errors import ConfigError, DatabaseError, SweeperError
+from sweeper.service import Place, Service, launched
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHED_ONLY = [["status"], ["status", "--watch"], ["pick"], ["ui"], ["report"], ["export"], ["confirm"]]
+
+
+def sweeper(*arguments: object) -> Result:
+    """A command with its own defaults: nothing of this process's environment says where things are."""
+    unset = dict.fromkeys(("SWEEPER_STORE", "SWEEPER_DATABASE_URL", "MLFLOW_TRACKING_URI"))
+    return CliRunner(env=unset).invoke(app, [str(argument) for argument in arguments])
+
+
+def told(done: Result) -> str:
+    """What a command printed that went through."""
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_looking_where_nothing_was_launched_makes_nothing(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "here").mkdir()
+    file, url = tiny.write(tmp_path / "file"), postgres.database()
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    for options in ([], ["--database-url", url]):
+        for command in LAUNCHED_ONLY:
+            done = sweeper(*command, file, *options)
+            assert isinstance(done.exception, DatabaseError), (command, done.output)
+            assert str(done.exception).endswith("launch it first")
+        assert "0.0% shared" not in told(sweeper("plan", file, *options))
+        told(sweeper("doctor", *options))
+        assert "tiny is not launched yet" in told(sweeper("doctor", file, *options))
+        assert sorted(tmp_path.rglob("*")) == before
+    with psycopg.connect(url) as connection:
+        made = connection.execute(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname IN ('public', 'sweeper_tables')"
+        ).fetchone()
+    assert made == (0,)
+
+
+def files(folder: Path) -> list[Path]:
+    """All that lies in it, but for what SQLite puts beside an open database."""
+    return sorted(path for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm")))
+
+
+GIVEN = ["lr0=0.03", "search.step_scale=0.5", "confirm.alpha=0.1"]
+
+
+@pytest.fixture(scope="module")
+def overridden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sweep that was launched with overrides, worked off; its file, whose data are gone, and its store."""
+    folder = tmp_path_factory.mktemp("overridden")
+    file = invented.written(folder)
+    service = Service(Sweep.load(file, GIVEN), Place(str(folder / "store")), overrides=GIVEN)
+    service.launch()
+    invented.work(service, {})
+    service.tracker.drain(60)
+    service.tracker.close()
+    shutil.rmtree(folder / "data")
+    return file, folder / "store"
+
+
+def test_overrides_of_the_launch_need_not_be_repeated(
+    overridden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, store = overridden
+    monkeypatch.chdir(tmp_path)
+    before = files(store)
+    status = sweeper("status", file, "--store", store, "--json")
+    assert json.loads(told(status))["counts"]["total"] == 8
+    assert not status.stderr
+    told(sweeper("status", file, "--store", store))
+    picked = json.loads(told(sweeper("pick", file, "--store", store, "--json")))
+    assert {entry["params"]["lr"] for entry in picked["ranking"]} == {0.03}
+    assert files(store) == before
+    assert not list(tmp_path.iterdir())
+    told(sweeper("report", file, "--store", store, "-o", "page.html"))
+    assert "lr0: 0.03" in Path("page.html").read_text()
+    told(sweeper("export", file, "--store", store, "--trial", picked["ranking"][0]["trial"], "--no-register"))
+    (exported,) = tmp_path.glob("shown-trial-*/schedule.yaml")
+    assert yaml.safe_load(exported.read_text())["lr"] == 0.03
+
+
+def test_what_is_said_differently_is_said_in_a_line(overridden: tuple[Path, Path]) -> None:
+    file, store = overridden
+    done = sweeper("pick", file, "lr0=0.5", "epochs=99", "--store", store, "--json")
+    assert {entry["params"]["lr"] for entry in json.loads(told(done))["ranking"]} == {0.03}
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "sweeper: sweep shown is shown as it was launched; what is said now does not count: "
+        "epochs: 16 -> 99, lr0: 0.03 -> 0.5"
+    )
+    assert not sweeper("pick", file, *GIVEN, "--store", store).stderr
+    with pytest.raises(ConfigError, match="is not a key of a sweep"):
+        raise sweeper("pick", file, "lr1=0.5", "--store", store).exception or AssertionError
+
+
+def test_the_file_is_needed_for_the_name_alone(overridden: tuple[Path, Path], tmp_path: Path) -> None:
+    _, store = overridden
+    file = tmp_path / "name.yaml"
+    file.write_text("name: shown\n")
+    done = sweeper("pick", file, "--store", store, "--json")
+    assert {entry["params"]["lr"] for entry in json.loads(told(done))["ranking"]} == {0.03}
+    assert len(done.stderr.splitlines()) == 1
+    assert "sweep shown is shown as it was launched, because its file cannot be read" in done.stderr
+
+
+def test_what_may_change_can_be_given_anew(overridden: tuple[Path, Path]) -> None:
+    file, store = overridden
+    place = Place(str(store))
+    service, notes = launched(file, [], place)
+    assert (service.sweep.confirm.alpha, notes) == (0.1, [])
+    service, notes = launched(file, ["confirm.alpha=0.2"], place)
+    assert (service.sweep.confirm.alpha, notes) == (0.2, [])
+    assert service.sweep.identity() == Sweep.load(file, GIVEN).identity()
+
+
+def test_who_trains_is_refused_as_before(overridden: tuple[Path, Path], tmp_path: Path) -> None:
+    file, store = overridden
+    again = tmp_path / file.name
+    invented.written(tmp_path)
+    for command in ("run", "launch"):
+        done = sweeper(command, again, "--store", store)
+        assert isinstance(done.exception, SweeperError)
+        assert "lr0: 0.03 -> 0.02" in str(done.exception)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_sweep_is_built_again_from_what_a_launch_keeps(file: Path) -> None:
+    if "kind:" in file.read_text():
+        pytest.skip("is no sweep")
+    sweep = Sweep.load(file)
+    assert Sweep.build(json.loads(json.dumps(sweep.flat()))) == sweep
