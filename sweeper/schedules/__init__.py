@@ -4,7 +4,7 @@ from sweeper.schedules.families import FAMILIES
 from sweeper.schedules.schedule import Schedule, begin_alike, parse
 from sweeper.schedules.spec import AT_RESTARTS, MAIN, flat, label, short, words
 from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
-from sweeper.schedules.trace import Jump, Trace, find_jumps, prefix_keys
+from sweeper.schedules.trace import Jump, Trace, prefix_keys
 
 __all__ = [
     "AT_RESTARTS",
@@ -17,7 +17,6 @@ __all__ = [
     "Trace",
     "begin_alike",
     "epochs_from_iterations",
-    "find_jumps",
     "flat",
     "iterations_from_epochs",
     "label",

@@ -23,7 +23,7 @@ def counterfactual(trace: Trace, step: int) -> Trace:
     The same before ``step``, then half a cosine from the LR of the step before it to the run's own final LR, in every
     parameter group; later jumps are gone too. The momentum stays as it was.
 
-    >>> run = Trace([0.1, 0.05, 0.1, 0.05, 0.02], epochs=5)
+    >>> run = Trace([0.1, 0.05, 0.1, 0.05, 0.02], epochs=5, marks=(2,))
     >>> [round(float(lr), 4) for lr in counterfactual(run, 2).lr]
     [0.1, 0.05, 0.0425, 0.0275, 0.02]
     """
@@ -33,8 +33,7 @@ def counterfactual(trace: Trace, step: int) -> Trace:
         rest = _cosine(float(lr[step - 1]), float(lr[-1]), len(lr) - step + 1)[1:]
         return np.concatenate([lr[:step].astype(np.float64), rest])
 
-    marks = None if trace.marks is None else tuple(mark for mark in trace.marks if mark < step)
-    return _mapped(trace, without, marks)
+    return _mapped(trace, without, tuple(mark for mark in trace.marks if mark < step))
 
 
 def matched_peak(trace: Trace, step: int) -> Trace:
@@ -45,7 +44,7 @@ def matched_peak(trace: Trace, step: int) -> Trace:
     """
     _inside(trace, step)
     jumps = [jump.step for jump in trace.jumps()]
-    warm = _warm(trace)
+    warm = trace.top
     top_of_cycle = step + int(trace.lr[step : min([jump for jump in jumps if jump > step], default=None)].argmax())
 
     def anneal(lr: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -66,7 +65,7 @@ def quench(trace: Trace, epoch: int, *, epochs: int = 1, floor: float | None = N
     if not 1 <= epoch <= trace.epochs or epochs < 1:
         raise ScheduleError(f"quench after {epoch} epochs for {epochs}: expected 1 to {trace.epochs} epochs, then >= 1")
     cut, added = epoch * trace.steps_per_epoch, epochs * trace.steps_per_epoch
-    low = float(trace.lr[_warm(trace) :].min()) if floor is None else floor
+    low = float(trace.lr[trace.top :].min()) if floor is None else floor
 
     def still(lr: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([lr[:cut], np.full(added, low, dtype=np.float32)])
@@ -80,7 +79,7 @@ def quench(trace: Trace, epoch: int, *, epochs: int = 1, floor: float | None = N
         groups={name: still(lr) for name, lr in trace.groups.items()},
         momentum=momentum,
         epochs=epoch + epochs,
-        marks=None if trace.marks is None else tuple(mark for mark in trace.marks if mark < cut),
+        marks=tuple(mark for mark in trace.marks if mark < cut),
     )
 
 
@@ -135,16 +134,11 @@ def _cosine(first: float, last: float, steps: int) -> NDArray[np.float64]:
     return last + (first - last) * (1 + np.cos(np.pi * share)) / 2
 
 
-def _warm(trace: Trace) -> int:
-    """The first step after the warm-up: the top of the first cycle."""
-    return int(trace.lr[: min((jump.step for jump in trace.jumps()), default=None)].argmax())
-
-
 def _inside(trace: Trace, step: int) -> None:
     if not 0 < step < trace.steps:
         raise ScheduleError(f"jump at step {step}: expected 1 to {trace.steps - 1}, the steps of this trace")
 
 
-def _mapped(trace: Trace, change: Change, marks: tuple[int, ...] | None) -> Trace:
+def _mapped(trace: Trace, change: Change, marks: tuple[int, ...]) -> Trace:
     groups = {name: change(lr).astype(np.float32) for name, lr in trace.groups.items()}
     return replace(trace, lr=change(trace.lr).astype(np.float32), groups=groups, marks=marks)

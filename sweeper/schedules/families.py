@@ -23,27 +23,13 @@ constant       lr
 >>> from sweeper.schedules import TimeBase, parse
 >>> def shown(**spec):
 ...     return parse({"lr": 1, **spec}).values(TimeBase(3, 2)).round(3).tolist()
->>> shown(family="cosine", T_max="2it", eta_min=0.1)
-[1.0, 0.55, 0.1, 0.55, 1.0, 0.55]
->>> shown(family="warm_restarts", T_0="2it", T_mult=2, step_scale=0.5)
-[1.0, 0.5, 0.5, 0.427, 0.25, 0.073]
->>> shown(family="multistep", boundaries=[1, 2], gamma=0.5, warmup="2it", warmup_start=0.5)
-[0.5, 0.75, 0.5, 0.5, 0.25, 0.25]
->>> shown(family="onecycle", pct_start=0.5, anneal="linear", div_factor=10, final_div_factor=10)
-[0.1, 0.55, 1.0, 0.67, 0.34, 0.01]
 >>> shown(family="wsd", warmup="2it", decay_length=1)
 [0.0, 0.5, 1.0, 1.0, 1.0, 0.5]
->>> shown(family="polynomial", total_iters="4it", power=2)
-[1.0, 0.562, 0.25, 0.062, 0.0, 0.0]
->>> shown(family="exponential", gamma=0.25), shown(family="exponential", gamma=0.25, granularity="epoch")
-([1.0, 0.5, 0.25, 0.125, 0.062, 0.031], [1.0, 1.0, 0.25, 0.25, 0.062, 0.062])
->>> shown(family="constant", warmup=1)
-[0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -75,18 +61,24 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """``keys(given)``: the parameters (they may depend on one given, CAWB's mode); ``curve(params, time, group)``: the
-    main group's LR, or another one's where the family itself treats it differently (``groups``); ``marks``: steps at
-    which the curve breaks; ``momentum``: the momentum's curve, if the family drives it; ``warm``: the steps of the
-    warm-up."""
+    """What a family consists of; ``time`` is the run's time base and ``params`` are checked parameters.
+
+    ``keys(given)``: its parameters, which may depend on one given (CAWB's mode). ``steps(params, time, group)``: the LR
+    by the optimizer step. ``marks``: steps at which the curve breaks. ``groups``: the groups that the family itself
+    treats differently. ``momentum``: the momentum's curve, if the family drives it. ``warm``: steps of the warm-up.
+    """
 
     keys: Callable[[Params], Mapping[str, Key]]
-    curve: Callable[[Params, TimeBase, str], Curve]
+    steps: Callable[[Params, TimeBase, str], Curve]
     marks: Callable[[Params, TimeBase], list[int]] = lambda params, time: []
     groups: Callable[[Params], tuple[str, ...]] = lambda params: ()
     momentum: Callable[[Params, TimeBase], Curve | None] = lambda params, time: None
     warm: Callable[[Params, TimeBase], float] = lambda params, time: Duration.parse(params["warmup"]).steps(time)
-    rows: Callable[[Params, TimeBase], int] = field(default=lambda params, time: time.epochs)
+
+    def curve(self, params: Params, time: TimeBase, group: str) -> Curve:
+        """The LR; ``granularity: epoch`` holds the value of each epoch's first step."""
+        curve = self.steps(params, time, group)
+        return quantise(curve, time.steps_per_epoch) if params.get("granularity") == "epoch" else curve
 
 
 LR = Key(number(0, 1e6, above=True))
@@ -109,20 +101,15 @@ def _plain(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:
     return lambda given: {**COMMON, **keys}
 
 
-def _shaped(decay: str, floor: float) -> Callable[[Params], dict[str, Key]]:
+def _shaped(given: Params, decay: str, floor: float) -> dict[str, Key]:
     """decay, and the floor and power that it uses; an expression has its own."""
-
-    def keys(given: Params) -> dict[str, Key]:
-        chosen = str(given.get("decay", decay)).strip()
-        named = chosen in SHAPES
-        positive = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
-        return {
-            "decay": Key(checks.decay, decay),
-            "floor": Key(positive if named else checks.idle, floor if named else checks.IDLE),
-            "power": Key(number(0, 100, above=True) if named else checks.idle, 1.0 if named else checks.IDLE),
-        }
-
-    return keys
+    chosen = str(given.get("decay", decay)).strip()
+    if chosen not in SHAPES:
+        idle = Key(checks.idle, checks.IDLE)
+        return {"decay": Key(checks.decay, decay), "floor": idle, "power": idle}
+    positive = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
+    power = Key(number(0, 100, above=True), 1.0)
+    return {"decay": Key(checks.decay, decay), "floor": Key(positive, floor), "power": power}
 
 
 def _cawb_keys(given: Params) -> Mapping[str, Key]:
@@ -134,7 +121,7 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
         "step_scale": Key(checks.listed(FACTOR, or_one=True) if mode == "clean" else FACTOR, 0.8),
         "epoch_scale": Key(number(-1e6, 1e6) if mode == "reference" else number(0, 1e6, above=True), 1.0),
         "warmup": WARMUP["warmup"],
-        **_shaped("cosine", 0.05)(given),
+        **_shaped(given, "cosine", 0.05),
     }
     if mode == "reference":
         keys["last_epoch"] = Key(checks.whole(0, 10**9), 0)
@@ -285,85 +272,63 @@ def _exponential(params: Params, time: TimeBase, group: str) -> Curve:
     return _prefixed(params, time, lambda k: params["lr"] * params["gamma"] ** (k / time.steps_per_epoch))
 
 
-def _held(family: Family) -> Family:
-    """``granularity: epoch`` holds the value of the epoch's first step."""
-
-    def curve(params: Params, time: TimeBase, group: str) -> Curve:
-        inner = family.curve(params, time, group)
-        return quantise(inner, time.steps_per_epoch) if params.get("granularity") == "epoch" else inner
-
-    return replace(family, curve=curve)
-
-
 _BIAS = ("bias",)
 _RUN = Key(checks.optional(checks.length), None)
 _MOMENTUM = Key(checks.optional(number(0, 1, below=True)), None)
+_ONECYCLE = {
+    "lr": LR,
+    "pct_start": Key(number(0, 1, above=True, below=True), 0.3),
+    "anneal": Key(checks.choice("cos", "linear"), "cos"),
+    "div_factor": Key(number(0, 1e9, above=True), 25.0),
+    "final_div_factor": Key(number(0, 1e9, above=True), 1e4),
+    "three_phase": Key(checks.flag, False),
+    "base_momentum": _MOMENTUM,
+    "max_momentum": _MOMENTUM,
+    "granularity": GRANULARITY,
+}
+_WARM_RESTARTS = {
+    "T_0": Key(checks.length),
+    "T_mult": Key(number(1, 1e3), 1.0),
+    "step_scale": Key(FACTOR, 1.0),
+    "eta_min": ETA_MIN,
+}
+_MULTISTEP = {"boundaries": Key(checks.listed(checks.point)), "gamma": Key(FACTOR, 0.1)}
+
+
+def _yolo(decay: str) -> Family:
+    return Family(
+        lambda given: {"lr": LR, **YOLO_KEYS},
+        yolo_curve(decay),
+        groups=lambda params: _BIAS,
+        momentum=yolo_momentum,
+        warm=warmup_iterations,
+    )
+
+
 FAMILIES: dict[str, Family] = {
-    "cawb": _held(
-        Family(
-            _cawb_keys,
-            _cawb,
-            _cawb_marks,
-            groups=lambda params: _BIAS if cawb.as_trainer(params) else (),
-            momentum=lambda params, time: yolo_momentum(params, time) if cawb.as_trainer(params) else None,
-            warm=cawb.warm,
-            rows=lambda params, time: time.epochs - params.get("last_epoch", 0),
-        )
+    "cawb": Family(
+        _cawb_keys,
+        _cawb,
+        _cawb_marks,
+        groups=lambda params: _BIAS if cawb.as_trainer(params) else (),
+        momentum=lambda params, time: yolo_momentum(params, time) if cawb.as_trainer(params) else None,
+        warm=cawb.warm,
     ),
-    "cosine": _held(Family(_plain(T_max=_RUN, eta_min=ETA_MIN), _cosine)),
-    "warm_restarts": _held(
-        Family(
-            _plain(
-                T_0=Key(checks.length), T_mult=Key(number(1, 1e3), 1.0), step_scale=Key(FACTOR, 1.0), eta_min=ETA_MIN
-            ),
-            _warm_restarts,
-            _warm_restarts_marks,
-        )
+    "cosine": Family(_plain(T_max=_RUN, eta_min=ETA_MIN), _cosine),
+    "warm_restarts": Family(_plain(**_WARM_RESTARTS), _warm_restarts, _warm_restarts_marks),
+    "multistep": Family(_plain(**_MULTISTEP), _multistep, _multistep_marks),
+    "yolo_linear": _yolo("linear"),
+    "yolo_cosine": _yolo("cosine"),
+    "onecycle": Family(
+        lambda given: _ONECYCLE,
+        _onecycle,
+        momentum=_onecycle_momentum,
+        warm=lambda params, time: params["pct_start"] * time.steps,
     ),
-    "multistep": _held(
-        Family(
-            _plain(boundaries=Key(checks.listed(checks.point)), gamma=Key(FACTOR, 0.1)), _multistep, _multistep_marks
-        )
+    "wsd": Family(
+        lambda given: {**COMMON, "decay_length": Key(checks.length, "0.2dur"), **_shaped(given, "linear", 0.0)}, _wsd
     ),
-    "yolo_linear": Family(
-        lambda given: {"lr": LR, **YOLO_KEYS},
-        yolo_curve("linear"),
-        groups=lambda params: _BIAS,
-        momentum=yolo_momentum,
-        warm=warmup_iterations,
-    ),
-    "yolo_cosine": Family(
-        lambda given: {"lr": LR, **YOLO_KEYS},
-        yolo_curve("cosine"),
-        groups=lambda params: _BIAS,
-        momentum=yolo_momentum,
-        warm=warmup_iterations,
-    ),
-    "onecycle": _held(
-        Family(
-            lambda given: {
-                "lr": LR,
-                "pct_start": Key(number(0, 1, above=True, below=True), 0.3),
-                "anneal": Key(checks.choice("cos", "linear"), "cos"),
-                "div_factor": Key(number(0, 1e9, above=True), 25.0),
-                "final_div_factor": Key(number(0, 1e9, above=True), 1e4),
-                "three_phase": Key(checks.flag, False),
-                "base_momentum": _MOMENTUM,
-                "max_momentum": _MOMENTUM,
-                "granularity": GRANULARITY,
-            },
-            _onecycle,
-            momentum=_onecycle_momentum,
-            warm=lambda params, time: params["pct_start"] * time.steps,
-        )
-    ),
-    "wsd": _held(
-        Family(
-            lambda given: {**COMMON, "decay_length": Key(checks.length, "0.2dur"), **_shaped("linear", 0.0)(given)},
-            _wsd,
-        )
-    ),
-    "polynomial": _held(Family(_plain(total_iters=_RUN, power=Key(number(0, 100, above=True), 1.0)), _polynomial)),
-    "exponential": _held(Family(_plain(gamma=Key(FACTOR)), _exponential)),
-    "constant": _held(Family(_plain(), _constant)),
+    "polynomial": Family(_plain(total_iters=_RUN, power=Key(number(0, 100, above=True), 1.0)), _polynomial),
+    "exponential": Family(_plain(gamma=Key(FACTOR)), _exponential),
+    "constant": Family(_plain(), _constant),
 }

@@ -161,7 +161,7 @@ class Schedule:
         whole, warm = trunk.trace(time), trunk.warm(time)
         at = branch.begin(self.family, self.params, time, warm)
         lr = self.values(time)
-        marks = whole.marks or ()
+        marks = whole.marks
         if at is not None:
             here = np.array([at.step], np.float64)
             jumps = not np.isclose(self.at(time, here)[0], trunk.at(time, here)[0], rtol=1e-9, atol=0.0)
@@ -184,7 +184,7 @@ class Schedule:
     def _rows(self, time: TimeBase) -> int:
         if self.family in CONTROLS:
             return parse(self.params["of"])._rows(time)
-        return max(FAMILIES[self.family].rows(self.params, time), 1)
+        return max(time.epochs - int(self.params.get("last_epoch", 0)), 1)
 
 
 def parse(spec: Mapping[str, Any]) -> Schedule:

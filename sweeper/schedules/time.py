@@ -24,10 +24,6 @@ class TimeBase:
 
     >>> TimeBase(150, 4).steps
     600
-    >>> TimeBase(0, 4)
-    Traceback (most recent call last):
-        ...
-    sweeper.errors.ScheduleError: epochs: 0 is not a length of a run; expected a whole number from 1 to 50000000
     """
 
     epochs: int
@@ -55,33 +51,18 @@ class TimeBase:
         images: int,
         batch: int,
         accumulate: int = 1,
-        world_size: int = 1,
-        drop_last: bool = False,
         *,
         epochs: int,
     ) -> "TimeBase":
-        """The time base of a data set: batches = images / (batch * world_size), rounded up (down with ``drop_last``);
-        steps = batches / accumulate, rounded up, because an accumulation window ends with its epoch.
+        """The time base of a data set: images / batch batches, rounded up, and batches / accumulate steps, rounded up,
+        because an accumulation window ends with its epoch.
 
         >>> TimeBase.from_images(118_287, 64, epochs=3).steps_per_epoch
         1849
-        >>> TimeBase.from_images(118_287, 16, accumulate=4, drop_last=True, epochs=3).steps_per_epoch
-        1848
         """
-        for name, value in (
-            ("images", images),
-            ("batch", batch),
-            ("accumulate", accumulate),
-            ("world_size", world_size),
-        ):
+        for name, value in (("images", images), ("batch", batch), ("accumulate", accumulate)):
             _whole(name, value)
-        share = batch * world_size
-        batches = images // share if drop_last else -(-images // share)
-        if batches < 1:
-            raise ScheduleError(
-                f"images: {images} do not fill one batch of {share}; use a smaller batch or keep the last"
-            )
-        return cls(epochs, -(-batches // accumulate), images)
+        return cls(epochs, math.ceil(math.ceil(images / batch) / accumulate), images)
 
 
 def _whole(name: str, value: object) -> None:
@@ -160,8 +141,6 @@ def epochs_from_iterations(iterations: float, images: int, batch: int) -> float:
 def iterations_from_epochs(epochs: float, images: int, batch: int) -> float:
     """epochs * images / batch, the inverse of :func:`epochs_from_iterations`. Not rounded.
 
-    >>> round(iterations_from_epochs(epochs_from_iterations(4000, 118_287, 64), 22_720, 64), 1)
-    768.3
     >>> round(iterations_from_epochs(2.16, 22_720, 64), 1)
     766.8
     """

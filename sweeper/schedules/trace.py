@@ -31,16 +31,12 @@ class Trace:
 
     ``lr``: float32[epochs * steps_per_epoch], the main parameter group. ``groups``: the same for groups that differ
     from it (others are dropped, so equal traces are equal objects). ``momentum``: float32[steps], or None where the
-    schedule leaves the momentum alone. ``marks``: the steps at which the family says that its curve breaks; None if
-    nobody knows (a trace read from a file), then :func:`find_jumps` looks for them. The marks are no part of the
-    trace's identity. Arrays are copied and cannot be written. Raises ScheduleError for a wrong length or a value
-    that is not finite, or an LR below 0.
+    schedule leaves the momentum alone. ``marks``: the steps at which the family says that its curve breaks; they are
+    no part of the trace's identity. Arrays are copied and cannot be written. Raises ScheduleError for a wrong length,
+    a value that is not finite, or an LR below 0.
 
-    >>> trace = Trace([0.1, 0.05, 0.1, 0.05], steps_per_epoch=2, epochs=2, marks=(2,))
-    >>> trace.jumps()
+    >>> Trace([0.1, 0.05, 0.1, 0.05], steps_per_epoch=2, epochs=2, marks=(2,)).jumps()
     [Jump(step=2, epoch=1, ratio=2.0, kind='restart')]
-    >>> trace == Trace([0.1, 0.05, 0.1, 0.05], {"bias": [0.1, 0.05, 0.1, 0.05]}, steps_per_epoch=2, epochs=2)
-    True
     """
 
     lr: Float32Array
@@ -48,7 +44,7 @@ class Trace:
     momentum: Float32Array | None = None
     steps_per_epoch: int = 1
     epochs: int = 1
-    marks: tuple[int, ...] | None = None
+    marks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         steps = TimeBase(self.epochs, self.steps_per_epoch).steps
@@ -110,18 +106,16 @@ class Trace:
         """The breaks of the main LR: a **restart** goes up, a **drop** goes down.
 
         A jump is where the *curve* breaks, not a steep stretch of it, not the stair of a curve that is held over each
-        epoch, not the end of a warm-up. Values alone cannot always tell (the second of two equal stairs may be a
-        drop or a held decay), so a family marks its own breaks and the ratio and kind are read from the values; a
-        mark across which the LR did not change is no jump.
+        epoch, not the end of a warm-up. Values alone cannot always tell, so a family marks its breaks; ratio and kind
+        are read from the values. A mark across which the LR does not change is no jump.
         """
-        marks = find_jumps(self) if self.marks is None else self.marks
-        found = []
-        for step in marks:
+        jumps = []
+        for step in self.marks:
             before, after = float(self.lr[step - 1]), float(self.lr[step])
             if before != after:
                 ratio = after / before if before else float("inf")
-                found.append(Jump(step, step // self.steps_per_epoch, ratio, "restart" if after > before else "drop"))
-        return found
+                jumps.append(Jump(step, step // self.steps_per_epoch, ratio, "restart" if after > before else "drop"))
+        return jumps
 
     @property
     def peak(self) -> float:
@@ -139,20 +133,21 @@ class Trace:
         return float(self.lr.sum(dtype=np.float64)) / self.steps_per_epoch
 
     @property
+    def top(self) -> int:
+        """The step with the highest LR before the first jump: the first one after the warm-up."""
+        return int(self.lr[: min((jump.step for jump in self.jumps()), default=None)].argmax())
+
+    @property
     def warmup_fraction(self) -> float:
         """The share of the steps before the LR is at the peak of its first cycle, the one before the first jump.
 
         >>> Trace([0.0, 0.1, 0.05, 0.2], epochs=4, marks=(3,)).warmup_fraction
         0.25
         """
-        return float(self.lr[: min((jump.step for jump in self.jumps()), default=None)].argmax()) / self.steps
+        return self.top / self.steps
 
     def facts(self) -> dict[str, float]:
-        """Numbers for a table: epochs, steps, peak, final, integral, warmup_fraction, restarts, drops.
-
-        >>> Trace([0.1, 0.1, 0.01, 0.01], epochs=4, marks=(2,)).facts()["drops"]
-        1
-        """
+        """Numbers for a table: epochs, steps, peak, final, integral, warmup_fraction, restarts, drops."""
         kinds = [jump.kind for jump in self.jumps()]
         return {
             "epochs": self.epochs,
@@ -183,11 +178,7 @@ class Trace:
         return steps
 
     def to_columns(self) -> dict[str, NDArray[np.generic]]:
-        """The trace as columns of equal length: step, epoch, lr, lr/GROUP ..., momentum (if any).
-
-        >>> list(Trace([0.1], {"bias": [0.2]}).to_columns())
-        ['step', 'epoch', 'lr', 'lr/bias']
-        """
+        """The trace as columns of equal length: step, epoch, lr, lr/GROUP ..., momentum (if any)."""
         step = np.arange(self.steps, dtype=np.int64)
         columns: dict[str, NDArray[np.generic]] = {"step": step, "epoch": step // self.steps_per_epoch, "lr": self.lr}
         columns |= {f"lr/{name}": values for name, values in self.groups.items()}
@@ -205,36 +196,6 @@ def _column(name: str, values: object, steps: int) -> Float32Array:
         raise ScheduleError(f"{name}: {column[step]} at step {step} is not a finite number of at least 0")
     column.flags.writeable = False
     return column
-
-
-def find_jumps(trace: Trace) -> tuple[int, ...]:
-    """Steps at which the values alone look like a break, for a trace that nobody marked.
-
-    The trace is read as levels (runs of equal values). A change of level counts if it is at least 0.1 % of the LR and
-
-    - both levels last longer than an epoch (a piecewise constant schedule), or
-    - it is more than 4 times as large as each of the next two changes on either side (a break in a curve, held over
-      each epoch or not).
-
-    The first rise of a warm-up from 0 does not count. On a coarse trace this misses breaks of the size of the slope.
-
-    >>> find_jumps(Trace([1.0, 0.9, 0.8, 0.7, 1.0, 0.9, 0.8], epochs=7, marks=()))
-    ()
-    >>> import numpy as np
-    >>> find_jumps(Trace(np.r_[np.linspace(1, 0.5, 50), np.linspace(1, 0.5, 50)], epochs=100))
-    (50,)
-    """
-    starts = np.r_[0, np.flatnonzero(np.diff(trace.lr)) + 1]
-    levels, held = trace.lr[starts].astype(np.float64), np.diff(np.r_[starts, trace.steps])
-    change = np.abs(np.diff(levels))
-    if not len(change):
-        return ()
-    padded = np.r_[0.0, 0.0, change, 0.0, 0.0]
-    n = len(change)
-    near = np.max([padded[i : i + n] for i in (0, 1, 3, 4)], axis=0)
-    stair = (held[:-1] > trace.steps_per_epoch) & (held[1:] > trace.steps_per_epoch)
-    jump = ((change > 4 * near) & (near > 0) | stair) & (change > 1e-3 * levels[:-1]) & (levels[:-1] > 0)
-    return tuple(int(step) for step in starts[1:][jump])
 
 
 def prefix_keys(root: str, trace: Trace) -> list[str]:
