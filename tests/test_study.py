@@ -21,7 +21,8 @@ from postgres import Postgres
 
 from sweeper import database
 from sweeper.errors import ConfigError, DatabaseError, LeaseLost, NotFinite
-from sweeper.study import Slot, Study, Suggest, check_optuna, fence, history
+from sweeper.store import Snapshot, Store
+from sweeper.study import Slot, Study, Suggest, check_optuna, fence, history, unfinished
 
 CONFIG = {"epochs": 4, "recipe": {"imgsz": 320, "batch": 8}, "trials": 3}
 COSINE = {"family": "cosine", "lr": 0.1}
@@ -204,6 +205,22 @@ def test_a_deleted_studys_name_can_be_used_again(url: str) -> None:
     }
     with pytest.raises((LeaseLost, DatabaseError)):
         running.report(0, 0.5)
+
+
+def test_a_study_made_anew_owns_nothing_of_the_deleted_one(url: str, tmp_path: Any) -> None:
+    """Neither the epochs that the old one's trial of the same number trained, nor what it had pinned."""
+    opened = database.open(url)
+    store, state = Store(tmp_path, opened), Snapshot(1, b"state", [], "digest")
+    before = claim(launch(url, 1))
+    assert unfinished(opened) == [before.owner]
+    store.put("key", state, owner=before.owner)
+    assert store.gc(0) == (0, 0)
+    optuna.delete_study(study_name="sweep", storage=foreign(url)._storage)
+    after = claim(launch(url, 1))
+    assert after.number == before.number
+    assert after.owner != before.owner
+    assert unfinished(opened) == [after.owner]
+    assert store.gc(0)[0] == 1
 
 
 # -- leases

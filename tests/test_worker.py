@@ -146,7 +146,7 @@ def test_two_workers_that_want_the_same_segment_train_it_once(home: Home, tmp_pa
     assert set(check(world).values()) == {1}
     assert len(world.happened) == len(world.trained)
     by = {row["by"] for row in world.service.store.get(world.keys(0, world.service.trace(STAY))[EPOCHS]).rows}
-    assert by <= {f"{world.sweep.name}/{number}" for number in range(3)}
+    assert by <= {f"{world.service.study.id}/{number}" for number in range(3)}
 
 
 def test_whose_lease_is_lost_ends_politely_and_what_it_trained_is_kept(

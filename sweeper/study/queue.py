@@ -22,11 +22,11 @@ from sweeper.study.slot import Lease
 
 
 def unfinished(database: Database) -> list[str]:
-    """``study/number`` of every trial of every study in the database that is not finished."""
-    studies, slots = database.tables.studies, database.tables.slots
-    query = select(studies.c.name, slots.c.number).where(slots.c.study == studies.c.id, slots.c.state == "open")
+    """:attr:`Slot.owner` of every trial of every study in the database that is not finished."""
+    slots = database.tables.slots
+    query = select(slots.c.study, slots.c.number).where(slots.c.state == "open")
     rows = database.transaction(lambda connection: connection.execute(query).all())
-    return [f"{row.name}/{row.number}" for row in rows]
+    return [f"{row.study}/{row.number}" for row in rows]
 
 
 @dataclass(frozen=True)

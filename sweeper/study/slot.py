@@ -187,8 +187,8 @@ class Slot:
 
     @property
     def owner(self) -> str:
-        """``study/number``: in whose name states are pinned and epochs were trained."""
-        return f"{self._study}/{self.number}"
+        """``id/number``, with the study's random id: in whose name states are pinned and epochs were trained."""
+        return f"{self._lease.study}/{self.number}"
 
     @property
     def attempt(self) -> int:

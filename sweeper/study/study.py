@@ -253,6 +253,7 @@ def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> No
     def forget(connection: Connection) -> None:  # by our own name for it: a new one's rows are not touched
         connection.execute(delete(tables.slots).where(tables.slots.c.study == row.id))
         connection.execute(delete(tables.workers).where(tables.workers.c.study == row.id))
+        connection.execute(delete(tables.pins).where(tables.pins.c.owner.startswith(f"{row.id}/")))
         connection.execute(delete(tables.studies).where(tables.studies.c.id == row.id))
 
     database.transaction(forget)

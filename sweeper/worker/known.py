@@ -63,7 +63,7 @@ class Known:
             {
                 "epoch": epoch,
                 "time": now,
-                "by": f"{self._service.sweep.name}/{row.number}",
+                "by": f"{self._service.study.id}/{row.number}",
                 "seconds": float(row.attrs.get("epoch_seconds", 0.0)),
                 "curve/lr": float(trace.lr[(epoch + 1) * steps - 1]),
                 self._service.sweep.metric: row.values[epoch],
