@@ -104,8 +104,8 @@ class Recipe(Model):
         ``facts`` are what the values do not say: the data set's digest, the weights', versions and hardware
         (``training.fingerprint``). Paths, loader workers and caches are left out: they change no bit.
         """
-        said = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
+        values = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
         if Path(self.model).suffix == ".pt":
-            said["model"] = "weights"  # by content, in facts
-        text = json.dumps({"recipe": said, "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
+            values["model"] = "weights"  # weights are named by their content, in ``facts``
+        text = json.dumps({"recipe": values, "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

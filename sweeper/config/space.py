@@ -1,12 +1,12 @@
 """``Search``: the space that Optuna searches, as a sweep file writes it."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from sweeper.config.recipe import Model, Positive
+from sweeper.config.written import Scalar, meant
 from sweeper.errors import shorten
 
 MAX_CHOICES = 1000  # of one parameter; a check before training tries each
@@ -32,9 +32,6 @@ class Range(Model):
         if self.step is not None and not (self.high - self.low) / self.step <= MAX_GRID:
             raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
         return self
-
-
-Scalar = bool | int | float | str
 
 
 class Parameter(Model):
@@ -80,8 +77,7 @@ class Parameter(Model):
             )
         for key in written:
             if key not in Range.model_fields:
-                close = difflib.get_close_matches(str(key), Range.model_fields, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                hint = meant(str(key), Range.model_fields)
                 raise ValueError(
                     f"{shorten(key)} is not a key of a range{hint}; expected low, high and, if need be, step or log"
                 )
@@ -108,24 +104,24 @@ class Parameter(Model):
         choices, belongs = [], []
         for item in written:
             choice: Any = item
-            own: Any = {}
+            inner: Any = {}
             if isinstance(item, Mapping) and len(item) == 1:
-                [(choice, own)] = item.items()
-            if isinstance(choice, list | Mapping) or not isinstance(own, Mapping):
+                [(choice, inner)] = item.items()
+            if isinstance(choice, list | Mapping) or not isinstance(inner, Mapping):
                 raise ValueError(
                     "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
                 )
             choices.append(choice)
-            belongs.append({str(name): cls._read_own(choice, str(name), value) for name, value in own.items()})
+            belongs.append({str(name): cls._read_own(choice, str(name), value) for name, value in inner.items()})
         if len(set(choices)) < len(choices):
             raise ValueError("names a choice twice")
-        found = cls(choices=tuple(choices), per_cycle=per_cycle)
-        named = {found.label(choice): below for choice, below in zip(choices, belongs, strict=True) if below}
+        parameter = cls(choices=tuple(choices), per_cycle=per_cycle)
+        named = {parameter.label(choice): below for choice, below in zip(choices, belongs, strict=True) if below}
         if per_cycle and named:
             raise ValueError("a choice drawn per cycle cannot have parameters of its own")
-        if any(parameter.per_cycle for below in named.values() for parameter in below.values()):
+        if any(inner.per_cycle for below in named.values() for inner in below.values()):
             raise ValueError("a choice's own parameter cannot be drawn per cycle")
-        return found.model_copy(update={"own": named})
+        return parameter.model_copy(update={"own": named})
 
     @classmethod
     def _read_own(cls, choice: Any, name: str, written: Any) -> "Parameter":
@@ -196,7 +192,7 @@ class Search(Model):
     def _other_keys_are_parameters(cls, written: Any) -> Any:
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
-        own = {key: written[key] for key in ("family", "trunk", "restarts") if key in written}
+        fixed = {key: written[key] for key in ("family", "trunk", "restarts") if key in written}
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
@@ -212,22 +208,22 @@ class Search(Model):
             except ValueError as error:
                 message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
                 raise ValueError(f"{key}: {message.removeprefix('Value error, ')}") from None
-        if own.get("restarts") is not None and "steps" in params:
+        if fixed.get("restarts") is not None and "steps" in params:
             raise ValueError("restarts and steps both say where restarts are; expected one of them")
-        return {**own, "params": params}
+        return {**fixed, "params": params}
 
     def held(self) -> dict[str, Any]:
         """The parameters that are the same in every proposal, with their values."""
         fixed = {name: parameter for name, parameter in self.params.items() if not parameter.searched}
-        return {name: one.choices[0] if one.choices else one.value for name, one in fixed.items()}
+        return {name: each.choices[0] if each.choices else each.value for name, each in fixed.items()}
 
     def searched(self, spec: Mapping[str, Any]) -> set[str]:
         """The parameters of a proposal in which it may differ from others, those of the choices made among them."""
-        found = {name for name, parameter in self.params.items() if parameter.searched}
+        names = {name for name, parameter in self.params.items() if parameter.searched}
         for name, parameter in self.params.items():
             if parameter.choices is not None and spec.get(name) in parameter.choices:
-                found.update(parameter.own.get(parameter.label(spec[name]), {}))
-        return found if self.restarts is None else {"steps", *found}
+                names.update(parameter.own.get(parameter.label(spec[name]), {}))
+        return names if self.restarts is None else {"steps", *names}
 
 
 class Pruner(Model):

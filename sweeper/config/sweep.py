@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from sweeper import schedules
-from sweeper.config.messages import meant, one_line
 from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
 from sweeper.config.space import Pruner, Search
-from sweeper.config.written import override, read
+from sweeper.config.written import meant, one_line, override, read
 from sweeper.config.yolo import ELSEWHERE
 from sweeper.errors import ConfigError, ScheduleError, shorten
+from sweeper.schedules import Schedule
 
 MAX_SECONDS = 604_800  # a week
 
@@ -148,6 +148,11 @@ class Sweep(Model):
         return value
 
     @property
+    def sampler_seed(self) -> int:
+        """The seed of the sampler. A sweep file has one key ``seed`` for it and for the trainings (``recipe.seed``)."""
+        return self.recipe.seed
+
+    @property
     def metric(self) -> str:
         """The objective's metric in an epoch's row."""
         return OBJECTIVES[self.objective]
@@ -160,15 +165,19 @@ class Sweep(Model):
     def with_coco(self, epoch: int) -> bool:
         """Whether COCO's metrics are taken after ``epoch`` (from 0): after the last one always."""
         number, chosen = epoch + 1, self.coco_epochs
-        told = number % chosen == 0 if isinstance(chosen, int) else number in chosen
-        return told or number == self.epochs or self.by_coco
+        asked = number % chosen == 0 if isinstance(chosen, int) else number in chosen
+        return asked or number == self.epochs or self.by_coco
 
-    def spec(self, schedule: str | Mapping[str, Any]) -> dict[str, Any]:
-        """A schedule as written here with all defaults, this sweep's ``lr0`` and momentum where it names none.
+    def schedule(self, written: str | Mapping[str, Any]) -> Schedule:
+        """A schedule as written in this sweep, with the sweep's ``lr0`` and momentum where it names none.
 
-        A ``trunk`` that is a name is the baseline of that name, or else a family.
+        A ``trunk`` that is a name is the baseline of that name, or else a family. Raises ScheduleError.
         """
-        return schedules.parse(self._written(schedule)).spec
+        return schedules.parse(self._written(written))
+
+    def spec(self, written: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The same as plain data with all defaults: ``schedule(written).spec``."""
+        return self.schedule(written).spec
 
     def _written(self, schedule: str | Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
         written: dict[str, Any] = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
@@ -186,12 +195,12 @@ class Sweep(Model):
 
     def _named_baselines(self) -> dict[str, str | dict[str, Any]]:
         """name -> baseline as written: named by its family; a second one of a family gets a number."""
-        found: dict[str, str | dict[str, Any]] = {}
+        named: dict[str, str | dict[str, Any]] = {}
         for written in self.baselines:
             family = written if isinstance(written, str) else str(written.get("family"))
-            number = next(n for n in itertools.count(1) if (family if n == 1 else f"{family}-{n}") not in found)
-            found[family if number == 1 else f"{family}-{number}"] = written
-        return found
+            names = (family if number == 1 else f"{family}-{number}" for number in itertools.count(1))
+            named[next(name for name in names if name not in named)] = written
+        return named
 
     def named_baselines(self) -> dict[str, dict[str, Any]]:
         """name -> spec of the baselines, by family; a second one of a family gets a number: ``cawb-2``."""
@@ -233,11 +242,11 @@ class Sweep(Model):
 
     def flat(self) -> dict[str, Any]:
         """Every key of a sweep file with its value, as ``build`` takes them; JSON-able."""
-        said = self.model_dump(mode="json")
+        keys = self.model_dump(mode="json")
         if self.search.trunk is None:  # a sweep that was launched before there were trunks is the same sweep
-            del said["search"]["trunk"]
-        said.update(said.pop("recipe"))
-        return said
+            del keys["search"]["trunk"]
+        keys.update(keys.pop("recipe"))
+        return keys
 
     def identity(self) -> dict[str, Any]:
         """The part that may not change once a trial was made; flat, JSON-able."""
@@ -297,8 +306,7 @@ class Sweep(Model):
         except ValidationError as error:
             raise ConfigError(f"{where}: {one_line(error, cls)}") from None
         try:
-            for baseline in sweep.baselines:
-                sweep.spec(baseline)
+            sweep.named_baselines()
         except ScheduleError as error:
             raise ConfigError(f"{where}: baselines: {error}") from None
         try:

@@ -1,13 +1,15 @@
 """A space tried at its edges before anything is trained, and known good schedules brought into it."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sweeper import schedules
 from sweeper.config import Parameter, Search, Sweep
 from sweeper.errors import ConfigError, ScheduleError
-from sweeper.schedules import Duration, TimeBase, Trace
+from sweeper.schedules import TimeBase, Trace
 from sweeper.schedules.decay import free_names
 from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
@@ -62,10 +64,10 @@ def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[dict[str, An
                 for answers in _edges(name, parameter):
                     spread = dict.fromkeys(names, answers[name]) if name in answers else {}
                     given = Given({**answers, **spread, **begun})
-                    yield propose(_told(sweep), given, time)
+                    yield propose(_with_fixed_ranges(sweep), given, time)
 
 
-def _told(sweep: Sweep) -> Sweep:
+def _with_fixed_ranges(sweep: Sweep) -> Sweep:
     """The sweep as ``tpe`` sees it: fixed ranges, in which any answer is allowed."""
     return sweep.model_copy(update={"sampler": "tpe"})
 
@@ -118,34 +120,22 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     if known or not _in_steps(sweep):
         slots(sweep, time)
         drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
-        tried = {"baselines": map(sweep.spec, sweep.baselines), "search": corners(sweep, time), "search ": drawn}
-        for where, specs in tried.items():
+        for where, specs in (
+            ("baselines", map(sweep.spec, sweep.baselines)),
+            ("search", chain(corners(sweep, time), drawn)),
+        ):
             try:
                 for spec in specs:
                     schedules.parse(spec).trace(time)
             except ScheduleError as error:
-                raise ConfigError(f"{where.strip()}: {error}") from None
+                raise ConfigError(f"{where}: {error}") from None
         enqueued(sweep, time)
 
 
 def _in_steps(sweep: Sweep) -> bool:
     """Whether a duration of the sweep depends on the number of steps per epoch."""
-    return any(map(_is_in_steps, _texts([sweep.search.model_dump(mode="json"), sweep.baselines, sweep.enqueue])))
-
-
-def _is_in_steps(text: str) -> bool:
-    try:
-        return Duration.parse(text).unit in ("it", "img")
-    except ScheduleError:
-        return False
-
-
-def _texts(said: Any) -> Iterator[str]:
-    if isinstance(said, str):
-        yield said
-    elif isinstance(said, Mapping | list | tuple):
-        for one in said.values() if isinstance(said, Mapping) else said:
-            yield from _texts(one)
+    text = json.dumps([sweep.search.model_dump(mode="json"), sweep.baselines, sweep.enqueue])
+    return re.search(r'"\s*[0-9.]+([eE][+-]?[0-9]+)?\s*(it|img)\s*"', text) is not None
 
 
 def _check_names(sweep: Sweep) -> None:
@@ -223,25 +213,24 @@ def enqueued(sweep: Sweep, time: TimeBase) -> list[dict[str, Any]]:
     {"params": answers} for a schedule that lies in the space, so that the sampler learns from it, and for answers
     written as such; else {"schedule": spec}, which is trained as it is. Raises ConfigError.
     """
-    found: list[dict[str, Any]] = []
+    given: list[dict[str, Any]] = []
     for number, written in enumerate(sweep.enqueue, start=1):
-        where = f"enqueue: {number}"
         try:
             if isinstance(written, str) or "family" in written:
                 spec = sweep.spec(written)
                 trace = schedules.parse(spec).trace(time)
                 answers = _encoded(sweep, spec, trace, time)
-                found.append({"schedule": spec} if answers is None else {"params": answers})
+                given.append({"schedule": spec} if answers is None else {"params": answers})
             else:
-                found.append({"params": _checked_answers(sweep, written, time)})
+                given.append({"params": _checked_answers(sweep, written, time)})
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-    if len(found) > sweep.trials:
+            raise ConfigError(f"enqueue: {number}: {error}") from None
+    if len(given) > sweep.trials:
         raise ConfigError(
-            f"enqueue: {len(found)} schedules are more than the {sweep.trials} trials; expected trials={len(found)} "
+            f"enqueue: {len(given)} schedules are more than the {sweep.trials} trials; expected trials={len(given)} "
             "or more"
         )
-    return found
+    return given
 
 
 def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:
@@ -282,7 +271,8 @@ def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -
             )
     slot_names = [name for name in given.asked if re.fullmatch(r"(restart|steps)_[0-9]+", name)]
     if sweep.sampler == "grid" and any(name in written for name in slot_names):
-        # what a slot of the grid may be depends on those before: a restart drawn there would make an answer invalid
+        # In a grid the places of a restart depend on the restarts before it. So no restart may be left to the sampler:
+        # it could make a later answer impossible.
         return {name: given.asked[name] for name in slot_names} | written
     return written
 
@@ -302,14 +292,14 @@ def _encoded(sweep: Sweep, spec: Mapping[str, Any], trace: Trace, time: TimeBase
         if parameter.per_cycle:
             count = len(steps) + 2 - first_cycle(sweep.search, name)
             values = value[-count:] if isinstance(value, list) and count else [value] * count
-            answers |= {f"{name}_{index + 1}": one for index, one in enumerate(values)}
+            answers |= {f"{name}_{index + 1}": each for index, each in enumerate(values)}
         elif parameter.searched:
             answers[name] = value
         for label, below in parameter.own.items():
             answers |= {f"{inner}_{label}": spec[inner] for inner in below if inner in spec}
     given = Given(answers)
     try:
-        asking = sweep if sweep.sampler == "grid" else _told(sweep)  # its ranges depend on earlier answers
+        asking = sweep if sweep.sampler == "grid" else _with_fixed_ranges(sweep)  # a grid has none
         same = schedules.parse(propose(asking, given, time)).trace(time) == trace
     except ConfigError:  # an answer that the space does not have
         return None

@@ -139,7 +139,7 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Tra
 
     What enqueued answers leave open is drawn.
     """
-    first = service.sweep.recipe.seed * 1_000_003
+    first = service.sweep.sampler_seed * 1_000_003
     seen: set[str] = set()
     given = search.enqueued(service.sweep, service.time)
     for number, one in enumerate(given[:count]):

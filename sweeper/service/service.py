@@ -225,7 +225,7 @@ class Service:
             config={**self._config, **self._notes()},
             slots=slots,
             sampler=self.sweep.sampler,
-            seed=seed,
+            seed=self.sweep.sampler_seed,
             free_keys=self._free_keys(there.config if there is not None else {}),
             **self._leases,
         )
