@@ -274,6 +274,7 @@ def test_round_trip_and_jumps(family: str) -> None:
     assert parse(json.loads(json.dumps(schedule.spec))) == schedule
     assert parse(yaml.safe_load(yaml.safe_dump(schedule.spec))) == schedule
     assert hash(parse(schedule.spec)) == hash(schedule)
+    assert parse(schedule) is schedule
     trace = schedule.trace(time)
     assert trace.lr.dtype == np.float32
     assert trace.lr.shape == (1500,)

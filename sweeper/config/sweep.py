@@ -202,28 +202,30 @@ class Sweep(Model):
             named[next(name for name in names if name not in named)] = written
         return named
 
-    def named_baselines(self) -> dict[str, dict[str, Any]]:
-        """name -> spec of the baselines, by family; a second one of a family gets a number: ``cawb-2``."""
-        return {name: self.spec(written) for name, written in self._named_baselines().items()}
+    @cached_property
+    def named_baselines(self) -> dict[str, Schedule]:
+        """The baselines by name, which is the family; a second one of a family gets a number: ``cawb-2``."""
+        return {name: self.schedule(written) for name, written in self._named_baselines().items()}
 
-    def trunk(self) -> dict[str, Any] | None:
-        """The spec of ``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk."""
+    @cached_property
+    def trunk(self) -> Schedule | None:
+        """``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk."""
         if (written := self.search.trunk) is None:
             return None
-        baselines = self.named_baselines()
+        baselines = self.named_baselines
         if isinstance(written, str) and written in baselines:
             return baselines[written]
         try:
-            spec = None if isinstance(written, str) else self.spec(written)
+            trunk = None if isinstance(written, str) else self.schedule(written)
         except ScheduleError as error:
             raise ConfigError(f"search.trunk: {error}") from None
-        if spec is None or spec not in baselines.values():
+        if trunk is None or trunk not in baselines.values():
             what = written if isinstance(written, str) else f"this {written.get('family')}"
             raise ConfigError(
                 f"search.trunk: {what} is not among the baselines{meant(str(written), baselines)}; expected "
                 + (f"one of {', '.join(baselines)}" if baselines else "baselines, and one of them")
             )
-        return spec
+        return trunk
 
     def label(self, spec: Mapping[str, Any]) -> str:
         """What a schedule is called: see ``schedules.label``; what every trial of the sweep has is not said."""
@@ -238,7 +240,7 @@ class Sweep(Model):
 
     @cached_property
     def _held_by_proposals(self) -> dict[str, Any]:
-        return {**self.search.held(), "trunk": self.trunk()}
+        return {**self.search.held(), "trunk": None if self.trunk is None else self.trunk.spec}
 
     def flat(self) -> dict[str, Any]:
         """Every key of a sweep file with its value, as ``build`` takes them; JSON-able."""
@@ -306,11 +308,11 @@ class Sweep(Model):
         except ValidationError as error:
             raise ConfigError(f"{where}: {one_line(error, cls)}") from None
         try:
-            sweep.named_baselines()
+            _ = sweep.named_baselines
         except ScheduleError as error:
             raise ConfigError(f"{where}: baselines: {error}") from None
         try:
-            sweep.trunk()
+            _ = sweep.trunk
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         return sweep

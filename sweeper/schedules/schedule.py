@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,10 @@ class Schedule:
         return json.loads(json.dumps({"family": self.family, **self.params, **own}))  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash(json.dumps(self.spec, sort_keys=True))
 
     def values(self, time: TimeBase, group: str = MAIN) -> FloatArray:
@@ -187,8 +192,8 @@ class Schedule:
         return max(time.epochs - int(self.params.get("last_epoch", 0)), 1)
 
 
-def parse(spec: Mapping[str, Any]) -> Schedule:
-    """Read a schedule from plain data: ``family``, its parameters, and perhaps ``groups``.
+def parse(spec: Mapping[str, Any] | Schedule) -> Schedule:
+    """Read a schedule from plain data: ``family``, its parameters, and perhaps ``groups``. A Schedule stays as it is.
 
     ``lr`` may be a list, one base LR per parameter group: the first is the main group, the others are called "1", "2"
     ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. Everything that does not
@@ -205,6 +210,8 @@ def parse(spec: Mapping[str, Any]) -> Schedule:
     sweeper.errors.ScheduleError: cawb: step is not a parameter; known are lr, mode, steps, step_scale, epoch_scale, \
 warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, groups, trunk (did you mean steps?)
     """
+    if isinstance(spec, Schedule):
+        return spec
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
     name = spec.get("family")

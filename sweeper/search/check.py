@@ -121,7 +121,7 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
         slots(sweep, time)
         drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
         for where, specs in (
-            ("baselines", map(sweep.spec, sweep.baselines)),
+            ("baselines", sweep.named_baselines.values()),
             ("search", chain(corners(sweep, time), drawn)),
         ):
             try:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sweeper import schedules
 from sweeper.config import Parameter, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import AT_RESTARTS, Duration, TimeBase
@@ -73,8 +72,8 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
     """
     search, whole = sweep.search, sweep.sampler == "gp"
     written: dict[str, Any] = {"family": search.family}
-    if (trunk := sweep.trunk()) is not None:
-        written["trunk"] = trunk
+    if (trunk := sweep.trunk) is not None:
+        written["trunk"] = trunk.spec
     cycles = most = most_cycles(search)
     if search.restarts is not None:
         places = slots(sweep, time)
@@ -208,15 +207,15 @@ def parts(sweep: Sweep, time: TimeBase) -> set[int]:
             low, high, step = places.range.low, places.range.high, places.range.step or 1.0
             written = tuple(low + step * number for number in range(int((high - low) / step + 1e-9) + 1))
         found |= {floor(Duration.parse(each, "from").epochs(time)) for each in written}
-    begins = [schedules.parse(spec).begins(time) for spec in sweep.named_baselines().values()]
+    begins = [schedule.begins(time) for schedule in sweep.named_baselines.values()]
     return found | {step // time.steps_per_epoch for step in begins if step is not None}
 
 
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
-    if (trunk := sweep.trunk()) is not None:
+    if sweep.trunk is not None:
         known = time or TimeBase(sweep.epochs, STEPS)
-        return schedules.parse(trunk).warm(known) / known.steps_per_epoch
+        return sweep.trunk.warm(known) / known.steps_per_epoch
     longest, params = 0.0, sweep.search.params
     kinds = params.get("warmup_kind", Parameter())
     default = "3ep" if "trainer" in kinds.examples() else 0  # the trainer's own

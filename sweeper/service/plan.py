@@ -67,7 +67,7 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         "share_saved": 1 - trained / asked if asked else 0.0,
         "share_of_baselines": reckoned.of_baselines / (drawn * time.epochs) if drawn else 0.0,
         "begin_otherwise": reckoned.begin_otherwise,
-        "trunk": service.sweep.trunk(),
+        "trunk": None if service.sweep.trunk is None else service.sweep.trunk.spec,
         "hours": trained * median(seconds) / 3600 if seconds else None,
         "seconds_per_epoch": median(seconds) if seconds else None,
         "confirm": {

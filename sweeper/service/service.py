@@ -158,7 +158,7 @@ class Service:
 
     def baselines(self) -> dict[str, dict[str, Any]]:
         """name -> spec of the sweep's baselines, by family; a second one of a family gets a number."""
-        return self.sweep.named_baselines()
+        return {name: schedule.spec for name, schedule in self.sweep.named_baselines.items()}
 
     def check(self) -> None:
         """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
@@ -234,8 +234,8 @@ class Service:
 
     # -- what can be said of it
 
-    def trace(self, spec: Mapping[str, Any]) -> Trace:
-        """The LR trace that this sweep's trials get from a spec."""
+    def trace(self, spec: Mapping[str, Any] | schedules.Schedule) -> Trace:
+        """The LR trace that this sweep's trials get from a schedule or its spec."""
         return schedules.parse(spec).trace(self.time)
 
     def plan(self, draws: int | None = None) -> dict[str, Any]:

@@ -25,11 +25,11 @@ class Known:
         It would wait for the trunk's epochs anyway, and a worker that waits looks at the next trial: all of the search
         would be proposed before anything is known.
         """
-        spec = self._service.sweep.trunk()
-        if spec is None or slot.stage != "search" or slot.schedule is not None:
+        trunk = self._service.sweep.trunk
+        if trunk is None or slot.stage != "search" or slot.schedule is not None:
             return False
         open_rows = [row for row in self._service.study.rows() if row.state in ("WAITING", "RUNNING")]
-        digest = self._service.trace(spec).digest
+        digest = self._service.trace(trunk).digest
         return any(
             row.stage == "baseline"
             and row.seed == slot.seed
