@@ -88,7 +88,7 @@ def configurations(service: Service, rows: Sequence[TrialRow], link: str | None 
         found.append(
             Configuration(
                 trial=first.number,
-                label=service.sweep.label(spec),
+                label=service.searched.label(spec),
                 trace=trace,
                 curves=[row.values for row in (first, *(row for row in own if row is not first))],
                 effects=_effects(first, trace, service.sweep.escape.within),

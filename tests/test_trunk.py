@@ -82,9 +82,9 @@ def test_restarts_come_after_the_trunks_warmup() -> None:
 def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:
     short = {"family": "yolo_linear", "warmup": "1ep"}
     spec = build(SPACE).spec(short)
-    assert build(SPACE, baselines=[short]).trunk() == spec
-    assert build({**SPACE, "trunk": short}, baselines=["yolo_linear", short]).trunk() == spec
-    assert build({**SPACE, "trunk": "yolo_linear-2"}, baselines=["yolo_linear", short]).trunk() == spec
+    assert build(SPACE, baselines=[short]).trunk == parse(spec)
+    assert build({**SPACE, "trunk": short}, baselines=["yolo_linear", short]).trunk == parse(spec)
+    assert build({**SPACE, "trunk": "yolo_linear-2"}, baselines=["yolo_linear", short]).trunk == parse(spec)
     swept = build({**SPACE, "lr": [0.01, 0.02]})
     specs = [search.propose(swept, search.Drawn(seed), TIME) for seed in range(20)]
     assert {spec["trunk"]["lr"] for spec in specs} == {0.02}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
+RACERS = 5  # proposals whose standing `status` shows
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
 
 
@@ -59,6 +60,7 @@ def plan(found: Mapping[str, Any]) -> None:
         f"epochs     {found['epochs_asked']} asked for, {most}{found['epochs_to_train']} to train: "
         f"{least}{found['share_saved']:.0%} shared{hours}",
         *_beside_baselines(found),
+        *_race_planned(found),
         f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: {seen} would be seen "
         "with 80 % power",
         f"           +0.004 in one comparison needs {confirm['needs']}",
@@ -71,6 +73,28 @@ def plan(found: Mapping[str, Any]) -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _race_planned(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the race is, and what the budget buys."""
+    race, cost, confirm = found["race"], found["cost"], found["confirm"]
+    if race is not None:
+        yield f"trunk      {race['trunk']}"
+        yield f"race       {race['rule']}"
+    if race is None and cost["budget"] is None:
+        return
+    yield (
+        f"cost       baselines {cost['baselines']:,.0f} epochs; a proposal {cost['branch']:.3g} on a seed, on "
+        f"{cost['seeds_per_proposal']:.3g} seeds on average; confirmation {cost['confirmation']:,.0f} (baselines and "
+        f"the best {confirm['best']} on {confirm['seeds']} fresh seeds)"
+    )
+    if cost["budget"] is not None:
+        buys = "an epoch has not been timed yet, so what it buys is not known"
+        if cost["proposals"] is not None:
+            buys = f"the confirmation is kept back, the rest buys about {cost['proposals']} proposals"
+        yield f"budget     {cost['budget']}: {buys}; the search is followed by the confirmation"
+        if cost["proposals"] == 0:
+            yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
 
 
 def _beside_baselines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -97,11 +121,15 @@ def answer(found: "Answer", objective: str) -> None:
     console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
     failures(found.failures.to_dict(), said=found.failures.every)
     baseline = [{**one, "stage": "baseline"} for one in found.baselines]
-    rows = sorted([*found.ranking, *baseline], key=lambda row: (row["stage"] == "search", -(row["score"] or 0)))
+    judged = [row for row in found.ranking if row["stage"] != "search"]
+    rows = sorted([*judged, *baseline], key=lambda row: -(row["score"] or 0))
+    rows += [row for row in found.ranking if row["stage"] == "search"]  # in the order of the ranking
     if not rows:
         return
-    right = ("trial", objective, "n", "restarts", "drops")
-    table = plain_table("trial", "schedule", objective, "n", "restarts", "drops", right=right)
+    columns = ("trial", "schedule", objective, "n", "restarts", "drops")
+    raced = any(row.get("raced") for row in rows)
+    more = ("in the race", "seeds") if raced else ()
+    table = plain_table(*columns, *more, right=(*columns[:1], *columns[2:], *more))
     for row in rows:
         table.add_row(
             str(row["trial"]),
@@ -110,8 +138,11 @@ def answer(found: "Answer", objective: str) -> None:
             str(row["n"]),
             short(row["facts"].get("restarts")),
             short(row["facts"].get("drops")),
+            *(_raced(row.get("raced")) if raced else ()),
         )
     console.print(table)
+    if raced:
+        console.print("in the race: mean difference to the trunk on the search seeds, for which the best were chosen")
     console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
         if (pairs := candidate.pairs) is not None:
@@ -138,6 +169,38 @@ def failures(found: Mapping[str, Any], *, said: bool = False) -> None:
 
 def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
+
+
+def _raced(standing: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A proposal's mean difference to the trunk with its interval, and on how many seeds it was raced."""
+    if standing is None:
+        return "", ""
+    interval = f" [{standing['low']:+.4f}, {standing['high']:+.4f}]" if standing["low"] is not None else ""
+    return f"{standing['mean']:+.4f}{interval}", str(standing["n"])
+
+
+def race(found: Mapping[str, Any]) -> Iterator[str]:
+    """How a race stands: which trunk, by which rule, and who leads."""
+    yield found["sentence"]
+    yield f"race: {found['rule']}"
+    for standing in found["standings"][:RACERS]:
+        mean, seeds = _raced(standing)
+        yield f"  {standing['name']}: {mean} over {found['trunk']} on {seeds} search seed{'s' * (seeds != '1')}"
+    if (more := len(found["standings"]) - RACERS) > 0:
+        yield f"  and {more} more; sweeper pick has all"
+
+
+def spending(found: Mapping[str, Any]) -> str:
+    """What is spent and left of the budget, in a line."""
+    digits = "0" if found["unit"] == "epochs" else "2"
+    amount, spent, left, promised, kept = (
+        f"{found[key]:,.{digits}f}" for key in ("amount", "spent", "left", "promised", "kept")
+    )
+    kept_back = f", {kept} kept back for the confirmation" if found["kept"] else ""
+    return (
+        f"budget: {spent} of {amount} {found['unit']} spent, {left} left ({promised} of it promised to open "
+        f"trials{kept_back})"
+    )
 
 
 def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
@@ -210,6 +273,10 @@ def status(found: Mapping[str, Any]) -> None:
             console.print(
                 f"worker {worker['worker']} on {worker['device']}: {at}, heard of {worker['age_s']:.0f} s ago"
             )
+    for line in race(found["race"]) if found["race"] is not None else ():
+        console.print(line, soft_wrap=True)
+    if found["spending"] is not None:
+        console.print(spending(found["spending"]), soft_wrap=True)
     told = found["proposals"]
     if told["told"]:
         console.print(

@@ -31,6 +31,7 @@ from sweeper.errors import ConfigError, DeviceError, TrackingError
 if TYPE_CHECKING:
     from sweeper.service import Service
 
+MANY = 1_000_000
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -191,9 +192,10 @@ def named(sweep: Path, store: str) -> str:
 
 
 def open_trials(service: "Service") -> int:
-    """How many trials are not finished."""
+    """How many workers find something to do at most: a trial each, and in a search that still grows no limit."""
     counts = service.study.counts()
-    return counts["waiting"] + counts["running"]
+    left = counts["waiting"] + counts["running"]
+    return left if not service.agenda.grows or service.study.done else MANY
 
 
 def arguments_of(

@@ -5,11 +5,14 @@ for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``).
 it, dots go deeper.
 """
 
+from sweeper.config.budget import Budget
 from sweeper.config.recipe import Recipe
 from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
-from sweeper.config.sweep import Confirm, Escape, Sweep
+from sweeper.config.sweep import BEST, Confirm, Escape, Sweep
 
 __all__ = [
+    "BEST",
+    "Budget",
     "Confirm",
     "Escape",
     "Parameter",

@@ -1,7 +1,7 @@
 """``Search``: the space that Optuna searches, as a sweep file writes it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -179,20 +179,29 @@ class Restarts(Model):
 class Search(Model):
     """The space that Optuna searches: a family, its restart slots, a ``Parameter`` for each of the family's keys.
 
-    ``trunk``: the baseline (its name, or the same schedule) that every proposal is a branch of.
+    ``trunk``: the baseline (its name, or the same schedule) that every proposal is a branch of; ``best``: the one
+    that is the best on the search seeds. ``seeds``, ``race`` and ``begin`` are the race over seeds (docs/race.md): a
+    proposal is trained on the first ``begin`` of ``seeds`` search seeds; of those on n seeds the best 1/``race`` go
+    on to 2n.
     """
 
     family: str = "cawb"
     trunk: str | dict[str, Any] | None = None
+    seeds: int = Field(default=1, ge=1, le=1000)
+    race: float = Field(default=2, ge=1, allow_inf_nan=False)
+    begin: int = Field(default=1, ge=1)
     restarts: Restarts | None = None
     params: dict[str, Parameter] = Field(default_factory=dict)
+
+    #: Keys that are no parameters of the family.
+    OWN: ClassVar[tuple[str, ...]] = ("family", "trunk", "restarts", "seeds", "race", "begin")
 
     @model_validator(mode="before")
     @classmethod
     def _other_keys_are_parameters(cls, written: Any) -> Any:
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
-        fixed = {key: written[key] for key in ("family", "trunk", "restarts") if key in written}
+        fixed = {key: written[key] for key in cls.OWN if key in written}
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
@@ -200,7 +209,7 @@ class Search(Model):
             )
         params = dict(params)
         for key, value in written.items():
-            if key in ("family", "trunk", "restarts", "params"):
+            if key in (*cls.OWN, "params"):
                 continue
             try:
                 # `steps` as a list is one schedule's restart steps, not a choice between them
@@ -224,6 +233,12 @@ class Search(Model):
             if parameter.choices is not None and spec.get(name) in parameter.choices:
                 names.update(parameter.own.get(parameter.label(spec[name]), {}))
         return names if self.restarts is None else {"steps", *names}
+
+    @model_validator(mode="after")
+    def _begins_within_its_seeds(self) -> Self:
+        if self.begin > self.seeds:
+            raise ValueError(f"begin {self.begin} is above seeds {self.seeds}; expected at most as many")
+        return self
 
 
 class Pruner(Model):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from sweeper import schedules
+from sweeper.config.budget import Budget
 from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
 from sweeper.config.space import Pruner, Search
 from sweeper.config.written import meant, one_line, override, read
@@ -20,6 +21,7 @@ from sweeper.schedules import Schedule
 
 MAX_SECONDS = 604_800  # a week
 
+BEST = "best"  # search.trunk: the baseline that is the best on the search seeds
 #: Names of samplers; any other of Optuna's is written module:Class.
 SAMPLERS = ("tpe", "random", "gp", "grid")
 
@@ -82,7 +84,8 @@ class Sweep(Model):
     recipe: Recipe
     epochs: int = Field(ge=1, le=100_000)
     lr0: Positive
-    trials: int = Field(ge=0, le=100_000)
+    trials: int | None = Field(default=None, ge=0, le=100_000, description="proposals at most; null: what budget buys")
+    budget: Budget | None = None
     baselines: Listed = ("yolo_linear", "yolo_cosine")
     enqueue: Listed = Field(
         default=(), description="schedules, or answers to the search's questions, that the first trials are given"
@@ -112,7 +115,19 @@ class Sweep(Model):
 
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
-        *("trials", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb", "weights"),
+        *(
+            "trials",
+            "budget",
+            "confirm",
+            "escape",
+            "device",
+            "workers",
+            "attempts",
+            "lease_s",
+            "stall_s",
+            "store_gb",
+            "weights",
+        ),
         *("data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
     )
 
@@ -209,10 +224,15 @@ class Sweep(Model):
 
     @cached_property
     def trunk(self) -> Schedule | None:
-        """``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk."""
+        """``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk.
+
+        For ``best`` it is the first baseline, which stands for all of them until the best is known.
+        """
         if (written := self.search.trunk) is None:
             return None
         baselines = self.named_baselines
+        if written == BEST and baselines:
+            return next(iter(baselines.values()))
         if isinstance(written, str) and written in baselines:
             return baselines[written]
         try:
@@ -242,11 +262,35 @@ class Sweep(Model):
     def _held_by_proposals(self) -> dict[str, Any]:
         return {**self.search.held(), "trunk": None if self.trunk is None else self.trunk.spec}
 
+    def trunk_name(self) -> str | None:
+        """The name of the baseline that is ``search.trunk``; None without a trunk, or while it is to be the best."""
+        if self.search.trunk in (None, BEST):
+            return None
+        return next(name for name, baseline in self.named_baselines.items() if baseline == self.trunk)
+
+    def with_trunk(self, name: str | None) -> "Sweep":
+        """The sweep with ``trunk: best`` decided: this baseline, or until one was chosen (None) the first of them."""
+        if self.search.trunk != BEST:
+            return self
+        chosen = name or next(iter(self.named_baselines))
+        decided = self.model_copy(update={"search": self.search.model_copy(update={"trunk": chosen})})
+        for kept in ("trunk", "_held_by_proposals"):  # a copy has what was kept of the original
+            vars(decided).pop(kept, None)
+        return decided
+
+    def with_each_trunk(self) -> "list[Sweep]":
+        """The sweep as it may come to be searched: with each baseline as its trunk where the best is to be chosen."""
+        names = self.named_baselines if self.search.trunk == BEST else [None]
+        return [self.with_trunk(name) for name in names]
+
     def flat(self) -> dict[str, Any]:
         """Every key of a sweep file with its value, as ``build`` takes them; JSON-able."""
         keys = self.model_dump(mode="json")
         if self.search.trunk is None:  # a sweep that was launched before there were trunks is the same sweep
             del keys["search"]["trunk"]
+        if self.search.seeds == 1:  # without a race its keys say nothing
+            for key in ("seeds", "race", "begin"):
+                del keys["search"][key]
         keys.update(keys.pop("recipe"))
         return keys
 
@@ -315,6 +359,12 @@ class Sweep(Model):
             _ = sweep.trunk
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+        if sweep.trials is None and sweep.budget is None:
+            raise ConfigError(f"{where}: trials is missing; expected trials: 20, or a budget such as budget: 1600ep")
+        if not sweep.baselines and (sweep.search.seeds > 1 or sweep.search.trunk == BEST):
+            raise ConfigError(
+                f"{where}: baselines: there are none, and a race compares with them on each seed; expected at least one"
+            )
         return sweep
 
 

@@ -18,7 +18,7 @@ from sweeper.evidence.confirm import OPEN, Design, Slot, fresh_seeds, name_of
 from sweeper.evidence.landscape import Landscape
 from sweeper.schedules import Trace
 from sweeper.schedules.controls import CONTROLS
-from sweeper.study import TrialRow
+from sweeper.study import REPLICATE, TrialRow
 
 SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs
 
@@ -74,17 +74,18 @@ def subject(rows: Sequence[TrialRow], trial: int | None = None) -> TrialRow:
 
 def _examinable(rows: Sequence[TrialRow]) -> list[TrialRow]:
     searched = [row for row in rows if row.stage in ("baseline", "search") and row.state == "COMPLETE"]
-    return [row for row in searched if not row.attrs.get("confounder")]
+    return [row for row in searched if not row.attrs.get("confounder") and REPLICATE not in row.attrs]
 
 
 def _best_of_the_search(rows: Sequence[TrialRow]) -> TrialRow | None:
     """The trial to examine by what was known before the confirmation; None without a jump in the sweep."""
     design = Design.of(rows)
     planned = {name for name, _ in design.runs(rows)} if design else set()
+    places = {number: -place for place, number in enumerate(design.candidates)} if design else {}
     for kind in ("restarts", "drops"):
         jumping = [row for row in _examinable(rows) if (row.attrs.get("facts") or {}).get(kind)]
         if pool := [row for row in jumping if name_of(row) in planned] or jumping:
-            return max(pool, key=lambda row: (row.value or 0.0, -row.number))
+            return max(pool, key=lambda row: (places.get(row.number, -len(places)), row.value or 0.0, -row.number))
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeper.config import Confirm
 from sweeper.errors import ConfigError
-from sweeper.study import TrialRow
+from sweeper.study import REPLICATE, TrialRow
 
 Slot = dict[str, Any]
 OPEN = ("WAITING", "RUNNING")
@@ -35,8 +35,8 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 
 
 def name_of(row: TrialRow) -> str:
-    """What a trial's configuration is called: its baseline's name, or ``trial N``."""
-    return str(row.attrs.get("name") or f"trial {row.number}")
+    """What a trial's configuration is called: its baseline's name, or ``trial N``, and so are trial N's replicates."""
+    return str(row.attrs.get("name") or f"trial {row.attrs.get(REPLICATE, row.number)}")
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,19 @@ class Design:
         return None
 
     @classmethod
-    def begin(cls, rows: Sequence[TrialRow], baselines: Sequence[str], confirm: Confirm, seed: int) -> "Design":
-        """The design for the search of a sweep of ``seed`` as it has ended.
+    def begin(
+        cls,
+        rows: Sequence[TrialRow],
+        baselines: Sequence[str],
+        confirm: Confirm,
+        seed: int,
+        leaders: Sequence[int] | None = None,
+    ) -> "Design":
+        """The design for the search of a sweep of ``seed`` as it has ended; ``leaders``: see :func:`chosen`.
 
         Raises ConfigError while the search goes on, or if it left nothing to confirm.
         """
-        candidates = chosen(rows, confirm.best)
+        candidates = chosen(rows, confirm.best, leaders)
         if not candidates:
             raise ConfigError("confirm: no trial of the search is finished and comparable; look at: sweeper status")
         return cls(
@@ -97,8 +104,8 @@ class Design:
         return [(name, seed) for seed in self.seeds for name in names]
 
 
-def chosen(rows: Sequence[TrialRow], best: int) -> list[int]:
-    """The ``best`` trials of a finished search by their scores there; of equals, the first.
+def chosen(rows: Sequence[TrialRow], best: int, leaders: Sequence[int] | None = None) -> list[int]:
+    """The ``best`` trials of a finished search: the first of ``leaders`` (numbers), without by their scores.
 
     Equal schedules count once, and one that is a baseline's is none. Raises ConfigError while the search goes on.
     """
@@ -111,7 +118,11 @@ def chosen(rows: Sequence[TrialRow], best: int) -> list[int]:
     seen = {row.attrs.get("trace") for row in rows if row.stage == "baseline"}
     found: list[int] = []
     candidates = [r for r in rows if r.stage == "search" and r.state == "COMPLETE" and not r.attrs.get("confounder")]
-    for row in sorted(candidates, key=lambda row: (-(row.value or 0.0), row.number)):
+    if leaders is None:
+        candidates.sort(key=lambda row: (-(row.value or 0.0), row.number))
+    else:
+        candidates = [row for number in leaders for row in candidates if row.number == number]
+    for row in candidates:
         if row.attrs.get("trace") not in seen and len(found) < best:
             seen.add(row.attrs.get("trace"))
             found.append(row.number)

@@ -150,7 +150,10 @@ def _failed(failures: Mapping[str, Any]) -> list[str]:
 
 
 def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Confirmed configurations first, all baselines among them; each with its difference from the best baseline."""
+    """Confirmed configurations first, all baselines among them; each with its difference from the best baseline.
+
+    That of a raced proposal is its mean difference to the trunk on the same seeds, and its place what that is worth.
+    """
     rows = [*answer["ranking"], *({**one, "stage": "baseline"} for one in answer["baselines"])]
     rows, baseline = [dict(row) for row in rows], answer["baseline"]
     candidates = {candidate["name"]: candidate for candidate in answer["candidates"]}
@@ -158,8 +161,13 @@ def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         row["candidate"] = candidates.get(row["name"])
         both = baseline and row["score"] is not None and row["name"] != baseline["name"]
         row["over"] = row["score"] - baseline["score"] if both else None
+        row.setdefault("raced", None)
+        row["merit"] = row["score"] or 0.0
+        if row["stage"] == "search" and (raced := row["raced"]):
+            row["over"] = raced["mean"]
+            row["merit"] = raced["worth"] + (baseline["score"] if baseline else 0.0)
     confirmed = any(row["stage"] == "confirm" for row in rows)
-    return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -(row["score"] or 0.0)))
+    return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -row["merit"]))
 
 
 def _panel(one: Configuration, reference: Line | None, top: tuple[float, float], page: Page) -> str:

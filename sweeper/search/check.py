@@ -225,7 +225,7 @@ def enqueued(sweep: Sweep, time: TimeBase) -> list[dict[str, Any]]:
                 given.append({"params": _checked_answers(sweep, written, time)})
         except ConfigError as error:
             raise ConfigError(f"enqueue: {number}: {error}") from None
-    if len(given) > sweep.trials:
+    if sweep.trials is not None and len(given) > sweep.trials:
         raise ConfigError(
             f"enqueue: {len(given)} schedules are more than the {sweep.trials} trials; expected trials={len(given)} "
             "or more"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import search
 from sweeper.schedules import Trace, begin_alike, parse, prefix_keys
+from sweeper.service import racing, spending
 from sweeper.stats import MIN_PAIRS, detectable_effect
 from sweeper.study import samplers
 
@@ -17,6 +18,7 @@ SAMPLE = 1000  # proposals that a plan draws at most: a second or two
 SAMPLE_STEPS = 50_000_000  # optimizer steps of all of them: some seconds
 SAMPLE_EPOCHS = 1_000_000  # and epochs, each with a key
 SAMPLE_LEAST = 20
+DRAWN = 20  # proposals that are drawn where only a budget says how many there will be
 
 
 def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
@@ -30,7 +32,8 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     service.check_sweep()
     samplers.make(service.sweep.sampler, seed=0, number=0)
     baselines, time = service.baselines(), service.time
-    trials = service.sweep.trials if draws is None else draws
+    asked_for = DRAWN if service.sweep.trials is None else service.sweep.trials
+    trials = asked_for if draws is None else draws
     limit = max(min(SAMPLE, SAMPLE_STEPS // time.steps, SAMPLE_EPOCHS // time.epochs), SAMPLE_LEAST)
     reckoned = _Reckoned(service, baselines)
     for number, (spec, trace) in enumerate(_drawn(service, min(trials, limit))):
@@ -57,7 +60,7 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         "epochs": service.sweep.epochs,
         "steps_per_epoch": service.time.steps_per_epoch,
         "images": {"train": service.dataset.train_images, "val": service.dataset.val_images},
-        "schedules": [{**item, "label": service.sweep.label(item["spec"])} for item in shown],
+        "schedules": [{**item, "label": service.searched.label(item["spec"])} for item in shown],
         "trials": trials,
         "drawn": drawn,
         "sampled": sampled,
@@ -83,6 +86,12 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
             "pairs_for_0.004_range": list(noise.needed_range),
             "needs": noise.needs,
         },
+        "race": racing.planned(service),
+        "cost": spending.bought(
+            service,
+            [item["spec"] for item in reckoned.shown if item["kind"] == "search"],
+            median(seconds) if seconds else None,
+        ),
         "problems": list(service.dataset.problems),
     }
 
@@ -127,7 +136,7 @@ class _Reckoned:
 
 
 def _corners(service: "Service") -> Iterator[tuple[dict[str, Any], Trace]]:
-    return ((spec, service.trace(spec)) for spec in search.corners(service.sweep, service.time))
+    return ((spec, service.trace(spec)) for spec in search.corners(service.searched, service.time))
 
 
 def _shown(kind: str, name: str, spec: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
@@ -141,11 +150,11 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Tra
     """
     first = service.sweep.sampler_seed * 1_000_003
     seen: set[str] = set()
-    given = search.enqueued(service.sweep, service.time)
+    given = search.enqueued(service.searched, service.time)
     for number, one in enumerate(given[:count]):
         spec = one.get("schedule")
         if spec is None:
-            spec = search.propose(service.sweep, search.Drawn(first + number, one["params"]), service.time)
+            spec = search.propose(service.searched, search.Drawn(first + number, one["params"]), service.time)
         trace = service.trace(spec)
         seen.add(trace.digest)
         yield spec, trace
@@ -154,7 +163,7 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Tra
         # ten times as many misses as there are schedules: the chance that a space still had one is e^-10
         if left <= 0 or misses > 10 * (len(seen) + 10):
             break
-        spec = search.propose(service.sweep, search.Drawn(number), service.time)
+        spec = search.propose(service.searched, search.Drawn(number), service.time)
         trace = service.trace(spec)
         if trace.digest in seen:
             misses += 1

@@ -1,6 +1,7 @@
 """The service itself."""
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +12,9 @@ from typing import Any
 from sweeper import data, database, evaluate, evidence, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
-from sweeper.schedules import TimeBase, Trace
+from sweeper.schedules import TimeBase, Trace, prefix_keys
+from sweeper.service import racing
+from sweeper.service.agenda import Agenda
 from sweeper.service.failed import confounder, failures
 from sweeper.service.place import Place
 from sweeper.service.plan import plan
@@ -48,14 +51,16 @@ class Service:
         self.place = place
         self.training = training
         self.overrides = tuple(overrides)
-        self._looking = looking
+        self.looking = looking
         self._launched_as = launched_as or {}
+        self._shared: dict[str, int] = {}
+        self._searched: tuple[str | None, Sweep] = None, sweep.with_trunk(None)
 
     @cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked. Raises DataError."""
         recipe, folder = self.sweep.recipe, self.place.folder / "data"
-        return data.open(recipe.data, folder=folder, invalid=self.sweep.invalid, keep=not self._looking)
+        return data.open(recipe.data, folder=folder, invalid=self.sweep.invalid, keep=not self.looking)
 
     @property
     def data_digest(self) -> str:
@@ -77,12 +82,12 @@ class Service:
     @cached_property
     def database(self) -> database.Database:
         """The study's database. Raises DatabaseError."""
-        return database.open(self.place.database, create=not self._looking)
+        return database.open(self.place.database, create=not self.looking)
 
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        budget, make = int(self.sweep.store_gb * 1e9), not self._looking
+        budget, make = int(self.sweep.store_gb * 1e9), not self.looking
         reserve, known = self.place.reserve if make else 0, self._launched_as.get("store")
         return Store(self.place.snapshots, self.database, budget, reserve, id=known, make=make)
 
@@ -105,7 +110,14 @@ class Service:
         study = Study.open(self.database, self.sweep.name, **self._leases)
         if not self._launched_as:
             study.check(self._config, free_keys=self._free_keys(study.config))
+        if self.agenda.grows:
+            study.agenda = self.agenda.now
         return study
+
+    @cached_property
+    def agenda(self) -> Agenda:
+        """What the study should hold by now."""
+        return Agenda(self)
 
     def _free_keys(self, launched: Mapping[str, Any]) -> list[str]:
         """What may differ from the launched configuration: also a key that it is too old to have, at its default."""
@@ -168,14 +180,15 @@ class Service:
 
     def check_sweep(self) -> None:
         """Of that what needs no store and no server: the space, the data, and whether the model can be built."""
-        search.check(self.sweep)
-        search.check(self.sweep, self.time)
+        for sweep in self.sweep.with_each_trunk():
+            search.check(sweep)
+            search.check(sweep, self.time)
         evaluate.check_objective(self.dataset, self.sweep)
         with (
             tempfile.TemporaryDirectory(prefix="sweeper-check-") as aside,
             self.training(
                 device="cpu",
-                folder=Path(aside) if self._looking else self.place.folder / "work" / "check",
+                folder=Path(aside) if self.looking else self.place.folder / "work" / "check",
                 stall_s=120,
             ) as child,
         ):
@@ -196,22 +209,12 @@ class Service:
     def branches(self, trace: Trace) -> set[int]:
         """Epochs after which others may part from ``trace``: warm-up's end, its jumps, those of the search, the end."""
         found = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
-        return found | search.parts(self.sweep, self.time)
+        return found | search.parts(self.searched, self.time)
 
     def launch(self) -> None:
         """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
         self.check()
-        seed = self.sweep.recipe.seed
-        slots: list[dict[str, Any]] = [
-            {"stage": "baseline", "schedule": spec, "seed": seed, "name": name}
-            for name, spec in self.baselines().items()
-        ]
-        given = search.enqueued(self.sweep, self.time)
-        slots += [
-            {"stage": "search", "schedule": None, "seed": seed, "name": f"enqueued {number}", **one}
-            for number, one in enumerate(given, start=1)
-        ]
-        slots += [{"stage": "search", "schedule": None, "seed": seed}] * (self.sweep.trials - len(given))
+        slots = self.agenda.slots([])
         holder = self._experiment.holder()  # before the study is looked at: whoever makes both makes the study first
         there = Study.open(self.database, self.sweep.name) if self.launched else None
         if holder is not None and (there is None or holder != there.id):
@@ -250,6 +253,31 @@ class Service:
         """How exact the hardware has been: two trainings of one segment that differ, with digests and machines."""
         return [{**asdict(mismatch), "sentence": str(mismatch)} for mismatch in self.store.mismatches()]
 
+    @property
+    def searched(self) -> Sweep:
+        """The sweep with its trunk by name: the baseline that was chosen, until then the first one."""
+        if self._searched[0] != self.agenda.chosen:
+            self._searched = self.agenda.chosen, self.sweep.with_trunk(self.agenda.chosen)
+        return self._searched[1]
+
+    def shared(self, spec: Mapping[str, Any]) -> int:
+        """Epochs that a schedule shares with a baseline from the first on: on any seed they are trained only once."""
+        text = json.dumps(spec, sort_keys=True)
+        if text not in self._shared:
+            keys = prefix_keys("", self.trace(spec))
+            others = [prefix_keys("", self.trace(other)) for other in self.baselines().values() if other != spec]
+            alike = (sum(one == two for one, two in zip(keys, other, strict=True)) - 1 for other in others)
+            self._shared[text] = max(alike, default=0)
+        return self._shared[text]
+
+    def leaders(self, rows: Sequence[TrialRow]) -> list[int]:
+        """The search's finished trials, best first: those of a race by what their mean is worth, else by score."""
+        reference = self.agenda.reference(rows)
+        if reference is not None:
+            return [standing.trial for standing in evidence.standings(rows, reference)]
+        finished = [row for row in evidence.proposals(rows) if row.state == "COMPLETE" and row.value is not None]
+        return [row.number for row in sorted(finished, key=lambda row: (-(row.value or 0.0), row.number))]
+
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
         return self.answer(self.study.rows())
@@ -268,7 +296,8 @@ class Service:
             objective=self.sweep.objective,
         )
         changes = design.changes(self.sweep.confirm) if design else []
-        return replace(found, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
+        found = replace(found, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
+        return racing.answered(self, found, rows)
 
     # -- evidence
 
@@ -281,7 +310,11 @@ class Service:
         """
         rows, baselines = self.study.rows(), self.baselines()
         asked, seed = self.sweep.confirm, self.sweep.recipe.seed
-        design = evidence.Design.of(rows) or evidence.Design.begin(rows, list(baselines), asked, seed)
+        design = evidence.Design.of(rows)
+        if design is None:
+            if self.study.grows:
+                raise ConfigError("confirm: the search goes on, so the best are not known yet; finish it: sweeper run")
+            design = evidence.Design.begin(rows, list(baselines), asked, seed, self.leaders(rows))
         self._refuse_unlearned("confirm")
         self.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
         rows = self.study.rows()
@@ -294,6 +327,21 @@ class Service:
             )
         self.study.add(evidence.confirm_slots(rows, baselines, design))
         return list(design.candidates)
+
+    def confirmation(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+        """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
+
+        Every worker that asks comes to the same ones, because the search's trials are finished.
+        """
+        names, asked = list(self.baselines()), self.sweep.confirm
+        design = evidence.Design.of(rows)
+        if design is None:
+            if not any(stats.learned(row.value) for row in rows):
+                return []
+            with contextlib.suppress(ConfigError):
+                seed = self.sweep.recipe.seed
+                design = evidence.Design.begin(rows, names, asked, seed, self.leaders(rows))
+        return evidence.confirm_slots(rows, self.baselines(), design) if design is not None else []
 
     def examine(self, trial: TrialRow) -> Iterator[int]:
         """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
@@ -368,7 +416,7 @@ class Service:
             params=dict(row.schedule or {}),
             run_id=self.run_id(row),
             facts=facts,
-            label=self.sweep.label(row.schedule) if row.schedule else "",
+            label=self.searched.label(row.schedule) if row.schedule else "",
         )
 
 

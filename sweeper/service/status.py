@@ -6,8 +6,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper import evidence
+from sweeper.errors import ConfigError
+from sweeper.service import racing
 from sweeper.service.failed import failures
-from sweeper.study import TrialRow
+from sweeper.study import REPLICATE, TrialRow
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -20,14 +22,18 @@ def status(service: "Service") -> dict[str, Any]:
     reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
     trained = sum(len(row.values) for row in rows) - reused
     seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
-    told = [row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED")]
+    told = [
+        row
+        for row in rows
+        if row.stage == "search" and row.state in ("COMPLETE", "PRUNED") and REPLICATE not in row.attrs
+    ]
     asked = sum(int(row.attrs.get("proposals", 1)) for row in told)
     return {
         "sweep": service.sweep.name,
         "objective": service.sweep.objective,
         "budget": counts["total"],
         "counts": counts,
-        "done": service.study.done,
+        "done": _done(service),
         "epochs": {"per_trial": service.sweep.epochs, "trained": trained, "reused": reused},
         "proposals": {
             "asked": asked,
@@ -56,7 +62,7 @@ def status(service: "Service") -> dict[str, Any]:
                 "state": row.state.lower(),
                 "stage": row.stage,
                 "name": evidence.name_of(row),
-                "label": service.sweep.label(row.schedule) if row.schedule else "not proposed yet",
+                "label": service.searched.label(row.schedule) if row.schedule else "not proposed yet",
                 "seed": row.seed,
                 "epochs_done": len(row.values),
                 "score": row.value if row.value is not None else _latest(row.values),
@@ -66,10 +72,19 @@ def status(service: "Service") -> dict[str, Any]:
             }
             for row in rows
         ],
+        "race": racing.race(service, rows),
+        "spending": racing.spending(service, rows),
         "failures": failures([row for row in rows if row.stage not in ("control", "foreign")]).to_dict(),
         "tracking": service.place.tracking,
         "tracking_problem": service.tracker.problem,
     }
+
+
+def _done(service: "Service") -> bool:
+    try:
+        return service.study.done
+    except ConfigError:  # the search cannot begin, and whoever works on it says why
+        return False
 
 
 def _lr_now(service: "Service", row: TrialRow) -> float | None:

@@ -7,8 +7,9 @@ stays a plain study.
 
 from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
+from sweeper.study.raced import REPLICATE
 from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Slot, Suggest
 from sweeper.study.study import Study
 
-__all__ = ["Slot", "Study", "Suggest", "TrialRow", "WorkerRow", "check_optuna", "unfinished"]
+__all__ = ["REPLICATE", "Slot", "Study", "Suggest", "TrialRow", "WorkerRow", "check_optuna", "unfinished"]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeper.study.raced import REPLICATE
+
 FEWEST = 8  # trials below which a share is a coin toss
 
 
@@ -18,7 +20,10 @@ def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int
     trials = [
         trial
         for trial in everything
-        if trial.state is TrialState.COMPLETE and trial.user_attrs.get("stage") == "search" and trial.params
+        if trial.state is TrialState.COMPLETE
+        and trial.user_attrs.get("stage") == "search"
+        and trial.params
+        and REPLICATE not in trial.user_attrs  # all on the same seed
     ]
     if len(trials) < FEWEST or len({trial.values[0] for trial in trials}) < 2:
         return {}, len(trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import uuid
@@ -42,10 +43,17 @@ class Queue:
 
     def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
         """See :meth:`Study.add`."""
+        for item, slot in self.missing(slots).items():
+            with contextlib.suppress(IntegrityError):  # another worker has made it in the meantime
+                self._enqueue(slot, item)
+
+    def missing(self, slots: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Those of ``slots`` for which there is no trial yet, by the name under which they are known."""
         t = self.database.tables.slots
         known = select(t.c.item).where(t.c.study == self.study, t.c.item.is_not(None))
         have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
         seen: Counter[str] = Counter()
+        found = {}
         for slot in slots:
             by_place = slot.get("schedule") is None and REPLICATE not in slot
             content = json.dumps({**slot, "seed": 0} if by_place else dict(slot), sort_keys=True)
@@ -53,10 +61,8 @@ class Queue:
             item = f"{name}/{seen[name]}"
             seen[name] += 1
             if item not in have:
-                try:
-                    self._enqueue(slot, item)
-                except IntegrityError:  # another worker has made it in the meantime
-                    continue
+                found[item] = slot
+        return found
 
     def _enqueue(self, slot: Mapping[str, Any], item: str, instead_of: Lease | None = None) -> None:
         """A WAITING trial and its slot, in one transaction; takes over the item of a slot that was taken from us."""

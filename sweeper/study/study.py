@@ -17,6 +17,7 @@ from sweeper.study.fence import FencedStorage, open_storage
 from sweeper.study.history import TRIALS, History
 from sweeper.study.importance import importance
 from sweeper.study.queue import Queue
+from sweeper.study.raced import Told
 from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Lease, Slot
 
@@ -35,6 +36,8 @@ class Study:
         self.seed: int = row.seed
         self.id = str(row.id)  #: random: a study made anew under the name has another
         self._database = database
+        #: Names the slots that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
+        self.agenda: Callable[[], Sequence[Mapping[str, Any]]] | None = None
         self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
         self._history = History(database, storage, row.study_id)
         self._optuna = database.retry(
@@ -129,6 +132,15 @@ class Study:
         """ "key: launched -> now" for every key that differs from the launched configuration, but for ``free_keys``."""
         return _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
 
+    @property
+    def told(self) -> Told:
+        """What samplers are told of a schedule's replicates; only the benchmark asks for another than the default."""
+        return self._history.told
+
+    @told.setter
+    def told(self, told: Told) -> None:
+        self._history.told = told
+
     # -- slots
 
     def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
@@ -150,11 +162,15 @@ class Study:
     ) -> Slot | None:
         """The next trial to work on, with a lease, or None if there is none to be had now (see :attr:`done`).
 
+        What the agenda names is made first, so that the last trial of a race makes way for those that follow from it.
         Baselines and replicates first, then by number. A trial whose worker let its lease run out is adopted: the
         same number, the stored parameters, the values so far. ``worker`` must be unique among living workers. Trials
         numbered in ``passing_over`` are left to others. ``giving_up`` hears of a trial whose attempts are used up
         before it is closed as FAIL, again by another worker should this one die meanwhile.
         """
+
+        if self.agenda is not None:
+            self.add(self.agenda())
 
         def slot(lease: Lease, trial: FrozenTrial) -> Slot:
             return Slot(lease, trial, self._history, self.name, self.sampler, self.seed)
@@ -166,8 +182,26 @@ class Study:
 
     @property
     def done(self) -> bool:
-        """Whether every slot is closed. One query, whatever the size."""
-        return self._queue.done()
+        """Whether every slot is closed, and the agenda has none to add. Without an agenda it is one query."""
+        return self._queue.done() and not self.grows
+
+    @property
+    def grows(self) -> bool:
+        """Whether the agenda has slots to add by now."""
+        return self.agenda is not None and self.missing(self.agenda())
+
+    def missing(self, slots: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether there is no trial yet for one of ``slots``."""
+        return bool(self._queue.missing(slots))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted with :meth:`note`."""
+        return dict(self._database.retry(lambda: self._optuna.user_attrs))
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep ``value`` (anything JSON can hold) with the study; Optuna's tools show it as an attribute of it."""
+        self._database.retry(lambda: self._optuna.set_user_attr(key, value))
 
     def rows(self) -> list[TrialRow]:
         """All trials by number, also those that somebody else asked for."""

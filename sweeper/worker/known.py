@@ -25,7 +25,7 @@ class Known:
         It would wait for the trunk's epochs anyway, and a worker that waits looks at the next trial: all of the search
         would be proposed before anything is known.
         """
-        trunk = self._service.sweep.trunk
+        trunk = self._service.searched.trunk
         if trunk is None or slot.stage != "search" or slot.schedule is not None:
             return False
         open_rows = [row for row in self._service.study.rows() if row.state in ("WAITING", "RUNNING")]

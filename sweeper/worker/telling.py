@@ -65,7 +65,7 @@ class Telling:
     def log(self, slot: Slot, attrs: dict[str, Any] | None = None, trace: Trace | None = None) -> TrialLog:
         """The trial's run in MLflow; with ``attrs`` and ``trace``, its params and the table and picture of its LR."""
         schedule = slot.schedule or {}
-        called = self._service.sweep.label(schedule) if schedule else slot.attrs.get("name", "no schedule yet")
+        called = self._service.searched.label(schedule) if schedule else slot.attrs.get("name", "no schedule yet")
         log = self._service.tracker.trial(
             slot.number,
             slot.attempt,

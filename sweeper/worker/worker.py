@@ -231,8 +231,9 @@ class Worker:
         if self.known.awaits_trunk(slot):
             raise Elsewhere
         spec = slot.propose(
-            lambda suggest: search.propose(service.sweep, suggest, service.time),
+            lambda suggest: search.propose(service.searched, suggest, service.time),
             known=lambda spec: self.known.trained(slot, spec),
+            reference=service.agenda.against,
         )
         trace = service.trace(spec)
         recipe = service.recipe(slot.seed)

@@ -1,0 +1,143 @@
+"""What a sweep's study should hold by now: baselines, the proposals that may be made, the replicates of the race.
+
+A pure reading of the trials as they stand: any number of workers ask any number of times, and ``Study.add`` makes what
+is missing. In this order: the baselines on the search seeds; with ``trunk: best`` nothing else until all of them have
+finished, because proposals are branches of the best one; then proposals, and replicates of those that keep up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sweeper import evidence, search
+from sweeper.config import BEST, Sweep
+from sweeper.service.spending import Spending
+from sweeper.study import REPLICATE, TrialRow
+
+if TYPE_CHECKING:
+    from sweeper.service.service import Service
+
+
+NOTE = "trunk"  # what the study keeps of the choice
+IN_VAIN = 3  # proposals in a row that were known schedules: the space has no more, and a budget would never be spent
+
+
+class Agenda:
+    """The agenda of one sweep."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sweep: Sweep = service.sweep
+        self.seeds = search.search_seeds(self._sweep.recipe.seed, self._sweep.search.seeds)
+        self.chosen: str | None = None  #: the trunk, once it was decided: it stays
+
+    @property
+    def grows(self) -> bool:
+        """Whether trials come to it while it is worked on; else all are known from the beginning."""
+        settings = self._sweep.search
+        return settings.seeds > 1 or settings.trunk == BEST or self._sweep.budget is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the search cannot begin before the baselines have finished on all search seeds."""
+        settings = self._sweep.search
+        return settings.trunk == BEST or (settings.trunk is None and settings.seeds > 1)
+
+    @property
+    def against(self) -> str | None:
+        """The baseline that proposals are compared with, as far as it is known; see :meth:`reference`."""
+        return self.chosen if self.waits else self._sweep.trunk_name()
+
+    def now(self) -> list[dict[str, Any]]:
+        """The slots as they should be by now. Raises ConfigError if the search cannot begin."""
+        study = self._service.study
+        noted = study.notes.get(NOTE) if self.waits and self.chosen is None else None
+        self.chosen = noted["name"] if noted else self.chosen
+        known, rows = self.chosen, study.rows()
+        slots = self.slots(rows)
+        if self._sweep.budget is not None and self._over(rows, slots):
+            slots += self._service.confirmation(rows)
+        # every worker comes to the same choice, because the runs that it follows from are finished
+        if self.chosen is not None and known is None and not self._service.looking:
+            study.note(NOTE, {"name": self.chosen})
+        return slots
+
+    def slots(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+        """The same for these trials."""
+        slots = self.baselines()
+        if self.waits and self.reference(rows) is None:
+            return slots
+        if self._sweep.budget is not None and any(row.stage == "confirm" for row in rows):
+            return slots  # what was chosen from is closed
+        raced = self.race(rows)
+        budget = Spending.of(self._service, rows) if self._sweep.budget is not None else None
+        if budget is None:
+            return slots + raced + self.proposals(self._sweep.trials or 0)
+        existing = {(slot[REPLICATE], slot["seed"]) for slot in raced} & {
+            (row.attrs.get(REPLICATE), row.seed) for row in rows
+        }
+        affordable = budget.affordable([slot for slot in raced if (slot[REPLICATE], slot["seed"]) not in existing])
+        made = sum(row.stage == "search" and REPLICATE not in row.attrs for row in rows)
+        return slots + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
+
+    def reference(self, rows: Sequence[TrialRow]) -> str | None:
+        """The baseline that proposals are compared with on the same seed; None while, or where, there is none."""
+        if not self.waits:
+            return self._sweep.trunk_name()
+        if self.chosen is None:
+            trunk = self.trunk(rows)
+            self.chosen = trunk.name if trunk is not None else None
+        return self.chosen
+
+    def trunk(self, rows: Sequence[TrialRow]) -> evidence.Trunk | None:
+        """The best baseline on the search seeds; None while one of them is not finished there."""
+        return evidence.best_baseline(rows, list(self._service.baselines()), self.seeds)
+
+    def baselines(self) -> list[dict[str, Any]]:
+        """The baselines' slots, seed by seed. Where the trunk is named, the others run on the first seed only."""
+        trunk = None if self.waits else self._sweep.trunk_name()
+        return [
+            {"stage": "baseline", "schedule": spec, "seed": seed, "name": name}
+            for place, seed in enumerate(self.seeds)
+            for name, spec in self._service.baselines().items()
+            if place == 0 or trunk in (None, name)
+        ]
+
+    def proposals(self, count: int) -> list[dict[str, Any]]:
+        """The first ``count`` proposals' slots; those that the sweep file gives come first."""
+        seed, sweep = self._sweep.recipe.seed, self._service.searched
+        given = search.enqueued(sweep, self._service.time)
+        slots = [
+            {"stage": "search", "schedule": None, "seed": seed, "name": f"enqueued {number}", **one}
+            for number, one in enumerate(given, start=1)
+        ]
+        slots += [{"stage": "search", "schedule": None, "seed": seed}] * (count - len(given))
+        return slots[:count]
+
+    def race(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+        """The replicates that the race wants by now."""
+        settings, reference = self._sweep.search, self.reference(rows)
+        if settings.seeds == 1 or reference is None:
+            return []
+        return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
+
+    def _over(self, rows: Sequence[TrialRow], slots: Sequence[dict[str, Any]]) -> bool:
+        """Whether the search has ended: no trial of it is open, and none is to be added."""
+        began = any(row.stage == "confirm" for row in rows)
+        trained = [row for row in rows if row.stage in ("baseline", "search")]
+        open_ones = any(row.state in evidence.OPEN for row in trained)
+        return began or not (open_ones or self._service.study.missing(slots))
+
+    def _further(self, rows: Sequence[TrialRow], budget: Spending, made: int, *, idle: bool) -> int:
+        """How many proposals may be made beyond those that there are: one at a time, while the budget buys it."""
+        limit = self._sweep.trials
+        proposed = [row for row in rows if row.stage == "search" and REPLICATE not in row.attrs]
+        if (limit is not None and made >= limit) or any(row.state == "WAITING" for row in proposed):
+            return 0
+        distinct = {row.number for row in evidence.proposals(rows)}
+        latest = [row for row in proposed if row.attrs.get("trace")][-IN_VAIN:]
+        if len(latest) == IN_VAIN and not any(row.number in distinct for row in latest):
+            return 0
+        idle = idle and not any(row.state in evidence.OPEN and row.stage == "search" for row in rows)
+        return int(budget.another(len(distinct), idle=idle))

@@ -1,0 +1,169 @@
+"""What a sweep's budget has been spent on, what is promised, and what it still buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from sweeper import evidence, search
+from sweeper.config import Budget
+from sweeper.study import REPLICATE, TrialRow
+
+if TYPE_CHECKING:
+    from sweeper.service.service import Service
+
+
+@dataclass(frozen=True)
+class Spending:
+    """All amounts in the unit of ``budget``: trained epochs, or hours of one worker.
+
+    ``spent``: trained so far; ``promised``: what the trials that are open still need; ``kept``: the confirmation, kept
+    back until it has begun; ``typical``: training an average proposal on one seed; ``seeds``: on how many seeds an
+    average proposal is trained. A branch costs what it does not share with the baselines.
+    """
+
+    budget: Budget
+    spent: float
+    promised: float
+    kept: float
+    typical: float
+    seeds: float
+    baselines: float
+    cost: Mapping[int, float]
+
+    @classmethod
+    def of(cls, service: Service, rows: Sequence[TrialRow]) -> Spending:
+        """The spending of a sweep with these trials."""
+        budget = service.sweep.budget
+        assert budget is not None
+        epochs, settings = service.sweep.epochs, service.sweep.search
+        counted = [row for row in rows if row.stage in ("baseline", "search", "confirm")]
+        seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
+        # before an epoch was timed nobody knows what an hour buys: nothing counts, and the work begins
+        unit = 1.0 if budget.unit == "ep" else median(seconds) / 3600 if seconds else 0.0
+        shares = {row.number: service.shared(row.schedule) for row in counted if row.schedule}
+        branches = [epochs - shares[row.number] for row in evidence.proposals(rows) if row.number in shares]
+        typical = fmean(branches) if branches else float(epochs)
+        cost = {row.number: float(epochs - shares[row.number]) if row.number in shares else typical for row in counted}
+        spent = promised = 0.0
+        for row in counted:
+            trained = max(len(row.values) - int(row.attrs.get("epochs_reused", 0)), 0)
+            each = 1.0 if budget.unit == "ep" else float(row.attrs.get("epoch_seconds") or unit * 3600) / 3600
+            spent += trained * each
+            if row.state in evidence.OPEN:
+                whole = float(epochs) if row.stage == "baseline" else cost[row.number]
+                left = whole if not row.values else min(float(epochs - len(row.values)), whole)
+                promised += unit * left
+        return cls(
+            budget,
+            spent,
+            promised,
+            kept=unit * _confirmation(service, rows, cost, typical),
+            typical=unit * typical,
+            seeds=expected_seeds(settings.seeds, settings.race, settings.begin),
+            baselines=unit
+            * epochs
+            * len({(row.attrs.get("name"), row.seed) for row in rows if row.stage == "baseline"}),
+            cost={number: unit * each for number, each in cost.items()},
+        )
+
+    @property
+    def left(self) -> float:
+        """What the search may still spend: without what is promised and the confirmation."""
+        return self.budget.amount - self.spent - self.promised - self.kept
+
+    def affordable(self, replicates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As many of these replicates, in their order, as there is something left for."""
+        left, found = self.left, []
+        for slot in replicates:
+            left -= self.cost.get(int(slot[REPLICATE]), self.typical)
+            if left < 0:
+                break
+            found.append(slot)
+        return found
+
+    def another(self, made: int, *, idle: bool) -> bool:
+        """Whether another proposal may be made, after ``made`` of them; ``idle``: there is nothing else to do.
+
+        Room is kept for the replicates that those made already will ask for, until it turns out that they ask for none.
+        """
+        if self.left < self.typical * (self.seeds if self.seeds < 2 or idle else 1):
+            return False
+        planned = self.baselines + (made + 1) * self.typical * self.seeds
+        return idle or planned <= self.budget.amount - self.kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "budget": str(self.budget),
+            "unit": "epochs" if self.budget.unit == "ep" else "hours",
+            "amount": self.budget.amount,
+            "spent": self.spent,
+            "promised": self.promised,
+            "kept": self.kept,
+            "left": self.budget.amount - self.spent,
+            "left_for_search": max(self.left, 0.0),
+        }
+
+
+def bought(service: Service, draws: Sequence[Mapping[str, Any]], seconds: float | None) -> dict[str, Any]:
+    """What the sweep's budget buys, before anything is trained: JSON-able, amounts in trained epochs.
+
+    ``draws``: proposals as they may come; ``seconds``: of an epoch, None where none was timed. ``proposals`` is what is
+    left for the search over what an average proposal costs on the seeds that it races on; None where a budget in hours
+    cannot be told in epochs yet.
+    """
+    sweep, epochs = service.sweep, service.sweep.epochs
+    settings, confirm, names = sweep.search, sweep.confirm, len(service.baselines())
+    branch = fmean([epochs - service.shared(spec) for spec in draws]) if draws else float(epochs)
+    seeds = expected_seeds(settings.seeds, settings.race, settings.begin)
+    trunks = float(epochs * len(service.agenda.baselines()))
+    judged = confirm.seeds * (epochs * names + confirm.best * branch)
+    found: dict[str, Any] = {
+        "budget": str(sweep.budget) if sweep.budget is not None else None,
+        "baselines": trunks,
+        "confirmation": judged,
+        "branch": branch,
+        "seeds_per_proposal": seeds,
+        "epochs": None,
+        "proposals": None,
+    }
+    if sweep.budget is not None:
+        if sweep.budget.unit == "ep":
+            found["epochs"] = sweep.budget.amount
+        elif seconds:
+            found["epochs"] = sweep.budget.amount * 3600 / seconds
+        if found["epochs"] is not None:
+            left = max(found["epochs"] - trunks - judged, 0.0)
+            found["proposals"] = int(left / (branch * seeds))
+            if sweep.trials is not None:
+                found["proposals"] = min(found["proposals"], sweep.trials)
+    return found
+
+
+def expected_seeds(seeds: int, race: float, begin: int) -> float:
+    """On how many seeds an average proposal is trained.
+
+    >>> expected_seeds(8, 2, 1), expected_seeds(1, 2, 1), expected_seeds(16, 2, 4)
+    (2.5, 1.0, 8.0)
+    """
+    steps, share = search.rungs(seeds, begin), 1.0
+    total = float(steps[0])
+    for now, further in pairwise(steps):
+        share /= race
+        total += share * (further - now)
+    return total
+
+
+def _confirmation(service: Service, rows: Sequence[TrialRow], cost: Mapping[int, float], typical: float) -> float:
+    """Trained epochs of the announced confirmation; 0 once it has begun: its trials then count themselves."""
+    if any(row.stage == "confirm" for row in rows):
+        return 0.0
+    best, leaders = service.sweep.confirm.best, service.leaders(rows)
+    branches = [cost.get(number, typical) for number in leaders[:best]]
+    branches += [typical] * (best - len(branches))
+    trunks = service.sweep.epochs * len(service.baselines())
+    return service.sweep.confirm.seeds * (trunks + sum(branches))

@@ -1,0 +1,110 @@
+"""A budget in epochs or hours: what it buys, that it is kept, and that what was kept back is spent as announced."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulation import Home, World
+from test_race_run import BRANCHES, RAISES, follow_from_the_scores
+from test_worker import EPOCHS, STAY, check, home, sweeper, written  # noqa: F401  # a fixture
+
+from sweeper import summary
+from sweeper.cli import show
+from sweeper.config import Budget, Sweep
+from sweeper.errors import ConfigError
+from sweeper.service.spending import expected_seeds
+from sweeper.study import REPLICATE
+
+RACE = {**BRANCHES, "trunk": "best", "seeds": 2}
+DESIGN = {"best": 1, "seeds": 4}
+
+
+def raced(**changes: Any) -> dict[str, Any]:
+    return written(baselines=[STAY, RAISES[2]], search=RACE, confirm=DESIGN, trials=None) | changes
+
+
+@pytest.mark.parametrize("plan", [{}, {60: "kill", 150: "switch", 260: "freeze", 400: "stop", 700: "kill"}])
+def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
+    home: Home,  # noqa: F811
+    tmp_path: Path,
+    plan: dict[int, str],
+) -> None:
+    world = World(home, tmp_path, raced(budget="100ep"), plan)
+    world.run()
+    check(world)
+    study = world.service.study
+    assert study.done
+    rows, again = study.rows(), Counter(world.happened)["kill"] + Counter(world.happened)["freeze"]
+    reference = study.notes["trunk"]["name"]
+    of_search = [row for row in rows if row.stage == "search"]
+    confirmed = [row for row in rows if row.stage == "confirm"]
+    assert len({row.seed for row in confirmed}) == DESIGN["seeds"]
+    assert {row.attrs["name"] for row in confirmed} >= set(world.service.baselines())
+    assert max(row.number for row in of_search) < min(row.number for row in confirmed)
+    assert not {row.seed for row in confirmed} & {row.seed for row in of_search}
+    assert len({row.attrs["trace"] for row in of_search}) >= 3
+    assert any(REPLICATE in row.attrs for row in of_search)
+    if not plan:
+        follow_from_the_scores(world, reference)
+    spending = world.service.status()["spending"]
+    assert spending["spent"] == len(set(world.trained)) <= 100 + again
+    assert spending["promised"] == spending["kept"] == 0
+    told = sweeper(world, "status")
+    assert f"budget: {len(set(world.trained))} of 100 epochs spent" in told
+    assert "trunk: " in told
+    assert "over" in told
+    picked = sweeper(world, "pick")
+    assert "in the race: mean difference to the trunk on the search seeds" in picked
+    assert "the best baseline on 2 search seeds" in picked
+    page = summary.page(world.service).decode()
+    assert "raced on 2 seeds</span>" in page
+    assert "the best baseline on 2 search seeds" in page
+
+
+def test_a_budget_that_leaves_nothing_proposes_nothing(
+    home: Home,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world = World(home, tmp_path, raced(budget="50ep"))
+    plan = world.service.plan()
+    assert plan["cost"]["proposals"] == 0
+    world.run()
+    rows = world.service.study.rows()
+    assert {row.stage for row in rows} == {"baseline"}
+    assert world.service.study.done
+    show.plan(plan)
+    assert "nothing is left for the search: raise the budget" in capsys.readouterr().out
+
+
+def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # noqa: F811
+    world = World(home, tmp_path, raced(budget="8h", trials=2))
+    world.run()
+    check(world)
+    rows = world.service.study.rows()
+    assert sum(row.stage == "search" and REPLICATE not in row.attrs for row in rows) == 2
+    assert any(row.stage == "confirm" for row in rows)
+    spending = world.service.status()["spending"]
+    assert spending["unit"] == "hours"
+    assert spending["spent"] == pytest.approx(len(world.trained) * 36 / 3600)
+
+
+def test_a_budget_that_cannot_be_meant_is_refused() -> None:
+    keys = {"name": "s", "data": "digits", "model": "yolo11n.yaml", "epochs": EPOCHS, "lr0": 0.1, "search": {}}
+    for budget in ("7", 7, "-3ep", "0h", "ep", "1e999ep", "8 days"):
+        with pytest.raises(ConfigError, match=r"budget: .*expected trained epochs or worker hours above 0, such as"):
+            Sweep.build({**keys, "budget": budget})
+    with pytest.raises(ConfigError, match="trials is missing; expected trials: 20, or a budget such as"):
+        Sweep.build(keys)
+    sweep = Sweep.build({**keys, "budget": " 1600 ep "})
+    assert str(sweep.budget) == "1600ep"
+    assert sweep.model_dump(mode="json")["budget"] == "1600ep"
+    assert Budget.model_validate("8h").words(1.5) == "1.5 worker hours"
+    assert "budget" not in sweep.identity()
+
+
+def test_on_how_many_seeds_an_average_proposal_is_trained() -> None:
+    assert expected_seeds(1, 2, 1) == 1
+    assert expected_seeds(8, 2, 1) == 1 + 1 / 2 + 2 / 4 + 4 / 8
+    assert expected_seeds(16, 2, 4) == 4 + 4 / 2 + 8 / 4
