@@ -115,7 +115,7 @@ def test_where_some_failed_the_answer_stays_and_a_line_says_how_many(shown: Serv
     line = f"1 of {len(shown.study.rows())} trials failed; the reason (trial 4) is"
     done = sweeper("pick", shown_file, "--store", shown.place.folder, cwd=shown_file.parent)
     first, second, *_ = done.stdout.splitlines()
-    assert first.startswith("Winner: trial 5, ")
+    assert first.startswith("Winner: trial 5 (cawb steps=")
     assert second == f"{line}: not finite: loss nan at epoch 6, step 17; lower lr0"
     assert line in summary.page(shown).decode()
     done = sweeper("status", shown_file, "--store", shown.place.folder, cwd=shown_file.parent)
@@ -142,7 +142,7 @@ def test_scores_of_0_everywhere_are_nothing_learned(stage: str, score: float) ->
     assert answer.winner is None
     assert answer.detectable is None
     runs = 16 if stage == "confirm" else 5
-    assert answer.sentence.startswith(f"nothing was learned: the mAP50-95 of all {runs} finished runs is 0.0000")
+    assert answer.sentence.startswith(f"nothing was learned: the score of all {runs} finished runs is 0.0000")
     assert {candidate.reason for candidate in answer.candidates} <= {"nothing was learned"}
     assert all(candidate.mde is None for candidate in answer.candidates)
 
