@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.metrics import ap_per_class
 
 from sweeper import data
-from sweeper.evaluate import evaluate
+from sweeper.training.coco import evaluate
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def main() -> None:
             ("+ predictions clipped to the image", clipped),
             ("+ at most 100 predictions per image and class", most),
             ("+ matches by pycocotools, in pixels of the image", coco_matches(dataset, found)),
-            ("+ COCO's formula = `evaluate.py`", [coco["AP"], coco["AP50"]]),
+            ("+ COCO's formula = `coco.py`", [coco["AP"], coco["AP50"]]),
         ]
     print("\n| | mAP50-95 | step | mAP50 | step |\n|---|---|---|---|---|")
     before = plain

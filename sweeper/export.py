@@ -89,7 +89,7 @@ if __name__ == "__main__":
 class Exported:
     """File name -> content; ``alias`` under which its weights are to be registered, and the run that has them.
 
-    ``recipe`` and ``arguments`` (of ``yolo train``) are what :func:`sweeper.training.checkpoint.model_file` needs.
+    ``recipe`` and ``arguments`` (of ``yolo train``) are what :func:`sweeper.training.models.model_file` needs.
     """
 
     trial: int

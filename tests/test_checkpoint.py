@@ -10,7 +10,7 @@ from sweeper import data, training
 from sweeper.config import Recipe
 from sweeper.errors import ConfigError
 from sweeper.schedules import TimeBase, parse
-from sweeper.training.checkpoint import model_file
+from sweeper.training.models import model_file
 
 KEYS = {"imgsz": 128, "batch": 16, "nbs": 16, "mosaic": 0.0, "fliplr": 0.0}
 

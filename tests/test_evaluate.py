@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sweeper import data
 from sweeper.errors import DataError
-from sweeper.evaluate import evaluate
+from sweeper.training.coco import evaluate
 
 PRECISIONS = ["AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge"]
 STATS = [*PRECISIONS, "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge"]  # the order of summarize()

@@ -14,6 +14,7 @@ import torch
 import torchvision
 import yaml
 from exact import Elsewhere
+from PIL import Image
 
 from sweeper import training
 from sweeper.errors import ConfigError, NotFinite
@@ -130,7 +131,8 @@ def test_detections_are_in_image_pixels_and_the_landscape_can_be_measured(
     assert {"mAP50-95", "mAP50", "precision", "recall", "val/classification_loss"} <= evaluation.metrics.keys()
     assert len(evaluation.detections) == exact.VAL
     for found in evaluation.detections:
-        height, width = found.size
+        with Image.open(found.path) as opened:
+            width, height = opened.size
         assert 0 < len(found.scores) <= 300
         assert found.boxes.min() >= 0
         assert (found.boxes <= [width, height, width, height]).all()
@@ -165,7 +167,7 @@ def test_a_model_that_knows_the_answer_gets_full_marks(source: Path, tmp_path: P
     for batch in validator.dataloader:
         batch = validator.preprocess(batch)
         truth = [{**target, "scores": torch.ones(len(target["labels"]))} for target in detector._targets(batch)]
-        validator.update_metrics(validator.postprocess(truth), batch)
+        validator.update_metrics(validator.postprocess(detector._detections(truth)), batch)
     validator.get_stats()
     assert validator.metrics.box.map > 0.99
 

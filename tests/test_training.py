@@ -349,7 +349,6 @@ def test_evaluation(trainer: training.Trainer) -> None:
     for detections in found.detections:
         n = len(detections.scores)
         assert 0 < n <= 300
-        assert detections.size == (480, 640)
         assert (detections.boxes.shape, detections.classes.shape) == ((n, 4), (n,))
         assert (detections.boxes.dtype, detections.scores.dtype) == (np.float32, np.float32)
         assert (detections.boxes >= 0).all()

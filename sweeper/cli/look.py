@@ -134,7 +134,7 @@ def export(
     weights = registry.fetch(server, found.run_id) if found.run_id else None
     model = None
     if weights is not None:
-        from sweeper.training.checkpoint import model_file  # torch and Ultralytics take seconds to import
+        from sweeper.training.models import model_file  # torch and Ultralytics take seconds to import
 
         model = model_file(found.recipe, service.classes, weights, found.arguments)
     try:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sweeper import data, database, evaluate, evidence, schedules, search, stats
+from sweeper import data, database, evidence, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
@@ -23,6 +23,7 @@ from sweeper.stats import Answer, Row, choose
 from sweeper.store import Store
 from sweeper.study import Study, TrialRow
 from sweeper.tracking import Tracker, names
+from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
 
 #: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
@@ -183,7 +184,7 @@ class Service:
         for sweep in self.sweep.with_each_trunk():
             search.check(sweep)
             search.check(sweep, self.time)
-        evaluate.check_objective(self.dataset, self.sweep)
+        coco.check_objective(self.dataset, self.sweep)
         with (
             tempfile.TemporaryDirectory(prefix="sweeper-check-") as aside,
             self.training(

@@ -26,8 +26,6 @@ __all__ = [
     "Torch",
     "Trainer",
     "fingerprint",
-    "limit_memory",
-    "memory",
     "open",
     "torch_sees",
 ]
@@ -55,12 +53,11 @@ class EpochLog:
 class Detections:
     """What was found in one image, after non-maximum suppression, best first.
 
-    ``path``: the image, in the data set's private layout. ``size``: its height and width in pixels. ``boxes``: float32
-    (n, 4), x1 y1 x2 y2 in pixels of the image, clipped to it. ``scores``: float32 (n,). ``classes``: int64 (n,).
+    ``path``: the image, in the data set's private layout. ``boxes``: float32 (n, 4), x1 y1 x2 y2 in pixels of the
+    image, clipped to it. ``scores``: float32 (n,). ``classes``: int64 (n,), indices of the data set's names.
     """
 
     path: str
-    size: tuple[int, int]
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
@@ -76,7 +73,6 @@ class Evaluation:
 
     metrics: dict[str, float]
     detections: list[Detections]
-    seconds: float
 
 
 def silent(iteration: int) -> None:
@@ -158,23 +154,6 @@ def torch_sees() -> Torch:
     import torch
 
     return Torch(torch.__version__, [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())])
-
-
-def limit_memory(device: str, share: float) -> None:
-    """Let this process take no more than ``share`` of a GPU's memory; then torch raises as if the GPU were full."""
-    if device != "cpu" and share < 1:
-        import torch
-
-        torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-def memory(device: str) -> float:
-    """The most of a GPU's memory that torch has held in this process, as a share of it; 0 on a CPU."""
-    if device == "cpu":
-        return 0.0
-    import torch
-
-    return float(torch.cuda.max_memory_reserved(device) / torch.cuda.get_device_properties(device).total_memory)
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:

@@ -1,12 +1,12 @@
-"""What the optimizer used at every step of an epoch, and its comparison with the schedule. Imports no torch.
+"""What the optimizer used at every step of an epoch, recorded and compared with the schedule. Imports no torch.
 
-The training process records, the worker compares: with the trace that it built itself from the proposal. So a trainer
-that reads a trace wrongly is found out, and so is anything else in its process that sets a learning rate.
+The training process records. The worker compares with the trace that it built itself from the proposal, so it notices
+a trainer that reads a trace wrongly and anything else in its process that sets a learning rate.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from sweeper.errors import LRMismatch
 
 if TYPE_CHECKING:
+    import torch
+
     from sweeper.config import Recipe
     from sweeper.schedules import Trace
 
@@ -101,3 +103,51 @@ def multiples(optimizer: str, groups: Sequence[str]) -> list[float]:
     if optimizer != "MuSGD":
         return [1.0] * len(groups)
     return [HEADS if name not in groups[:index] else 1.0 for index, name in enumerate(groups)]
+
+
+class Recorder:
+    """Remembers what the groups of ``optimizer`` hold at each of its steps; no wait for a GPU.
+
+    The hook runs after the update: by then every hook that others have put before it has run, and torch's optimizers
+    do not change their settings.
+    """
+
+    def __init__(self, optimizer: "torch.optim.Optimizer") -> None:
+        self._optimizer = optimizer
+        self._names: tuple[str, ...] = tuple(group["param_group"] for group in optimizer.param_groups)
+        self.clear()
+        optimizer.register_step_post_hook(self._stepped)
+
+    def clear(self) -> None:
+        """Forget the steps so far: a new epoch begins."""
+        self._rows: list[list[tuple[Any, ...]]] = []
+        self._infinite: list[torch.Tensor | bool] = []
+
+    @property
+    def steps(self) -> int:
+        """How many steps were recorded, skipped ones included."""
+        return len(self._rows)
+
+    def skipped(self) -> None:
+        """The gradient scaler did not call the optimizer; note what the groups hold all the same."""
+        self._rows.append(self._held())
+        self._infinite.append(True)
+
+    def applied(self) -> Applied:
+        """All steps since ``clear``. Waits for the GPU once."""
+        columns = len(self._held()[0])
+        held = np.array(self._rows, np.float64).reshape(len(self._rows), len(self._names), columns)
+        skipped = [bool(found) for found in self._infinite]
+        return Applied(self._names, held[:, :, 0], held[:, :, 1:], np.array(skipped, bool))
+
+    def _stepped(self, optimizer: "torch.optim.Optimizer", *_: object) -> None:
+        self._rows.append(self._held())
+        # a fused optimizer is called in any case, and looks at this in its own kernel
+        self._infinite.append(getattr(optimizer, "found_inf", False))
+
+    def _held(self) -> list[tuple[Any, ...]]:
+        return [(group["lr"], *_momentum(group)) for group in self._optimizer.param_groups]
+
+
+def _momentum(group: dict[str, Any]) -> tuple[Any, ...]:
+    return (group["momentum"],) if "momentum" in group else tuple(group["betas"])

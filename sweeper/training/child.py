@@ -90,7 +90,7 @@ def serve(
                 continue
             recipe, state = message[1], message[-1]
             if trainer is None or opened != recipe:
-                training.limit_memory(device, share)
+                _limit_memory(device, share)
                 trainer = opening(recipe, device=device, threads=recipe.threads, folder=folder)
                 opened, untrained = recipe, trainer.state()
             if message[0] == "loss":
@@ -136,8 +136,6 @@ class Pulse:
 def _train(
     pipe: Connection, trainer: Any, beat: Pulse, *, device: str, trace: Trace, start: int, detecting: set[int]
 ) -> None:
-    from sweeper import training
-
     for epoch in range(start, trace.epochs):
         beat.epoch = epoch
         log = trainer.train_epoch(epoch, trace, beat)
@@ -151,11 +149,28 @@ def _train(
             state=trainer.state(),
             state_digest=trainer.state_digest(),
             detections=evaluation.detections if epoch in detecting else None,
-            memory=training.memory(device),
+            memory=_memory(device),
         )
         pipe.send((event, log.applied))
         if pipe.recv() != ("go",):  # EOF ends the process
             return
+
+
+def _limit_memory(device: str, share: float) -> None:
+    """Let this process take no more than ``share`` of a GPU's memory; beyond it torch raises as if it were full."""
+    if device != "cpu" and share < 1:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def _memory(device: str) -> float:
+    """The most of a GPU's memory that torch has held in this process, as a share of it; 0 on a CPU."""
+    if device == "cpu":
+        return 0.0
+    import torch
+
+    return float(torch.cuda.max_memory_reserved(device) / torch.cuda.get_device_properties(device).total_memory)
 
 
 def _die_with(parent: int) -> None:

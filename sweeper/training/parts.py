@@ -14,8 +14,8 @@ import yaml
 from sweeper import data as datasets
 from sweeper.data.layout import MARKER
 from sweeper.training import Detections, isolated  # noqa: F401  before Ultralytics
+from sweeper.training.applied import Recorder
 from sweeper.training.epochs import ExactDataset, epoch_loader
-from sweeper.training.recorder import Recorder
 
 # isort: split
 from ultralytics.data.build import build_dataloader
@@ -38,20 +38,48 @@ SAME_NAMES = (
 
 def described(path: Path) -> dict[str, Any]:
     """What Ultralytics wants to know of a data set laid out by ``sweeper.data``."""
-    said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    root, names = Path(said["path"]), dict(said["names"])
-    splits = {split: str(root / said[split]) for split in ("train", "val")}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    root, names = Path(content["path"]), dict(content["names"])
+    splits = {split: str(root / content[split]) for split in ("train", "val")}
     return {**splits, "path": root, "names": names, "nc": len(names), "channels": 3}
+
+
+class Validator(DetectionValidator):  # type: ignore[misc]
+    """Ultralytics' validator, which also keeps the detections, in image pixels and full precision."""
+
+    beat: Callable[[int], None] = staticmethod(lambda batch: None)  # called with every batch
+
+    def init_metrics(self, model: torch.nn.Module) -> None:
+        self.metrics = DetMetrics()  # the last evaluation's would show their last values where nothing is found
+        super().init_metrics(model)
+        self.loss: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.detections: list[Detections] = []
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        """As Ultralytics', without its time limit, at which it drops what a busy machine has not suppressed yet."""
+        limits = {"max_det": self.args.max_det, "end2end": self.end2end, "max_time_img": math.inf}
+        images = non_max_suppression(preds, self.args.conf, self.args.iou, multi_label=True, **limits)
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in images]
+
+    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
+        self.beat(self.batch_i)
+        super().update_metrics(preds, batch)
+        for i, pred in enumerate(preds):
+            about = self._prepare_batch(i, batch)
+            scaled = {name: value.cpu().numpy() for name, value in self.scale_preds(pred, about).items()}
+            boxes, scores = scaled["bboxes"].astype(np.float32), scaled["conf"].astype(np.float32)
+            self.detections.append(Detections(about["im_file"], boxes, scores, scaled["cls"].astype(np.int64)))
 
 
 class Parts(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' trainer, of which only the set-up and single parts are used, never its loop."""
 
+    validator_of: type[Validator] = Validator
+
     def __init__(self, recipe: "Recipe", device: torch.device, folder: Path) -> None:
         self._recipe, self._folder = recipe, folder
-        said = {name: getattr(recipe, name) for name in SAME_NAMES}
         super().__init__(
-            overrides=said
+            overrides={name: getattr(recipe, name) for name in SAME_NAMES}
             | {
                 "task": "detect",
                 "data": recipe.data,
@@ -151,40 +179,9 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         on_gpu = self.device.type == "cuda"
         return epoch_loader(dataset, batch=batch_size, seed=recipe.seed, workers=workers, pin_memory=on_gpu)
 
-    def get_validator(self) -> "Validator":
+    def get_validator(self) -> Validator:
         """The validator that keeps its detections."""
-        return Validator(self.test_loader, save_dir=self.save_dir, args=vars(self.args).copy(), _callbacks={})
+        return self.validator_of(self.test_loader, save_dir=self.save_dir, args=vars(self.args).copy(), _callbacks={})
 
     def _setup_scheduler(self) -> None:
         self.scheduler = SimpleNamespace(last_epoch=0)  # the trace is the only scheduler
-
-
-class Validator(DetectionValidator):  # type: ignore[misc]
-    """Ultralytics' validator, which also keeps what it found, in image pixels and full precision."""
-
-    beat: Callable[[int], None] = staticmethod(lambda batch: None)  # called with every batch
-
-    def init_metrics(self, model: torch.nn.Module) -> None:
-        """Start anew."""
-        self.metrics = DetMetrics()  # kept ones would show their last values where nothing is found
-        super().init_metrics(model)
-        self.loss: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        self.found: list[Detections] = []
-
-    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
-        """As Ultralytics', without its time limit, at which it drops what a busy machine has not suppressed yet."""
-        limits = {"max_det": self.args.max_det, "end2end": self.end2end, "max_time_img": math.inf}
-        found = non_max_suppression(preds, self.args.conf, self.args.iou, multi_label=True, **limits)
-        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in found]
-
-    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
-        """Count, and keep."""
-        self.beat(self.batch_i)
-        super().update_metrics(preds, batch)
-        for i, pred in enumerate(preds):
-            about = self._prepare_batch(i, batch)
-            scaled = {name: value.cpu().numpy() for name, value in self.scale_preds(pred, about).items()}
-            height, width = about["ori_shape"]
-            boxes, scores = scaled["bboxes"].astype(np.float32), scaled["conf"].astype(np.float32)
-            size = (int(height), int(width))
-            self.found.append(Detections(about["im_file"], size, boxes, scores, scaled["cls"].astype(np.int64)))

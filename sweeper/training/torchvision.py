@@ -9,7 +9,6 @@ the loss is the mean over the images of an optimizer step (YOLO's is their sum),
 in torchvision's reference training.
 """
 
-import io
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -80,7 +79,7 @@ def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> 
         body = torch.nn.Sequential(OrderedDict([("stem", net.stem), *net.trunk_output.named_children()]))
     else:
         body = getattr(net, "features", None) or getattr(net, "layers", None) or net
-    found: dict[int, tuple[str, int]] = {}
+    levels: dict[int, tuple[str, int]] = {}  # stride -> the last layer that has it, its channels
     x, size = torch.zeros(1, 3, 128, 128), 128
     net.eval()
     with torch.no_grad():
@@ -91,15 +90,15 @@ def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> 
                 break
             if x.ndim != 4 or x.shape[2] != x.shape[3] or x.shape[2] < 2 or size % x.shape[2]:
                 break
-            found[size // x.shape[2]] = (name, x.shape[1])
+            levels[size // x.shape[2]] = (name, x.shape[1])
     net.train()
-    if missing := [stride for stride in strides if stride not in found]:
+    if missing := [stride for stride in strides if stride not in levels]:
         raise ConfigError(
             f"model: {backbone} has no layers of stride {missing[0]} that a feature pyramid could stand on; "
             "use a ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, DenseNet, ShuffleNet or VGG"
         )
-    layers = {found[stride][0]: str(index) for index, stride in enumerate(strides)}
-    return BackboneWithFPN(body, layers, [found[stride][1] for stride in strides], CHANNELS, extra)
+    layers = {levels[stride][0]: str(index) for index, stride in enumerate(strides)}
+    return BackboneWithFPN(body, layers, [levels[stride][1] for stride in strides], CHANNELS, extra)
 
 
 def build(model: str, classes: int) -> Any:
@@ -112,6 +111,13 @@ def build(model: str, classes: int) -> Any:
         body = pyramid(backbone, (8, 16, 32), LastLevelP6P7(CHANNELS, CHANNELS))
         net = {"retinanet": RetinaNet, "fcos": FCOS}[family](body, classes, **CANDIDATES)
     net.transform = Normalised(1, 1, net.transform.image_mean, net.transform.image_std)
+    return net
+
+
+def standalone(model: str, classes: int, size: int) -> Any:
+    """The same network for images of any size, which it scales to ``size`` pixels as in training."""
+    net = build(model, classes)
+    net.transform = GeneralizedRCNNTransform(size, size, net.transform.image_mean, net.transform.image_std)
     return net
 
 
@@ -146,9 +152,9 @@ class Detector(torch.nn.Module):
         if isinstance(x, dict):
             loss, items = self.loss(x)
             return loss / self._accumulate, items
-        return self.net.backbone(x) if self.training else self.net(list(x))
+        return self.net.backbone(x) if self.training else self._detections(self.net(list(x)))
 
-    def loss(self, batch: Batch, found: Any = None) -> tuple[torch.Tensor, Batch]:
+    def loss(self, batch: Batch, preds: Any = None) -> tuple[torch.Tensor, Batch]:
         """The mean loss per image, and its parts by name; BatchNorm is as the mode says, the rest in training mode."""
         evaluating = not self.training
         if evaluating:
@@ -176,8 +182,8 @@ class Detector(torch.nn.Module):
             mine = (batch["batch_idx"] == index) & real
             yield {"boxes": boxes[mine], "labels": labels[mine]}
 
-    def detections(self, found: list[Batch]) -> list[Batch]:
-        """What ``forward`` found, in YOLO's words."""
+    def _detections(self, images: list[Batch]) -> list[Batch]:
+        """torchvision's detections under the names that the validator knows from YOLO."""
         return [
             {
                 "bboxes": image["boxes"].float(),
@@ -185,36 +191,26 @@ class Detector(torch.nn.Module):
                 "cls": (image["labels"] - self._first).float(),
                 "extra": image["boxes"].new_zeros((len(image["boxes"]), 0)),
             }
-            for image in found
+            for image in images
         ]
-
-
-class TorchvisionParts(Parts):
-    """The parts of the loop around another network."""
-
-    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Detector:
-        """The network; Ultralytics asks for it when the random states are set."""
-        return Detector(self._recipe.model, self.data["names"], self._recipe.accumulate)
-
-    def get_validator(self) -> Validator:
-        """The validator, told how to read what the network found."""
-        return TorchvisionValidator(
-            self.test_loader, save_dir=self.save_dir, args=vars(self.args).copy(), _callbacks={}
-        )
 
 
 class TorchvisionValidator(Validator):
     """Counts detections exactly as YOLO's are counted."""
 
-    def init_metrics(self, model: torch.nn.Module) -> None:
-        """Start anew."""
-        super().init_metrics(model)
-        self._model = model
+    def postprocess(self, preds: list[Batch]) -> list[Batch]:
+        """Nothing is left to do: the network has suppressed overlaps itself."""
+        return preds
 
-    def postprocess(self, preds: Any) -> list[Batch]:
-        """The network has suppressed overlaps itself."""
-        assert isinstance(self._model, Detector)
-        return self._model.detections(preds)
+
+class TorchvisionParts(Parts):
+    """The parts of the loop around another network."""
+
+    validator_of = TorchvisionValidator
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Detector:
+        """The network; Ultralytics asks for it when the random states are set."""
+        return Detector(self._recipe.model, self.data["names"], self._recipe.accumulate)
 
 
 class TorchvisionTrainer(UltralyticsTrainer):
@@ -227,8 +223,6 @@ class TorchvisionTrainer(UltralyticsTrainer):
         """torchvision's loss is a mean over the images."""
         return float(loss) * images
 
-    def weights(self) -> bytes:
-        """The EMA's state_dict as torchvision's own network loads it; see the protocol."""
-        buffer = io.BytesIO()
-        torch.save({name: value.cpu() for name, value in self._parts.ema.ema.net.state_dict().items()}, buffer)
-        return buffer.getvalue()
+    def _exported(self) -> Any:
+        """torchvision's own network."""
+        return self._parts.ema.ema.net

@@ -6,7 +6,6 @@ step, data are a function of (seed, epoch, index), accumulation windows end with
 behind one's back (halving the batch, reloading after a NaN, downloads) is an error with a reason.
 """
 
-import io
 import math
 import time
 from collections import defaultdict
@@ -60,7 +59,6 @@ class UltralyticsTrainer:
     def train_epoch(
         self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
     ) -> EpochLog:
-        """Train one epoch; see the protocol."""
         started = time.perf_counter()
         parts, recipe = self._parts, self._recipe
         self._check(epoch, trace)
@@ -105,8 +103,6 @@ class UltralyticsTrainer:
         return EpochLog(applied.lr[:, parts.main].astype(np.float32), losses, time.perf_counter() - started, applied)
 
     def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
-        """Evaluate the EMA; see the protocol."""
-        started = time.perf_counter()
         validator = self._parts.validator
         validator.beat = beat
         with _typed_errors("evaluation"):
@@ -114,40 +110,30 @@ class UltralyticsTrainer:
         box, batches = validator.metrics.box, len(validator.dataloader)
         metrics = {"mAP50-95": box.map, "mAP50": box.map50, "precision": box.mp, "recall": box.mr}
         metrics |= {f"val/{name}": float(value) / batches for name, value in validator.loss.items()}
-        seconds = time.perf_counter() - started
-        return Evaluation({name: float(value) for name, value in metrics.items()}, validator.found, seconds)
+        return Evaluation({name: float(value) for name, value in metrics.items()}, validator.detections)
 
     def state(self) -> bytes:
-        """A snapshot; see the protocol."""
         return snapshot.to_bytes(self._live())
 
     def load(self, state: bytes) -> None:
-        """Continue from a snapshot; see the protocol."""
         parts = self._parts
         snapshot.put(snapshot.from_bytes(state), parts.model, parts.ema, parts.optimizer, parts.scaler)
         parts.optimizer.zero_grad()
 
     def state_digest(self) -> str:
-        """SHA-256 of the state; see the protocol."""
         return snapshot.digest(self._live())
 
     def weights(self) -> bytes:
-        """The EMA's state_dict; see the protocol."""
-        buffer = io.BytesIO()
-        torch.save({name: value.cpu() for name, value in self._parts.ema.ema.state_dict().items()}, buffer)
-        return buffer.getvalue()
+        return snapshot.to_bytes({name: value.cpu() for name, value in self._exported().state_dict().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The EMA as arrays; see the protocol."""
         return {name: value.cpu().numpy().copy() for name, value in self._parts.ema.ema.state_dict().items()}
 
     def set_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the EMA; see the protocol."""
         ema = self._parts.ema.ema
         ema.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()})
 
     def recompute_bn(self, epoch: int, batches: int) -> None:
-        """BatchNorm statistics of the EMA over augmented batches; see the protocol."""
         parts, recipe = self._parts, self._recipe
         ema, dataset, sampler = parts.ema.ema, parts.train_loader.dataset, parts.train_loader.sampler
         norms = [module for module in ema.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -168,7 +154,6 @@ class UltralyticsTrainer:
             module.momentum = momentum
 
     def val_loss(self, images: int = 64) -> float:
-        """The EMA's loss per validation image; see the protocol."""
         parts = self._parts
         ema, dataset, size = parts.ema.ema, parts.test_loader.dataset, parts.test_loader.batch_size
         images = min(images, len(dataset))
@@ -180,6 +165,10 @@ class UltralyticsTrainer:
                 batch["img"] = batch["img"].float() / 255
                 total += self._summed(ema.loss(batch, ema(batch["img"]))[0], len(batch["img"]))
         return total / images
+
+    def _exported(self) -> Any:
+        """The network whose weights a user takes away."""
+        return self._parts.ema.ema
 
     def _summed(self, loss: torch.Tensor, images: int) -> float:
         """The sum of a batch's loss over its ``images``: YOLO's parts are sums already."""
@@ -251,9 +240,9 @@ def _typed_errors(doing: str) -> Iterator[None]:
 
 
 def _is_memory(error: Exception) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        words in said for words in ("out of memory", "can't allocate memory", "alloc_failed")
+        words in message for words in ("out of memory", "can't allocate memory", "alloc_failed")
     )
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from sweeper import escape, evidence, report
 from sweeper.config import Recipe
 from sweeper.data import Dataset
-from sweeper.evaluate import AP, coco
 from sweeper.schedules import Trace, words
 from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog, names
+from sweeper.training import coco
 from sweeper.training.process import Epoch, TrainingProcess
 
 say = logging.getLogger("sweeper")
@@ -41,7 +41,7 @@ def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
         **curve,
         **event.losses,
         **values,
-        **(coco(dataset, event.detections) if event.detections is not None else {}),
+        **(coco.metrics(dataset, event.detections) if event.detections is not None else {}),
     }
 
 
@@ -120,10 +120,10 @@ class Telling:
         if self._service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
             log.weights("ema.pt", child.weights(recipe, end.state))
         last = end.rows[-1]
-        if AP in last or pruned or not end.state or slot.stage == "control":
+        if coco.AP in last or pruned or not end.state or slot.stage == "control":
             late = {}  # told with its row, if at all
         else:  # of a sweep that had not looked at this epoch
-            late = coco(self._service.dataset, child.detections(recipe, end.state))
+            late = coco.metrics(self._service.dataset, child.detections(recipe, end.state))
         summary = {f"best/{name}": best[self._metric], "best/epoch": best["epoch"], f"final/{name}": value}
         log.epoch(last["epoch"], summary | late, last["time"])
         log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
@@ -131,7 +131,7 @@ class Telling:
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
         told |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
-        if not pruned and (ap := {**last, **late}.get(AP)) is not None:
+        if not pruned and (ap := {**last, **late}.get(coco.AP)) is not None:
             told["AP"] = ap
         told |= {"gpu_memory": round(memory, 4)} if memory else {}
         for key, said in told.items():

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -18,23 +18,11 @@ from pycocotools.cocoeval import COCOeval
 from sweeper.config import Sweep
 from sweeper.data import Dataset
 from sweeper.errors import ConfigError, DataError
+from sweeper.training import Detections
 
 AP = "coco/AP"  # its name as a metric in MLflow
 AREAS = ("all", "small", "medium", "large")  # by the ground truth's area: below 32 x 32 pixels, below 96 x 96, above
 MOST = (1, 10, 100)  # detections per image and class that count, best scores first
-
-
-class Detections(Protocol):
-    """What was found in one image: its path, boxes (n, 4) as x1 y1 x2 y2 in pixels, scores (n,), class indices (n,)."""
-
-    @property
-    def path(self) -> Path | str: ...
-    @property
-    def boxes(self) -> np.ndarray: ...
-    @property
-    def scores(self) -> np.ndarray: ...
-    @property
-    def classes(self) -> np.ndarray: ...
 
 
 def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> dict[str, Any]:
@@ -54,8 +42,8 @@ def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = _truth(file)
         order: Sequence[int] = sorted(truth.getCatIds())
-        found = _results(truth, list(_rows(file, truth, order, detections)))
-        run = COCOeval(truth, found, "bbox")
+        results = _results(truth, list(_rows(file, truth, order, detections)))
+        run = COCOeval(truth, results, "bbox")
         run.params.maxDets = list(MOST)
         run.evaluate()
         run.accumulate()
@@ -75,14 +63,14 @@ def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> 
     return result
 
 
-def coco(dataset: Dataset, detections: Iterable[Detections]) -> dict[str, float]:
+def metrics(dataset: Dataset, detections: Iterable[Detections]) -> dict[str, float]:
     """COCO's metrics of the validation set as ``coco/AP``, ``coco/AR100``, ``coco/class/NAME`` and so on.
 
     What COCO has no value for (no such object in the ground truth) is left out. Raises DataError as ``evaluate`` does.
     """
-    metrics = evaluate(dataset, detections)
-    classes: Mapping[str, float | None] = metrics.pop("classes")
-    named = {f"coco/{key}": value for key, value in metrics.items()}
+    values = evaluate(dataset, detections)
+    classes: Mapping[str, float | None] = values.pop("classes")
+    named = {f"coco/{key}": value for key, value in values.items()}
     for number, (name, value) in enumerate(classes.items()):
         key = f"coco/class/{re.sub(r'[^A-Za-z0-9_. -]', '_', name).strip(' .') or '_'}"
         named[f"{key} {number}" if key in named else key] = value
@@ -98,9 +86,9 @@ def check_objective(dataset: Dataset, sweep: Sweep) -> None:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what is there; COCO marks what is not with -1."""
-    there = values[values > -1]
-    return float(np.mean(there)) if there.size else None
+    """The mean without the values of -1, with which COCO marks what it has no value for; None if all are."""
+    values = values[values > -1]
+    return float(np.mean(values)) if values.size else None
 
 
 def _truth(file: Path) -> COCO:
@@ -130,24 +118,24 @@ def _results(truth: COCO, rows: list[dict[str, Any]]) -> COCO:
 
 def _rows(file: Path, truth: COCO, order: Sequence[int], detections: Iterable[Detections]) -> Iterable[dict[str, Any]]:
     """COCO's result entries, boxes as x y width height."""
-    ids = {image["file_name"]: number for number, image in truth.imgs.items()}
+    ids = {entry["file_name"]: number for number, entry in truth.imgs.items()}
     seen: set[int] = set()
-    for one in detections:
-        parts = Path(one.path).parts  # a file_name may have folders of its own: the longest ending that is known
+    for image in detections:
+        parts = Path(image.path).parts  # a file_name may have folders of its own: the longest ending that is known
         number = next((ids[name] for i in range(len(parts)) if (name := "/".join(parts[i:])) in ids), None)
         if number is None:
             raise DataError(
-                f"{one.path}: detections of an image that {file} does not list; evaluate the set they are of"
+                f"{image.path}: detections of an image that {file} does not list; evaluate the set they are of"
             )
         if number in seen:
-            raise DataError(f"{one.path}: detections given twice; expected one entry per image")
+            raise DataError(f"{image.path}: detections given twice; expected one entry per image")
         seen.add(number)
-        boxes = np.asarray(one.boxes, np.float64).reshape(-1, 4)
-        scores, classes = np.asarray(one.scores, np.float64), np.asarray(one.classes)
+        boxes = np.asarray(image.boxes, np.float64).reshape(-1, 4)
+        scores, classes = np.asarray(image.scores, np.float64), np.asarray(image.classes)
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise DataError(f"{one.path}: a detection's box or score is not finite; expected numbers")
+            raise DataError(f"{image.path}: a detection's box or score is not finite; expected numbers")
         if classes.size and not (classes.min() >= 0 and classes.max() < len(order)):
-            raise DataError(f"{one.path}: class {int(classes.max())} detected, {file} has {len(order)} categories")
+            raise DataError(f"{image.path}: class {int(classes.max())} detected, {file} has {len(order)} categories")
         for (x1, y1, x2, y2), score, kind in zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True):
             box = [x1, y1, x2 - x1, y2 - y1]
             yield {"image_id": number, "category_id": order[int(kind)], "bbox": box, "score": score}
