@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeper import data, escape, training
+from sweeper import data, evidence, training
 from sweeper.config import Escape, Recipe
-from sweeper.schedules import TimeBase, parse
+from sweeper.schedules import TimeBase, controls, parse
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -63,7 +63,7 @@ def main() -> None:
         run = asked.epochs * seconds(epoch, asked.times)
         state, weights = trainer.state(), trainer.arrays()
         steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-        tail = escape.quench(trace, trace.epochs, epochs=2)
+        tail = controls.quench(trace, trace.epochs, epochs=2)
 
         def quench() -> None:
             trainer.load(state)
@@ -71,7 +71,7 @@ def main() -> None:
             trainer.arrays()
 
         def loss() -> None:
-            trainer.set_weights(escape.interpolate(weights, weights, 0.5))
+            trainer.set_weights(evidence.interpolate(weights, weights, 0.5))
             trainer.recompute_bn(trace.epochs, settings.bn_batches)
             trainer.val_loss(settings.val_images)
 

@@ -111,7 +111,7 @@ def _effects(row: TrialRow, trace: Trace, within: float) -> list[dict[str, Any]]
     curve = [row.values[epoch] for epoch in sorted(row.values)]
     if sorted(row.values) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
         return []
-    return evidence.jump_effects(curve, trace, within)
+    return [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
 
 
 def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> list[report.Verdict]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sweeper import escape, evidence
-from sweeper.config import Sweep
+from sweeper import evidence
+from sweeper.config import Escape, Sweep
 from sweeper.schedules.controls import CONTROLS
 from sweeper.service import Place, Service
 from sweeper.stats import Answer
@@ -93,7 +93,7 @@ class NullSweep:
         for seed in evidence.seeds_of(self.rows, row):
             for family in CONTROLS:
                 self._add("control", seed, name=family, control={**at, "kind": family})
-        [found] = evidence.verdicts(self.rows, row, escape.Thresholds(), {})
+        [found] = evidence.verdicts(self.rows, row, Escape())
         return found
 
     def _add(self, stage: str, seed: int, **attrs: Any) -> None:

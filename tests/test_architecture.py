@@ -13,7 +13,7 @@ LAYERS = [
     {"schedules"},
     {"config", "data", "database"},
     {"search"},
-    {"study", "tracking", "store", "training", "escape", "stats", "report"},
+    {"study", "tracking", "store", "training", "stats", "report"},
     {"evidence", "fleet"},
     {"service"},
     {"worker"},

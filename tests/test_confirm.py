@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from test_main_job import wait
 from tiny import SWEEP, sweeper
 
-from sweeper import escape, evidence
+from sweeper import evidence
 from sweeper.config import Confirm, Escape, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
@@ -120,7 +120,7 @@ def test_every_seed_gets_its_controls_and_one_the_landscape() -> None:
     assert {(slot["schedule"]["family"], slot["seed"]) for slot in slots} == {
         (f, s) for f in CONTROLS for s in (5, 6, 7)
     }
-    [measuring] = evidence.barrier_slots(rows, rows[0], TRACE, 0, Escape().cost())
+    [measuring] = evidence.barrier_slots(rows, rows[0], TRACE, 0, Escape())
     assert (measuring["seed"], measuring["control"]["other"], measuring["schedule"]) == (5, 6, RESTART)
 
     alone = evidence.control_slots(rows[:1], rows[0], TRACE, 0)
@@ -157,21 +157,18 @@ def test_a_control_that_cannot_be_says_so(change: dict[str, Any], says: str) -> 
         parse({"family": "counterfactual", "of": RESTART, **change}).trace(TimeBase(4, 3))
 
 
-def test_thresholds_of_a_sweep_file_are_those_of_the_battery_by_default() -> None:
-    assert evidence.thresholds(Escape()) == escape.Thresholds()
-
-
 # What comes out.
 
 
-SETTINGS = Escape().cost()
+SETTINGS = Escape()
+FEWER = Escape(points=5)
 
 
 def examined(
     gains: list[float],
     over: list[float],
     path: float = 0.5,
-    asked: Mapping[str, Any] = SETTINGS,
+    asked: Escape = SETTINGS,
     score: float = 0.5,
     beside: Sequence[TrialRow] = (),
 ) -> list[dict[str, Any]]:
@@ -187,12 +184,12 @@ def examined(
             control = {"trial": 0, "kind": family, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40}
             rows.append(row(len(rows), "control", value, seed=seed, control=control))
     at = {"trial": 0, "kind": evidence.BARRIER, "restart": 1, "epoch": 20, "ratio": 3.0, "end": 40, "other": 11}
-    for settings, height in ((SETTINGS, path), ({**SETTINGS, "points": 2}, 0.0)):
+    for settings, height in ((SETTINGS, path), (FEWER, 0.0)):
         found = evidence.Landscape(20, 40, height, height, height, 0.01, 1.0, (30,), 0.1, 0.9, 38, 5, 3, 1.0)
-        control = json.loads(json.dumps({**at, "settings": settings}))  # as the study keeps them
+        control = json.loads(json.dumps({**at, "settings": settings.cost()}))  # as the study keeps them
         measured = json.loads(json.dumps(found.to_dict()))
         rows.append(row(len(rows), "control", score, seed=10, control=control, landscape=measured))
-    verdicts = evidence.verdicts(rows, rows[0], escape.Thresholds(), asked)
+    verdicts = evidence.verdicts(rows, rows[0], asked)
     json.dumps(verdicts, allow_nan=False)
     return verdicts
 
@@ -203,11 +200,11 @@ def test_verdicts_pair_runs_with_their_controls_by_seed() -> None:
     assert found["gain"]["mean"] == pytest.approx(0.0105)
     assert (
         examined([0.01, 0.012, 0.011, 0.009], [-0.05, -0.06, -0.05, -0.05])[0]["word"]
-        == escape.verdict(
+        == evidence.verdict(
             "restart",
-            movement=escape.Movement(0.5, 0.01, 1.0),
-            gain=escape.Gain(0.0105, 0.008, 0.012, 4),
-            over_peak=escape.Gain(-0.05, -0.06, -0.04, 4),
+            movement=evidence.Movement(0.5, 0.01, 1.0),
+            gain=evidence.Gain(0.0105, 0.008, 0.012, 4),
+            over_peak=evidence.Gain(-0.05, -0.06, -0.04, 4),
         ).word
     )
     assert examined([0.01, 0.012, 0.011, 0.009], [0.0] * 4, path=0.001)[0]["word"] == "progress in the same basin"
@@ -217,8 +214,8 @@ def test_a_landscape_counts_only_with_the_settings_that_are_asked_for() -> None:
     """Verdicts print the settings of today; a measurement that was made with others must not stand beside them."""
     runs = [0.01, 0.012, 0.011, 0.009], [0.001, 0.0, -0.001, 0.0]
     assert examined(*runs)[0]["landscape"]["path"] == 0.5
-    assert examined(*runs, asked={**SETTINGS, "points": 2})[0]["word"] == "progress in the same basin"
-    [never] = examined(*runs, asked={**SETTINGS, "points": 9})
+    assert examined(*runs, asked=FEWER)[0]["word"] == "progress in the same basin"
+    [never] = examined(*runs, asked=Escape(points=9))
     assert (never["word"], never["landscape"]) == ("unclear", None)
     assert "path barrier not measured with these settings" in never["sentence"]
 
@@ -255,17 +252,18 @@ def test_one_run_gives_no_word_on_a_gain() -> None:
 
 def test_the_articles_staircase_is_not_a_restart_and_asks_for_nothing() -> None:
     trace = parse({"lr": 0.1, **STAIRCASE}).trace(TimeBase(150, 8))
-    effects = evidence.jump_effects([0.1] * 150, trace, 2.0)
+    effects = [effect.to_dict() for effect in evidence.effects([0.1] * 150, trace.jumps())]
     staircase = row(3, "search", 0.3, effects=effects)
     assert evidence.control_slots([staircase], staircase, trace, 0) == []
-    assert evidence.barrier_slots([staircase], staircase, trace, 0, {}) == []
-    found = evidence.verdicts([staircase], staircase, escape.Thresholds(), SETTINGS)
+    assert evidence.barrier_slots([staircase], staircase, trace, 0, SETTINGS) == []
+    found = evidence.verdicts([staircase], staircase, SETTINGS)
     assert [(one["epoch"], one["word"]) for one in found] == [(33, "not a restart"), (83, "not a restart")]
 
 
 def test_jump_measures_have_no_infinite_numbers() -> None:
     trace = Trace([0.1, 0.0, 0.1, 0.05], epochs=4, marks=(2,))
-    [effect] = evidence.jump_effects([0.1, 0.2, 0.1, 0.2], trace, 2.0)
+    [measured] = evidence.effects([0.1, 0.2, 0.1, 0.2], trace.jumps())
+    effect = measured.to_dict()
     assert effect["ratio"] is None
     assert "jump/ratio" not in evidence.jump_metrics(effect)
     json.dumps(effect, allow_nan=False)

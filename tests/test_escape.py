@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper import escape
+from sweeper import evidence
+from sweeper.config import Escape
 from sweeper.errors import ConfigError, ScheduleError
-from sweeper.escape import Gain, Movement, Thresholds, verdict
-from sweeper.schedules import TimeBase, Trace, parse
+from sweeper.evidence import Gain, Movement, verdict
+from sweeper.schedules import TimeBase, Trace, controls, parse
 
 # The curve.
 
@@ -27,12 +28,12 @@ def test_curve_noise_is_the_sigma_of_one_epoch_whatever_the_trend_and_the_jumps(
 ) -> None:
     curve = np.random.default_rng(seed).normal(0, sigma, 400) + t * np.arange(400)
     curve[100:] += 0.3
-    assert escape.curve_noise(curve) == pytest.approx(sigma, rel=0.35)
+    assert evidence.curve_noise(curve) == pytest.approx(sigma, rel=0.35)
 
 
 def test_dip_recovery_and_gain_of_two_restarts() -> None:
     cycles = [0.1] + [0.3] * 11, [0.2, 0.25, 0.3, 0.3, 0.35, 0.35, 0.35], [0.1, 0.1, 0.2, 0.3, 0.3, 0.3]
-    first, second = escape.effects(np.concatenate(cycles), [jump(12), jump(19, 3.0)], within=1e-9)
+    first, second = evidence.effects(np.concatenate(cycles), [jump(12), jump(19, 3.0)], within=1e-9)
     assert (first.epoch, first.recovery, first.watched) == (12, 2, 7)
     assert first.dip == pytest.approx(0.1)
     assert first.gain == pytest.approx(0.05)
@@ -43,7 +44,7 @@ def test_dip_recovery_and_gain_of_two_restarts() -> None:
 
 def test_a_single_lucky_epoch_before_is_not_what_the_gain_is_measured_against() -> None:
     curve = [0.2, 0.2, 0.2, 0.2, 0.2, 0.9, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.3, 0.3]
-    [found] = escape.effects(curve, [jump(12)], within=0.0)
+    [found] = evidence.effects(curve, [jump(12)], within=0.0)
     assert found.gain == pytest.approx(0.1)
 
 
@@ -62,40 +63,40 @@ def test_a_plain_learning_curve_has_no_gain_wherever_a_restart_is_said_to_be(sha
     for _ in range(10):
         curve = np.maximum(0.5 * LEARNING[shape](np.arange(60)) + random.normal(0, sigma, 60), 0)
         for epoch in range(3, 57):
-            gain = escape.effects(curve, [jump(epoch, 1.14)])[0].gain
+            gain = evidence.effects(curve, [jump(epoch, 1.14)])[0].gain
             claimed.append(gain if gain is not None and gain > 0 else 0.0)
     assert max(claimed) <= 8 * sigma, "of early learning nothing is claimed, at most noise on a level curve"
     assert np.mean(np.array(claimed) > 2 * sigma) <= 0.05
 
 
 def test_a_restart_in_early_learning_has_no_gain() -> None:
-    [found] = escape.effects([0.0, 0.0, 0.01, 0.03, 0.08, 0.2, 0.35, 0.45, 0.55, 0.56], [jump(5, 1.14)])
+    [found] = evidence.effects([0.0, 0.0, 0.01, 0.03, 0.08, 0.2, 0.35, 0.45, 0.55, 0.56], [jump(5, 1.14)])
     assert found.gain is None
     assert json.loads(json.dumps(found.to_dict()))["gain"] is None
 
 
 def test_one_epoch_back_is_no_recovery() -> None:
     curve = np.r_[[0.3] * 6, 0.1, 0.3, 0.1, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3]
-    [found] = escape.effects(curve, [jump(6)], within=0.0)
+    [found] = evidence.effects(curve, [jump(6)], within=0.0)
     assert found.recovery == 6
 
 
 def test_a_drop_is_measured_like_a_restart_and_keeps_its_name() -> None:
-    [found] = escape.effects([0.1, 0.2, 0.2, 0.2, 0.25, 0.26, 0.27], [jump(4, 0.7)])
+    [found] = evidence.effects([0.1, 0.2, 0.2, 0.2, 0.25, 0.26, 0.27], [jump(4, 0.7)])
     assert (found.kind, found.ratio) == ("drop", 0.7)
     assert found.dip < 0, "it never fell below"
 
 
 def test_jumps_the_curve_has_not_reached_are_left_out() -> None:
-    assert escape.effects([0.1, 0.2], [jump(0), jump(2), jump(9)]) == []
-    assert escape.effects([], []) == []
+    assert evidence.effects([0.1, 0.2], [jump(0), jump(2), jump(9)]) == []
+    assert evidence.effects([], []) == []
     with pytest.raises(ConfigError, match="finite"):
-        escape.effects([0.1, math.nan], [jump(1)])
+        evidence.effects([0.1, math.nan], [jump(1)])
 
 
 def test_effects_read_the_jumps_of_a_schedule() -> None:
     trace = parse({"family": "cawb", "lr": 0.1, "steps": [6], "step_scale": 0.9}).trace(TimeBase(12, 10))
-    [found] = escape.effects(np.linspace(0.1, 0.3, 12), trace.jumps())
+    [found] = evidence.effects(np.linspace(0.1, 0.3, 12), trace.jumps())
     assert (found.epoch, found.kind) == (6, trace.jumps()[0].kind)
     json.dumps(found.to_dict())
 
@@ -113,11 +114,11 @@ def point(x: float) -> dict[str, np.ndarray]:
 
 
 def test_a_barrier_is_the_highest_loss_above_the_worse_end() -> None:
-    found = escape.barrier(double_well, point(-1), point(1))
+    found = evidence.barrier(double_well, point(-1), point(1))
     assert (found.height, found.at) == (pytest.approx(1.0), pytest.approx(0.5))
-    lower = escape.barrier(double_well, point(-1), point(0.5))
+    lower = evidence.barrier(double_well, point(-1), point(0.5))
     assert lower.height == pytest.approx(1 - (0.25 - 1) ** 2, abs=0.02)
-    assert escape.barrier(double_well, point(1), point(2)).height == 0.0
+    assert evidence.barrier(double_well, point(1), point(2)).height == 0.0
 
 
 def test_a_bend_is_no_barrier_along_the_path() -> None:
@@ -127,14 +128,14 @@ def test_a_bend_is_no_barrier_along_the_path() -> None:
         return float((np.linalg.norm(weights["p"]) - 1) ** 2)
 
     around = [{"p": np.array([np.cos(a), np.sin(a)])} for a in np.linspace(0, np.pi, 10)]
-    found = escape.path_barrier(ring, around[0], around[1:-1], around[-1])
+    found = evidence.path_barrier(ring, around[0], around[1:-1], around[-1])
     assert found.direct.height == pytest.approx(1.0)
     assert found.height < 0.02
-    assert escape.path_barrier(ring, around[0], [], around[-1]).height == found.direct.height
+    assert evidence.path_barrier(ring, around[0], [], around[-1]).height == found.direct.height
 
 
 def test_a_snapshot_on_top_of_the_hill_does_not_hide_it() -> None:
-    found = escape.path_barrier(double_well, point(-1), [point(0)], point(1))
+    found = evidence.path_barrier(double_well, point(-1), [point(0)], point(1))
     assert found.height == pytest.approx(1.0)
 
 
@@ -145,37 +146,37 @@ def test_evaluations_are_counted() -> None:
         calls.append(1)
         return double_well(weights)
 
-    found = escape.path_barrier(counted, point(-1), [point(-0.9), point(0.8)], point(1), points=11)
+    found = evidence.path_barrier(counted, point(-1), [point(-0.9), point(0.8)], point(1), points=11)
     assert len(calls) == found.evaluations == 4 + 4 * 9
 
 
 def test_interpolation_is_in_double_keeps_types_and_leaves_counters_alone() -> None:
     a = {"w": np.array([1.0, 1e8], dtype=np.float32), "n": np.array(7)}
     b = {"w": np.array([1.0, 1e8 + 8], dtype=np.float32), "n": np.array(9)}
-    middle = escape.interpolate(a, b, 0.1)
+    middle = evidence.interpolate(a, b, 0.1)
     assert middle["w"].dtype == np.float32
     assert middle["n"] == 7
-    assert np.array_equal(escape.interpolate(a, a, 0.3)["w"], a["w"])
-    assert np.array_equal(escape.interpolate(a, b, 1.0)["w"], b["w"])
+    assert np.array_equal(evidence.interpolate(a, a, 0.3)["w"], a["w"])
+    assert np.array_equal(evidence.interpolate(a, b, 1.0)["w"], b["w"])
 
 
 def test_weights_of_two_models_are_refused() -> None:
     with pytest.raises(ConfigError, match="both EMA or both raw"):
-        escape.barrier(double_well, point(0), {"x": np.zeros(2), "counter": np.array(3)})
+        evidence.barrier(double_well, point(0), {"x": np.zeros(2), "counter": np.array(3)})
     with pytest.raises(ConfigError, match="finite"):
-        escape.barrier(lambda w: math.nan, point(0), point(1))
+        evidence.barrier(lambda w: math.nan, point(0), point(1))
     with pytest.raises(ConfigError, match="at least 3"):
-        escape.barrier(double_well, point(0), point(1), points=2)
+        evidence.barrier(double_well, point(0), point(1), points=2)
 
 
 def test_distance_and_disagreement() -> None:
     a, b = {"w": np.array([3.0, 4.0])}, {"w": np.array([-4.0, 3.0])}
-    assert escape.distance(a, b) == (pytest.approx(math.sqrt(2)), pytest.approx(0.0))
-    assert escape.disagreement([1, 2, 3, 4], [1, 2, 4, 3]) == 0.5
+    assert evidence.distance(a, b) == (pytest.approx(math.sqrt(2)), pytest.approx(0.0))
+    assert evidence.disagreement([1, 2, 3, 4], [1, 2, 4, 3]) == 0.5
     with pytest.raises(ConfigError):
-        escape.disagreement([1], [1, 2])
+        evidence.disagreement([1], [1, 2])
     with pytest.raises(ConfigError):
-        escape.distance({"w": np.zeros(2)}, b)
+        evidence.distance({"w": np.zeros(2)}, b)
 
 
 # Controls.
@@ -198,7 +199,7 @@ def warm() -> Trace:
 
 def test_the_counterfactual_shares_everything_before_the_restart_and_the_final_lr(warm: Trace) -> None:
     [restart] = warm.jumps()
-    branch = escape.counterfactual(warm, restart.step)
+    branch = controls.counterfactual(warm, restart.step)
     assert branch.common_prefix(warm) == restart.step
     assert branch.final == warm.final
     assert branch.jumps() == []
@@ -211,14 +212,14 @@ def test_the_counterfactual_shares_everything_before_the_restart_and_the_final_l
 def test_the_counterfactual_of_the_first_restart_has_no_later_one() -> None:
     run = parse({"family": "warm_restarts", "lr": 0.1, "T_0": 5}).trace(TimeBase(20, 4))
     first = run.jumps()[0]
-    assert escape.counterfactual(run, first.step).jumps() == []
+    assert controls.counterfactual(run, first.step).jumps() == []
     second = run.jumps()[1]
-    assert [j.step for j in escape.counterfactual(run, second.step).jumps()] == [first.step]
+    assert [j.step for j in controls.counterfactual(run, second.step).jumps()] == [first.step]
 
 
 def test_the_matched_peak_is_one_anneal_from_the_restarts_lr(warm: Trace) -> None:
     [restart] = warm.jumps()
-    control = escape.matched_peak(warm, restart.step)
+    control = controls.matched_peak(warm, restart.step)
     assert control.peak == warm.lr[restart.step]
     assert control.final == warm.final
     assert control.jumps() == []
@@ -230,20 +231,20 @@ def test_the_matched_peak_is_one_anneal_from_the_restarts_lr(warm: Trace) -> Non
 
 
 def test_quench_goes_to_the_floor_from_any_epoch(warm: Trace) -> None:
-    short = escape.quench(warm, 12, epochs=2)
+    short = controls.quench(warm, 12, epochs=2)
     assert (short.epochs, short.common_prefix(warm)) == (14, 120)
     assert np.unique(short.lr[120:]).tolist() == [warm.lr[20:].min()]
-    assert escape.quench(warm, 12, floor=0.001).final == np.float32(0.001)
+    assert controls.quench(warm, 12, floor=0.001).final == np.float32(0.001)
     with pytest.raises(ScheduleError):
-        escape.quench(warm, 21)
+        controls.quench(warm, 21)
 
 
 @pytest.mark.parametrize("step", [0, 200, -1])
 def test_a_jump_outside_the_run_is_refused(warm: Trace, step: int) -> None:
     with pytest.raises(ScheduleError, match=f"step {step}"):
-        escape.counterfactual(warm, step)
+        controls.counterfactual(warm, step)
     with pytest.raises(ScheduleError, match=f"step {step}"):
-        escape.matched_peak(warm, step)
+        controls.matched_peak(warm, step)
 
 
 @given(st.lists(st.floats(1e-4, 1), min_size=2, max_size=40), st.integers(1, 12), st.data())
@@ -253,7 +254,7 @@ def test_snapshots_along_the_way_are_ordered_inside_and_as_many_as_fit(
     trace = Trace(lr, epochs=len(lr))
     start = data.draw(st.integers(0, len(lr) - 1))
     end = data.draw(st.integers(start + 1, len(lr)))
-    epochs = escape.along(trace, start, end, k)
+    epochs = controls.along(trace, start, end, k)
     assert epochs == sorted(set(epochs))
     assert len(epochs) == min(k, end - start - 1)
     assert all(start < epoch < end for epoch in epochs)
@@ -317,11 +318,11 @@ def test_the_verdict_table(
     ],
 )
 def test_moved(movement: Movement, state: str) -> None:
-    assert movement.state(Thresholds())[0] == state
+    assert movement.state(Escape())[0] == state
 
 
 def test_thresholds_are_the_sweeps_own_and_are_printed() -> None:
-    strict = Thresholds(moved_beta=0.6, practical=0.02)
+    strict = Escape(moved_beta=0.6, practical=0.02)
     found = verdict("restart", movement=MOVED, gain=Gain(0.05, 0.03, 0.07, 6), thresholds=strict)
     assert found.moved == "unclear"
     assert "beta 0.6" in found.sentence

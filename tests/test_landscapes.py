@@ -8,11 +8,12 @@ import pytest
 import torch
 from landscapes import digits, surfaces
 
-from sweeper import escape, stats
-from sweeper.schedules import TimeBase, Trace, parse
+from sweeper import evidence, stats
+from sweeper.config import Escape
+from sweeper.schedules import TimeBase, Trace, controls, parse
 
 WELL = surfaces.tilted_double_well()
-LIMITS = escape.Thresholds(practical=0.01)  # in the loss of these landscapes: 5 % of the tilt between the wells
+LIMITS = Escape(practical=0.01)  # in the loss of these landscapes: 5 % of the tilt between the wells
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.5])
@@ -32,7 +33,7 @@ def test_the_curve_of_a_true_escape_shows_a_gain_and_that_of_another_run_none() 
     averaged = way[1:].reshape(-1, epoch, *way.shape[1:]).mean(axis=1)
     scores = np.exp(-np.stack([WELL.loss(points) for points in averaged], axis=1))
     restart = SimpleNamespace(epoch=900 // epoch, ratio=100.0, kind="restart")
-    gains = [escape.effects(curve, [restart])[0].gain or 0.0 for curve in scores]
+    gains = [evidence.effects(curve, [restart])[0].gain or 0.0 for curve in scores]
     shows = np.array(gains) > 0.05
     assert (after > before).sum() >= 20
     assert shows[after > before].mean() >= 0.95
@@ -58,7 +59,7 @@ def test_a_curved_river_fools_the_straight_line_but_not_the_path() -> None:
     assert (found.direct > 3 * found.self_barrier).mean() >= 0.85, "the trap works: the line crosses the wall"
     assert (found.moved == "yes").mean() <= 0.10
     assert ((found.path > 3 * found.self_barrier) & (found.path > 0)).mean() <= 0.10, "even without the scale of seeds"
-    few = surfaces.battery(surfaces.curved_river(), trace, runs=100, thresholds=escape.Thresholds(snapshots=2))
+    few = surfaces.battery(surfaces.curved_river(), trace, runs=100, thresholds=Escape(snapshots=2))
     assert (few.moved == "yes").mean() > 0.10, "two snapshots are too few: the number matters"
 
 
@@ -69,17 +70,17 @@ def outcome(surface: surfaces.Surface, trace: Trace, runs: int) -> np.ndarray:
     return -surface.loss(surfaces.quenched(surface, way[-1], seed=9))
 
 
-def judge(surface: surfaces.Surface, trace: Trace, *, moved: bool, runs: int = 1000) -> escape.Verdict:
+def judge(surface: surfaces.Surface, trace: Trace, *, moved: bool, runs: int = 1000) -> evidence.Verdict:
     """The whole battery on one restart; the barrier is that of the first run which has (not) moved in truth."""
     [restart] = trace.jumps()
     run = outcome(surface, trace, runs)
-    branch = outcome(surface, escape.counterfactual(trace, restart.step), runs)
-    control = outcome(surface, escape.matched_peak(trace, restart.step), runs)
+    branch = outcome(surface, controls.counterfactual(trace, restart.step), runs)
+    control = outcome(surface, controls.matched_peak(trace, restart.step), runs)
     found = surfaces.battery(surface, trace, 100)
     one = int(np.flatnonzero(found.escaped == moved)[0])
-    return escape.verdict(
+    return evidence.verdict(
         restart.kind,
-        movement=escape.Movement(float(found.path[one]), float(found.self_barrier[one]), found.seeds),
+        movement=evidence.Movement(float(found.path[one]), float(found.self_barrier[one]), found.seeds),
         gain=stats.paired(run, branch),
         over_peak=stats.paired(run, control),
         thresholds=LIMITS,
@@ -92,7 +93,7 @@ def test_a_stuck_start_is_credited_to_the_larger_lr() -> None:
     [restart] = trace.jumps()
     good = [
         (outcome(WELL, t, 1000) > -0.1).mean()
-        for t in (escape.counterfactual(trace, restart.step), trace, escape.matched_peak(trace, restart.step))
+        for t in (controls.counterfactual(trace, restart.step), trace, controls.matched_peak(trace, restart.step))
     ]
     assert good[0] == 0.0
     assert 0.5 < good[1] < good[2] < 0.75
@@ -121,8 +122,8 @@ def test_the_articles_staircase_is_not_a_restart() -> None:
     jumps = trace.jumps()
     assert [round(jump.ratio, 2) for jump in jumps] == [0.77, 0.77]
     curve = np.linspace(0.1, 0.165, 150)
-    for found in escape.effects(curve, jumps):
-        assert escape.verdict(found.kind, gain=stats.paired(curve[:9] + 0.1, curve[:9])).word == "not a restart"
+    for found in evidence.effects(curve, jumps):
+        assert evidence.verdict(found.kind, gain=stats.paired(curve[:9] + 0.1, curve[:9])).word == "not a restart"
 
 
 # A network.
@@ -150,8 +151,8 @@ def trained() -> list[digits.Weights]:
 def scales(trained: list[digits.Weights]) -> tuple[float, float, float]:
     """Self-barrier, self-disagreement, and the barrier between seeds."""
     one, other = settle(trained[0], 5), settle(trained[0], 6)
-    noise = escape.disagreement(digits.decisions(one), digits.decisions(other))
-    return escape.barrier(digits.loss, one, other).height, noise, escape.barrier(digits.loss, *trained).height
+    noise = evidence.disagreement(digits.decisions(one), digits.decisions(other))
+    return evidence.barrier(digits.loss, one, other).height, noise, evidence.barrier(digits.loss, *trained).height
 
 
 def test_the_network_learned(trained: list[digits.Weights]) -> None:
@@ -160,11 +161,11 @@ def test_the_network_learned(trained: list[digits.Weights]) -> None:
 
 def test_independent_seeds_have_moved_apart(trained: list[digits.Weights], scales: tuple[float, float, float]) -> None:
     own, noise, seeds = scales
-    apart = escape.disagreement(*(digits.decisions(weights) for weights in trained))
-    found = escape.Movement(
-        escape.path_barrier(digits.loss, trained[0], [], trained[1]).height, own, seeds, apart, noise
+    apart = evidence.disagreement(*(digits.decisions(weights) for weights in trained))
+    found = evidence.Movement(
+        evidence.path_barrier(digits.loss, trained[0], [], trained[1]).height, own, seeds, apart, noise
     )
-    assert found.state(escape.Thresholds())[0] == "yes"
+    assert found.state(Escape())[0] == "yes"
 
 
 def test_a_permuted_copy_is_recognised_as_the_trap_it_is(
@@ -173,19 +174,19 @@ def test_a_permuted_copy_is_recognised_as_the_trap_it_is(
     """The same function in other weights: a barrier as between seeds, and not one decision differs."""
     own, noise, seeds = scales
     copy = digits.permuted(trained[0], seed=0)
-    height = escape.barrier(digits.loss, trained[0], copy).height
+    height = evidence.barrier(digits.loss, trained[0], copy).height
     assert height > 0.3 * seeds, "the trap works"
-    apart = escape.disagreement(digits.decisions(trained[0]), digits.decisions(copy))
-    moved = escape.Movement(height, own, seeds, apart, noise)
-    assert moved.state(escape.Thresholds())[0] == "no"
-    found = escape.verdict("restart", movement=moved, gain=escape.Gain(0.01, 0.005, 0.015, 6))
+    apart = evidence.disagreement(digits.decisions(trained[0]), digits.decisions(copy))
+    moved = evidence.Movement(height, own, seeds, apart, noise)
+    assert moved.state(Escape())[0] == "no"
+    found = evidence.verdict("restart", movement=moved, gain=evidence.Gain(0.01, 0.005, 0.015, 6))
     assert found.word == "progress in the same basin"
     assert "same function in other weights" in found.reason
 
 
 def test_without_fresh_batchnorm_statistics_barriers_are_inflated(trained: list[digits.Weights]) -> None:
-    fresh = escape.barrier(digits.loss, *trained).height
-    stale = escape.barrier(lambda weights: digits.loss(weights, recompute=False), *trained).height
+    fresh = evidence.barrier(digits.loss, *trained).height
+    stale = evidence.barrier(lambda weights: digits.loss(weights, recompute=False), *trained).height
     assert stale > 1.5 * fresh
 
 
@@ -196,11 +197,11 @@ def test_a_restart_to_no_more_than_the_first_lr_leaves_a_network_in_its_basin(
     own, noise, seeds = scales
     lr = surfaces.anneal(peak, 300)
     trace = Trace(lr, epochs=len(lr))
-    stops = [0, *escape.along(trace, 0, 300, 8), 300]
+    stops = [0, *controls.along(trace, 0, 300, 8), 300]
     weights, quenched = trained[0], [settle(trained[0], 5)]
     for i, (first, last) in enumerate(pairwise(stops)):
         weights = digits.train(weights, trace.lr[first:last], 100 + i)
         quenched.append(settle(weights, 200 + i))
-    height = escape.path_barrier(digits.loss, quenched[0], quenched[1:-1], quenched[-1]).height
-    apart = escape.disagreement(digits.decisions(quenched[0]), digits.decisions(quenched[-1]))
-    assert escape.Movement(height, own, seeds, apart, noise).state(escape.Thresholds())[0] == "no"
+    height = evidence.path_barrier(digits.loss, quenched[0], quenched[1:-1], quenched[-1]).height
+    apart = evidence.disagreement(digits.decisions(quenched[0]), digits.decisions(quenched[-1]))
+    assert evidence.Movement(height, own, seeds, apart, noise).state(Escape())[0] == "no"

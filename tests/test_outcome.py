@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny import sweeper
 
-from sweeper import escape, search, stats, summary
+from sweeper import evidence, search, stats, summary
 from sweeper.errors import ConfigError
 from sweeper.report import charts
 from sweeper.report.charts import Line
@@ -163,9 +163,9 @@ def test_what_was_learned_and_lost_again_is_not_called_nothing() -> None:
 
 
 def test_no_verdict_is_given_on_runs_that_learned_nothing() -> None:
-    moved, none = escape.Movement(0.9, 0.01, 1.0), escape.Gain(0.0, 0.0, 0.0, 4)
-    assert escape.verdict("restart", movement=moved, gain=none).word == "moved, not better"
-    found = escape.verdict("restart", movement=moved, gain=none, learned=False)
+    moved, none = evidence.Movement(0.9, 0.01, 1.0), evidence.Gain(0.0, 0.0, 0.0, 4)
+    assert evidence.verdict("restart", movement=moved, gain=none).word == "moved, not better"
+    found = evidence.verdict("restart", movement=moved, gain=none, learned=False)
     assert (found.word, found.better) == ("nothing learned", None)
     assert "score 0.0000" in found.sentence
 

@@ -16,7 +16,7 @@ import browser
 import invented
 import pytest
 
-from sweeper import escape, report, schedules, stats, summary
+from sweeper import evidence, report, schedules, stats, summary
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
 from sweeper.report import Configuration, Line, Page, Verdict
@@ -71,7 +71,7 @@ def many(count: int, epochs: int = 100) -> Page:
         spec = schedules.parse({"family": "cawb", "lr": 0.1, "steps": steps, "step_scale": 0.7, "horizon": "end"}).spec
         trace = schedules.parse(spec).trace(time_base)
         values = invented.curve(trace, number)
-        effects = [effect.to_dict() for effect in escape.effects(values, trace.jumps())]
+        effects = [effect.to_dict() for effect in evidence.effects(values, trace.jumps())]
         found.append(Configuration(number, f"cawb steps={steps}", trace, [dict(enumerate(values))], effects))
     facts = {"restarts": 2, "drops": 0, "peak": 0.1, "integral": 3.0}
     ranking = [
@@ -83,7 +83,9 @@ def many(count: int, epochs: int = 100) -> Page:
     answer |= {"baseline": None, "baselines": [], "excluded": [], "alpha": 0.05, "equivalence": 0.002}
     answer |= {"failures": stats.failures([]).to_dict()}
     cost = {"trained": 10, "reused": 5, "hours": 1.0, "hours_saved": 0.5, "seconds_per_epoch": 9.0}
-    restart = escape.verdict("restart", movement=escape.Movement(0.9, 0.01, 1.0), gain=escape.Gain(0.02, 0.01, 0.03, 6))
+    restart = evidence.verdict(
+        "restart", movement=evidence.Movement(0.9, 0.01, 1.0), gain=evidence.Gain(0.02, 0.01, 0.03, 6)
+    )
     controls = [Line("without the restart", found[0].trace, found[0].curves[0])] if found else []
     return Page(
         sweep="many",

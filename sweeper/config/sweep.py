@@ -53,10 +53,14 @@ class Confirm(Model):
 
 
 class Escape(Model):
-    """The battery on a restart: what decides (see ``sweeper.escape.Thresholds``), and what is spent on it.
+    """The battery on a restart: what decides, printed with every verdict, and what is spent on it.
 
-    ``quench``: the length of a short anneal to the bottom, as a share of the run's steps, an epoch at most.
-    ``bn_batches`` and ``val_images`` are what one loss on the landscape costs.
+    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
+    self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
+    have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
+    ``snapshots``: quenched ones along the way; ``points``: losses on a straight line from end to end, ``piece_points``:
+    on each piece of the way, both ends included. ``quench``: the length of a short anneal to the bottom, as a share of
+    the run's steps, an epoch at most. ``bn_batches`` and ``val_images`` are what one loss on the landscape costs.
     """
 
     practical: NotNegative = 0.002
@@ -73,8 +77,12 @@ class Escape(Model):
 
     def cost(self) -> dict[str, float]:
         """The settings on which the measurement itself depends; with others it is made anew."""
-        names = ("snapshots", "points", "piece_points", "quench", "bn_batches", "val_images")
-        return {name: getattr(self, name) for name in names}
+        names = {"snapshots", "points", "piece_points", "quench", "bn_batches", "val_images"}
+        return self.model_dump(include=names)
+
+    def decides(self) -> dict[str, float]:
+        """The settings on which a verdict depends."""
+        return self.model_dump(exclude={"quench", "bn_batches", "val_images"})
 
 
 class Sweep(Model):

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper import escape, stats
+from sweeper import stats
+from sweeper.config import Escape
 from sweeper.errors import ConfigError
-from sweeper.escape import Comparison, Gain, Thresholds
 from sweeper.evidence.confirm import OPEN, Design, Slot, fresh_seeds, name_of
 from sweeper.evidence.landscape import Landscape
+from sweeper.evidence.verdict import Comparison, Gain, verdict
 from sweeper.schedules import Trace
 from sweeper.schedules.controls import CONTROLS
 from sweeper.study import REPLICATE, TrialRow
@@ -110,32 +111,26 @@ def control_slots(rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: i
     return slots
 
 
-def barrier_slots(
-    rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int, settings: Mapping[str, Any]
-) -> list[Slot]:
+def barrier_slots(rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int, settings: Escape) -> list[Slot]:
     """The measuring trials of the battery, for after the control runs. Other ``settings`` measure anew."""
     first, *others = seeds_of(rows, row)
     other = others[0] if others else fresh_seeds(seed, 1)[0]
     return [
-        _slot(row, dict(row.schedule or {}), first, BARRIER, at, other=other, settings=dict(settings))
+        _slot(row, dict(row.schedule or {}), first, BARRIER, at, other=other, settings=settings.cost())
         for at in restarts(trace)
     ]
 
 
-def verdicts(
-    rows: Sequence[TrialRow], row: TrialRow, thresholds: Thresholds, settings: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[dict[str, Any]]:
     """What can be said of the jumps of ``row``, in their order: every drop, and every restart with control runs.
 
-    ``settings``: those of the measurement, as in :func:`barrier_slots`; a landscape that was measured with others is
-    not looked at.
+    A landscape that was measured with other settings (``Escape.cost``) is not looked at.
 
     Each is a verdict's ``to_dict`` with the jump's ``epoch``, ``ratio`` and ``kind``, and for a restart its number, the
     comparisons ``gain`` and ``over_peak`` and the ``landscape`` (None: not there). JSON-able.
     """
     found = [
-        {"kind": "drop", "epoch": at["epoch"], "ratio": at["ratio"]}
-        | escape.verdict("drop", thresholds=thresholds).to_dict()
+        {"kind": "drop", "epoch": at["epoch"], "ratio": at["ratio"]} | verdict("drop", thresholds=settings).to_dict()
         for at in row.attrs.get("effects") or []
         if at["kind"] == "drop"
     ]
@@ -162,15 +157,15 @@ def verdicts(
         measured = [
             other.attrs["landscape"]
             for other in own
-            if other.attrs.get("landscape") and _control(other).get("settings") == dict(settings)
+            if other.attrs.get("landscape") and _control(other).get("settings") == settings.cost()
         ]
         landscape = Landscape.of(measured[-1]) if measured else None
-        said = escape.verdict(
+        said = verdict(
             "restart",
             movement=landscape.movement if landscape else None,
             gain=gain,
             over_peak=over_peak,
-            thresholds=thresholds,
+            thresholds=settings,
             learned=_learned((row, *_confirmed(rows, row), *own)),
         )
         said = replace(said, reason="; ".join([said.reason, *limits]))

@@ -1,4 +1,4 @@
-"""Is there a hill between before and after a restart: quenches and losses in a training process, the maths in escape.
+"""Is there a hill between before and after a restart? Quenches and losses come from a training process.
 
 Everything is measured alike: weights are the EMA's, quenches and BatchNorm statistics use the data of the epoch after
 the run's last one (so no two points differ in their images, and mosaic is as at the run's end), the loss is on the same
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sweeper import escape
 from sweeper.config import Escape, Recipe
 from sweeper.errors import SnapshotCorrupt
-from sweeper.escape import Movement, Thresholds, Weights
-from sweeper.schedules import Trace
+from sweeper.evidence.barrier import Weights, barrier, distance, path_barrier
+from sweeper.evidence.verdict import Movement
+from sweeper.schedules import Trace, controls
 from sweeper.store import Store
 from sweeper.training.process import Epoch, TrainingProcess
 
@@ -65,11 +65,6 @@ class Landscape:
         return cls(**{**data, "snapshots": tuple(data["snapshots"])})
 
 
-def thresholds(settings: Escape) -> Thresholds:
-    """The deciding half of the settings."""
-    return Thresholds(**{name: getattr(settings, name) for name in Thresholds.__dataclass_fields__})
-
-
 def measure(
     child: TrainingProcess,
     recipe: Recipe,
@@ -90,9 +85,8 @@ def measure(
     crossed the way is not walked: the path barrier can only be lower.
     """
     began = time.monotonic()
-    limits = thresholds(settings)
     steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-    tail = escape.quench(trace, trace.epochs, epochs=2)
+    tail = controls.quench(trace, trace.epochs, epochs=2)
     spent = {"losses": 0, "quenches": 0}
 
     def quenched(state: bytes | None, order: int = 0) -> Weights:
@@ -108,17 +102,17 @@ def measure(
 
     first = state(start)
     before, again, after = quenched(first), quenched(first, order=1), quenched(state(end))
-    direct = escape.barrier(loss, before, after, points=limits.points)
-    own = escape.barrier(loss, before, again, points=limits.points)
-    seeds = escape.barrier(loss, after, quenched(other()), points=limits.points)
+    direct = barrier(loss, before, after, points=settings.points)
+    own = barrier(loss, before, again, points=settings.points)
+    seeds = barrier(loss, after, quenched(other()), points=settings.points)
     way: list[int] = []
     path, along = direct.height, None
-    if Movement(direct.height, own.height, seeds.height).state(limits)[0] != "no":
-        way = escape.along(trace, start, end, limits.snapshots)
+    if Movement(direct.height, own.height, seeds.height).state(settings)[0] != "no":
+        way = controls.along(trace, start, end, settings.snapshots)
         between = [quenched(state(epoch)) for epoch in way]
-        walked = escape.path_barrier(loss, before, between, after, points=limits.piece_points, direct=direct)
+        walked = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
         path, along = walked.height, walked.along
-    apart, cosine = escape.distance(_weights(before), _weights(after))
+    apart, cosine = distance(_weights(before), _weights(after))
     return Landscape(
         start=start,
         end=end,

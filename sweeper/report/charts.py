@@ -63,10 +63,10 @@ def panel(
 ) -> str:
     """One configuration: learning rate above, the objective below on the same epochs.
 
-    ``runs``: the first is drawn strong, its further seeds weak. ``effects``: of its jumps, ``escape.Effect`` as dicts;
-    a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``: upper ends of both axes, so
-    that panels of one page compare. ``score``: what the first run comes to, and the number of last epochs of which that
-    is the mean; it is drawn as a level over them.
+    ``runs``: the first is drawn strong, its further seeds weak. ``effects``: of its jumps, ``evidence.Effect`` as
+    dicts; a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``: upper ends of both axes,
+    so that panels of one page compare. ``score``: what the first run comes to, and the number of last epochs of which
+    that is the mean; it is drawn as a level over them.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, rate, quality = _two(4.3, 2.7, epochs, top, objective)

@@ -18,7 +18,7 @@ OVER_EACH_OTHER = len(charts.COMPARED)
 @dataclass(frozen=True)
 class Configuration:
     """One schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch,
-    one per run. ``effects``: what the first curve says of each jump, ``escape.Effect`` as dicts. ``state`` in small
+    one per run. ``effects``: what the first curve says of each jump, ``evidence.Effect`` as dicts. ``state`` in small
     letters. ``score``: what the first run comes to, None before its end."""
 
     trial: int
@@ -44,7 +44,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one restart of ``trial``: ``escape.Verdict`` as a dict, and the curves of its controls."""
+    """What is said of one restart of ``trial``: ``evidence.Verdict`` as a dict, and the curves of its controls."""
 
     trial: int
     epoch: int

@@ -359,7 +359,7 @@ class Service:
         controls = evidence.control_slots(self.study.rows(), trial, trace, seed)
         self.study.add(controls)
         yield len(controls)
-        measured = evidence.barrier_slots(self.study.rows(), trial, trace, seed, self.sweep.escape.cost())
+        measured = evidence.barrier_slots(self.study.rows(), trial, trace, seed, self.sweep.escape)
         self.study.add(measured)
         yield len(measured)
 
@@ -374,8 +374,7 @@ class Service:
     def verdicts(self, trial: TrialRow, rows: Sequence[TrialRow] | None = None) -> list[dict[str, Any]]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
         rows = self.study.rows() if rows is None else rows
-        escape = self.sweep.escape
-        return evidence.verdicts(rows, trial, evidence.thresholds(escape), escape.cost())
+        return evidence.verdicts(rows, trial, self.sweep.escape)
 
     def rows_if_launched(self) -> list[TrialRow]:
         """The trials so far; none before the launch, and none is created by asking."""

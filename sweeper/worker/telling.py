@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-from sweeper import escape, evidence, report
+from sweeper import evidence, report
 from sweeper.config import Recipe
 from sweeper.data import Dataset
 from sweeper.schedules import Trace, words
@@ -154,9 +154,10 @@ class Telling:
 
     def _effects(self, log: TrialLog, trace: Trace, end: Snapshot) -> list[dict[str, Any]]:
         """What the curve says about each jump, also as metrics at the jumps' epochs."""
-        found = evidence.jump_effects([row[self._metric] for row in end.rows], trace, self._service.sweep.escape.within)
+        curve, within = [row[self._metric] for row in end.rows], self._service.sweep.escape.within
+        found = [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
         for effect in found:
             log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
         if found and all(effect["kind"] == "drop" for effect in found):
-            log.tags({names.VERDICT: escape.NOT_A_RESTART})
+            log.tags({names.VERDICT: evidence.NOT_A_RESTART})
         return found

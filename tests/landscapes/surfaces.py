@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeper import escape
-from sweeper.schedules import Trace
+from sweeper import evidence
+from sweeper.config import Escape
+from sweeper.schedules import Trace, controls
 
 Points = NDArray[np.float64]
 FLOOR = 0.002  # LR of a quench and of the end of every anneal
@@ -143,34 +144,32 @@ class Battery:
     seeds: float
 
 
-def battery(
-    surface: Surface, trace: Trace, runs: int, *, seed: int = 0, thresholds: escape.Thresholds | None = None
-) -> Battery:
+def battery(surface: Surface, trace: Trace, runs: int, *, seed: int = 0, thresholds: Escape | None = None) -> Battery:
     """Run the path barrier on every run of one restart, with self-barriers and the barrier between seeds as scales.
 
     The barrier between independent seeds is the mean over pairs of final points in *different* basins; where all seeds
     end in one basin, the largest seen between any two.
     """
-    t = thresholds or escape.Thresholds()
+    t = thresholds or Escape()
     step = trace.jumps()[0].step
     order = gradient_noise(surface, trace.steps, runs, seed)
     way = descend(surface, start(surface, runs), trace.lr, order)
-    epochs = [step, *escape.along(trace, step, trace.epochs, t.snapshots), trace.epochs]
+    epochs = [step, *controls.along(trace, step, trace.epochs, t.snapshots), trace.epochs]
     bottoms = [quenched(surface, way[epoch], seed + 1 + i) for i, epoch in enumerate(epochs)]
     again = quenched(surface, way[step], seed + 1000)
     loss = point_loss(surface)
     paths, selves = [], []
     for run in range(runs):
         points = [{"w": bottom[run]} for bottom in bottoms]
-        paths.append(escape.path_barrier(loss, points[0], points[1:-1], points[-1], points=t.points))
-        selves.append(escape.barrier(loss, points[0], {"w": again[run]}, points=t.points).height)
+        paths.append(evidence.path_barrier(loss, points[0], points[1:-1], points[-1], points=t.points))
+        selves.append(evidence.barrier(loss, points[0], {"w": again[run]}, points=t.points).height)
     final = bottoms[-1]
     basins = surface.basin(final)
     others = np.roll(np.arange(runs), 1)
-    between = np.array([escape.barrier(loss, {"w": final[i]}, {"w": final[j]}).height for i, j in enumerate(others)])
+    between = np.array([evidence.barrier(loss, {"w": final[i]}, {"w": final[j]}).height for i, j in enumerate(others)])
     apart = basins != basins[others]
     seeds = float(between[apart].mean()) if apart.any() else float(between.max())
-    moved = [escape.Movement(path.height, own, seeds).state(t)[0] for path, own in zip(paths, selves, strict=True)]
+    moved = [evidence.Movement(path.height, own, seeds).state(t)[0] for path, own in zip(paths, selves, strict=True)]
     return Battery(
         moved=np.array(moved),
         escaped=basins != surface.basin(bottoms[0]),

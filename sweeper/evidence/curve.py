@@ -1,27 +1,18 @@
 """What a run's curve says about each jump of its learning rate: dip, recovery, gain, noise. No training needed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ConfigError
+from sweeper.errors import ConfigError
+from sweeper.schedules import Jump
 
 LAST = 3  # epochs averaged at the end of a cycle, and epochs in a row that make a recovery
 LEVEL = 0.05  # of its own value; a curve that rises by more than this in LAST epochs has not levelled off
-
-
-class Jump(Protocol):
-    """A jump of the learning rate at the start of ``epoch``, as ``Trace.jumps()`` lists them."""
-
-    @property
-    def epoch(self) -> float: ...
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def kind(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,19 @@ class Effect:
     noise: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON; a ratio from a learning rate of 0, which is infinite, is None."""
+        return asdict(self) | {"ratio": self.ratio if math.isfinite(self.ratio) else None}
+
+
+def jump_metrics(effect: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one jump (an ``Effect.to_dict()``) under their names in MLflow; what is not known is left out.
+
+    >>> jump_metrics({"ratio": None, "dip": 0.1, "recovery": None, "gain": 0.02, "noise": 0.0})
+    {'jump/dip': 0.1, 'jump/gain': 0.02, 'jump/noise': 0.0}
+    """
+    return {
+        f"jump/{key}": effect[key] for key in ("ratio", "dip", "recovery", "gain", "noise") if effect[key] is not None
+    }
 
 
 def curve_noise(curve: ArrayLike) -> float:
@@ -74,33 +77,32 @@ def effects(curve: ArrayLike, jumps: Sequence[Jump], *, within: float = 2.0) -> 
     cycle ends at the next jump of either kind. Jumps before any value or beyond the curve are left out; ConfigError
     for a curve with values that are not finite.
 
-    >>> from types import SimpleNamespace as Jump
     >>> curve = [0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
-    >>> [found] = effects(curve, [Jump(epoch=6, ratio=7.0, kind="restart")])
-    >>> round(found.dip, 3), found.recovery, round(found.gain, 3)
+    >>> [effect] = effects(curve, [Jump(step=60, epoch=6, ratio=7.0, kind="restart")])
+    >>> round(effect.dip, 3), effect.recovery, round(effect.gain, 3)
     (0.2, 2, 0.1)
     """
     values = np.asarray(curve, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ConfigError(f"curve of shape {values.shape}: expected one finite value per epoch")
     noise = curve_noise(values)
-    starts = sorted({int(jump.epoch) for jump in jumps if 0 < int(jump.epoch) < len(values)})
+    starts = sorted({jump.epoch for jump in jumps if 0 < jump.epoch < len(values)})
     if not starts:
         return []
     ends = [*starts[1:], len(values)]
     begins = [0, *starts[:-1]]
     annealed = [float(values[max(s - LAST, b) : s].mean()) for b, s in zip(begins, starts, strict=True)]
-    found = []
+    measured = []
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        jump = max((j for j in jumps if int(j.epoch) == start), key=lambda j: abs(np.log(j.ratio)))
+        jump = max((j for j in jumps if j.epoch == start), key=lambda j: abs(np.log(j.ratio)))
         after = values[start:end]
         back = after >= annealed[i] - within * noise
         runs = [e for e in range(len(after) - LAST + 1) if back[e : e + LAST].all()]
-        found.append(
+        measured.append(
             Effect(
                 epoch=start,
                 kind=jump.kind,
-                ratio=float(jump.ratio),
+                ratio=jump.ratio,
                 before=annealed[i],
                 dip=annealed[i] - float(after.min()),
                 recovery=runs[0] if runs else None,
@@ -109,7 +111,7 @@ def effects(curve: ArrayLike, jumps: Sequence[Jump], *, within: float = 2.0) -> 
                 noise=noise,
             )
         )
-    return found
+    return measured
 
 
 def _gain(values: np.ndarray, begin: int, start: int, end: int, annealed: float, noise: float) -> float | None:

@@ -2,7 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from sweeper.config import Escape
+from sweeper.stats import Paired
 
 State = Literal["yes", "no", "unclear"]
 
@@ -17,47 +20,17 @@ UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """What decides; part of the sweep's configuration and printed with every verdict.
-
-    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
-    self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
-    have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
-    ``snapshots``: quenched ones along the way; ``points``: losses on a straight line from end to end, ``piece_points``:
-    on each piece of the way, both ends included.
-    """
-
-    practical: float = 0.002
-    over_self: float = 3.0
-    moved_beta: float = 0.05
-    same_beta: float = 0.02
-    within: float = 2.0
-    snapshots: int = 8
-    points: int = 7
-    piece_points: int = 3
-
-
-class Comparison(Protocol):
-    """A paired mean difference over ``n`` seeds with its 95 % interval, as ``stats.paired`` returns it."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
-@dataclass(frozen=True)
 class Gain:
-    """A comparison written down by hand; one pair has no interval, nor has one that cannot be judged."""
+    """A paired mean difference over ``n`` seeds whose interval is not known, because one pair has none or because the
+    difference cannot be judged."""
 
     mean: float
     low: float = -inf
     high: float = inf
     n: int = 1
+
+
+Comparison = Paired | Gain
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class Movement:
         """Path barrier as a share of the barrier between seeds; None where seeds are not separated at all."""
         return self.path / self.seeds if self.seeds > 0 else None
 
-    def state(self, thresholds: Thresholds) -> tuple[State, str]:
+    def state(self, thresholds: Escape) -> tuple[State, str]:
         """Has it moved, and why one says so."""
         beta = self.beta
         facts = f"path barrier {self.path:.3g}, self-barrier {self.self_barrier:.3g}"
@@ -101,7 +74,7 @@ class Verdict:
     moved: State | None
     better: bool | None
     movement: Movement | None
-    thresholds: Thresholds = field(default_factory=Thresholds)
+    thresholds: Escape = field(default_factory=Escape)
 
     @property
     def sentence(self) -> str:
@@ -114,11 +87,11 @@ class Verdict:
         return f"{self.word}: {self.reason} (thresholds: {limits})"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; infinite interval ends cannot occur here, comparisons are in ``reason`` only."""
-        data = asdict(self)
+        """For JSON, with the settings that decided under ``thresholds``."""
+        data = asdict(self) | {"thresholds": self.thresholds.decides(), "sentence": self.sentence}
         if self.movement is not None:
             data["movement"]["beta"] = self.movement.beta
-        return {**data, "sentence": self.sentence}
+        return data
 
 
 def verdict(
@@ -127,7 +100,7 @@ def verdict(
     movement: Movement | None = None,
     gain: Comparison | None = None,
     over_peak: Comparison | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: Escape | None = None,
     learned: bool = True,
 ) -> Verdict:
     """The verdict on one jump of the learning rate.
@@ -145,7 +118,7 @@ def verdict(
     ...         over_peak=Gain(-0.07, -0.09, -0.05, 6)).word
     'gain explained by a larger LR'
     """
-    t = thresholds or Thresholds()
+    t = thresholds or Escape()
     if kind != "restart":
         return Verdict(NOT_A_RESTART, "the learning rate jumped down", None, None, movement, t)
     if not learned:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError
+from sweeper.errors import ConfigError
 
 Weights = Mapping[str, NDArray[np.generic]]
 Loss = Callable[[dict[str, NDArray[np.generic]]], float]
