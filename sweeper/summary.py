@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sweeper import evidence, report
+from sweeper import evidence, names, report
 from sweeper.config import Sweep
 from sweeper.report import Configuration, Page
 from sweeper.schedules import Trace
@@ -17,7 +17,6 @@ from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import TrialRow
-from sweeper.tracking import names
 from sweeper.tracking.view import Axes
 
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.

@@ -209,7 +209,7 @@ def audited(stack: Stack) -> None:
     runs = tracker.runs()
     check(f"{TRIALS} runs, all finished", [run["status"] for run in runs] == ["FINISHED"] * TRIALS)
     for key in ("curve/lr", "curve/mAP50-95", "train/box_loss"):
-        steps = [[step for step, _, _ in tracker.history(run["run_id"], key)] for run in runs]
+        steps = [[step for step, _, _ in tracker.server.history(run["run_id"], key)] for run in runs]
         check(f"{key} at every epoch once in every run", steps == [list(range(EPOCHS))] * TRIALS)
     tracker.close()
     opened = database.open(stack.database)

@@ -164,7 +164,7 @@ class Stand:
             if run["status"] != "FINISHED":
                 wrong.append(f"run {number} is {run['status']}")
             for key in SAME:
-                found = tracker.history(run["run_id"], key)
+                found = tracker.server.history(run["run_id"], key)
                 if [step for step, _, _ in found] != list(range(EPOCHS)):
                     wrong.append(f"run {number}: {key} at steps {[step for step, _, _ in found]}")
                 points |= {(number, key, step): value for step, value, _ in found}

@@ -15,11 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
-from sweeper import evidence, report, search
+from sweeper import evidence, names, report, search
 from sweeper.config import Sweep
 from sweeper.schedules import Trace, words
 from sweeper.service import Place, Service
-from sweeper.tracking import names
 
 EPOCHS = 16
 LAST = "model.23.cv3.2.2.bias"
@@ -131,7 +130,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
         else:
             value = float(np.mean(values[-3:]))
             log.epoch(len(values) - 1, {"best/mAP50-95": max(values), "final/mAP50-95": value}, START)
-            log.weights("ema.pt", weights(slot.number))
+            log.artifact(names.WEIGHTS, weights(slot.number))
             log.finish("FINISHED")
             reused = 4 if slot.stage == "search" and slot.number > 5 else 0
             told = {"epochs_trained": EPOCHS - reused, "epochs_reused": reused, "epoch_seconds": 60.0}

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sweeper"
 #: Lowest first. A module imports what stands below its row, never its siblings.
 LAYERS = [
     {"errors"},
-    {"reading"},
+    {"reading", "names"},
     {"schedules"},
     {"config", "data", "database"},
     {"search"},

@@ -14,7 +14,7 @@ import yaml
 from sweeper import schedules
 from sweeper.schedules import TimeBase, Trace
 from sweeper.service import Service
-from sweeper.tracking import registry
+from sweeper.tracking.server import Server
 
 
 def export(shown: Service, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -35,6 +35,12 @@ def exported(shown: Service) -> Path:
     return shown.place.folder.parent / "out"
 
 
+def aliased(server: Server, model: str, alias: str) -> str | None:
+    """The id of the run whose weights ``alias`` names; None without such an alias."""
+    number = server.client().get_registered_model(model).aliases.get(alias)
+    return str(server.client().get_model_version(model, number).run_id) if number else None
+
+
 def trace_of(shown: Service, number: int) -> Trace:
     return shown.trace({row.number: row for row in shown.study.rows()}[number].schedule or {})
 
@@ -43,7 +49,7 @@ def test_the_winner_or_a_trial_that_is_named(shown: Service, exported: Path, tmp
     done = export(shown, "-o", "winner")
     assert "models:/shown@winner" in done.stdout, done.stderr
     rows = {row.number: row for row in shown.study.rows()}
-    assert registry.aliased(shown.tracker.server, "shown", "winner") == rows[5].attrs["run_id"]
+    assert aliased(shown.tracker.server, "shown", "winner") == rows[5].attrs["run_id"]
     unconfirmed = invented.launched(invented.written(tmp_path, trials=1, baselines=[]), tmp_path / "store")
     invented.work(unconfirmed, {})
     done = export(unconfirmed)
@@ -144,8 +150,8 @@ def test_the_weights_are_registered_without_pickled_code(shown: Service, exporte
     weights = torch.load(exported / "weights.pt", weights_only=True)
     assert weights[invented.LAST].tolist() == [1.0]
     run = {row.number: row for row in shown.study.rows()}[1].attrs["run_id"]
-    assert registry.aliased(server, "shown", "trial-1") == run
-    assert registry.aliased(server, "shown", "nobody") is None
+    assert aliased(server, "shown", "trial-1") == run
+    assert aliased(server, "shown", "nobody") is None
     stored = [path for path in (shown.place.folder / "mlartifacts").rglob("models/**/*") if path.is_file()]
     assert {path.name for path in stored} == {"MLmodel"}
     assert list(yaml.safe_load(stored[0].read_text())["flavors"] or {}) == []

@@ -35,7 +35,7 @@ def runs(place: Path) -> dict[int, dict[str, Any]]:
 
 
 def points(place: Path, run: dict[str, Any]) -> list[int]:
-    return [step for step, _, _ in tracking(place).history(run["run_id"], "curve/mAP50-95")]
+    return [step for step, _, _ in tracking(place).server.history(run["run_id"], "curve/mAP50-95")]
 
 
 def start(sweep: Path, folder: Path, *arguments: object) -> "subprocess.Popen[bytes]":

@@ -32,7 +32,7 @@ def finals(folder: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
     for run in tracker.runs():
         assert run["status"] == "FINISHED", run
         for key in ("curve/lr", "curve/mAP50-95"):
-            steps = [step for step, _, _ in tracker.history(run["run_id"], key)]
+            steps = [step for step, _, _ in tracker.server.history(run["run_id"], key)]
             assert steps == list(range(EPOCHS)), (run["name"], key)
         found[run["tags"]["sweeper.trial"]] = run
     return found

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweeper import names
 from sweeper.errors import ScheduleError, SweeperError, TrackingError
 from sweeper.schedules import FAMILIES, Duration, TimeBase, Trace, label, parse, prefix_keys, words
 from sweeper.schedules.controls import CONTROLS
 from sweeper.schedules.decay import Expression
-from sweeper.tracking import names
 
 SPECS: dict[str, dict[str, Any]] = {
     "cawb": {"steps": [10, 20], "warmup": "2ep", "step_scale": 0.7},

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import Tracker, TrialLog, names
+from sweeper.tracking import Tracker, TrialLog
 from sweeper.tracking.journal import Journal, pending, written
 
 T0 = 1_795_000_000_000  # ms since 1970
@@ -157,7 +158,7 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_pa
     log.artifact("trace/lr.parquet", b"PAR1")
     (tmp_path / "picture.png").write_bytes(b"PNG")
     log.artifact("schedule.png", tmp_path / "picture.png")
-    log.weights("best.pt", b"weights")
+    log.artifact("weights/best.pt", b"weights")
     log.finish("FINISHED", T0 + 20_000)
     assert log.flush(30)
     run = run_of(tracker, 3)
@@ -166,7 +167,7 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_pa
     assert run["params"] == {"lr0": "0.02"}
     assert run["tags"].items() >= {names.PARENT: parent, names.FAMILY: "cawb", names.KIND: "trial"}.items()
     assert run["tags"][names.COLOR].startswith("#")
-    assert tracker.history(log.run_id, "curve/mAP50-95") == [(i, i / 100, T0 + 1000 * i) for i in range(20)]
+    assert tracker.server.history(log.run_id, "curve/mAP50-95") == [(i, i / 100, T0 + 1000 * i) for i in range(20)]
     files = Path(store.removeprefix("sqlite:///")).parent / "artifacts" / tracker.experiment / log.run_id / "artifacts"
     assert (files / "trace/lr.parquet").read_bytes() == b"PAR1"
     assert (files / "schedule.png").read_bytes() == b"PNG"
@@ -201,7 +202,7 @@ def test_not_a_number_is_recorded(tracker: Tracker) -> None:
     log.epoch(0, {"train/box": float("nan"), "val/box": 1.0}, T0)
     assert log.flush(30)
     assert log.run_id
-    assert [value != value for _, value, _ in tracker.history(log.run_id, "train/box")] == [True]
+    assert [value != value for _, value, _ in tracker.server.history(log.run_id, "train/box")] == [True]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_a_late_attempt_does_not_overrule_a_newer_one(store: str, tmp_path: Path
         assert old.flush(30)
         run = run_of(newer, 0)
         assert (run["status"], run["end_ms"], run["tags"]["host"]) == ("FINISHED", T0 + 9000, "b")
-        assert len(newer.history(run["run_id"], "curve/lr")) == 6
+        assert len(newer.server.history(run["run_id"], "curve/lr")) == 6
         assert [path.read_bytes() for path in Path(store[10:]).parent.rglob(f"{run['run_id']}/artifacts/log.txt")] == [
             b"new"
         ]
@@ -347,7 +348,7 @@ def test_a_run_deleted_on_the_server_is_made_again_whole(tracker: Tracker) -> No
     assert log.run_id != old
     run = run_of(tracker, 0)
     assert (run["run_id"], run["params"]) == (log.run_id, {"lr0": "1"})
-    assert len(tracker.history(run["run_id"], "curve/lr")) == 6
+    assert len(tracker.server.history(run["run_id"], "curve/lr")) == 6
 
 
 def test_what_the_server_never_takes_is_named_and_holds_nothing_up(tracker: Tracker) -> None:
@@ -363,7 +364,7 @@ def test_what_the_server_never_takes_is_named_and_holds_nothing_up(tracker: Trac
     assert log.flush(30)
     run = run_of(tracker, 0)
     assert run["params"] == {"lr0": "9", "momentum": "0.9"}
-    assert len(tracker.history(log.run_id, "curve/lr")) == 3
+    assert len(tracker.server.history(log.run_id, "curve/lr")) == 3
     assert "lost.txt" in run["tags"][names.REFUSED]
 
 
@@ -403,7 +404,7 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, store: str) -> None:
     with Tracker(store, "damaged", tmp_path) as again:
         assert again.drain(30) == 0
         run = run_of(again, 0)
-        assert [step for step, _, _ in again.history(run["run_id"], "curve/lr")] == [0, 2, 3]
+        assert [step for step, _, _ in again.server.history(run["run_id"], "curve/lr")] == [0, 2, 3]
         assert path.name in run["tags"][names.DAMAGED]
 
 
@@ -469,7 +470,7 @@ def test_what_waits_goes_whole_to_another_server_but_never_into_another_study(tm
     assert everything.waiting() == 1
     with everything.of("first") as tracker:
         assert tracker.drain(30) == 0
-        assert len(tracker.history(run_of(tracker, 0)["run_id"], "curve/lr")) == 6
+        assert len(tracker.server.history(run_of(tracker, 0)["run_id"], "curve/lr")) == 6
         assert run_of(tracker, 0)["params"] == {"lr0": "1"}
     assert not path.exists()
 

@@ -16,8 +16,9 @@ from typing import Any
 import browser
 import pytest
 
+from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import Tracker, names, ui, view
+from sweeper.tracking import Tracker, ui, view
 
 T0 = 1_795_000_000_000  # ms since 1970
 TRIALS, EPOCHS = 13, 12

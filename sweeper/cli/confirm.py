@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeper import names
 from sweeper.cli import show
 from sweeper.cli.options import (
     DatabaseOption,
@@ -81,9 +82,9 @@ def _examine(service: "Service", trial: int | None, arguments: list[str], slots:
 
 def _tell(service: "Service", subject: "TrialRow", found: list[dict[str, Any]]) -> None:
     """The verdicts onto the trial's run; without a server they still stand in the study."""
-    tags = {"sweeper.verdict": "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
+    tags = {names.VERDICT: "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
     try:
-        service.tracker.add(subject.number, tags, {"escape/verdicts.json": json.dumps(found, indent=1).encode()})
+        service.tracker.add(subject.number, tags, {names.VERDICTS: json.dumps(found, indent=1).encode()})
     except TrackingError as error:
         console.print(str(error))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sweeper import names
 from sweeper.cli import show as shown
 from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, launched_service
 from sweeper.errors import ConfigError, TrackingError
@@ -107,7 +108,7 @@ def write_report(service: "Service", output: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"{output}: {error.strerror}; expected a file in a folder that can be written") from None
     try:
-        service.tracker.sweep(artifacts={"report.html": page})
+        service.tracker.sweep(artifacts={names.REPORT: page})
     except TrackingError as error:
         console.print(f"not kept in MLflow: {error}")
     return page
@@ -125,13 +126,12 @@ def export(
 ) -> None:
     """Write the winner's schedule as YAML, torch code and an Ultralytics script, its model; register the weights."""
     from sweeper.export import export
-    from sweeper.tracking import registry
 
     service = launched_service(sweep, overrides, store, database_url, tracking_uri)
     found = export(service, trial)
     folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
     server, name = service.tracker.server, service.sweep.name
-    weights = registry.fetch(server, found.run_id) if found.run_id else None
+    weights = server.fetch(found.run_id, names.WEIGHTS) if found.run_id else None
     model = None
     if weights is not None:
         from sweeper.training.models import model_file  # torch and Ultralytics take seconds to import
@@ -151,7 +151,7 @@ def export(
     if weights is None or found.run_id is None:
         console.print(f"trial {found.trial} has no weights in MLflow: nothing to register")
     elif register:
-        version = registry.register(server, found.run_id, name, found.alias, {"sweeper.trial": str(found.trial)})
+        version = server.register(found.run_id, name, found.alias, {names.TRIAL: str(found.trial)})
         typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
 
 

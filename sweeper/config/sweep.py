@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from sweeper import schedules
+from sweeper import names, schedules
 from sweeper.config.budget import Budget
 from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
 from sweeper.config.space import Pruner, Search
@@ -30,10 +30,10 @@ MOST_TRUNKS = 8  # below each other, when names are looked up
 
 #: What a study may maximise, and the name of the metric in a run: Ultralytics' own, or COCO's by pycocotools.
 OBJECTIVES = {
-    "mAP50-95": "curve/mAP50-95",
-    "mAP50": "curve/mAP50",
+    "mAP50-95": f"{names.CURVE}mAP50-95",
+    "mAP50": f"{names.CURVE}mAP50",
     **{
-        name: f"coco/{name}"
+        name: f"{names.COCO}{name}"
         for name in ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100")
     },
 }
@@ -183,7 +183,7 @@ class Sweep(Model):
     @property
     def by_coco(self) -> bool:
         """Whether the objective is one of COCO's, so that every epoch needs it."""
-        return self.metric.startswith("coco/")
+        return self.metric.startswith(names.COCO)
 
     def with_coco(self, epoch: int) -> bool:
         """Whether COCO's metrics are taken after ``epoch`` (from 0): after the last one always."""

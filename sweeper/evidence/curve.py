@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sweeper import names
 from sweeper.errors import ConfigError
 from sweeper.schedules import Jump
 
@@ -52,7 +53,9 @@ def jump_metrics(effect: Mapping[str, Any]) -> dict[str, float]:
     {'jump/dip': 0.1, 'jump/gain': 0.02, 'jump/noise': 0.0}
     """
     return {
-        f"jump/{key}": effect[key] for key in ("ratio", "dip", "recovery", "gain", "noise") if effect[key] is not None
+        f"{names.JUMP}{key}": effect[key]
+        for key in ("ratio", "dip", "recovery", "gain", "noise")
+        if effect[key] is not None
     }
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sweeper import data, database, evidence, schedules, search, stats
+from sweeper import data, database, evidence, names, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
@@ -22,7 +22,7 @@ from sweeper.service.status import status
 from sweeper.stats import Answer, Row, choose
 from sweeper.store import Store
 from sweeper.study import Study, TrialRow
-from sweeper.tracking import Tracker, names
+from sweeper.tracking import Tracker
 from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
 
@@ -142,8 +142,8 @@ class Service:
     def _notes(self) -> dict[str, Any]:
         said = self.sweep.flat()
         free = {key: said[key] for key in Sweep.FREE}
-        images, names = self.dataset.train_images, list(self.dataset.names)
-        notes = (self.store.id, images, names, free, list(self.overrides))
+        images, classes = self.dataset.train_images, list(self.dataset.names)
+        notes = (self.store.id, images, classes, free, list(self.overrides))
         return dict(zip(_NOTED, notes, strict=True))
 
     @property
@@ -233,7 +233,7 @@ class Service:
             free_keys=self._free_keys(there.config if there is not None else {}),
             **self._leases,
         )
-        tags = {"sweeper.data": self.dataset.digest, names.STUDY: study.id}
+        tags = {names.DATA: self.dataset.digest, names.STUDY: study.id}
         self.tracker.sweep(params=_flat(self.sweep.identity()), tags=tags)
 
     # -- what can be said of it

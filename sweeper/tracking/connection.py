@@ -1,4 +1,4 @@
-"""The way to MLflow: its client, whose turn it is to write, and what a failure means.
+"""The connection to MLflow: its client, one writer at a time, and what a failure means.
 
 MLflow is imported only when it is first needed, because that takes seconds.
 """
@@ -14,8 +14,9 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import TrackingError, TrackingRefused, without_password
 
@@ -27,25 +28,25 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal tries again, without holding anybody up
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader tries again, and nobody waits for it
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_PATIENCE = 30  # seconds for another process's turn at an SQLite store; a turn takes milliseconds
+_PATIENCE = 30  # seconds to wait for the other writers of an SQLite store; each takes milliseconds
 
 
 class Refused(TrackingError):
-    """The server answered that it never takes this."""
+    """The server will never take this request, however often it is sent."""
 
 
 class Gone(TrackingError):
-    """The run is not there (any more)."""
+    """The run does not exist, or no longer."""
 
 
 def check_uri(uri: str) -> None:
-    """TrackingError unless ``uri`` can be an MLflow server or store; touches nothing.
+    """TrackingError unless ``uri`` can be an MLflow server or store; connects to nothing.
 
-    MLflow itself takes any text for the name of a folder, and would make it.
+    MLflow itself would take any text for the name of a folder and make that folder.
     """
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -62,7 +63,7 @@ def check_uri(uri: str) -> None:
 
 
 class Connection:
-    """An MLflow server or store. The constructor asks nothing; it and everything else may raise TrackingError.
+    """An MLflow server or store. The constructor connects to nothing. Everything may raise TrackingError.
 
     ``uri``: ``http(s)://``, ``sqlite:///FILE`` (several processes may write to it at once) or another database that
     MLflow takes.
@@ -84,18 +85,12 @@ class Connection:
         return re.sub(r"//[^@/]*@", "//", self.uri)  # without a password
 
     def check_answer(self, timeout: float) -> None:
-        """TrackingError unless a server answers within ``timeout`` seconds and knows us; of a store, if it is one."""
-        if not self.uri.startswith(("http://", "https://")):
+        """TrackingError unless the server answers within ``timeout`` seconds and lets the user in. A store passes."""
+        if not self.uri.startswith("http"):
             return
-        self.client()  # sets the environment
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
         try:
-            answer = http_request(  # type: ignore[no-untyped-call]
-                get_default_host_creds(self.uri),  # type: ignore[no-untyped-call]
+            answer = self._get(
                 "/api/2.0/mlflow/experiments/search",
-                "GET",
                 params={"max_results": 1},
                 max_retries=0,
                 timeout=timeout,
@@ -119,43 +114,49 @@ class Connection:
             raise TrackingError(f"tracking {self}: answers {answer.status_code}; expected an MLflow server")
 
     def client(self) -> "MlflowClient":
-        """The client, made at the first call: MLflow takes seconds to import, a new SQLite store a second to make."""
+        """The client, made at the first call: importing MLflow takes seconds, making a new SQLite store takes one."""
         if self._client is None:
             for name, value in _ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             from mlflow import MlflowClient
 
-            # MLflow imports polars, whose handler of SIGINT lets system calls go on: Ctrl-C would not end a waiting.
+            # MLflow imports polars, which has system calls restarted after SIGINT: Ctrl-C would not end a wait.
             signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # a busy database is ours to handle, not news
+                logging.getLogger(name).setLevel(
+                    logging.CRITICAL
+                )  # they print an error where the database is only busy
             with self.asking(), self.turn():
                 if self.file:
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
-                        database.execute("PRAGMA journal_mode=WAL")  # readers and the one writer do not wait
+                        database.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
                 client = MlflowClient(self.uri, self.uri)
                 if self.file:
-                    client.search_experiments(max_results=1)  # makes the tables: not two processes at once
+                    client.search_experiments(
+                        max_results=1
+                    )  # makes the tables, which two processes must not do at once
                 self._client = client
         return self._client
 
     def version(self) -> str:
-        """The server's version of MLflow; of the installed one for a store without a server."""
-        self.client()
-        import mlflow
-
+        """The server's version of MLflow; the installed version for a store without a server."""
         if not self.uri.startswith("http"):
-            return str(mlflow.__version__)
+            return metadata.version("mlflow")
+        with self.asking():
+            return str(self._get("/version").text).strip()
+
+    def _get(self, path: str, **options: Any) -> Any:
+        """The server's response to GET ``path``, with the user's credentials as MLflow itself sends them."""
+        self.client()  # it sets MLflow's environment
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
-        with self.asking():
-            credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
-            return str(http_request(credentials, "/version", "GET").text).strip()  # type: ignore[no-untyped-call]
+        credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
+        return http_request(credentials, path, "GET", **options)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Only one process writes to an SQLite store at a time: two would fail with "database is locked"."""
+        """Be the only process that writes to an SQLite store: a second one would fail with "database is locked"."""
         if self.file is None:
             yield
             return
@@ -191,7 +192,7 @@ class Connection:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Failures as TrackingError, by what can be done about them."""
+        """Turn every failure into a TrackingError of the kind that says what can be done about it."""
         try:
             yield
         except TrackingError:
@@ -205,6 +206,6 @@ class Connection:
 
 
 def _line(error: object, length: int) -> str:
-    """The gist of an error in one line, without a password."""
+    """An error's text in one line of at most ``length`` characters, without a password."""
     text = re.sub(r"//[^@/\s]*@", "//", " ".join(str(error).split()))
     return text if len(text) <= length else text[: length - 1] + "…"

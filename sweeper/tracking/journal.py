@@ -1,14 +1,14 @@
-"""A journal: what one writer has to say about one trial, on disk before anything is sent.
+"""A journal: the file with everything that one process writes about one trial, before anything is sent.
 
-A JSON record a line; beside it ``.ack`` with how many bytes which server has confirmed, replaced as a whole: another
-server has none of them and is sent all. Who holds
-the file lock owns the journal: the writer while it lives, and after its death whoever comes by to send the rest. A
-torn last line is cut off by the next owner.
+Each line is a JSON record. The file ``.ack`` beside it says how many bytes which server has confirmed; it is replaced
+as a whole, and another server is sent everything. The process that holds the file's lock owns the journal: the writer
+while it lives, and after its death the first process that comes to send the rest. The next owner cuts off a torn last
+line.
 
-A record is with the operating system when ``append`` returns, so the death of the process loses nothing. For the
+When ``append`` returns, the operating system has the record, so the death of the process loses nothing. Against the
 death of the machine it is on disk (fsync) when ``append`` returns, or with ``wait=False`` milliseconds later: fsync
-takes 2 ms on a busy disk, and training does not wait for it. (An epoch that the machine's death takes from the
-journal is also in the epoch's snapshot, from where the next attempt journals it again.)
+takes 2 ms on a busy disk, and training does not wait for it. (An epoch that is lost in those milliseconds is also in
+the epoch's snapshot, from which the next attempt journals it again.)
 """
 
 import contextlib
@@ -29,7 +29,7 @@ SENT = "sent"  # the folder of journals that have arrived whole
 
 
 class Journal:
-    """One journal file, owned. ``number`` and ``attempt`` of the trial stand in its name; ``server``: where it goes."""
+    """A journal that this process owns. Its name has the trial's ``number`` and ``attempt``; it goes to ``server``."""
 
     def __init__(self, path: Path, descriptor: int, server: str) -> None:
         self.path, self.server = path, server
@@ -42,16 +42,13 @@ class Journal:
         self._unsynced = threading.Event()
         self._syncing: threading.Thread | None = None
         self._closing = False
-        self._waiting = b""  # records that the disk did not take yet
+        self._waiting = b""  # records that the disk has not taken yet
         self._size = _repaired(descriptor)
         self.acknowledged, self.run_id = self._read_ack()
 
     @classmethod
     def create(cls, folder: Path, number: int, attempt: int, server: str = "") -> "Journal":
-        """The journal of this attempt: the one that is there, or another if its owner is alive or it cannot be opened.
-
-        OSError where the folder takes no new file.
-        """
+        """The journal of this attempt: one that a dead process left, or a new one; OSError if none can be made."""
         for suffix in range(1000):
             path = folder / f"{number:05d}.{attempt:03d}.{suffix}.jsonl"
             try:
@@ -59,7 +56,7 @@ class Journal:
             except OSError:
                 if not path.exists():
                     raise
-                continue  # the uploader says what is wrong with it
+                continue  # the uploader reports what is wrong with it
             if journal:
                 return journal
         raise OSError(f"{folder}: a thousand journals of trial {number}, attempt {attempt}; expected one")
@@ -75,12 +72,12 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino != path.stat().st_ino:
-                raise BlockingIOError  # another owner moved it away between the two calls above
+                raise BlockingIOError  # its owner moved it away between the two calls above
             return cls(path, descriptor, server)
         except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
             return None
-        except BaseException:  # whoever comes next may have more luck: neither the file nor its lock stays with us
+        except BaseException:  # another process must be able to open and to lock it
             os.close(descriptor)
             raise
 
@@ -91,11 +88,11 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes to acknowledge, those included that the disk did not take yet."""
+        """Bytes of all records, those included that the disk has not taken yet."""
         return self._size + len(self._waiting)
 
     def append(self, record: Record, *, wait: bool = True) -> None:
-        """Write a record and ``wait`` for the disk, or not. A full disk delays it to the next call, never raises."""
+        """Write a record, and ``wait`` until it is on disk. A full disk raises nothing: the next call writes it."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             self._waiting += line
@@ -109,7 +106,7 @@ class Journal:
             self._unsynced.set()
 
     def retry(self) -> None:
-        """Write what the disk did not take before."""
+        """Write what the disk has not taken before."""
         with self._lock:
             self._write()
 
@@ -144,7 +141,7 @@ class Journal:
         return list(_parse(os.pread(self._descriptor, self._size - start, start), start))
 
     def first(self) -> Record:
-        """The first record, which opened the journal; empty if it cannot be read."""
+        """The first record, of kind "open"; empty if it cannot be read."""
         for record, _ in _parse(os.pread(self._descriptor, self._size, 0), 0):
             return record or {}
         return {}
@@ -153,22 +150,22 @@ class Journal:
         """Everything before ``offset`` has arrived in run ``run_id`` of the journal's server."""
         self.acknowledged, self.run_id = offset, run_id
         aside = self.path.with_suffix(".ack.new")
-        with contextlib.suppress(OSError):  # losing it costs sending again, which changes nothing on the server
+        with contextlib.suppress(OSError):  # without it everything is sent again, which changes nothing on the server
             aside.write_text(json.dumps({"offset": offset, "run_id": run_id, "server": self.server}))
             aside.replace(self.path.with_suffix(".ack"))
 
     def close(self) -> None:
-        """Give the journal up, for others to send."""
+        """Give the journal up for other processes to send."""
         self._closing = True
         self._unsynced.set()
         if self._syncing:
             self._syncing.join()
         with self._lock:
             os.close(self._descriptor)
-            self._descriptor = -1  # a late writer gets an error, not somebody else's file
+            self._descriptor = -1  # a late append fails; it must not reach another file of that number
 
     def retire(self) -> None:
-        """Move a journal that has arrived whole out of the way: its records stay readable, its files go."""
+        """Move a journal that has arrived whole to the folder ``sent``, and delete the artifacts' files."""
         sent = self.path.parent / SENT
         sent.mkdir(exist_ok=True)
         self.path.replace(sent / self.path.name)
@@ -191,14 +188,14 @@ def pending(folder: Path) -> list[Path]:
 
 
 def written(folder: Path, number: int) -> set[tuple[str, int]]:
-    """The (metric, step) of a trial that are on their way: those in journals of any attempt that still wait here.
+    """The (metric, step) of a trial in the journals, of any attempt, that have not arrived whole.
 
-    What was sent before does not count. It may have gone to a server that is no more; the uploader asks the server that
-    is there, and sends again what that one lacks.
+    Journals that have arrived do not count: their server may be gone. The uploader asks the server of today and sends
+    what that lacks.
     """
     points: set[tuple[str, int]] = set()
     for path in folder.glob(f"{number:05d}.*.jsonl"):
-        with contextlib.suppress(OSError):  # retired meanwhile, or it cannot be opened
+        with contextlib.suppress(OSError):  # it has arrived meanwhile, or it cannot be opened
             for record, _ in _parse(path.read_bytes(), 0):
                 if record and record["kind"] == "metrics":
                     points.update((key, record["step"]) for key in record["values"])
@@ -206,7 +203,7 @@ def written(folder: Path, number: int) -> set[tuple[str, int]]:
 
 
 def _parse(data: bytes, offset: int) -> Iterator[tuple[Record | None, int]]:
-    """Whole lines only; what follows the last newline is being written, or torn."""
+    """Each whole line's record and the offset behind it. What follows the last newline is unfinished or torn."""
     for line in data.split(b"\n")[:-1]:
         offset += len(line) + 1
         try:
@@ -217,7 +214,7 @@ def _parse(data: bytes, offset: int) -> Iterator[tuple[Record | None, int]]:
 
 
 def _repaired(descriptor: int) -> int:
-    """Cut a torn last line off; the size that remains, in bytes."""
+    """Cut off a torn last line; gives the remaining size in bytes."""
     size = os.fstat(descriptor).st_size
     whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
     if whole < size:

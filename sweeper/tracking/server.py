@@ -1,29 +1,32 @@
 """Everything that is asked of MLflow about one experiment.
 
-Runs are written through ``MlflowClient`` alone: it leaves a finished run's end time as it is, and sends the caller's
-timestamps. MLflow can neither delete nor overwrite a metric; sending a point again with its original timestamp
+Runs are written through ``MlflowClient`` alone, because it leaves a finished run's end time as it is and sends the
+caller's timestamps. MLflow can neither delete nor overwrite a metric; sending a point again with its original timestamp
 changes nothing.
 """
 
 import contextlib
 import posixpath
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import names
 from sweeper.tracking.connection import Connection, Gone
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_POINTS_PER_BATCH = 1000
-_WORDS_PER_BATCH = 50  # params or tags: MLflow takes 100, and a megabyte a request
-_DEAD = 10  # seconds; whoever has not made a run after them is taken for dead
+_POINTS_PER_REQUEST = 1000
+_WORDS_PER_REQUEST = 50  # params and tags; MLflow takes 100 of each, and a megabyte a request
+_MAKING = 10  # seconds; a process that has not made its run after them is taken for dead
+
+Point = tuple[str, float, int, int]  #: metric, value, time in ms since 1970, step
 
 
 @dataclass
@@ -38,9 +41,9 @@ class Held:
 
 
 class Server(Connection):
-    """One experiment on one MLflow server or store (see Connection for ``uri``).
+    """One experiment on one MLflow server or store. ``uri`` and the errors are as in :class:`Connection`.
 
-    ``artifacts``: where a store without a server keeps files, beside the database file by default.
+    ``artifacts``: where a store without a server keeps files; beside the database file by default.
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None = None) -> None:
@@ -53,99 +56,104 @@ class Server(Connection):
         """TrackingError unless the server answers within ``timeout`` seconds and takes the experiment from us."""
         self.check_answer(timeout)
         with self.asking():
-            self._found_experiment()
+            self._existing_experiment()
 
     def forget(self) -> None:
-        """What the server said before does not count: it may have lost its memory."""
+        """Ask for the experiment's id again, because the server may have lost its memory."""
         self._experiment_id = None
 
     def experiment_id(self) -> str:
-        """The experiment's id; it is made if it is not there."""
+        """The experiment's id; the experiment is made if it is not there."""
         if self._experiment_id is None:
             with self.asking(), self.turn():
-                self._experiment_id = self._found_experiment()
-                if self._experiment_id is None:
-                    place = (self._artifacts / self.experiment).resolve().as_uri() if self._artifacts else None
-                    kind = {names.EXPERIMENT_KIND: "custom_model_development"}  # or the UI opens on its GenAI pages
-                    try:
-                        self._experiment_id = self.client().create_experiment(self.experiment, place, kind)
-                    except Exception:
-                        self._experiment_id = self._found_experiment()  # somebody else made it meanwhile
-                        if self._experiment_id is None:
-                            raise
+                self._experiment_id = self._existing_experiment() or self._new_experiment()
         return self._experiment_id
 
-    def _found_experiment(self) -> str | None:
-        found = self.client().get_experiment_by_name(self.experiment)
-        if found is None:
+    def _existing_experiment(self) -> str | None:
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        if experiment is None:
             return None
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"tracking {self}: experiment {self.experiment!r} was deleted there; restore it or choose a new name"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
+
+    def _new_experiment(self) -> str:
+        place = (self._artifacts / self.experiment).resolve().as_uri() if self._artifacts else None
+        kind = {names.EXPERIMENT_KIND: "custom_model_development"}  # without it the UI opens on its GenAI pages
+        try:
+            return str(self.client().create_experiment(self.experiment, place, kind))
+        except Exception:
+            if experiment := self._existing_experiment():  # another process has made it meanwhile
+                return experiment
+            raise
+
+    # Runs
 
     def run(self, name: str, tags: Mapping[str, str], start_ms: int) -> str:
-        """The id of the run with these identifying ``tags``: the oldest there is, or a new one."""
+        """The id of the run with these identifying ``tags``: the oldest that there is, or a new one.
+
+        A trial's lease does not decide who makes its run: after an outage two machines may send the journals of two
+        attempts at the same moment. No request to a server searches and creates in one step, so this is Lamport's
+        bakery algorithm: whoever makes a run holds a tag of the experiment meanwhile, and everybody waits until the
+        tags that they have seen are gone before they take the oldest run. An SQLite store needs none of this, because
+        only one process at a time has its ``turn``.
+        """
         experiment = self.experiment_id()
         with self.asking(), self.turn():
-            made = self.find(tags)
+            run_id, new = self.find(tags), None
             if self.file:
-                return made or self._made(name, tags, start_ms)  # nobody else has a turn
-            # Nothing on a server makes "search, then create" one step: the bakery algorithm, with tags of the
-            # experiment as its flags. Who begins after our look at the flags finds our run.
-            ours = None
-            if made is None:
+                return run_id or self._new_run(experiment, name, tags, start_ms)
+            if run_id is None:
                 flag = f"{names.MAKING}.{uuid.uuid4().hex[:12]}"
                 self.client().set_experiment_tag(experiment, flag, "1")
                 try:
-                    made = self.find(tags) or (ours := self._made(name, tags, start_ms))
+                    run_id = self.find(tags) or (new := self._new_run(experiment, name, tags, start_ms))
                 finally:
                     self.client().delete_experiment_tag(experiment, flag)
-            self._await_others(experiment)
-            oldest = self.find(tags) or made
-            if ours and ours != oldest:
-                self.client().delete_run(ours)
+            self._await_makers(experiment)
+            oldest = self.find(tags) or run_id
+            if new and new != oldest:
+                self.client().delete_run(new)
             return oldest
 
-    def _made(self, name: str, tags: Mapping[str, str], start_ms: int) -> str:
-        run = self.client().create_run(self.experiment_id(), start_ms, {names.SWEEP: self.experiment, **tags}, name)
+    def _new_run(self, experiment: str, name: str, tags: Mapping[str, str], start_ms: int) -> str:
+        run = self.client().create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
         return str(run.info.run_id)
 
-    def _await_others(self, experiment: str) -> None:
-        """Until everybody who was making a run has made it, or has died of it."""
-        client, waited_for = self.client(), None
-        end = time.monotonic() + _DEAD
-        while time.monotonic() < end:
-            flags = {tag for tag in client.get_experiment(experiment).tags if tag.startswith(f"{names.MAKING}.")}
-            waited_for = flags if waited_for is None else waited_for & flags
-            if not waited_for:
+    def _await_makers(self, experiment: str) -> None:
+        """Wait until every process that is making a run now has made it; a dead one's tag is removed."""
+        client = self.client()
+        begin, makers = time.monotonic(), None
+        while makers is None or makers:
+            tags = {tag for tag in client.get_experiment(experiment).tags if tag.startswith(f"{names.MAKING}.")}
+            makers = tags if makers is None else makers & tags
+            if time.monotonic() > begin + _MAKING:
+                for tag in makers:
+                    with contextlib.suppress(Exception):  # another process that waited has removed it
+                        client.delete_experiment_tag(experiment, tag)
                 return
-            time.sleep(0.05)
-        for flag in waited_for or ():
-            with contextlib.suppress(Exception):  # removed by another who waited
-                client.delete_experiment_tag(experiment, flag)
+            if makers:
+                time.sleep(0.05)
 
     def find(self, tags: Mapping[str, str]) -> str | None:
-        """The id of the oldest run with these tags, or None."""
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        experiment = self.experiment_id()
-        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        with self.asking():
-            runs = self.client().search_runs([experiment], wanted, max_results=1, order_by=order)
-        return str(runs[0].info.run_id) if runs else None
+        """The id of the oldest run with these tags; None if there is none. Makes no experiment."""
+        run = self._oldest(tags)
+        return None if run is None else str(run.info.run_id)
 
     def tag(self, tags: Mapping[str, str], key: str) -> str | None:
-        """A tag of the oldest run with these tags; None if there is none. Makes no experiment."""
+        """Tag ``key`` of the oldest run with these tags; None if there is none. Makes no experiment."""
+        run = self._oldest(tags)
+        return None if run is None else run.data.tags.get(key)
+
+    def _oldest(self, tags: Mapping[str, str]) -> "Run | None":
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
         with self.asking():
-            if self._found_experiment() is None:
-                return None
-        run_id = self.find(tags)
-        if run_id is None:
-            return None
-        with self.asking():
-            found: str | None = self.client().get_run(run_id).data.tags.get(key)
-            return found
+            experiment = self._experiment_id or self._existing_experiment()
+            runs = self.client().search_runs([experiment], query, max_results=1, order_by=order) if experiment else []
+        return runs[0] if runs else None
 
     def attempt(self, run_id: str) -> int:
         """The newest attempt that has written to the run."""
@@ -164,39 +172,20 @@ class Server(Connection):
                 held.points.update((key, point.step) for point in self.client().get_metric_history(run_id, key))
         return held
 
-    def send(
-        self,
-        run_id: str,
-        points: list[tuple[str, float, int, int]],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-    ) -> None:
-        """Points are (metric, value, time in ms, step)."""
+    def send(self, run_id: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Log points, params and tags, in as many requests as MLflow needs."""
         client = self.client()
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(*point) for point in points]
-        param_list = [Param(*item) for item in params.items()]
-        tag_list = [RunTag(*item) for item in tags.items()]
-        for i in range(0, len(metrics), _POINTS_PER_BATCH):
+        for i in range(0, len(metrics), _POINTS_PER_REQUEST):
             with self.asking(), self.turn():
-                client.log_batch(run_id, metrics=metrics[i : i + _POINTS_PER_BATCH])
-        for i in range(0, max(len(param_list), len(tag_list)), _WORDS_PER_BATCH):
-            part = slice(i, i + _WORDS_PER_BATCH)
+                client.log_batch(run_id, metrics=metrics[i : i + _POINTS_PER_REQUEST])
+        all_params, all_tags = [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
+        for i in range(0, max(len(params), len(tags)), _WORDS_PER_REQUEST):
+            part = slice(i, i + _WORDS_PER_REQUEST)
             with self.asking(), self.turn():
-                client.log_batch(run_id, params=param_list[part], tags=tag_list[part])
-
-    def send_file(self, run_id: str, name: str, path: Path) -> None:
-        """Log the file as artifact ``name``; its last part is the file's own name."""
-        with self.asking():
-            self.client().log_artifact(run_id, str(path), posixpath.dirname(name) or None)
-
-    def has_file(self, run_id: str, name: str) -> bool:
-        """Whether artifact ``name`` is there."""
-        with self.asking():
-            return any(
-                file.path == name for file in self.client().list_artifacts(run_id, posixpath.dirname(name) or None)
-            )
+                client.log_batch(run_id, params=all_params[part], tags=all_tags[part])
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
         """RUNNING for a run that goes on; FINISHED, FAILED or KILLED with its end."""
@@ -207,42 +196,100 @@ class Server(Connection):
                 self.client().set_terminated(run_id, status, end_ms)
 
     def delete_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag of a run."""
         with self.asking(), self.turn():
             self.client().delete_tag(run_id, key)
 
     def set_experiment_tag(self, key: str, value: str) -> None:
+        """Set a tag of the experiment."""
         experiment = self.experiment_id()
         with self.asking(), self.turn():
             self.client().set_experiment_tag(experiment, key, value)
 
     def experiment_tags(self) -> dict[str, str]:
+        """The tags of the experiment."""
         with self.asking():
             return dict(self.client().get_experiment(self.experiment_id()).tags)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Every run of the experiment as a plain dict, oldest first. Makes no experiment."""
-        found: list[dict[str, Any]] = []
+        """Every run of the experiment as a plain dict, oldest first. Makes no experiment and no store."""
         if self.file is not None and not self.file.exists():
-            return found
+            return []
         with self.asking():
-            experiment, token = self._found_experiment(), None
-        if experiment is None:
-            return found
-        while True:
+            experiment = self._existing_experiment()
+        runs: list[dict[str, Any]] = []
+        token, order = None, ["attributes.start_time ASC"]
+        while experiment:
             with self.asking():
-                page = self.client().search_runs(
-                    [experiment], max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
-                )
-            found += [_plain(run) for run in page]
+                page = self.client().search_runs([experiment], max_results=1000, order_by=order, page_token=token)
+            runs += [_plain(run) for run in page]
             token = page.token
             if not token:
-                return found
+                break
+        return runs
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float, int]]:
-        """(step, value, time in ms) of a metric, by step."""
+        """(step, value, time in ms since 1970) of a metric, by step."""
         with self.asking():
             points = self.client().get_metric_history(run_id, key)
         return sorted((int(point.step), float(point.value), int(point.timestamp)) for point in points)
+
+    # Files and models
+
+    def send_file(self, run_id: str, name: str, path: Path) -> None:
+        """Log the file as artifact ``name``, whose last part must be the file's own name."""
+        with self.asking():
+            self.client().log_artifact(run_id, str(path), posixpath.dirname(name) or None)
+
+    def has_file(self, run_id: str, name: str) -> bool:
+        """Whether artifact ``name`` is there."""
+        with self.asking():
+            files = self.client().list_artifacts(run_id, posixpath.dirname(name) or None)
+        return any(file.path == name for file in files)
+
+    def fetch(self, run_id: str, name: str) -> bytes | None:
+        """Artifact ``name`` of a run; None if the run has none of that name."""
+        if not self.has_file(run_id, name):
+            return None
+        with tempfile.TemporaryDirectory() as folder, self.asking():
+            return Path(self.client().download_artifacts(run_id, name, folder)).read_bytes()
+
+    def register(self, run_id: str, model: str, alias: str, tags: Mapping[str, str]) -> int:
+        """Make the run's weights the version of ``model`` that ``alias`` names; gives the version's number.
+
+        What is registered is an *external* model: where the weights are, a plain ``state_dict`` among the run's
+        artifacts, so nothing that MLflow would unpickle is stored. A version of this run that is there already is used
+        again.
+        """
+        client = self.client()
+        import mlflow
+
+        words = {**tags, "weights": f"runs:/{run_id}/{names.WEIGHTS}", "format": "torch state_dict, weights_only"}
+        text = f"Weights: artifact {names.WEIGHTS} of run {run_id}; a state_dict, torch.load(..., weights_only=True)."
+        with self.asking(), self.turn():
+            try:
+                client.get_registered_model(model)
+            except Exception as error:
+                if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                client.create_registered_model(model, description="Detector weights found by sweeping learning rates.")
+            versions = [v for v in client.search_model_versions(f"name = '{model}'") if v.run_id == run_id]
+            if not versions:
+                before = mlflow.get_tracking_uri()
+                mlflow.set_tracking_uri(self.uri)  # the client has no call that makes an external model
+                try:
+                    external = mlflow.create_external_model(
+                        model, run_id, words, model_type="detector", experiment_id=self.experiment_id()
+                    )
+                    source, key = f"models:/{external.model_id}", external.model_id
+                    versions = [
+                        client.create_model_version(model, source, run_id, tags=words, description=text, model_id=key)
+                    ]
+                finally:
+                    mlflow.set_tracking_uri(before)
+            number = max(int(version.version) for version in versions)
+            client.set_registered_model_alias(model, alias, str(number))
+        return number
 
 
 def _plain(run: "Run") -> dict[str, Any]:

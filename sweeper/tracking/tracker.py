@@ -1,4 +1,4 @@
-"""The face of tracking: a ``Tracker`` for a sweep, a ``TrialLog`` for a trial that this process trains."""
+"""A ``Tracker`` is a sweep's experiment in MLflow, a ``TrialLog`` the run of a trial that this process trains."""
 
 import copy
 import hashlib
@@ -13,19 +13,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import names
 from sweeper.tracking.journal import SENT, Journal, pending, written
 from sweeper.tracking.server import Server
 from sweeper.tracking.upload import Uploader
 
 
 class Tracker:
-    """A sweep's experiment. The constructor touches no server; one Tracker a process and study.
+    """A sweep's experiment. The constructor connects to nothing; a process has one Tracker for a study.
 
     ``uri``: ``sqlite:///FILE`` or ``http(s)://HOST:PORT`` (user and password in MLFLOW_TRACKING_USERNAME and
-    _PASSWORD). ``experiment``: the sweep's name. ``folder``: where this machine's processes keep their journals, one
-    for all of them. ``artifacts``: where an embedded store keeps files; beside the database by default.
+    _PASSWORD). ``experiment``: the sweep's name. ``folder``: where all processes of this machine keep their journals.
+    ``artifacts``: where a store without a server keeps files; beside the database by default.
     """
 
     def __init__(self, uri: str, experiment: str, folder: Path, artifacts: Path | None = None) -> None:
@@ -37,17 +37,17 @@ class Tracker:
         self._uploader = Uploader(self.server, self.folder)
 
     def of(self, study: str) -> "Tracker":
-        """The same experiment with the journals of one ``study`` alone, by its own random name.
+        """The same experiment with the journals of one ``study`` alone, by its random id.
 
-        Another study of the sweep's name, in another database, has other trials under the same numbers.
+        A study of the same name in another database has other trials under the same numbers.
         """
-        found = copy.copy(self)
-        found.folder = self.folder / study
-        found._uploader = Uploader(self.server, found.folder)
-        return found
+        tracker = copy.copy(self)
+        tracker.folder = self.folder / study
+        tracker._uploader = Uploader(self.server, tracker.folder)
+        return tracker
 
     def check(self, timeout: float = 5.0) -> None:
-        """TrackingError in one line unless the server answers within ``timeout`` seconds and lets us in."""
+        """TrackingError in one line unless the server answers within ``timeout`` seconds and lets the user in."""
         self.server.check(timeout)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,44 +62,39 @@ class Tracker:
         *,
         status: str | None = None,
     ) -> str:
-        """The id of the sweep's parent run, which is made once whoever asks; adds to it what is given.
+        """The id of the sweep's parent run, which is made by the first who asks; adds to it what is given.
 
-        Asks the server at once, unlike a trial's log: TrackingError if it is away. A param keeps its first value, a
+        Unlike a trial's log it needs the server now: TrackingError if that is away. A param keeps its first value, a
         tag its last, an artifact its last bytes. ``status`` ends the run (FINISHED, FAILED, KILLED) or, as RUNNING,
         takes it up again.
         """
-        server = self.server
-        run_id = server.run(self.experiment, {names.KIND: "sweep"}, _now())
-        held = server.held(run_id)
-        kept, long = names.cut(params or {}, names.PARAM_CHARACTERS)
-        words, long_tags = names.cut(tags or {}, names.TAG_CHARACTERS)
-        for name in [*kept, *words]:
-            names.check("param or tag", name)
+        run_id = self.server.run(self.experiment, {names.KIND: "sweep"}, _now())
+        known = self.server.held(run_id).params
+        texts, long = _texts("param", params or {}, names.PARAM_CHARACTERS)
+        words, long_tags = _texts("tag", tags or {}, names.TAG_CHARACTERS)
         if long or long_tags:
             words[names.CUT] = ", ".join(long + long_tags)
-        server.send(run_id, [], {key: value for key, value in kept.items() if key not in held.params}, words)
-        for name, data in (artifacts or {}).items():
-            self._send_file(run_id, name, data)
+        self.server.send(run_id, [], {key: value for key, value in texts.items() if key not in known}, words)
+        self._send_files(run_id, artifacts or {})
         if status:
-            server.set_status(run_id, status, None if status == "RUNNING" else _now())
+            self.server.set_status(run_id, status, None if status == "RUNNING" else _now())
         return run_id
 
     def add(self, number: int, tags: Mapping[str, object], artifacts: Mapping[str, bytes]) -> None:
-        """Say more of trial ``number``, whose run has ended. Asks the server at once: TrackingError if it is away."""
+        """Add to the run of trial ``number``, which has ended. TrackingError if the server is away."""
         run_id = self.server.find({names.KIND: "trial", names.TRIAL: str(number)})
         if run_id is None:
             raise TrackingError(f"trial {number}: has no run in {self.server} yet; its worker's journal is on the way")
-        words, _ = _checked("tag", tags, names.TAG_CHARACTERS)
-        self.server.send(run_id, [], {}, words)
-        for name, data in artifacts.items():
-            self._send_file(run_id, name, data)
+        self.server.send(run_id, [], {}, _texts("tag", tags, names.TAG_CHARACTERS)[0])
+        self._send_files(run_id, artifacts)
 
-    def _send_file(self, run_id: str, name: str, data: bytes) -> None:
-        names.check("artifact", name)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            path.write_bytes(data)
-            self.server.send_file(run_id, name, path)
+    def _send_files(self, run_id: str, artifacts: Mapping[str, bytes]) -> None:
+        for name, data in artifacts.items():
+            names.check("artifact", name)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / Path(name).name
+                path.write_bytes(data)
+                self.server.send_file(run_id, name, path)
 
     def trial(
         self,
@@ -109,7 +104,7 @@ class Tracker:
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> "TrialLog":
-        """The log of trial ``number``: one run over all attempts and processes. Asks the server nothing now."""
+        """The log of trial ``number``: one run over all attempts and processes. It does not wait for the server."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             known = written(self.folder, number)
@@ -121,53 +116,51 @@ class Tracker:
         words = {names.SWEEP: self.experiment, names.KIND: "trial", names.TRIAL: number, **(tags or {})}
         if names.FAMILY in words:
             words[names.COLOR] = names.color(str(words[names.FAMILY]), number)
-        cut, long = _checked("tag", words, names.TAG_CHARACTERS)
+        texts, long = _texts("tag", words, names.TAG_CHARACTERS)
         if long:
-            cut[names.CUT] = ", ".join(long)
-        journal.append({"kind": "open", "time": _now(), "name": name or f"trial {number}", "tags": cut})
+            texts[names.CUT] = ", ".join(long)
+        journal.append({"kind": "open", "time": _now(), "name": name or f"trial {number}", "tags": texts})
         log = TrialLog(journal, self._uploader, known)
         if params:
             log.params(params)
         return log
 
     def drain(self, timeout: float) -> int:
-        """Send our journals and those whose owner is dead; how many have not arrived within ``timeout`` seconds."""
+        """Send the journals of this process and of dead ones; gives how many have not arrived in ``timeout`` s."""
         if not pending(self.folder):
             return 0
         self._uploader.wait(timeout)
         return self._uploader.left()
 
     def waiting(self) -> int:
-        """Journals on this machine that have not arrived whole, without a study those of all studies of the sweep's
-        name; those of living workers are among them."""
-        below = [path for path in self.folder.glob("*/") if path.name != SENT]
-        return sum(len(pending(folder)) for folder in (self.folder, *below))
+        """How many journals of this machine have not arrived whole, those of living workers included.
+
+        Without :meth:`of` they are those of all studies that have the sweep's name.
+        """
+        studies = [path for path in self.folder.glob("*/") if path.name != SENT]
+        return sum(len(pending(folder)) for folder in (self.folder, *studies))
 
     @property
     def problem(self) -> str | None:
-        """Why journals are waiting, in one line; None while everything goes through."""
+        """Why journals wait, in one line; None while everything is sent."""
         unopened = list(self._uploader.unopened.values())
         more = f" (and {len(unopened) - 1} more)" if unopened[1:] else ""
         return self._uploader.problem or (f"{unopened[0]}{more}" if unopened else None)
 
     def runs(self) -> list[dict[str, Any]]:
         """The trials' runs by trial number, as ``{"run_id", "name", "status", "start_ms", "end_ms", "tags", "params",
-        "metrics"}``; "metrics" has the latest values by step. TrackingError if the server is away."""
+        "metrics"}``; "metrics" has each metric's value at its last step. TrackingError if the server is away."""
         runs = [run for run in self.server.runs() if run["tags"].get(names.KIND) == "trial"]
-        first = {run["tags"][names.TRIAL]: run for run in reversed(runs)}  # the oldest of each, should there be two
-        return sorted(first.values(), key=lambda run: int(run["tags"][names.TRIAL]))
+        oldest = {run["tags"][names.TRIAL]: run for run in reversed(runs)}
+        return sorted(oldest.values(), key=lambda run: int(run["tags"][names.TRIAL]))
 
     def run_ids(self) -> dict[int, str]:
-        """trial -> its run's id. TrackingError if the server is away."""
+        """The id of each trial's run, by trial number. TrackingError if the server is away."""
         return {int(run["tags"][names.TRIAL]): str(run["run_id"]) for run in self.runs()}
 
     def holder(self) -> str | None:
-        """The study that the experiment belongs to; None if nobody has launched one. TrackingError as above."""
+        """The id of the study whose runs the experiment holds; None before the first launch. TrackingError as above."""
         return self.server.tag({names.KIND: "sweep"}, names.STUDY)
-
-    def history(self, run_id: str, key: str) -> list[tuple[int, float, int]]:
-        """(step, value, time in ms since 1970) of a metric, by step."""
-        return self.server.history(run_id, key)
 
     def close(self, timeout: float = 10.0) -> None:
         """Send what can be sent within ``timeout`` seconds and stop; the rest stays in the journals."""
@@ -183,7 +176,7 @@ class Tracker:
 
 
 class TrialLog:
-    """What a trial has to say. Every call is in the journal when it returns, whatever the server does."""
+    """Writes to a trial's run. When a call returns, the journal has it, whatever the server does."""
 
     def __init__(self, journal: Journal, uploader: Uploader, known: set[tuple[str, int]]) -> None:
         self._journal, self._uploader, self._known = journal, uploader, known
@@ -194,16 +187,16 @@ class TrialLog:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in MLflow; None until the server told it."""
+        """The run's id in MLflow; None before the server has been reached."""
         return self._journal.run_id
 
     @property
     def problem(self) -> str | None:
-        """Why the disk does not take the journal; None if it does."""
+        """Why the disk does not take the journal's last records; None if it takes them."""
         return self._journal.problem
 
     def epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int | None = None) -> None:
-        """The metrics of an epoch (from 0), all at one time in ms since 1970. The first value of each stays."""
+        """The metrics of an epoch (from 0) at a time in ms since 1970. The first value of a metric and epoch stays."""
         with self._lock:
             new = {
                 names.check("metric", key): float(value)
@@ -215,15 +208,15 @@ class TrialLog:
                 self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": new}, wait=False)
 
     def params(self, params: Mapping[str, object]) -> None:
-        """Params keep their first value. The end of those over 6000 characters is cut, which a tag says."""
-        self._words("param", "params", params, names.PARAM_CHARACTERS)
+        """Params keep their first value. One over 6000 characters is cut, and a tag names it."""
+        self._write("param", params, names.PARAM_CHARACTERS)
 
     def tags(self, tags: Mapping[str, object]) -> None:
-        """Tags keep their last value. The end of those over 8000 characters is cut, which a tag says."""
-        self._words("tag", "tags", tags, names.TAG_CHARACTERS)
+        """Tags keep their last value. One over 8000 characters is cut, and a tag names it."""
+        self._write("tag", tags, names.TAG_CHARACTERS)
 
     def artifact(self, name: str, data: bytes | Path) -> None:
-        """A file in the run: ``name`` with folders (``trace/lr.parquet``), and its bytes or a path to copy it from."""
+        """A file in the run: its ``name`` with folders (``trace/lr.png``), and its bytes or a path to copy it from."""
         names.check("artifact", name)
         content = data.read_bytes() if isinstance(data, Path) else data
         with self._lock:
@@ -240,34 +233,30 @@ class TrialLog:
                 raise TrackingError(f"artifact {name}: {path}: {error.strerror}; free some space") from None
             self._append({"kind": "artifact", "name": name, "file": reference})
 
-    def weights(self, name: str, data: bytes) -> None:
-        """Weights as a plain file ``weights/NAME``: a ``state_dict`` that loads with ``weights_only=True``."""
-        self.artifact(f"weights/{name}", data)
-
     def finish(self, status: str, end_time_ms: int | None = None, reason: str | None = None) -> None:
-        """The end of the trial: FINISHED, FAILED, KILLED or PRUNED, with a reason to show. Nothing can follow."""
+        """The end of the trial: FINISHED, FAILED, KILLED or PRUNED, with a reason. Nothing more can be written."""
         if status not in ("FINISHED", "FAILED", "KILLED", "PRUNED"):
             raise TrackingError(f"status {status!r}: expected FINISHED, FAILED, KILLED or PRUNED")
         words = {names.STATE: status} | ({names.REASON: reason} if reason else {})
         tags, _ = names.cut(words, names.TAG_CHARACTERS)
-        shown = "KILLED" if status == "PRUNED" else status  # MLflow has no word for it
+        shown = "KILLED" if status == "PRUNED" else status  # MLflow has no such status
         with self._lock:
             self._append({"kind": "finish", "status": shown, "time": _ms(end_time_ms), "tags": tags})
         self.close()
 
     def close(self) -> None:
-        """End this attempt without ending the trial (another will go on); what is journaled is still sent."""
+        """End this attempt but not the trial, which another attempt goes on with. What was written is still sent."""
         self._upload.writing = False
         self._uploader.wake()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the server has everything; False if it has not within ``timeout`` seconds."""
+        """Wait until the server has everything; False if it does not within ``timeout`` seconds."""
         return self._uploader.wait(timeout, self._upload)
 
-    def _words(self, what: str, kind: str, values: Mapping[str, object], limit: int) -> None:
-        words, long = _checked(what, values, limit)
+    def _write(self, kind: str, values: Mapping[str, object], limit: int) -> None:
+        texts, long = _texts(kind, values, limit)
         with self._lock:
-            self._append({"kind": kind, "values": words})
+            self._append({"kind": f"{kind}s", "values": texts})
             if not self._cut.issuperset(long):
                 self._cut.update(long)
                 self._append({"kind": "tags", "values": {names.CUT: ", ".join(sorted(self._cut))[:limit]}})
@@ -279,9 +268,10 @@ class TrialLog:
         self._uploader.wake()
 
 
-def _checked(what: str, values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:
+def _texts(kind: str, values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:
+    """``names.cut`` of params or tags whose names MLflow takes; else TrackingError."""
     for name in values:
-        names.check(what, name)
+        names.check(kind, name)
     return names.cut(values, limit)
 
 
@@ -290,7 +280,7 @@ def _now() -> int:
 
 
 def _ms(time_ms: int | None) -> int:
-    """A time in ms since 1970, now by default; seconds or nonsense are refused."""
+    """``time_ms``, by default now; TrackingError unless it can be milliseconds since 1970."""
     if time_ms is None:
         return _now()
     if not (math.isfinite(time_ms) and time_ms > 10**11):

@@ -1,4 +1,4 @@
-"""An MLflow server of our own on this machine, with everything off that a sweep does not need."""
+"""Starts an MLflow server on this machine, with everything switched off that a sweep does not need."""
 
 import contextlib
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Served:
             os.killpg(self.process.pid, 15)
         try:
             self.process.wait(10)
-        except BaseException as error:  # another Ctrl-C, too: the server would outlive us
+        except BaseException as error:  # also a second Ctrl-C: without a kill the server would outlive this process
             os.killpg(self.process.pid, 9)
             self.process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
@@ -53,20 +52,12 @@ def answers(url: str, timeout: float = 2.0) -> bool:
         return False
 
 
-def serve(
-    uri: str,
-    host: str = "127.0.0.1",
-    port: int = 5000,
-    *,
-    log: Path,
-    timeout: float = 180.0,
-    waiting: Callable[[], None] = lambda: None,
-) -> Served:
+def serve(uri: str, host: str = "127.0.0.1", port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
 
     It has no login, therefore ``host`` must be this machine's loopback address. ``port`` 0 takes a free one; what the
-    server prints goes to ``log``; ``waiting`` is called about twice a second meanwhile. TrackingError if the port is
-    taken, or with the end of the log if the server does not come up in ``timeout`` seconds.
+    server prints goes to ``log``. TrackingError if the port is taken, or with the end of the log if the server does
+    not come up in ``timeout`` seconds.
     """
     if host not in ("127.0.0.1", "localhost", "::1"):
         raise TrackingError(
@@ -81,28 +72,11 @@ def serve(
                 f"port {port} on {host} is taken by another program; choose another with --port"
             ) from None
         port = probe.getsockname()[1]
-    store = uri
-    if uri.startswith("sqlite:///"):
-        store = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        store,
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    command += [
-        "--workers",
-        "1",
-        "--no-serve-artifacts",
-        "--default-artifact-root",
-        str(log.parent.resolve() / "artifacts"),
-    ]
+    file = uri.removeprefix("sqlite:///")
+    store = uri if file == uri else f"sqlite:///{Path(file).resolve()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", host]
+    command += ["--port", str(port), "--workers", "1", "--no-serve-artifacts"]
+    command += ["--default-artifact-root", str(log.parent.resolve() / "artifacts")]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -119,13 +93,12 @@ def serve(
     try:
         while not answers(server.url):
             if process.poll() is not None or time.monotonic() > deadline:
-                end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it said nothing"
+                end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it printed nothing"
                 raise TrackingError(
                     f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}"
                 )
-            waiting()
             time.sleep(0.4)
-    except BaseException:  # Ctrl-C, too: it would outlive us
+    except BaseException:  # also Ctrl-C: the server would outlive this process
         server.stop()
         raise
     return server

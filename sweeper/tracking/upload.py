@@ -1,7 +1,7 @@
-"""Journals to MLflow: one background thread a process, which never gives up and never holds training up.
+"""Sends journals to MLflow in a background thread of each process, which never gives up and never delays training.
 
-What makes sending again harmless: a point goes out with the time it was journaled at, and the first record of a
-(metric, step) wins: before a journal's first record is sent, the run is asked what it has.
+Sending again is harmless, because a point is sent with the time at which it was journaled, and because the run is asked
+what it has before the first record of a journal is sent: the first value of a (metric, step) stays.
 """
 
 import logging
@@ -11,50 +11,54 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import names
 from sweeper.tracking.connection import Gone, Refused
 from sweeper.tracking.journal import Journal, Record, pending
-from sweeper.tracking.server import Held, Server
+from sweeper.tracking.server import Held, Point, Server
 
-_say = logging.getLogger("sweeper")
+_log = logging.getLogger("sweeper")
 
-_LOOK_AROUND = 5.0  # seconds between looks for journals whose owner died
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts while the server is away
-_GATHER = 0.2  # seconds; what is written within them goes out together
-_FRESH = 3.0  # seconds that what the run was found to have is believed
-_LAST_REQUEST = 5.0  # seconds to wait for it at the end
-_PATIENCE = 20.0  # seconds of failures in one round
+_ADOPT_EVERY = 5.0  # seconds between looks for journals whose owner has died
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between rounds while the server is away
+_GATHER = 0.2  # seconds; records that are written within them are sent together
+_FRESH = 3.0  # seconds; after them the run is asked again whether a newer attempt writes to it
+_LAST_REQUEST = 5.0  # seconds that ``stop`` waits for the request that is under way
+_PATIENCE = 20.0  # seconds of failures after which a round is broken off
 
 
 class Upload:
-    """A journal on its way. ``writing`` while records may still come."""
+    """A journal that is being sent. ``writing``: whether this process may still append records."""
 
     def __init__(self, journal: Journal, *, writing: bool) -> None:
         self.journal, self.writing = journal, writing
-        self.held: Held | None = None  # what the run has, once asked
-        self.asked = 0.0  # when that was; monotonic seconds
+        self.held: Held | None = None  # what the run has; None before the server was asked
+        self.asked = 0.0  # when the server was asked, in monotonic seconds
 
     @property
     def done(self) -> bool:
+        """Whether everything has arrived."""
         return self.journal.acknowledged == self.journal.size
 
 
 class Uploader:
-    """Sends every journal of ``folder`` that this process owns or nobody does."""
+    """Sends the journals of ``folder`` that belong to this process or to a dead one."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.problem: str | None = None  # why the last round did not send everything
-        self.unopened: dict[Path, str] = {}  # journals that cannot be opened, and why; they hold no others up
+        self.unopened: dict[Path, str] = {}  # journals that cannot be opened, and why; the others are sent
         self._server, self._folder = server, folder
         self._uploads: list[Upload] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._news = self._now = self._stopping = False
-        self._begun = self._ended = self._waiting = 0  # rounds, rounds, callers of wait()
+        self._news = False  # there is something to send
+        self._now = False  # the next round shall not wait until the server may be back
+        self._stopping = False
+        self._begun = self._ended = 0  # how many rounds have begun and ended
+        self._waiting = 0  # how many callers are in wait()
 
     def add(self, journal: Journal) -> Upload:
-        """Send what is and will be in a journal of this process."""
+        """Send a journal of this process, also the records that will be appended."""
         upload = Upload(journal, writing=True)
         with self._changed:
             self._uploads.append(upload)
@@ -62,7 +66,7 @@ class Uploader:
         return upload
 
     def wake(self, *, now: bool = False) -> None:
-        """There is something to send; ``now``: try even if the server was away a moment ago."""
+        """Say that there is something to send; ``now``: even if the server was away a moment ago."""
         with self._changed:
             if self._news and not now:
                 return
@@ -74,33 +78,33 @@ class Uploader:
             self._changed.notify_all()
 
     def wait(self, timeout: float, upload: Upload | None = None) -> bool:
-        """Wait until ``upload``, or all that is not another process's, has arrived; False if it has not in time."""
+        """Wait until ``upload``, or every journal without another owner, has arrived; False if it has not in time."""
         with self._changed:
             self._waiting += 1
-            whole = self._begun + 1  # the first round that begins after this call
+            round_needed = self._begun + 1  # the first round that begins after this call
         try:
             self.wake(now=True)
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._arrived(upload, whole), timeout)
-                return self._arrived(upload, whole)
+                self._changed.wait_for(lambda: self._stopping or self._arrived(upload, round_needed), timeout)
+                return self._arrived(upload, round_needed)
         finally:
             with self._changed:
                 self._waiting -= 1
 
     def left(self) -> int:
-        """Journals of this process, or found without an owner, that have not arrived whole."""
+        """How many journals of this process or of dead ones have not arrived whole."""
         with self._changed:
             return sum(not upload.done for upload in self._uploads) + len(self.unopened)
 
     def stop(self) -> None:
-        """End the thread after the request it is in, and give the journals up."""
+        """End the thread after the request that is under way, and give the journals up for others to send."""
         with self._changed:
             self._stopping = True
             for upload in self._uploads:
                 upload.writing = False
             self._changed.notify_all()
         if self._thread:
-            self._thread.join(_LAST_REQUEST)  # if the server hangs, the thread goes, and the locks, with the process
+            self._thread.join(_LAST_REQUEST)  # if the server hangs, they end with the process
         else:
             self._give_up()
 
@@ -109,10 +113,10 @@ class Uploader:
             upload.journal.close()
         self._uploads = []
 
-    def _arrived(self, upload: Upload | None, whole_round: int) -> bool:
+    def _arrived(self, upload: Upload | None, round_needed: int) -> bool:
         if upload:
             return upload.done
-        return self._ended >= whole_round and all(upload.done for upload in self._uploads)
+        return self._ended >= round_needed and all(upload.done for upload in self._uploads)
 
     def _work(self) -> None:
         wait = 0.0
@@ -131,7 +135,7 @@ class Uploader:
             except OSError as error:
                 problem = f"journals {self._folder}: {error}"
             if problem is None:
-                wait = _LOOK_AROUND
+                wait = _ADOPT_EVERY
             else:
                 wait = _FIRST_WAIT if self.problem is None else min(2 * wait, _LONGEST_WAIT) * random.uniform(0.8, 1.0)
             with self._changed:
@@ -143,14 +147,14 @@ class Uploader:
         return self._stopping or self._now or (self._news and self.problem is None)
 
     def _round(self) -> str | None:
-        """Send what there is to send; the last failure, if any."""
+        """Send all that is unsent; gives the last failure, or None."""
         problem = None
         patience = time.monotonic() + _PATIENCE
         self._adopt()
         with self._changed:
             uploads = sorted(self._uploads, key=lambda upload: upload.journal.path.name)
         for upload in uploads:
-            writing = upload.writing  # before sending: what is written until it is closed is sent below
+            writing = upload.writing  # asked before sending, so that no record is appended between the two
             try:
                 upload.journal.retry()
                 self._send(upload)
@@ -160,23 +164,23 @@ class Uploader:
                         self._uploads.remove(upload)
             except Gone as error:
                 problem = str(error)
-                upload.journal.acknowledge(0, None)  # all of it again, to a new run
+                upload.journal.acknowledge(0, None)  # the run was deleted: everything is sent to a new one
                 upload.held = None
                 self._server.forget()
-            except Exception as error:  # whatever it is, the next round may pass, and training goes on
+            except Exception as error:  # the next round may succeed, and training goes on meanwhile
                 problem = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
-                upload.held = None  # a request without an answer may have arrived: ask again
+                upload.held = None  # the failed request may have arrived, so the run is asked what it has
                 if time.monotonic() > patience:
-                    break  # a server that hangs is not asked for each journal
+                    break  # the server hangs, and each further journal would wait for it
         return problem
 
     def _adopt(self) -> None:
-        """Take over the journals whose owner is dead; say once of each that cannot be opened that it waits."""
+        """Take over the journals of dead processes; log once of each that cannot be opened that it waits."""
         with self._changed:
-            mine = {upload.journal.path for upload in self._uploads}
+            owned = {upload.journal.path for upload in self._uploads}
         unopened = {}
         for path in pending(self._folder):
-            if path in mine:
+            if path in owned:
                 continue
             try:
                 journal = Journal.take(path, self._server.uri)
@@ -186,7 +190,7 @@ class Uploader:
                     "may read and write"
                 )
                 if path not in self.unopened:
-                    _say.warning("%s", unopened[path])
+                    _log.warning("%s", unopened[path])
                 continue
             if journal is not None:
                 with self._changed:
@@ -195,7 +199,7 @@ class Uploader:
             self.unopened = unopened
 
     def _send(self, upload: Upload) -> None:
-        """Everything unsent of one journal, in order."""
+        """Send the unsent records of a journal in their order."""
         journal = upload.journal
         records = journal.unsent()
         if not records:
@@ -205,7 +209,7 @@ class Uploader:
         arrived = journal.acknowledged
         for record, end in records:
             kind = record["kind"] if record else "damaged"
-            late = journal.attempt < held.attempt  # a newer attempt has the word on tags, files and the end
+            late = journal.attempt < held.attempt  # a newer attempt decides on tags, files and the end
             if kind in ("artifact", "finish"):
                 self._deliver(run_id, batch)
                 batch = _Batch()
@@ -240,10 +244,10 @@ class Uploader:
         journal.acknowledge(arrived, run_id)
 
     def _bound(self, upload: Upload) -> tuple[str, Held]:
-        """The run of a journal, found or made, and what it has."""
+        """The id of a journal's run, which is made if it is not there, and what the run has."""
         journal = upload.journal
         held, run = upload.held, journal.run_id
-        # A worker that was frozen for a while may find that another has gone on with its trial.
+        # While this process was frozen, another may have gone on with the trial in a newer attempt.
         if run and held and (time.monotonic() < upload.asked + _FRESH or self._server.attempt(run) == held.attempt):
             upload.asked = time.monotonic()
             return run, held
@@ -259,7 +263,7 @@ class Uploader:
         return run_id, upload.held
 
     def _deliver(self, run_id: str, batch: "_Batch") -> None:
-        """Send a batch; what the server never takes is left out and named in a tag, the rest goes on."""
+        """Send a batch. What the server will never take is left out, and a tag of the run names it."""
         try:
             self._server.send(run_id, batch.points, batch.params, batch.tags)
         except Refused:
@@ -288,9 +292,9 @@ class Uploader:
 
 @dataclass
 class _Batch:
-    """What goes out together: points as (metric, value, time in ms, step)."""
+    """What is sent together."""
 
-    points: list[tuple[str, float, int, int]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeper.tracking import names
+from sweeper import names
 from sweeper.tracking.connection import Refused
 from sweeper.tracking.tracker import Tracker
 

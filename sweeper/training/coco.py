@@ -15,12 +15,13 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sweeper import names
 from sweeper.config import Sweep
 from sweeper.data import Dataset
 from sweeper.errors import ConfigError, DataError
 from sweeper.training import Detections
 
-AP = "coco/AP"  # its name as a metric in MLflow
+AP = f"{names.COCO}AP"  # its name as a metric in MLflow
 AREAS = ("all", "small", "medium", "large")  # by the ground truth's area: below 32 x 32 pixels, below 96 x 96, above
 MOST = (1, 10, 100)  # detections per image and class that count, best scores first
 
@@ -58,8 +59,8 @@ def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> 
         **{f"AR{most}": _mean(recall[:, :, 0, number]) for number, most in enumerate(MOST)},
         **{f"AR{area}": _mean(recall[:, :, number, -1]) for number, area in enumerate(AREAS) if number},
     }
-    names = [category["name"] for category in truth.loadCats(order)]
-    result["classes"] = {name: _mean(precision[:, :, number, 0, -1]) for number, name in enumerate(names)}
+    classes = [category["name"] for category in truth.loadCats(order)]
+    result["classes"] = {name: _mean(precision[:, :, number, 0, -1]) for number, name in enumerate(classes)}
     return result
 
 
@@ -70,9 +71,9 @@ def metrics(dataset: Dataset, detections: Iterable[Detections]) -> dict[str, flo
     """
     values = evaluate(dataset, detections)
     classes: Mapping[str, float | None] = values.pop("classes")
-    named = {f"coco/{key}": value for key, value in values.items()}
+    named = {f"{names.COCO}{key}": value for key, value in values.items()}
     for number, (name, value) in enumerate(classes.items()):
-        key = f"coco/class/{re.sub(r'[^A-Za-z0-9_. -]', '_', name).strip(' .') or '_'}"
+        key = f"{names.COCO}class/{re.sub(r'[^A-Za-z0-9_. -]', '_', name).strip(' .') or '_'}"
         named[f"{key} {number}" if key in named else key] = value
     return {key: value for key, value in named.items() if value is not None}
 

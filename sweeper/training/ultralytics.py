@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sweeper import names
 from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
 from sweeper.training import EpochLog, Evaluation, isolated, silent, snapshot  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import reseed
@@ -96,10 +97,10 @@ class UltralyticsTrainer:
         for name, model in (("weights", parts.model), ("EMA", parts.ema.ema)):
             if broken := snapshot.first_not_finite(model):
                 raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
-        losses = {f"train/{name}": float(value) / batches for name, value in sums.items()}
+        losses = {f"{names.TRAIN}{name}": float(value) / batches for name, value in sums.items()}
         applied = parts.record.applied()
         if skipped := int(applied.skipped.sum()):
-            losses["train/skipped_steps"] = float(skipped)
+            losses[f"{names.TRAIN}skipped_steps"] = float(skipped)
         return EpochLog(applied.lr[:, parts.main].astype(np.float32), losses, time.perf_counter() - started, applied)
 
     def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
@@ -109,7 +110,7 @@ class UltralyticsTrainer:
             validator(self._parts)
         box, batches = validator.metrics.box, len(validator.dataloader)
         metrics = {"mAP50-95": box.map, "mAP50": box.map50, "precision": box.mp, "recall": box.mr}
-        metrics |= {f"val/{name}": float(value) / batches for name, value in validator.loss.items()}
+        metrics |= {f"{names.VAL}{name}": float(value) / batches for name, value in validator.loss.items()}
         return Evaluation({name: float(value) for name, value in metrics.items()}, validator.detections)
 
     def state(self) -> bytes:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweeper import names
 from sweeper.errors import ScheduleError
 from sweeper.schedules import Trace
 from sweeper.search import prune
@@ -65,7 +66,7 @@ class Known:
                 "time": now,
                 "by": f"{self._service.study.id}/{row.number}",
                 "seconds": float(row.attrs.get("epoch_seconds", 0.0)),
-                "curve/lr": float(trace.lr[(epoch + 1) * steps - 1]),
+                names.LR: float(trace.lr[(epoch + 1) * steps - 1]),
                 self._service.sweep.metric: row.values[epoch],
             }
             for epoch in range(trace.epochs)

@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-from sweeper import evidence, report
+from sweeper import evidence, names, report
 from sweeper.config import Recipe
 from sweeper.data import Dataset
 from sweeper.schedules import Trace, words
@@ -13,7 +13,7 @@ from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
-from sweeper.tracking import TrialLog, names
+from sweeper.tracking import TrialLog
 from sweeper.training import coco
 from sweeper.training.process import Epoch, TrainingProcess
 
@@ -30,14 +30,14 @@ def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
     ``coco/``.
     """
     metrics = dict(event.metrics)
-    curve = {f"curve/{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
-    values = {key if "/" in key else f"val/{key}": value for key, value in metrics.items()}
+    curve = {f"{names.CURVE}{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
+    values = {key if "/" in key else f"{names.VAL}{key}": value for key, value in metrics.items()}
     return {
         "epoch": event.epoch,
         "time": round(time.time() * 1000),
         "by": by,
         "seconds": event.seconds,
-        "curve/lr": event.lr,
+        names.LR: event.lr,
         **curve,
         **event.losses,
         **values,
@@ -80,14 +80,14 @@ class Telling:
         if attrs is not None:
             log.params(attrs)
         if trace is not None and not slot.values:  # once is enough: they are the same in every attempt
-            log.artifact("trace/lr.parquet", report.trace_table(trace))
-            log.artifact("trace/lr.png", report.plot_traces({f"trial {slot.number}": trace}))
+            log.artifact(names.TRACE_TABLE, report.trace_table(trace))
+            log.artifact(names.TRACE_PLOT, report.plot_traces({f"trial {slot.number}": trace}))
         return log
 
     def record(self, slot: Slot, log: TrialLog, trace: Trace, row: dict[str, Any]) -> None:
         """One epoch into the journal and the study; what is there already stays."""
         numbers = {key: value for key, value in row.items() if "/" in key}
-        numbers["curve/lr_rel"] = row["curve/lr"] / trace.peak if trace.peak else 0.0
+        numbers[names.LR_RELATIVE] = row[names.LR] / trace.peak if trace.peak else 0.0
         log.epoch(row["epoch"], numbers, row["time"])
         if row["epoch"] not in slot.values:
             slot.report(row["epoch"], row[self._metric])
@@ -116,17 +116,27 @@ class Telling:
         counts = {"epochs_trained": len(trained), "epochs_reused": len(end.rows) - len(trained)}
         effects = self._effects(log, trace, end)
         if landscape is not None:
-            log.artifact("escape/landscape.json", json.dumps(landscape, indent=1).encode())
+            log.artifact(names.LANDSCAPE, json.dumps(landscape, indent=1).encode())
         if self._service.sweep.weights != "none" and end.state and not pruned and slot.stage != "control":
-            log.weights("ema.pt", child.weights(recipe, end.state))
+            log.artifact(names.WEIGHTS, child.weights(recipe, end.state))
         last = end.rows[-1]
         if coco.AP in last or pruned or not end.state or slot.stage == "control":
             late = {}  # told with its row, if at all
         else:  # of a sweep that had not looked at this epoch
             late = coco.metrics(self._service.dataset, child.detections(recipe, end.state))
-        summary = {f"best/{name}": best[self._metric], "best/epoch": best["epoch"], f"final/{name}": value}
+        summary = {
+            f"{names.BEST}{name}": best[self._metric],
+            names.BEST_EPOCH: best["epoch"],
+            f"{names.FINAL}{name}": value,
+        }
         log.epoch(last["epoch"], summary | late, last["time"])
-        log.tags({names.STATE_DIGEST: end.state_digest, **{f"sweeper.{key}": count for key, count in counts.items()}})
+        log.tags(
+            {
+                names.STATE_DIGEST: end.state_digest,
+                names.EPOCHS_TRAINED: counts["epochs_trained"],
+                names.EPOCHS_REUSED: counts["epochs_reused"],
+            }
+        )
         log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
         told = counts | {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}

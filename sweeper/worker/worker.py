@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from sweeper import evidence, search
+from sweeper import evidence, names, search
 from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
@@ -34,7 +34,7 @@ from sweeper.schedules import Trace, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
-from sweeper.tracking import TrialLog, names
+from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Crash, Epoch, Hang, TrainingProcess
 from sweeper.worker.known import Known
 from sweeper.worker.segments import UNTRAINED, Elsewhere, Segments
@@ -360,7 +360,7 @@ class Worker:
             mismatch = self.service.store.put(keys[snapshot.epoch], snapshot, profile, branch=branch, owner=owner)
         except StoreError as error:
             say.warning("trial %d goes on without the state after epoch %d: %s", slot.number, snapshot.epoch, error)
-            log.tags({"sweeper.unstored": str(error)})
+            log.tags({names.UNSTORED: str(error)})
             return True
         if mismatch is not None and not mismatch.known:
             say.warning("trial %d: %s", slot.number, mismatch)
