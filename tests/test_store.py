@@ -379,7 +379,7 @@ def test_a_place_that_works_is_left_as_it_was(store: Store) -> None:
     [
         ("/dev/null/store", "cannot open .*: Not a directory; check the place"),
         ("/proc/store", "cannot open .*; check the place"),
-        ("nonsense://bucket/x", "Protocol not known: nonsense"),
+        ("nonsense://bucket/x", "not a place for training states; expected a folder, or a URL"),
     ],
 )
 def test_a_place_that_cannot_be_used_is_named_at_once(tmp_path: Path, place: str, said: str) -> None:

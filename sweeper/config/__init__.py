@@ -5,10 +5,10 @@ for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``).
 it, dots go deeper.
 """
 
-from sweeper.config.budget import Budget
+from sweeper.config.confirm import Budget, Confirm, Escape
 from sweeper.config.recipe import Recipe
 from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
-from sweeper.config.sweep import BEST, Confirm, Escape, Sweep
+from sweeper.config.sweep import BEST, Sweep
 
 __all__ = [
     "BEST",

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from sweeper import names, schedules
-from sweeper.config.budget import Budget
-from sweeper.config.recipe import Model, NotNegative, Positive, Recipe
+from sweeper.config.confirm import Budget, Confirm, Escape
+from sweeper.config.recipe import Model, Positive, Recipe
 from sweeper.config.space import Pruner, Search
 from sweeper.config.written import meant, one_line, override, read
 from sweeper.config.yolo import ELSEWHERE
@@ -41,48 +41,6 @@ OBJECTIVES = {
 
 #: Schedules as they are written in a sweep file.
 Listed = Annotated[tuple[str | dict[str, Any], ...], Field(max_length=1000)]
-
-
-class Confirm(Model):
-    """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
-
-    best: int = Field(default=5, ge=1, le=1000)
-    seeds: int = Field(default=6, ge=2, le=1000)
-    equivalence: NotNegative = 0.002
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-
-
-class Escape(Model):
-    """The battery on a restart: what decides, printed with every verdict, and what is spent on it.
-
-    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
-    self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
-    have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
-    ``snapshots``: quenched ones along the way; ``points``: losses on a straight line from end to end, ``piece_points``:
-    on each piece of the way, both ends included. ``quench``: the length of a short anneal to the bottom, as a share of
-    the run's steps, an epoch at most. ``bn_batches`` and ``val_images`` are what one loss on the landscape costs.
-    """
-
-    practical: NotNegative = 0.002
-    over_self: NotNegative = 3.0
-    moved_beta: NotNegative = 0.05
-    same_beta: NotNegative = 0.02
-    within: NotNegative = 2.0
-    snapshots: int = Field(default=8, ge=0, le=64)
-    points: int = Field(default=7, ge=3, le=101)
-    piece_points: int = Field(default=3, ge=3, le=101)
-    quench: Annotated[float, Field(gt=0, le=1)] = 0.005
-    bn_batches: int = Field(default=2, ge=1, le=100_000)
-    val_images: int = Field(default=32, ge=1, le=1_000_000)
-
-    def cost(self) -> dict[str, float]:
-        """The settings on which the measurement itself depends; with others it is made anew."""
-        names = {"snapshots", "points", "piece_points", "quench", "bn_batches", "val_images"}
-        return self.model_dump(include=names)
-
-    def decides(self) -> dict[str, float]:
-        """The settings on which a verdict depends."""
-        return self.model_dump(exclude={"quench", "bn_batches", "val_images"})
 
 
 class Sweep(Model):
@@ -123,20 +81,8 @@ class Sweep(Model):
 
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
-        *(
-            "trials",
-            "budget",
-            "confirm",
-            "escape",
-            "device",
-            "workers",
-            "attempts",
-            "lease_s",
-            "stall_s",
-            "store_gb",
-            "weights",
-        ),
-        *("data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
+        *("trials", "budget", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb"),
+        *("weights", "data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
     )
 
     @field_validator("sampler")

@@ -12,8 +12,7 @@ from sqlalchemy import Connection, column, delete, event, exists, func, literal_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from sweeper.database.engine import PATIENCE_S, Database, NothingThere, open, parse
-from sweeper.database.faults import is_transient
+from sweeper.database.engine import PATIENCE_S, Database, NothingThere, is_transient, open, parse
 from sweeper.database.tables import Tables
 
 __all__ = [

@@ -12,10 +12,10 @@ import tenacity
 from sqlalchemy import ColumnElement, Connection, Double, Engine, Table, create_engine, event, literal_column, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sweeper.database.faults import advice_for, cause_of, is_transient, line_of
 from sweeper.database.tables import TABLES, Tables, exists, migrate
 from sweeper.errors import DatabaseError, without_password
 
@@ -79,11 +79,13 @@ class Database:
         except IntegrityError:
             raise
         except Exception as error:
-            cause = cause_of(error)
+            cause = _cause_of(error)
             if cause is None:
                 raise
             tried = f" for {self.patience_s:.0f} s" if is_transient(error) else ""
-            raise DatabaseError(f"{self}: the database failed{tried}: {line_of(cause)}; {advice_for(cause)}") from error
+            raise DatabaseError(
+                f"{self}: the database failed{tried}: {_line_of(cause)}; {_advice_for(cause)}"
+            ) from error
 
     def upsert(self, into: Table) -> Any:
         """An insert into ``into`` that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
@@ -141,8 +143,8 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
         raise
     except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
-        cause = cause_of(error) or error
-        raise DatabaseError(f"{database}: cannot be opened: {line_of(cause)}; {advice_for(cause)}") from error
+        cause = _cause_of(error) or error
+        raise DatabaseError(f"{database}: cannot be opened: {_line_of(cause)}; {_advice_for(cause)}") from error
     return database
 
 
@@ -237,3 +239,65 @@ def _sqlite(url: URL) -> Engine:
 def _to_wal(connection: sqlite3.Connection) -> None:
     """SQLite does not wait for its timeout here: where several open a new database at once, some find it locked."""
     connection.execute("PRAGMA journal_mode=WAL")
+
+
+# What went wrong, and whether trying again may help.
+
+# SQLSTATE classes and codes that pass: connection lost, resources short, serialization and deadlock, shutting down.
+_PASSING = ("08", "40", "53", "57P01", "57P02", "57P03", "57P05", "55P03", "25P03")
+# What the server says when a connection is refused for good; there is no SQLSTATE on a failed connection.
+_FINAL = ("password", "authentication", "pg_hba.conf", "does not exist", "SSL", "certificate", "permission denied")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help. Looks at the driver's own error, which other libraries wrap in theirs."""
+    cause = _cause_of(error)
+    if cause is None:
+        return False
+    if isinstance(cause, PoolTimeout):
+        return True
+    if isinstance(cause, sqlite3.Error):
+        return isinstance(cause, sqlite3.OperationalError) and any(
+            word in str(cause) for word in ("locked", "busy", "full")
+        )
+    state = getattr(cause, "sqlstate", None)
+    if state:
+        return str(state).startswith(_PASSING)
+    # psycopg's OperationalError without a state: no connection, or it broke.
+    operational = any(kind.__name__ == "OperationalError" for kind in type(cause).__mro__)  # ConnectionTimeout is one
+    return operational and not any(word in str(cause) for word in _FINAL)
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    """The driver's or pool's error at the bottom of ``error``; None if no database is to blame."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, DBAPIError) and inner.orig is not None:
+            return inner.orig
+        if isinstance(inner, (PoolTimeout, sqlite3.Error)) or type(inner).__module__.startswith("psycopg"):
+            return inner
+        if isinstance(inner, SQLAlchemyError) and inner.__cause__ is None:
+            return inner
+        inner = inner.__cause__
+    return None
+
+
+def _line_of(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _advice_for(error: BaseException) -> str:
+    text = str(error)
+    for words, advice in (
+        (("password", "authentication", "pg_hba"), "check the user and the password in the database URL"),
+        (("resolve host", "refused", "timeout", "timed out", "unreachable"), "check the host, and that it is running"),
+        (("not a database",), "choose another path, or remove the file"),
+        (("unable to open", "readonly", "read-only"), "choose a place that this user can write"),
+        (("full",), "free some disk space"),
+        (("does not exist",), "create the database first, or correct its name"),
+        (("permission denied",), "grant the user CREATE on the database"),
+    ):
+        if any(word in text for word in words):
+            return advice
+    return "see `sweeper doctor`"

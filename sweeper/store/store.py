@@ -14,13 +14,13 @@ import hashlib
 import json
 import socket
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sweeper.database import Connection, Database, delete, exists, func, or_, select, update
 from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError
-from sweeper.store.place import Place
-from sweeper.store.snapshot import Mismatch, Snapshot, Usage, pack, unpack
+from sweeper.store.files import Mismatch, Place, Snapshot, Usage, pack, unpack
 
 
 class Store:
@@ -55,9 +55,9 @@ class Store:
         insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
         database.transaction(lambda connection: connection.execute(insert))
         # A file of SQLite is this machine's own, whatever its path.
-        own = socket.gethostname() + ":" if database.url.get_backend_name() == "sqlite" else ""
+        host = socket.gethostname() + ":" if database.url.get_backend_name() == "sqlite" else ""
         shown = database.url.set(username=None, password=None, query={}).render_as_string()
-        self._shared = self._place.shared(own + shown)
+        self._shared = self._place.shared(host + shown)
 
     # -- snapshots
 
@@ -69,8 +69,8 @@ class Store:
             query = select(t.c.key).where(t.c.store == self.id, t.c.key.in_(keys[1:]))
             if owner is not None:
                 query = query.with_for_update()  # or it could be evicted before it is pinned
-            found = set(connection.execute(query).scalars())
-            depth = max((index for index in range(1, len(keys)) if keys[index] in found), default=0)
+            stored = set(connection.execute(query).scalars())
+            depth = max((index for index in range(1, len(keys)) if keys[index] in stored), default=0)
             if owner is not None:
                 self._pin(connection, owner, keys[depth : depth + 1] if depth else ())
             return depth
@@ -184,8 +184,8 @@ class Store:
         }
         insert = self._database.upsert(t).values(**values).on_conflict_do_nothing()
         new = self._database.transaction(lambda connection: connection.execute(insert.returning(t.c.key)).first())
-        found = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
-        return Mismatch(**{**vars(found[0]), "known": new is None})
+        [mismatch] = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
+        return replace(mismatch, known=new is None)
 
     def mismatches(self) -> list[Mismatch]:
         """All that were ever found, each digest of a key once, the oldest first."""
@@ -194,14 +194,8 @@ class Store:
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
         return [
             Mismatch(
-                r.key,
-                r.epoch,
-                r.first_digest,
-                r.digest,
-                json.loads(r.first_profile),
-                json.loads(r.profile),
-                r.seen,
-                True,
+                *(r.key, r.epoch, r.first_digest, r.digest, json.loads(r.first_profile), json.loads(r.profile), r.seen),
+                known=True,
             )
             for r in rows
         ]

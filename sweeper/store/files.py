@@ -1,4 +1,4 @@
-"""Files at a folder or any fsspec URL: written aside, flushed, checked, and only then put in place."""
+"""Snapshots as files at a folder or any fsspec URL: written aside, flushed, checked, and only then put in place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sweeper.errors import StoreError, without_password
-from sweeper.store.snapshot import FORMAT
+
+FORMAT = 1
+_MAGIC = b"sweeper snapshot\n"
 
 # Files written aside by processes of this host that are gone. Not at once: containers may share a host's name.
 _DEAD_S = 600
@@ -29,6 +32,79 @@ _ABANDONED_S = 24 * 3600  # other files that no row of the index knows
 # The names that are written here: the place may be a bucket that holds other things, too.
 _ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")
 _SNAPSHOT = re.compile(r"(?P<begin>[^/]{2})/(?P=begin)[^/]*-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state at the end of ``epoch`` epochs, and the rows of these epochs, so that curves are complete.
+
+    ``state`` is opaque. ``state_digest`` names its tensors: equal for equal trainings, whatever the bytes around them.
+    """
+
+    epoch: int
+    state: bytes
+    rows: list[dict[str, Any]]
+    state_digest: str
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Two trainings of one key that differ: the recipe does not determine the training on this hardware.
+
+    ``seen`` is when, in seconds since the Unix epoch. ``known`` says that this digest had been reported before.
+    """
+
+    key: str
+    epoch: int
+    first_digest: str
+    digest: str
+    first_profile: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    seen: float
+    known: bool
+
+    def __str__(self) -> str:
+        def machine(profile: Mapping[str, Any]) -> str:
+            return f"{profile.get('host', 'a host')} ({profile.get('device', 'unknown device')})"
+
+        return (
+            f"two trainings of {self.key[:12]} differ after epoch {self.epoch}: {self.first_digest[:12]} on "
+            f"{machine(self.first_profile)}, {self.digest[:12]} on {machine(self.profile)}; the recipe does not "
+            "determine the training on this hardware; the first state is kept (README, Determinism)"
+        )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of the whole store: snapshots and bytes now, reads and bytes read since it was made, free bytes where known."""
+
+    count: int
+    bytes: int
+    reads: int
+    read_bytes: int
+    free: int | None
+
+
+def pack(key: str, snapshot: Snapshot, profile: Mapping[str, Any]) -> bytes:
+    """The file's content: a magic line, the header's length in 8 bytes, the header in JSON, the state."""
+    header = {
+        "format": FORMAT,
+        "key": key,
+        "epoch": snapshot.epoch,
+        "rows": snapshot.rows,
+        "state_digest": snapshot.state_digest,
+        "profile": dict(profile),
+    }
+    text = json.dumps(header).encode()
+    return b"".join((_MAGIC, len(text).to_bytes(8, "big"), text, snapshot.state))
+
+
+def unpack(content: bytes) -> Snapshot:
+    """The snapshot in a file whose digest was checked."""
+    start = len(_MAGIC) + 8
+    end = start + int.from_bytes(content[len(_MAGIC) : start], "big")
+    header = json.loads(content[start:end])
+    return Snapshot(header["epoch"], content[end:], header["rows"], header["state_digest"])
 
 
 def check_url(url: str) -> None:
@@ -80,14 +156,13 @@ class Place:
             else:
                 with suppress(FileExistsError):
                     self._fs.pipe_file(path, mine, mode="create")
-        said = self._fs.cat_file(path)
-        found = json.loads(said)
-        if found["format"] > FORMAT:
+        store = json.loads(self._fs.cat_file(path))
+        if store["format"] > FORMAT:
             raise StoreError(
-                f"{self.url}: made by a newer sweeper (format {found['format']}, this one knows {FORMAT}); "
+                f"{self.url}: made by a newer sweeper (format {store['format']}, this one knows {FORMAT}); "
                 "install the newer one, or choose another place"
             )
-        return str(found["store"])
+        return str(store["store"])
 
     def write(self, file: str, content: bytes, sha256: str) -> None:
         """Put ``content`` (whose digest is ``sha256``) at ``file``, whole or not at all."""
@@ -140,8 +215,8 @@ class Place:
         ones among the snapshots' files."""
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
-            found: dict[str, Any] = self._fs.find(self._root, detail=True)
-        files = {path.removeprefix(self._root).lstrip("/"): info for path, info in found.items()}
+            paths: dict[str, Any] = self._fs.find(self._root, detail=True)
+        files = {path.removeprefix(self._root).lstrip("/"): info for path, info in paths.items()}
         old = [file for file, info in files.items() if _abandoned(file, info)]
         return [file for file in old if _ASIDE.fullmatch(file)], [file for file in old if _SNAPSHOT.fullmatch(file)]
 
@@ -168,8 +243,8 @@ class Place:
         except ImportError as error:
             raise StoreError(f"{self.url}: its driver is missing: {error}") from error
         except Exception as error:  # each file system has its own
-            said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            raise StoreError(f"{self.url}: cannot {verb} {what}: {said}; check the place and its free space") from error
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+            raise StoreError(f"{self.url}: cannot {verb} {what}: {why}; check the place and its free space") from error
 
 
 def _abandoned(file: str, info: Mapping[str, Any]) -> bool:
