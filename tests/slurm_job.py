@@ -78,8 +78,10 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
         f"  time limit announced: {ending} queued again after {time.monotonic() - died:.1f} s, {len(rows)} trials held"
     )
     wrong += [f"trial {row.number} was not given back" for row in rows]
-    for task in (preempted, ending):  # Slurm lets what it queued again wait for two minutes
-        slurm.ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+    for task in (preempted, ending):
+        # Slurm lets what it queued again wait for two minutes; a node that is asked to start it in the second in which
+        # it ended there refuses ("Job credential revoked"), and the task fails.
+        slurm.ask("scontrol", "update", f"JobId={task}", "StartTime=now+3")
     wait(lambda: workers(stand).keys() == {first, second})
     print(f"  both tasks at work again, {stand.epochs()} epochs done")
 

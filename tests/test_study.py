@@ -579,12 +579,12 @@ def test_an_optuna_without_what_is_overridden_is_refused(tmp_path: Any, monkeypa
         later.delattr(storage, "_create_new_trial")
         later.setattr(storage, "_set_trial_param", other)
         with pytest.raises(DatabaseError) as refused:
-            Study.exists(opened, "sweep")
+            fence.open_storage(opened)
     assert "RDBStorage._create_new_trial is missing" in str(refused.value)
     assert "RDBStorage._set_trial_param takes (trial_id, name, value, distribution)" in str(refused.value)
     assert f"Optuna {optuna.__version__}" in str(refused.value)
     assert "optuna>=5.0,<5.1" in str(refused.value)
-    assert not Study.exists(opened, "sweep")
+    fence.open_storage(opened)
 
 
 def test_every_override_is_among_what_is_checked() -> None:
