@@ -1,4 +1,4 @@
-"""Take the README's pictures of a finished sweep: ``make screenshots``, or
+"""Take the pictures in docs/img of a finished sweep: ``make screenshots``, or
 
     python docs/screenshots.py [SWEEP [KEY=VALUE ...]] [--store FOLDER]
 

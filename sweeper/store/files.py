@@ -70,7 +70,7 @@ class Mismatch:
         return (
             f"two trainings of {self.key[:12]} differ after epoch {self.epoch}: {self.first_digest[:12]} on "
             f"{machine(self.first_profile)}, {self.digest[:12]} on {machine(self.profile)}; the recipe does not "
-            "determine the training on this hardware; the first state is kept (README, Determinism)"
+            "determine the training on this hardware; the first state is kept (docs/determinism.md)"
         )
 
 
