@@ -33,15 +33,15 @@ class TooMuch(NotYaml):
 def check_file(path: Path, most: int) -> None:
     """Raise OSError, saying what is wrong, unless ``path`` is a regular file of at most ``most`` bytes."""
     try:
-        found = path.stat()
+        status = path.stat()
     except ValueError:  # a NUL in it
         raise OSError(errno.EINVAL, "is not a path", str(path)) from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is a device, a pipe or a socket", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"has {found.st_size} bytes; expected at most {most}", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"has {status.st_size} bytes; expected at most {most}", str(path))
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -132,16 +132,16 @@ def _shown(node: yaml.Node) -> str:
 
 def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
-    found: dict[Any, Any] = {}
+    mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise NotYaml(f"line {line}: a list or a mapping cannot be a key")
         key = loader.construct_object(key_node, deep=True)
-        if key in found:
+        if key in mapping:
             raise NotYaml(f"line {line}: key {str(key)[:40]!r} stands twice")
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
@@ -156,5 +156,5 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark else "line 1"
-        said = getattr(error, "problem", None) or str(error)
-        raise NotYaml(f"{line}: {' '.join(str(said).split())[:200]}") from None
+        problem = getattr(error, "problem", None) or str(error)
+        raise NotYaml(f"{line}: {' '.join(str(problem).split())[:200]}") from None

@@ -44,8 +44,8 @@ class Findings:
     def settle(self, invalid: str) -> tuple[str, ...]:
         """One line per kind, faults first; with ``invalid="refuse"`` a fault raises DataError instead."""
         if self.faults and invalid == "refuse":
-            found = "; ".join(_line(kind, examples) for kind, examples in self.faults.items())
-            raise DataError(f"{self.source}: {found}; mend the data, or leave these out with invalid: skip")
+            faults = "; ".join(_line(kind, examples) for kind, examples in self.faults.items())
+            raise DataError(f"{self.source}: {faults}; mend the data, or leave these out with invalid: skip")
         return (
             *(f"skipped: {_line(kind, examples)}" for kind, examples in self.faults.items()),
             *(_line(kind, examples) for kind, examples in self.notes.items()),
@@ -80,8 +80,8 @@ def image_facts(path: Path) -> tuple[str, int, int, str]:
                 with _open(path) as image:
                     image.load()
     except Exception as error:  # PIL raises half a dozen classes, OSError and SyntaxError among them
-        said = " ".join(str(error).split()).replace(str(path), path.name)
-        raise ValueError(said or type(error).__name__) from None
+        reason = " ".join(str(error).split()).replace(str(path), path.name)
+        raise ValueError(reason or type(error).__name__) from None
     if min(width, height) < SMALLEST:
         raise ValueError(f"{width}x{height} pixels, expected at least {SMALLEST}x{SMALLEST}")
     return digest, width, height, remark

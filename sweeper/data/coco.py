@@ -44,7 +44,7 @@ def read_described(path: Path, described: dict[str, Any], hashes: Hashes, findin
 
 def find_annotations(path: Path) -> dict[str, Path]:
     """``annotations/instances_train*.json`` and ``..._val*.json``, else ``*train*`` and ``*val*``; one of each."""
-    found = {}
+    files = {}
     for split in SPLITS:
         candidates = sorted((path / "annotations").glob(f"instances_{split}*.json"))
         candidates = candidates or sorted((path / "annotations").glob(f"*{split}*.json"))
@@ -52,8 +52,8 @@ def find_annotations(path: Path) -> dict[str, Path]:
             there = ", ".join(file.name for file in candidates) or "none"
             hint = "name one in a data.yaml, annotations: {train: FILE, val: FILE}"
             raise DataError(f"{path}: annotations/instances_{split}*.json: expected one file, found {there}; {hint}")
-        found[split] = candidates[0]
-    return found
+        files[split] = candidates[0]
+    return files
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -145,10 +145,10 @@ def _read(
         raise DataError(
             f"{files['val']}: categories: differ from those of {files['train'].name}; expected the same ids and names"
         )
-    own = tuple(known["train"].values())
-    if names is not None and names != own:
+    classes = tuple(known["train"].values())
+    if names is not None and names != classes:
         raise DataError(
-            f"{top}: names: {', '.join(names)} are not the categories of {files['train'].name}, {', '.join(own)}"
+            f"{top}: names: {', '.join(names)} are not the categories of {files['train'].name}, {', '.join(classes)}"
         )
     samples = {
         split: _split(
@@ -156,7 +156,7 @@ def _read(
         )
         for split in SPLITS
     }
-    return Source(own, tuple(known["train"]), samples)
+    return Source(classes, tuple(known["train"]), samples)
 
 
 def _split(
@@ -199,8 +199,8 @@ def sample_of(
     """One image of ``file`` with its annotations; the image file knows its size better than its record."""
     sha, width, height = facts
     if (record.get("width", width), record.get("height", height)) != (width, height):
-        said = f"{record.get('width')}x{record.get('height')}"
-        findings.note("image sizes that the annotations have wrong", f"{path} is {width}x{height}, not {said}")
+        recorded = f"{record.get('width')}x{record.get('height')}"
+        findings.note("image sizes that the annotations have wrong", f"{path} is {width}x{height}, not {recorded}")
     rows, kept = _boxes(annotations, width, height, index, f"{file.name}:", findings)
     return Sample(path, sha, width, height, rows, record, kept)
 
@@ -209,7 +209,7 @@ def by_image(
     content: Mapping[str, Any], images: set[int], index: Mapping[int, int], file: Path, findings: Findings
 ) -> dict[int, list[dict[str, Any]]]:
     """Annotations by image, in the file's order, without those of no image or no category, which are faults."""
-    found = defaultdict(list)
+    annotations = defaultdict(list)
     for annotation in unique(content["annotations"], "annotations", file, findings):
         where = f"{file.name}: annotation {annotation['id']}"
         if annotation.get("image_id") not in images:
@@ -220,8 +220,8 @@ def by_image(
             category = f"category_id {annotation.get('category_id')}, {len(index)} categories are listed"
             findings.fault("labels of a class that does not exist", f"{where}: {category}")
         else:
-            found[annotation["image_id"]].append(annotation)
-    return found
+            annotations[annotation["image_id"]].append(annotation)
+    return annotations
 
 
 def _boxes(

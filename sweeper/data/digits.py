@@ -63,8 +63,8 @@ def _draw(folder: Path) -> None:
             write(folder / "labels" / split / f"{name}.txt", label_text(rows))
             coco["images"].append({"id": image, "file_name": f"{name}.png", "width": SIDE, "height": SIDE})
             for c, x, y, w, h in boxes:
-                own = {"id": len(coco["annotations"]) + 1, "image_id": image, "category_id": c + 1}
-                coco["annotations"].append({**own, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+                ids = {"id": len(coco["annotations"]) + 1, "image_id": image, "category_id": c + 1}
+                coco["annotations"].append({**ids, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
         coco["categories"] = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
         write(folder / "annotations" / f"instances_{split}.json", json.dumps(coco))
     described: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}

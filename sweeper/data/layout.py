@@ -218,8 +218,8 @@ def _coco(source: Source, samples: Sequence[Sample], names: Sequence[str]) -> di
         image = sample.record["id"] if sample.record else number
         size = {"width": sample.width, "height": sample.height}
         images.append({"id": image, "file_name": name, **size, "source": str(sample.path)})
-        for own in sample.annotations if sample.annotations is not None else _from_rows(source, sample):
-            annotations.append({**own, "image_id": image, "id": len(annotations) + 1})
+        for entry in sample.annotations if sample.annotations is not None else _from_rows(source, sample):
+            annotations.append({**entry, "image_id": image, "id": len(annotations) + 1})
     order = zip(source.categories, source.names, strict=True)
     categories = [{"id": number, "name": name} for number, name in order]
     return {"images": images, "categories": categories, "annotations": annotations}

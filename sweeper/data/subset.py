@@ -127,19 +127,19 @@ def _order(
     shuffled = [records[i] for i in rng.permutation(len(records))]
     if not stratified:
         return shuffled
-    classes = {image: {annotation["category_id"] for annotation in found} for image, found in boxes.items()}
-    often = Counter(category for found in classes.values() for category in found)
+    classes = {image: {annotation["category_id"] for annotation in listed} for image, listed in boxes.items()}
+    often = Counter(category for present in classes.values() for category in present)
     strata: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in shuffled:
-        found = classes.get(record["id"])
-        strata[min(found, key=lambda category: (often[category], category)) if found else -1].append(record)
+        present = classes.get(record["id"])
+        strata[min(present, key=lambda category: (often[category], category)) if present else -1].append(record)
     share = min(count / len(records), 1.0)
-    quota = {stratum: int(len(found) * share) for stratum, found in strata.items()}
+    quota = {stratum: int(len(members) * share) for stratum, members in strata.items()}
     by_remainder = sorted(strata, key=lambda s: (quota[s] - len(strata[s]) * share, s))  # the largest remainders first
     for stratum in by_remainder[: max(min(count, len(records)) - sum(quota.values()), 0)]:
         quota[stratum] += 1
-    first = [record for stratum, found in strata.items() for record in found[: quota[stratum]]]
-    rest = [record for stratum, found in strata.items() for record in found[quota[stratum] :]]
+    first = [record for stratum, members in strata.items() for record in members[: quota[stratum]]]
+    rest = [record for stratum, members in strata.items() for record in members[quota[stratum] :]]
     return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest only where an image has to be passed over
 
 

@@ -68,13 +68,13 @@ def _splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
     lists = folder / "ImageSets" / "Main"
     files = {split: next((lists / name for name in LISTS[split] if (lists / name).is_file()), None) for split in SPLITS}
     if files["train"] and files["val"]:
-        found = {split: _listed(file) for split, file in files.items() if file is not None}
-        if both := sorted(set(found["train"]) & set(found["val"])):
+        stems = {split: _listed(file) for split, file in files.items() if file is not None}
+        if both := sorted(set(stems["train"]) & set(stems["val"])):
             raise DataError(
                 f"{lists}: {both[0]} is in {files['train'].name} and in {files['val'].name}; expected two sets that "
                 "share no image"
             )
-        return found
+        return stems
     everything = sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
     chosen = {stem for stem in everything if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % ONE_IN == 0}
     findings.note(

@@ -116,8 +116,8 @@ def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterable[P
             try:
                 lines = read_text(where, MAX_TEXT).splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                said = f"{entry} cannot be read as a list of images ({why(error)})"
-                raise DataError(f"{path}: {split}: {said}") from None
+                reason = f"{entry} cannot be read as a list of images ({why(error)})"
+                raise DataError(f"{path}: {split}: {reason}") from None
             for line in filter(None, map(str.strip, lines)):
                 yield Path(os.path.normpath((where.parent if line.startswith("./") else top) / line))
         else:

@@ -145,13 +145,13 @@ def migrate(connection: Connection, tables: Tables) -> None:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))
     version = tables.version
     version.create(connection, checkfirst=True)
-    found = _version(connection, tables)
-    if found > len(_STEPS):
+    current = _version(connection, tables)
+    if current > len(_STEPS):
         where = connection.engine.url.render_as_string(hide_password=True)
         raise DatabaseError(
-            f"{where}: its tables have version {found}, this sweeper knows {len(_STEPS)}; install the newer sweeper"
+            f"{where}: its tables have version {current}, this sweeper knows {len(_STEPS)}; install the newer sweeper"
         )
-    for step in _STEPS[found:]:
+    for step in _STEPS[current:]:
         step(connection, tables)
     connection.execute(delete(version))
     connection.execute(version.insert().values(version=len(_STEPS)))

@@ -84,10 +84,10 @@ def begin(family: str, params: Params, time: TimeBase, warm: float) -> Begin | N
                 f"{warm / time.steps_per_epoch:g} epochs; a branch begins after it"
             )
     if family == "cawb":
-        found = _cycles(params, time, warm)
+        cycles = _cycles(params, time, warm)
         hold = time.steps_per_epoch if params["granularity"] == "epoch" else 1
-        first = -int(-found[0].start // hold) * hold if found else time.steps
-        return Begin(first, found[0].start) if first < time.steps else None
+        first = -int(-cycles[0].start // hold) * hold if cycles else time.steps
+        return Begin(first, cycles[0].start) if first < time.steps else None
     [(step, place)] = places
     if not 0 < step < time.steps:
         raise ScheduleError(
@@ -124,15 +124,15 @@ def _cycles(params: Params, time: TimeBase, warm: float) -> list[cawb.Cycle]:
     distinct = len({Duration.parse(step).steps(time) for step in params["steps"]})
     if not distinct:
         return []
-    own = params.get("horizon")
-    if isinstance(own, list):
-        if len(own) != distinct:
+    lengths = params.get("horizon")
+    if isinstance(lengths, list):
+        if len(lengths) != distinct:
             raise ScheduleError(
-                f"cawb: horizon: {len(own)} lengths do not fit {distinct} distinct steps; expected one each, or one "
-                "for all"
+                f"cawb: horizon: {len(lengths)} lengths do not fit {distinct} distinct steps; expected one each, or "
+                "one for all"
             )
-        own = ["end", *own]
-    horizon = {} if own is None else {"horizon": own}
+        lengths = ["end", *lengths]
+    horizon = {} if lengths is None else {"horizon": lengths}
     return cawb.cycles({**params, **horizon, "warmup": f"{warm:.17g}it", "warmup_start": 0.0}, time)[1:]
 
 

@@ -202,9 +202,9 @@ x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max 
         raise self._refuse(_source(node))
 
     def _check_power(self, exponent: ast.expr) -> None:
-        one = np.ones(1)
+        ones = np.ones(1)
         with np.errstate(all="ignore"):
-            power = float(np.asarray(_Run(one, one).value(exponent)).flat[0])
+            power = float(np.asarray(_Run(ones, ones).value(exponent)).flat[0])
         if not abs(power) <= MAX_POWER:
             raise ScheduleError(
                 f"decay: {self.text!r}: a power of {power:g} is too large; expected at most {MAX_POWER:g}"

@@ -39,9 +39,9 @@ class Schedule:
         >>> parse({"family": "constant", "lr": "1e-3"}).spec
         {'family': 'constant', 'lr': 0.001, 'warmup': '0ep', 'warmup_start': 0.0, 'granularity': 'step'}
         """
-        own: dict[str, Any] = {} if self.trunk is None else {"trunk": self.trunk.spec}
-        own |= {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
-        return json.loads(json.dumps({"family": self.family, **self.params, **own}))  # type: ignore[no-any-return]
+        nested: dict[str, Any] = {} if self.trunk is None else {"trunk": self.trunk.spec}
+        nested |= {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
+        return json.loads(json.dumps({"family": self.family, **self.params, **nested}))  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:
         return self._hash
@@ -127,8 +127,8 @@ class Schedule:
         >>> parse({"family": "yolo_linear", "lr": 0.1}).warm(TimeBase(10, 4))
         12.0
         """
-        own = self.trunk.warm(time) if self.trunk is not None else FAMILIES[self.family].warm(self.params, time)
-        return float(own)
+        steps = self.trunk.warm(time) if self.trunk is not None else FAMILIES[self.family].warm(self.params, time)
+        return float(steps)
 
     def begins(self, time: TimeBase) -> int | None:
         """The first step at which this branch may differ from its trunk; None if it has no trunk or never leaves it.
@@ -152,8 +152,8 @@ class Schedule:
             return values
         if "lr" not in over:
             here = np.array([at.step], np.float64)
-            main, own = (float(trunk.at(time, here, name)[0]) for name in (MAIN, group))
-            params["lr"] = params["lr"] * (own / main if own != main and main else 1.0) if "lr" in params else own
+            main, base = (float(trunk.at(time, here, name)[0]) for name in (MAIN, group))
+            params["lr"] = params["lr"] * (base / main if base != main and main else 1.0) if "lr" in params else base
         if not params["lr"]:
             raise ScheduleError(
                 f"{self.family}: from: {self.params['from']}: the trunk's LR is 0 there; give the branch an lr"
@@ -171,10 +171,10 @@ class Schedule:
             here = np.array([at.step], np.float64)
             jumps = not np.isclose(self.at(time, here)[0], trunk.at(time, here)[0], rtol=1e-9, atol=0.0)
             later = {"lr": self.base, **self.params}
-            found = branch.marks(self.family, later, time, warm, at)
+            inner = branch.marks(self.family, later, time, warm, at)
             marks = (
                 *(mark for mark in marks if mark < at.step),
-                *sorted({*([at.step] if jumps else []), *(mark for mark in found if at.step < mark < len(lr))}),
+                *sorted({*([at.step] if jumps else []), *(mark for mark in inner if at.step < mark < len(lr))}),
             )
         groups = sorted({*whole.groups, *self.groups})
         return Trace(

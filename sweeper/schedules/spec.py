@@ -33,8 +33,8 @@ def groups_of(name: str, given: dict[str, Any], groups: object) -> dict[str, dic
         raise ScheduleError(
             f"{name}: groups: {str(groups)[:80]!r} is not allowed; expected for example bias: {{lr: 0.2}}"
         )
-    found = {str(group): dict(over) for group, over in groups.items()}
-    if MAIN in found or "" in found:
+    overrides = {str(group): dict(over) for group, over in groups.items()}
+    if MAIN in overrides or "" in overrides:
         raise ScheduleError(f"{name}: groups: {MAIN} is what the schedule itself says; expected other groups' names")
     lr = given.get("lr")
     if isinstance(lr, list | tuple):
@@ -42,10 +42,10 @@ def groups_of(name: str, given: dict[str, Any], groups: object) -> dict[str, dic
             raise ScheduleError(f"{name}: lr: [] is empty; expected one base LR per parameter group")
         given["lr"] = lr[0]
         for index, base in enumerate(lr[1:], start=1):
-            found.setdefault(str(index), {}).setdefault("lr", base)
-    if len(found) > MAX_GROUPS:
-        raise ScheduleError(f"{name}: groups: {len(found)} are too many; expected at most {MAX_GROUPS}")
-    return found
+            overrides.setdefault(str(index), {}).setdefault("lr", base)
+    if len(overrides) > MAX_GROUPS:
+        raise ScheduleError(f"{name}: groups: {len(overrides)} are too many; expected at most {MAX_GROUPS}")
+    return overrides
 
 
 def checked(

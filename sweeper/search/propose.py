@@ -80,25 +80,27 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
         draw = _free_restarts if sweep.sampler == "grid" else _restarts
         written["steps"] = draw(places, search.restarts, suggest, whole)
         cycles = len(written["steps"]) + 1
-    own: dict[str, Any] = {}
+    of_choice: dict[str, Any] = {}
     # a choice's own parameter wins over the one of that name for all choices, wherever they stand in the file
     for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].own):
         idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or trunk is not None)
-        acting = name not in own and not idle
+        acting = name not in of_choice and not idle
         if not (acting or whole):
             continue
         if not parameter.per_cycle:
-            found = _one(name, parameter, suggest, whole)
-            written.update({name: found.pop(name)} if acting else {})
-            own.update(found if acting else {})
+            answers = _answers(name, parameter, suggest, whole)
+            written.update({name: answers.pop(name)} if acting else {})
+            of_choice.update(answers if acting else {})
             continue
         first = first_cycle(search, name)
         last = most if whole else cycles
-        drawn = [_one(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)]
-        values = [next(iter(one.values())) for one in drawn[: cycles - first + 1]]
+        drawn = [
+            _answers(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)
+        ]
+        values = [next(iter(answers.values())) for answers in drawn[: cycles - first + 1]]
         if values and acting:
             written[name] = values
-    return sweep.spec({**written, **own})
+    return sweep.spec({**written, **of_choice})
 
 
 def first_cycle(search: Search, name: str) -> int:
@@ -114,21 +116,21 @@ def most_cycles(search: Search) -> int:
     return len(set(map(str, steps))) + 1 if isinstance(steps, list | tuple) else 1
 
 
-def _one(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
+def _answers(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
     """A parameter's value and those of the parameters that belong to the choice made, by name."""
     if parameter.choices is not None:
         choices = list(parameter.choices)
         choice: Any = suggest.suggest_categorical(name, choices) if parameter.searched else choices[0]
-        own: dict[str, Any] = {}
+        of_choice: dict[str, Any] = {}
         for label, below in parameter.own.items():
             chosen = label == parameter.label(choice)
             for inner, inner_parameter in below.items():
                 if chosen or whole:
-                    found = _one(f"{inner}_{label}", inner_parameter, suggest, whole)
-                    own.update({inner: found[f"{inner}_{label}"]} if chosen else {})
-        if own and isinstance(choice, str):
-            choice = filled(choice, {key: own.pop(key) for key in free_names(choice) & own.keys()})
-        return {name: choice, **own}
+                    answers = _answers(f"{inner}_{label}", inner_parameter, suggest, whole)
+                    of_choice.update({inner: answers[f"{inner}_{label}"]} if chosen else {})
+        if of_choice and isinstance(choice, str):
+            choice = filled(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
+        return {name: choice, **of_choice}
     if parameter.range is None:
         return {name: parameter.value}
     limits = parameter.range
@@ -196,19 +198,19 @@ def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) 
 
 def parts(sweep: Sweep, time: TimeBase) -> set[int]:
     """The epochs after which schedules of the sweep may part: possible restarts, and where branches begin."""
-    found = set().union(*slots(sweep, time))
+    epochs = set().union(*slots(sweep, time))
     params = sweep.search.params
     fixed = params["steps"].value if "steps" in params else None
     for written in fixed if isinstance(fixed, list | tuple) else ():
-        found.add(floor(Duration.parse(written, "steps").epochs(time)))
+        epochs.add(floor(Duration.parse(written, "steps").epochs(time)))
     if (places := params.get("from")) is not None:
         written = places.examples()
         if places.range is not None:
             low, high, step = places.range.low, places.range.high, places.range.step or 1.0
             written = tuple(low + step * number for number in range(int((high - low) / step + 1e-9) + 1))
-        found |= {floor(Duration.parse(each, "from").epochs(time)) for each in written}
+        epochs |= {floor(Duration.parse(each, "from").epochs(time)) for each in written}
     begins = [schedule.begins(time) for schedule in sweep.named_baselines.values()]
-    return found | {step // time.steps_per_epoch for step in begins if step is not None}
+    return epochs | {step // time.steps_per_epoch for step in begins if step is not None}
 
 
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
@@ -219,9 +221,9 @@ def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     longest, params = 0.0, sweep.search.params
     kinds = params.get("warmup_kind", Parameter())
     default = "3ep" if "trainer" in kinds.examples() else 0  # the trainer's own
-    found = [params.get("warmup", Parameter(value=default))]
-    found += [below["warmup"] for each in params.values() for below in each.own.values() if "warmup" in below]
-    for written in (written for each in found for written in each.examples()):
+    warmups = [params.get("warmup", Parameter(value=default))]
+    warmups += [below["warmup"] for each in params.values() for below in each.own.values() if "warmup" in below]
+    for written in (written for each in warmups for written in each.examples()):
         length = Duration.parse(written, "warmup")
         if time is not None or length.unit in ("ep", "dur"):
             longest = max(longest, length.epochs(time or TimeBase(sweep.epochs, 1)))

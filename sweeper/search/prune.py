@@ -23,7 +23,7 @@ def best_so_far(curve: Sequence[float]) -> float:
 def score(curve: Sequence[float]) -> float:
     """What a finished run counts: the mean over its last three epochs (fewer where it has fewer), so luck does not win.
 
-    >>> score([0.1, 0.2, 0.3, 0.1])
+    >>> round(score([0.1, 0.2, 0.3, 0.1]), 6)
     0.2
     """
     tail = [float(value) for value in curve[-LAST:]]
@@ -55,11 +55,11 @@ def cycle_end(
     reached = [best_so_far(other[:epochs]) for other in others if len(other) >= epochs]
     if len(reached) < least:
         return None
-    own, limit = best_so_far(curve), float(np.quantile(reached, share))
-    if own >= limit:
+    best, limit = best_so_far(curve), float(np.quantile(reached, share))
+    if best >= limit:
         return None
     count = f"{share:.0%}".replace("%", " %")
-    return f"best so far {own:.4f} after {epochs} epochs, {count} of {len(reached)} others had less than {limit:.4f}"
+    return f"best so far {best:.4f} after {epochs} epochs, {count} of {len(reached)} others had less than {limit:.4f}"
 
 
 def dead(curve: Sequence[float], after: int | None) -> str | None:
