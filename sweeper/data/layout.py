@@ -118,7 +118,7 @@ class Hashes:
         return digest, width, height
 
     def save(self) -> None:
-        """Write what was learned, atomically; nothing where nothing is new or nothing can be written."""
+        """Write the facts atomically, if there are new ones; a folder that cannot be written is no error."""
         if self._now != self._known:
             with contextlib.suppress(OSError):
                 write(self._file, json.dumps(self._now))

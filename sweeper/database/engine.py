@@ -27,7 +27,7 @@ _REPAIR = "correct --database-url or SWEEPER_DATABASE_URL"
 
 
 class NothingThere(DatabaseError):
-    """No sweep was launched in this database, or there is none; who only looks does not make one."""
+    """There is no database, or no sweep was launched in it; raised where a command only reads."""
 
     def __init__(self, where: str) -> None:
         super().__init__(f"{where}: no sweep is there; launch it first")
@@ -184,10 +184,10 @@ def _no_url(url: str) -> DatabaseError:
 
 def _engine_kwargs(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        # No transactions of Python's own making: begin() below says when and how.
+        # Python's driver begins no transaction of its own; begin() below does.
         return {"connect_args": {"timeout": 60.0, "isolation_level": None}}
-    # A worker needs one connection and its heartbeat another: servers run out of connections before anything else.
-    # The timeouts end a session frozen inside a transaction, whose locks would stop everybody.
+    # A worker needs one connection and its heartbeat another; more would exhaust the server, which has a limit on
+    # connections. The timeouts end a session that is frozen inside a transaction and holds locks.
     return {
         "pool_pre_ping": True,
         "pool_size": 1,
@@ -216,15 +216,15 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _: Any) -> None:
-        # A commit then appends to the log without waiting for the disk. A killed process loses nothing; after a power
-        # cut the last commits may be missing, never broken, and their trials go on from the last snapshot.
+        # A commit appends to the log without waiting for the disk. A killed process loses nothing. After a power cut
+        # the last commits may be missing but the database is intact, and trials go on from their last snapshot.
         _to_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that first reads and then writes would fail, or act on what it no longer is, when another
-        # writes in between: take the write lock at the start.
+        # The write lock is taken at the start. Otherwise a transaction that reads and then writes would fail, or act
+        # on outdated rows, when another writes in between.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
@@ -237,7 +237,7 @@ def _sqlite(url: URL) -> Engine:
     reraise=True,
 )
 def _to_wal(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait for its timeout here: where several open a new database at once, some find it locked."""
+    """Switch to the write-ahead log. SQLite does not wait here if several processes open a new database at once."""
     connection.execute("PRAGMA journal_mode=WAL")
 
 

@@ -1,4 +1,4 @@
-"""Our own tables and how they came to be, step by step."""
+"""The tables of sweeper and the steps that migrate them from version to version."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ _STEPS: Sequence[Callable[[Connection, Tables], None]] = (
 def migrate(connection: Connection, tables: Tables) -> None:
     """Make the tables, or bring them to this version, in the caller's transaction; raises DatabaseError if newer."""
     if _version(connection, tables) == len(_STEPS):
-        return  # without the lock: many workers begin at once, and all but the first have nothing to do
+        return  # without the lock, because many workers begin at once and only the first has to migrate
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(7305829)"))  # any number, the same for all workers
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))

@@ -1,4 +1,4 @@
-"""Branches: a schedule that is another one, its trunk, to the last bit up to a step, and its own family from there.
+"""Branches: a schedule that equals another one, its trunk, bit by bit up to a step, and follows its family from there.
 
 ``{family: cawb, trunk: yolo_linear, steps: [20], ...}`` and ``{family: cosine, trunk: yolo_linear, from: 20ep}``. Two
 schedules of one trunk share every epoch before the first of them leaves it, so the store trains these epochs once.

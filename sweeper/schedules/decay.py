@@ -54,11 +54,6 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
     {'linear': [1.0, 0.625, 0.25], 'cosine': [1.0, 0.625, 0.25], 'exponential': [1.0, 0.5, 0.25]}
     >>> shape("1/sqrt", floor=0.5)(ends, 10.0).round(3).tolist()
     [1.0, 0.632, 0.5]
-    >>> shape("cosin")
-    Traceback (most recent call last):
-        ...
-    sweeper.errors.ScheduleError: decay: 'cosin' is not known; expected constant, linear, cosine, polynomial, \
-exponential, 1/sqrt, 1-sqrt or an expression in x and y (did you mean cosine?)
     """
     if decay not in SHAPES:
         if decay.isidentifier() and decay not in ("x", "y", "u", "pi", "e"):
@@ -130,13 +125,6 @@ class Expression:
     >>> half = Expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
     >>> [round(float(v), 3) for v in half(np.array([0.0, 15.0, 30.0]), 30.0)]
     [1.0, 0.675, 0.35]
-    >>> bool(np.isnan(Expression("(x-1)**0.5")(np.array([0.0]), 1.0))[0])
-    True
-    >>> Expression("__import__('os')")
-    Traceback (most recent call last):
-        ...
-    sweeper.errors.ScheduleError: decay: "__import__('os')": '__import__' is not arithmetic; expected + - * / ** with \
-x, y, u, pi, e, cos, sin, tan, tanh, exp, log, sqrt, abs, floor, ceil, min, max and numbers
     """
 
     text: str
@@ -226,11 +214,11 @@ def free_names(text: str) -> set[str]:
     ['a', 'b']
     """
     if len(text) > MAX_LENGTH:
-        return set()  # whoever reads it as a decay says so
+        return set()  # reading it as a decay raises the error
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()  # not arithmetic: whoever reads it as a decay says so
+        return set()  # not arithmetic; reading it as a decay raises the error
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return names - {*_VARIABLES, *_CONSTANTS, *_FUNCTIONS}
 

@@ -1,4 +1,4 @@
-"""A space tried at its edges before anything is trained, and known good schedules brought into it."""
+"""Checks a search space at its edges before anything is trained, and translates enqueued schedules into its answers."""
 
 import json
 import re
@@ -17,7 +17,7 @@ DRAWS = 50  # proposals that a check tries beside the corners
 
 
 class Given:
-    """A ``Suggest`` that answers from ``answers``, else with the low end or the first choice; ``asked`` has it all.
+    """A ``Suggest`` that answers from ``answers``, else with the low end or first choice; ``asked`` records all.
 
     Raises ConfigError for an answer that is not among those allowed.
     """
@@ -234,9 +234,9 @@ def enqueued(sweep: Sweep, time: TimeBase) -> list[dict[str, Any]]:
 
 
 def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:
-    """Answers as they stand in the file, each one that is asked for, in the space, and together the schedule they say.
+    """Answers as they stand in the file. ConfigError unless the space has each of them and they come out as written.
 
-    With the grid also the restarts that are left out: off.
+    With ``grid``, restarts that are left out are added as off.
     """
     # YAML reads on without quotes as true
     switches = {True: "on", False: "off"}

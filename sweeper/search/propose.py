@@ -1,10 +1,10 @@
 """From a search space to one schedule, by asking for its parameters one by one.
 
-Restarts are on/off slots with a position inside each slot: not the encoding with the least regret (benchmarks/), but
-one whose grid lets beginnings be shared, and with one name for each schedule.
-What would change nothing is not asked for (a restart's position where there is none, a step_scale without restarts),
-with two exceptions that a sampler's nature asks for: a Gaussian process wants every parameter in every trial
-(``gp``), and a grid should not hold one schedule twice (``grid``: a slot offers only what is still free).
+Restarts are on/off slots with a position inside each slot. This is not the encoding with the least regret
+(benchmarks/), but positions on a grid let trials share their beginnings.
+A parameter that would change nothing is not asked for (the position of a restart that is off, a step_scale without
+restarts). Two samplers are exceptions: ``gp``, a Gaussian process, needs every parameter in every trial, and ``grid``
+should visit each schedule once, so a slot offers only the positions that the slots before it leave free.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import AT_RESTARTS, Duration, TimeBase
 from sweeper.schedules.decay import filled, free_names
 
-STEPS = 4  # per epoch, where nobody knows yet
+STEPS = 4  # assumed per epoch while the data set is not known
 
 
 class Suggest(Protocol):
@@ -81,7 +81,7 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
         written["steps"] = draw(places, search.restarts, suggest, whole)
         cycles = len(written["steps"]) + 1
     of_choice: dict[str, Any] = {}
-    # a choice's own parameter wins over the one of that name for all choices, wherever they stand in the file
+    # A parameter that belongs to the choice made overrides a parameter of the same name for all choices.
     for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].own):
         idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or trunk is not None)
         acting = name not in of_choice and not idle
@@ -104,7 +104,7 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
 
 
 def first_cycle(search: Search, name: str) -> int:
-    """The first cycle that a parameter drawn per cycle is drawn for: 2 where no restart or only the trunk begins it."""
+    """The first cycle, 1 or 2, on which a parameter drawn per cycle acts. A trunk or no restart begins cycle 1."""
     return 2 if name == "step_scale" or search.trunk is not None else 1
 
 
@@ -239,7 +239,7 @@ def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: 
     """Restart epochs, ascending; neighbours that are too near are moved apart, later first. All ranges are fixed."""
     steps: list[int] = []
     for index, place in enumerate(places):
-        # on without asking when the slots that are left are needed to reach the minimum
+        # A slot is on without a question if all slots that are left are needed for the minimum.
         forced = restarts.min - len(steps) >= len(places) - index
         on = forced
         if not forced or (whole and restarts.min < restarts.max):
@@ -259,9 +259,9 @@ def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: 
 
 
 def _free_restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
-    """The same without two answers for one schedule: a slot offers what its predecessors left, at the right distance.
+    """The same for ``grid``, where a schedule has one set of answers: a slot offers positions that keep distance.
 
-    Its ranges depend on earlier answers, which a model of the space takes badly and a walk over it well.
+    The ranges depend on earlier answers. That suits a sampler that walks the space, and misleads one that models it.
     """
     gap = _gap(restarts)
 

@@ -24,10 +24,11 @@ from sweeper.errors import StoreError, without_password
 FORMAT = 1
 _MAGIC = b"sweeper snapshot\n"
 
-# Files written aside by processes of this host that are gone. Not at once: containers may share a host's name.
+# After so many seconds a file written aside by a process of this host that does not run any more is removed. Not at
+# once, because containers may share a host's name.
 _DEAD_S = 600
 _READ_ONLY = ("http", "https", "data", "git", "github", "gist", "zip", "tar")
-_ABANDONED_S = 24 * 3600  # other files that no row of the index knows
+_ABANDONED_S = 24 * 3600  # the same for other files that have no row in the index
 
 # The names that are written here: the place may be a bucket that holds other things, too.
 _ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")
@@ -124,11 +125,11 @@ def check_url(url: str) -> None:
 
 
 class Place:
-    """Where the files are. ``id`` is the random name in its ``store.json``, made by whoever comes first.
+    """The folder or bucket that holds the files. ``id`` is the random name in its ``store.json``, which the first
+    process to open it makes.
 
-    Without ``make`` nothing is: the ``id`` is the one given, or that of the store here, or "" where there is none.
-
-    Everything raises StoreError in one line when the file system does: each has errors of its own.
+    Without ``make`` nothing is written: ``id`` is then the one given, else that of the store at ``url``, else "".
+    Whatever error the file system raises becomes a StoreError in one line.
     """
 
     def __init__(self, url: str, id: str | None = None, *, make: bool = True) -> None:
@@ -151,7 +152,7 @@ class Place:
                 aside = f"{self._root}/tmp/{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
                 _write_through(Path(aside), mine, hashlib.sha256(mine).hexdigest())
                 with suppress(FileExistsError):
-                    os.link(aside, path)  # whole, and only for the first
+                    os.link(aside, path)  # atomic: the first process makes the file, the others keep it
                 os.unlink(aside)
             else:
                 with suppress(FileExistsError):
@@ -195,12 +196,12 @@ class Place:
             return content
 
     def remove(self, file: str) -> None:
-        """Remove ``file`` if that can be done; what stays is swept later."""
+        """Remove ``file`` if possible; :meth:`left_behind` lists what could not be removed."""
         with suppress(StoreError), self._doing("remove", file):
             self._fs.rm_file(f"{self._root}/{file}")
 
     def shared(self, database: str) -> bool:
-        """Whether other databases than this one have snapshots here; remembers this one."""
+        """Note that ``database`` has snapshots here, and return whether another database has, too."""
         mine = hashlib.sha256(database.encode()).hexdigest()[:32]
         with self._doing("list", "databases"):
             folder = f"{self._root}/databases"
@@ -211,8 +212,8 @@ class Place:
             return any(not str(path).endswith(mine) for path in self._fs.find(folder))
 
     def left_behind(self) -> tuple[list[str], list[str]]:
-        """Files of ours that no living writer is at: written aside by dead processes of this host, or old; and the old
-        ones among the snapshots' files."""
+        """Files that no running process writes any more: those written aside by an ended process of this host or a day
+        ago, and snapshots' files that are a day old."""
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
             paths: dict[str, Any] = self._fs.find(self._root, detail=True)

@@ -27,9 +27,9 @@ class Store:
     """The snapshots at ``url`` (a folder or any fsspec URL), indexed in ``database``.
 
     With ``max_bytes``, every :meth:`put` makes room by removing what :meth:`gc` would. ``reserve``: bytes of a local
-    disk that are left to others. Without ``make`` nothing is, for those who only look: at the store whose ``id`` a
-    sweep's launch noted, or at the one that is there. Raises StoreError when the place cannot be used, for a missing
-    driver, or for a store made by a newer version.
+    disk that no snapshot may take. Without ``make`` nothing is written: commands that only read open the store whose
+    ``id`` the launch of the sweep noted, or the one at ``url``. Raises StoreError when the place cannot be used, for a
+    missing driver, or for a store made by a newer version.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Store:
             return
         insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
         database.transaction(lambda connection: connection.execute(insert))
-        # A file of SQLite is this machine's own, whatever its path.
+        # A path of SQLite names another file on every machine.
         host = socket.gethostname() + ":" if database.url.get_backend_name() == "sqlite" else ""
         shown = database.url.set(username=None, password=None, query={}).render_as_string()
         self._shared = self._place.shared(host + shown)
@@ -62,13 +62,13 @@ class Store:
     # -- snapshots
 
     def deepest(self, keys: Sequence[str], owner: str | None = None) -> int:
-        """The largest i >= 1 with ``keys[i]`` stored, else 0, the untrained model. ``owner`` pins what is found."""
+        """The largest i >= 1 with ``keys[i]`` stored, else 0, the untrained model. ``owner`` pins that snapshot."""
         t = self._tables.snapshots
 
         def find(connection: Connection) -> int:
             query = select(t.c.key).where(t.c.store == self.id, t.c.key.in_(keys[1:]))
             if owner is not None:
-                query = query.with_for_update()  # or it could be evicted before it is pinned
+                query = query.with_for_update()  # locked, so that nobody removes it before it is pinned
             stored = set(connection.execute(query).scalars())
             depth = max((index for index in range(1, len(keys)) if keys[index] in stored), default=0)
             if owner is not None:
@@ -160,7 +160,7 @@ class Store:
             return row
 
         row = self._database.transaction(index)
-        if row is None:  # evicted between the two looks; what is in hand is worth storing
+        if row is None:  # removed by another process since the first query: store it again
             return self.put(key, snapshot, profile, branch=branch, owner=owner)
         if file is not None and row.file != file:
             self._place.remove(file)
@@ -188,7 +188,7 @@ class Store:
         return replace(mismatch, known=new is None)
 
     def mismatches(self) -> list[Mismatch]:
-        """All that were ever found, each digest of a key once, the oldest first."""
+        """All mismatches so far, each digest of a key once, the oldest first."""
         t = self._tables.mismatches
         query = select(t).where(t.c.store == self.id).order_by(t.c.seen, t.c.key)
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
@@ -215,7 +215,7 @@ class Store:
         return self._database.transaction(lambda connection: connection.execute(taken).first()) is not None
 
     def renew(self, key: str, owner: str, seconds: float = 60.0) -> None:
-        """Hold the segment for another ``seconds``; raises LeaseLost when it is somebody else's."""
+        """Hold the segment for another ``seconds``. Raises LeaseLost if ``owner`` does not hold it any more."""
         t = self._tables.segments
         mine = update(t).where(t.c.store == self.id, t.c.key == key, t.c.owner == owner)
         mine = mine.values(expires=self._database.now + seconds)
@@ -233,11 +233,11 @@ class Store:
         self._database.transaction(lambda connection: self._pin(connection, owner, keys))
 
     def unpin(self, owner: str) -> None:
-        """``owner`` is finished and needs nothing any more."""
+        """Lift all pins of ``owner``, which has finished."""
         self.pin(owner, ())
 
     def _pinned_after(self, connection: Connection, owner: str, epoch: int) -> bool:
-        """Whether a later state is pinned: a worker frozen while it stored this one has been replaced since."""
+        """Whether ``owner`` has pinned a later state, because another worker went on while this one was frozen."""
         t, pins = self._tables.snapshots, self._tables.pins
         both = select(pins.c.key).join(t, (t.c.store == pins.c.store) & (t.c.key == pins.c.key))
         later = both.where(pins.c.store == self.id, pins.c.owner == owner, t.c.epoch > epoch)
@@ -262,9 +262,11 @@ class Store:
             lift = delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished)))
             self._database.transaction(lambda connection: connection.execute(lift))
         files = select(self._tables.snapshots.c.file).where(self._tables.snapshots.c.store == self.id)
-        aside, old = self._place.left_behind()  # before the index is read: a file that gets its row meanwhile is known
+        aside, old = (
+            self._place.left_behind()
+        )  # listed before the index is read, so that a file whose row is made in between counts as known
         known = set(self._database.transaction(lambda connection: connection.execute(files).scalars()))
-        # where the index knows nothing at all, or is not the only one, the files may belong to another
+        # Files without a row may belong to another database if this index is empty or is not the only one.
         unknown = [file for file in old if file not in known] if known and not self._shared else []
         for file in [*aside, *unknown]:
             self._place.remove(file)
@@ -319,7 +321,7 @@ class Store:
         return self._place.check()
 
     def drop(self, key: str, why: str) -> None:
-        """Remove a snapshot that was read whole and is of no use."""
+        """Remove a snapshot that was read undamaged but cannot be used, ``why`` being the reason."""
         t = self._tables.snapshots
         query = select(t).where(t.c.store == self.id, t.c.key == key)
         row = self._database.transaction(lambda connection: connection.execute(query).first())
