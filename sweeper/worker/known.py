@@ -1,4 +1,4 @@
-"""What a study knows of a trial before and while it is trained: its twin, and what others reached."""
+"""What the other trials of a study tell about a trial: its trunk, a twin, and whether it is worth its epochs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,12 @@ from sweeper.schedules import Trace
 from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
-from sweeper.study import Slot, TrialRow
+from sweeper.study import Slot
+from sweeper.worker.segments import Task
 
 
 class Known:
-    """The finished trials of one sweep, seen from the one at hand."""
+    """The other trials of one sweep, seen from the trial that a worker holds."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -40,22 +41,23 @@ class Known:
         )
 
     def trained(self, slot: Slot, spec: Mapping[str, Any]) -> bool:
-        """Whether there is nothing new in proposing ``spec``: another trial of this seed has its trace, or none can."""
+        """Whether another trial of this seed has the trace of ``spec``, or ``spec`` is no schedule at all."""
         try:
             digest = self._service.trace(spec).digest
-        except ScheduleError:  # the sampler has another answer
+        except ScheduleError:
             return True
         if self._traces is None or self._traces[0] != slot.number:
             rows = self._service.study.rows()
             self._traces = slot.number, {row.attrs.get("trace") for row in rows if row.seed == slot.seed}
         return digest in self._traces[1]
 
-    def twin(self, slot: Slot, trace: Trace, recipe: str) -> Snapshot | None:
+    def twin(self, task: Task) -> Snapshot | None:
         """The end of a finished trial with the same trace, seed and recipe, without its state; None if there is none.
 
         The trial's attribute ``duplicate_of`` then says which one.
         """
-        row = self._service.study.find(trace.digest, slot.seed, recipe)
+        slot, trace = task.slot, task.trace
+        row = self._service.study.find(trace.digest, slot.seed, task.digest)
         if row is None or row.number == slot.number or len(row.values) < trace.epochs:
             return None
         slot.set("duplicate_of", row.number)
@@ -87,20 +89,20 @@ class Known:
         ends = {jump.epoch for jump in trace.jumps()}
         if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.attrs.get("judged", 0):
             return None
-        others = [[row.values[epoch] for epoch in sorted(row.values)] for row in self._others(slot)]
-        least, from_epoch = sweep.pruner.others, sweep.pruner.from_epoch
+        others = [
+            [row.values[epoch] for epoch in sorted(row.values)]
+            for row in self._service.study.rows()
+            if row.number != slot.number and row.seed == slot.seed and row.state != "FAIL"
+        ]
+        from_epoch = sweep.pruner.from_epoch
         reason = prune.cycle_end(
             curve,
             ends,
             others,
             from_epoch=trace.epochs // 3 if from_epoch is None else from_epoch,
             share=sweep.pruner.share,
-            least=least,
+            least=sweep.pruner.others,
         )
         if reason is None:
             slot.set("judged", len(curve))
         return reason
-
-    def _others(self, slot: Slot) -> list[TrialRow]:
-        rows = self._service.study.rows()
-        return [row for row in rows if row.number != slot.number and row.seed == slot.seed and row.state != "FAIL"]

@@ -1,11 +1,22 @@
-"""Segments of trainings: trained once, by whoever holds the lease."""
+"""Segments of trainings, an epoch each: trained once, by whoever holds the lease, and stored for all."""
 
 import contextlib
 import logging
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from sweeper.errors import LeaseLost, SnapshotCorrupt
-from sweeper.store import Snapshot, Store
+from sweeper import evidence, names
+from sweeper.config import Recipe
+from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError, SweeperError
+from sweeper.schedules import Trace, prefix_keys
+from sweeper.service import Service
+from sweeper.store import Snapshot
 from sweeper.study import Slot
+from sweeper.tracking import TrialLog
+from sweeper.training.process import Beat, Epoch, TrainingProcess
 
 say = logging.getLogger("sweeper")
 
@@ -13,49 +24,129 @@ UNTRAINED = Snapshot(0, b"", [], "")
 
 
 class Elsewhere(Exception):
-    """Another worker is training the very segment that this trial needs next; there is other work."""
+    """Another worker is training the segment that this trial needs next; there is other work."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A claimed trial with all that determines its training.
+
+    ``facts``: what determines a training beside the values of ``recipe``, whose ``digest`` holds both. ``keys``: the
+    prefix keys of the states after 0, 1, ... epochs. ``branches``: epochs after which other trials may part from it.
+    """
+
+    slot: Slot
+    spec: dict[str, Any]
+    trace: Trace
+    recipe: Recipe
+    facts: dict[str, Any]
+    digest: str
+    keys: list[str]
+    branches: set[int]
 
 
 class Segments:
-    """The one segment that ``worker`` holds at a time, for ``seconds`` from each sign of life."""
+    """The stored states of a worker's trial, and the one segment whose lease the worker holds at a time."""
 
-    def __init__(self, store: Store, worker: str, seconds: float) -> None:
-        self._store, self._worker, self._seconds = store, worker, seconds
+    def __init__(self, service: Service, worker: str) -> None:
+        self._service, self._worker = service, worker
+        self._store, self._seconds = service.store, service.sweep.lease_s
         self._held: str | None = None
 
-    def deepest(self, slot: Slot, keys: list[str], branches: set[int], twin: Snapshot | None) -> Snapshot:
-        """The deepest stored state of this trace with the right to train on from it. Raises Elsewhere.
+    def deepest(self, task: Task, twin: Snapshot | None) -> Snapshot:
+        """The deepest stored state of this trace, with the right to train on from it. Raises Elsewhere.
 
-        A finished twin stands in where the last state is gone: its values are known, there is nothing to train.
+        A finished twin stands in where the last state is gone: its values are known, and there is nothing to train.
         """
+        keys = task.keys
         while True:
-            depth = self._store.deepest(keys, owner=slot.owner)
+            depth = self._store.deepest(keys, owner=task.slot.owner)
             if depth + 1 < len(keys):
                 if twin is not None:
                     return twin
                 if not self._lease(keys[depth + 1]):
                     raise Elsewhere
-            if self._store.deepest(keys) != depth:  # it was stored while we asked
+            if self._store.deepest(keys) != depth:  # another worker has stored it between the two questions
                 continue
             if depth == 0:
                 return UNTRAINED
             try:
-                return self._store.get(keys[depth], branch=depth in branches)
+                return self._store.get(keys[depth], branch=depth in task.branches)
             except SnapshotCorrupt as error:
-                say.warning("trial %d: %s", slot.number, error)
+                say.warning("trial %d: %s", task.slot.number, error)
 
-    def next_is_ours(self, keys: list[str], epoch: int) -> bool:
+    def train(self, task: Task, child: TrainingProcess, state: Snapshot) -> Generator[Beat | Epoch]:
+        """The training from a stored state on. A state that the trainer cannot load is dropped, and no epoch comes."""
+        detecting = self._service.sweep.with_coco
+        content = state.state if state.epoch else None  # None is the untrained model
+        try:
+            yield from child.train(task.recipe, task.trace, start=state.epoch, state=content, detecting=detecting)
+        except SnapshotCorrupt as error:
+            if not state.epoch:
+                raise
+            say.warning("trial %d: %s", task.slot.number, error)
+            self._store.drop(task.keys[state.epoch], str(error))
+
+    def put(self, task: Task, log: TrialLog, state: Snapshot) -> bool:
+        """Store a state; False if another one is there. A full disk costs the snapshot, not the trial.
+
+        Raises LeaseLost if the trial is another worker's by now, which can use the state: it is stored all the same.
+        """
+        lost, owner = None, task.slot.owner
+        try:
+            task.slot.renew()
+        except LeaseLost as error:
+            lost = error
+        try:
+            mismatch = self._store.put(
+                task.keys[state.epoch],
+                state,
+                {**task.facts, "host": socket.gethostname()},
+                branch=state.epoch in task.branches,
+                owner=None if lost else owner,
+            )
+            if mismatch is not None and not mismatch.known:
+                say.warning("trial %d: %s", task.slot.number, mismatch)
+        except StoreError as error:
+            say.warning("trial %d goes on without the state after epoch %d: %s", task.slot.number, state.epoch, error)
+            log.tags({names.UNSTORED: str(error)})
+            mismatch = None
+        if lost is not None:
+            raise lost
+        return mismatch is None
+
+    def next_is_ours(self, task: Task, epoch: int) -> bool:
         """Whether to train on after ``epoch`` epochs; not where the next state is stored or trained elsewhere."""
-        return self._lease(keys[epoch + 1]) and self._store.deepest(keys) <= epoch
+        return self._lease(task.keys[epoch + 1]) and self._store.deepest(task.keys) <= epoch
 
-    def renew(self) -> None:
-        """Hold on to it; safe to call from another thread."""
-        if (held := self._held) is not None:
-            with contextlib.suppress(LeaseLost):  # given up in this moment; else storing the state shows it
-                self._store.renew(held, self._worker, self._seconds)
+    @contextlib.contextmanager
+    def renewing(self, slot: Slot) -> Iterator[None]:
+        """Renew the leases of the trial and of its segment from a thread, also while an epoch takes its time."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(self._seconds / 4):
+                try:
+                    slot.renew()
+                    if (key := self._held) is not None:
+                        # The segment may have been released in this moment. If its lease ran out, storing shows it.
+                        with contextlib.suppress(LeaseLost):
+                            self._store.renew(key, self._worker, self._seconds)
+                except LeaseLost:
+                    return  # the worker's next write raises it, too, and ends the attempt
+                except SweeperError as error:
+                    say.warning("trial %d: %s", slot.number, error)
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def release(self) -> None:
-        """Let others train it."""
+        """Let other workers train the segment."""
         if self._held is not None:
             self._store.release(self._held, self._worker)
         self._held = None
@@ -65,6 +156,26 @@ class Segments:
         if not self._store.lease(key, self._worker, self._seconds):
             return False
         self._held = key
-        if before is not None and before != key:  # after the next one: in between nobody can take it
+        if before is not None and before != key:  # only now, so that nobody can take the next one in between
             self._store.release(before, self._worker)
         return True
+
+
+def landscape(service: Service, task: Task, child: TrainingProcess, beat: Callable[[], None]) -> dict[str, Any] | None:
+    """What a control trial of the battery measures, None for all other trials. ``beat`` may raise to stop."""
+    control = task.slot.attrs.get("control") or {}
+    if control.get("kind") != evidence.BARRIER:
+        return None
+
+    def states(recipe: Recipe) -> Callable[[int], bytes | None]:
+        keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), task.trace)
+        return evidence.states(service.store, child, recipe, task.trace, keys, beat)
+
+    other, start, end = service.recipe(control["other"]), control["epoch"], control["end"]
+    return evidence.measure(
+        *(child, task.recipe, task.trace, states(task.recipe), lambda: states(other)(end)),
+        start=start,
+        end=end,
+        settings=service.sweep.escape,
+        beat=beat,
+    ).to_dict()
