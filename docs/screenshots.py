@@ -22,7 +22,7 @@ import browser  # noqa: E402  # of the tests
 import pytest  # noqa: E402
 
 from sweeper.cli import live, show  # noqa: E402
-from sweeper.cli.options import service_of  # noqa: E402
+from sweeper.cli.options import Target  # noqa: E402
 
 LIMIT = 150_000  # bytes
 DRAWN = "return [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(d => d.y.length > 1)).length"
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         save(page, "trials")
 
         terminal = Console(record=True, width=112, file=io.StringIO())
-        terminal.print(live.screen(service_of(Path(sweep), overrides, store, None, None).status(), None, 60))
+        terminal.print(live.screen(Target(Path(sweep), overrides, store, None, None).service().status(), None, 60))
         status = Path(temporary, "status.html")
         style = "<style>body {{ background: #1e1e1e; color: #ddd; }} pre {{ padding: 1em; font-size: 15px; }}</style>"
         status.write_text(terminal.export_html(code_format=f"<meta charset=utf-8>{style}<pre>{{code}}</pre>"))

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -97,15 +97,23 @@ class Process(Protocol):
 class Fleet:
     """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
 
+    ``environment``: variables that they get beside ours; None unsets one.
     Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores;
     those who share a GPU are told how much of its memory is theirs.
     Workers elsewhere are a subclass that says how one is started (``spawn``) and how many there may be (``grow``).
     """
 
     def __init__(
-        self, command: Sequence[str], slots: Sequence[str], *, threads: int = 1, logs: Path | None = None
+        self,
+        command: Sequence[str],
+        slots: Sequence[str],
+        *,
+        threads: int = 1,
+        logs: Path | None = None,
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
+        self._given = dict(environment or {})
         self._running: dict[int, Process] = {}
         self._born: dict[int, float] = {}
         self._again: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # slot -> when to start it
@@ -175,10 +183,11 @@ class Fleet:
 
     def _environment(self, index: int) -> dict[str, str]:
         slot = self._slots[index]
+        ours = {name: value for name, value in (os.environ | self._given).items() if value is not None}
         if slot == CPU:
-            return os.environ | {"OMP_NUM_THREADS": str(self._threads)}
+            return ours | {"OMP_NUM_THREADS": str(self._threads)}
         share = max(cores() // len(self._slots), 1)
-        return os.environ | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
+        return ours | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
 
     @functools.cached_property
     def _gpus(self) -> list[str]:

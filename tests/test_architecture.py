@@ -19,7 +19,7 @@ LAYERS = [
     {"worker"},
     {"doctor", "on_ray"},
     {"summary", "export"},
-    {"cli"},
+    {"cli", "notebook"},
 ]
 HOMES = {
     "optuna": {"study"},
@@ -35,6 +35,8 @@ HOMES = {
     "matplotlib": {"report"},
     "pydantic": {"config"},
     "sklearn": {"data"},
+    "pandas": {"notebook"},
+    "tqdm": {"notebook"},
     "typer": {"cli"},
     "rich": {"cli"},
     "tenacity": {"database"},

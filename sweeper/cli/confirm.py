@@ -8,16 +8,8 @@ import typer
 
 from sweeper import names
 from sweeper.cli import show
-from sweeper.cli.options import (
-    DatabaseOption,
-    Overrides,
-    StoreOption,
-    SweepFile,
-    TrackingOption,
-    launched_overrides,
-    service_of,
-)
-from sweeper.cli.sweeps import arguments_of, console, slots_here, train_all
+from sweeper.cli.options import Target, on_sweep
+from sweeper.cli.sweeps import console, train_all
 from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -25,12 +17,9 @@ if TYPE_CHECKING:
     from sweeper.study import TrialRow
 
 
+@on_sweep
 def confirm(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
     trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the search's best one.")] = None,
 ) -> None:
@@ -41,14 +30,14 @@ def confirm(
     """
     if trial is not None and not escape:
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
-    overrides = launched_overrides(sweep, overrides, store, database_url, tracking_uri)
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
-    slots = slots_here(service)
+    from sweeper.service.run import slots
+
+    service = target.more().service()
+    where = slots(service.sweep)
     service.study  # noqa: B018  there is one, of this sweep
     service.check()
-    arguments = arguments_of(sweep, overrides, store, database_url, tracking_uri)
     if escape:
-        _examine(service, trial, arguments, slots, sweep)
+        _examine(service, trial, where, target.sweep)
         return
     chosen = service.confirm()
     if service.sweep.confirm.best > len(chosen):
@@ -56,11 +45,11 @@ def confirm(
             f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: the search had no more "
             "when the confirmation began"
         )
-    train_all(service, arguments, slots)
+    train_all(service, where)
     show.answer(service.pick(), service.sweep.objective)
 
 
-def _examine(service: "Service", trial: int | None, arguments: list[str], slots: list[str], sweep: Path) -> None:
+def _examine(service: "Service", trial: int | None, where: list[str], sweep: Path) -> None:
     from sweeper import evidence
 
     rows = service.study.rows()
@@ -72,7 +61,7 @@ def _examine(service: "Service", trial: int | None, arguments: list[str], slots:
         )
     for asked in service.examine(subject):
         if asked:
-            train_all(service, arguments, slots)
+            train_all(service, where)
     found = service.verdicts(subject)
     _tell(service, subject, found)
     show.verdicts(subject.number, found)

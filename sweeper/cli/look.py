@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sweeper import names
 from sweeper.cli import show as shown
-from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, launched_service
+from sweeper.cli.options import Target, on_sweep
 from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -24,12 +24,9 @@ PORT = 5000  # MLflow's own
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+@on_sweep
 def ui(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     port: Annotated[
         int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, any (0: any).")
     ] = None,
@@ -37,11 +34,12 @@ def ui(
 ) -> None:
     """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
     from sweeper import summary
+    from sweeper.service.run import send_journals
     from sweeper.tracking import Tracker, view
 
-    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
+    service = target.launched()
     answer = service.pick()
-    drain(service, 20)
+    send_journals(service, 20, console.print)
     for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, _leave)
@@ -65,19 +63,16 @@ def ui(
             started.stop()
 
 
+@on_sweep
 def report(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained page: the answer, the curves, what it cost, how to reproduce. Also kept in MLflow.
 
     Exit status 1 if every trial failed; the page is written all the same and says why.
     """
-    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
+    service = target.launched()
     page = write_report(service, output)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
     failed = service.status()["failures"]
@@ -114,12 +109,9 @@ def write_report(service: "Service", output: Path) -> bytes:
     return page
 
 
+@on_sweep
 def export(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     trial: Annotated[int | None, typer.Option(help="Which; by default the winner.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write; NAME-trial-N.")] = None,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
@@ -127,7 +119,7 @@ def export(
     """Write the winner's schedule as YAML, torch code and an Ultralytics script, its model; register the weights."""
     from sweeper.export import export
 
-    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
+    service = target.launched()
     found = export(service, trial)
     folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
     server, name = service.tracker.server, service.sweep.name
@@ -153,13 +145,6 @@ def export(
     elif register:
         version = server.register(found.run_id, name, found.alias, {names.TRIAL: str(found.trial)})
         typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
-
-
-def drain(service: "Service", timeout: float) -> None:
-    """Send the journals that nobody else does, within ``timeout`` seconds; say how many are left, and why."""
-    if left := service.tracker.drain(timeout):
-        why = f": {service.tracker.problem}" if service.tracker.problem else ""
-        console.print(f"{left} journal{'s wait' if left > 1 else ' waits'} to be sent by the next command{why}")
 
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":

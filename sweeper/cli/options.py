@@ -1,8 +1,13 @@
 """What every command about a sweep takes, and the sweep that it means."""
 
+import functools
+import inspect
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,41 +28,92 @@ TrackingOption = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="By default SQLite in the store.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+STORE = "sweeper_store"
 
 
-def service_of(
-    sweep: Path,
-    overrides: list[str] | None,
-    store: str,
-    database_url: str | None,
-    tracking_uri: str | None,
-    *,
-    looking: bool = False,
-) -> "Service":
-    """The sweep of a command line with its parts not opened yet; ``looking``: none of them is ever created."""
-    from sweeper.service import Place, Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
+@dataclass(frozen=True)
+class Target:
+    """The sweep that a command line names, and where its things are. Nothing is opened before it is asked for."""
 
-    given, place = overrides or [], Place(store, database_url, tracking_uri)
-    return Service(Sweep.load(sweep, given), place, overrides=given, looking=looking)
+    sweep: Path
+    overrides: list[str] | None
+    store: str
+    database_url: str | None
+    tracking_uri: str | None
+
+    def service(self, *, looking: bool = False) -> "Service":
+        """The sweep of the file with the overrides; ``looking``: nothing of it is ever created."""
+        from sweeper.service import Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
+
+        given = self.overrides or []
+        return Service(Sweep.load(self.sweep, given), self._place, overrides=given, looking=looking)
+
+    def launched(self) -> "Service":
+        """The launched sweep of that name, to look at; what the file says differently now is said on stderr."""
+        service, notes = self._launched
+        for note in notes:
+            print(f"sweeper: {note}", file=sys.stderr)
+        return service
+
+    def more(self) -> "Target":
+        """The same for training more of a launched sweep: the overrides of its launch, then the ones given."""
+        service, _ = self._launched
+        overrides = [*service.launch_overrides, *(self.overrides or ())]
+        return Target(self.sweep, overrides, self.store, self.database_url, self.tracking_uri)
+
+    @property
+    def name(self) -> str:
+        """The sweep as a further command has to name it; overrides of its launch are known to those who look."""
+        return str(self.sweep) + ("" if self.store == STORE else f" --store {self.store}")
+
+    def arguments(self, store: str) -> list[str]:
+        """The same sweep for a process on another machine, without addresses that are in its environment."""
+        arguments = [str(self.sweep), *(self.overrides or ()), "--store", store]
+        for option, variable, value in (
+            ("--database-url", "SWEEPER_DATABASE_URL", self.database_url),
+            ("--tracking-uri", "MLFLOW_TRACKING_URI", self.tracking_uri),
+        ):
+            if value and value != os.environ.get(variable):
+                arguments += [option, value]
+        return arguments
+
+    @property
+    def _place(self) -> Any:
+        from sweeper.service import Place
+
+        return Place(self.store, self.database_url, self.tracking_uri)
+
+    @functools.cached_property
+    def _launched(self) -> "tuple[Service, list[str]]":
+        from sweeper.service import launched
+
+        return launched(self.sweep, self.overrides or (), self._place)
 
 
-def launched_service(
-    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
-) -> "Service":
-    """The launched sweep that a command line names, to look at; what is said differently now is said on stderr."""
-    from sweeper.service import Place, launched
-
-    service, notes = launched(sweep, overrides or (), Place(store, database_url, tracking_uri))
-    for note in notes:
-        print(f"sweeper: {note}", file=sys.stderr)
-    return service
+def _common(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = STORE,
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """The parameters of every command about a sweep."""
 
 
-def launched_overrides(
-    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
-) -> list[str]:
-    """The overrides for training more of a launched sweep: those of its launch, then the ones given."""
-    from sweeper.service import Place, launched
+def on_sweep(command: Callable[..., None]) -> Callable[..., None]:
+    """Make ``command(target, ...)`` a command that takes a sweep, overrides and the options of its place.
 
-    service, _ = launched(sweep, overrides or (), Place(store, database_url, tracking_uri))
-    return [*service.launch_overrides, *(overrides or ())]
+    Typer reads a command's parameters from its signature: here those of the sweep come first, then the command's.
+    """
+    shared = list(inspect.signature(_common, eval_str=True).parameters.values())
+    its_own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def with_target(**given: Any) -> None:
+        target = Target(*(given.pop(parameter.name) for parameter in shared))
+        command(target, **given)
+
+    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*shared, *its_own)]
+    with_target.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    with_target.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
+    return with_target

@@ -5,20 +5,17 @@ from typing import Annotated
 
 import typer
 
-from sweeper.cli.options import DatabaseOption, Overrides, StoreOption, SweepFile, TrackingOption, service_of
-from sweeper.cli.sweeps import answer, arguments_of, named, open_trials, settle, stop_on_signals, tend
+from sweeper.cli.options import Target, on_sweep
+from sweeper.cli.sweeps import answer, say, stop_on_signals
 from sweeper.errors import ConfigError
 from sweeper.fleet import CPU
 
 LEAST_SHARE = 0.01  # of a GPU, as for `sweeper worker --share`
 
 
+@on_sweep
 def ray(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     workers: Annotated[
         int | None, typer.Option(min=1, help="By default one for each free share, now and as the cluster changes.")
     ] = None,
@@ -35,9 +32,10 @@ def ray(
         raise ConfigError(f"--gpus {gpus:g}: is too little for a worker; expected 0 (CPU), or {LEAST_SHARE:g} to 1")
     try:
         from sweeper import on_ray
+        from sweeper.service.run import open_trials, settle, tend
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'ray>=2.40,<3'") from None
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = target.service()
     recipe, on_cpu = service.sweep.recipe, service.sweep.device == CPU
     on_ray.connect(address)
     on_ray.check(service.place.database, service.place.tracking)
@@ -49,8 +47,7 @@ def ray(
     service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if left := open_trials(service):
-        place = store if "://" in store else str(service.place.folder)
-        arguments = arguments_of(sweep, overrides, place, service.place.database_url, service.place.tracking_uri)
+        arguments = target.arguments(target.store if "://" in target.store else str(service.place.folder))
         device = ["--devices", CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]  # the only one it sees
         crew = on_ray.RayFleet(
             ["-m", "sweeper", "worker", *arguments, *device],
@@ -60,9 +57,9 @@ def ray(
             threads=recipe.threads if on_cpu else 0,
             wanted=lambda: open_trials(service),
         )
-        tend(service, crew, stop=stop, quiet=False)
-    settle(service, stop)
-    answer(service, named(sweep, store))
+        tend(service, crew, stop=stop, say=say)
+    settle(service, stop, say)
+    answer(service, target.name)
 
 
 def register(app: typer.Typer) -> None:

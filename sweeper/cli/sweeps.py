@@ -16,23 +16,14 @@ from rich.console import Console
 
 from sweeper import fleet
 from sweeper.cli import live, look, show
-from sweeper.cli.options import (
-    DatabaseOption,
-    JsonOption,
-    Overrides,
-    StoreOption,
-    SweepFile,
-    TrackingOption,
-    launched_service,
-    service_of,
-)
-from sweeper.errors import ConfigError, DeviceError, TrackingError
+from sweeper.cli.options import JsonOption, Target, on_sweep
+from sweeper.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
 
-MANY = 1_000_000
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+say = functools.partial(console.print, soft_wrap=True)
 
 
 def init(
@@ -48,49 +39,43 @@ def init(
     typer.echo(f"wrote {file}; say where your data are, then: sweeper plan {file}")
 
 
+@on_sweep
 def plan(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Schedules drawn, epochs shared, hours, detectable effect; nothing is trained."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri, looking=True)
+    from sweeper.service.run import slots
+
+    service = target.service(looking=True)
     found = service.plan()
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
     show.plan(found)
     try:
-        slots_here(service)
+        slots(service.sweep)
     except DeviceError as error:  # plan and launch where you like; only who trains needs the device
         typer.echo(f"device     {error}; `sweeper run` would be refused here")
 
 
+@on_sweep
 def launch(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
 ) -> None:
     """Create study and experiment and print where they are; `worker` trains, here or elsewhere."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = target.service()
     service.launch()
     service.tracker.close()
     typer.echo(f"study {service.sweep.name}: {service.study.counts()['total']} trials in {service.database}")
     typer.echo(f"experiment {service.sweep.name} in {service.place.tracking}")
+    sweep = target.sweep
     typer.echo(f"train:  sweeper worker {sweep}        look:  sweeper status {sweep}   sweeper ui {sweep}")
 
 
+@on_sweep
 def worker(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     wanted: Annotated[
         str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
     ] = "auto",
@@ -104,18 +89,19 @@ def worker(
 
     Exit status 0: it is done; 130: told to stop before (SIGTERM, Ctrl-C), after the epoch in progress.
     """
+    from sweeper.service.run import crew, tend
     from sweeper.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
+    service = target.service()
     slots = fleet.slots(wanted, per_device)
     if launch_it and not service.launched:
         service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
-        workers(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots, stop=stop)
+        tend(service, crew(service, slots, say, logs=None), stop=stop, say=say)
     else:
         try:
             Worker(
@@ -127,50 +113,30 @@ def worker(
         raise KeyboardInterrupt
 
 
+@on_sweep
 def run(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
 ) -> None:
     """All of it on this machine: study, workers, answer. Ctrl-C is safe: the same command goes on where it stopped."""
-    service = service_of(sweep, overrides, store, database_url, tracking_uri)
-    slots = slots_here(service)
+    from sweeper.service.run import slots
+
+    service = target.service()
+    where = slots(service.sweep)
     for problem in service.dataset.problems:
-        console.print(f"data: {problem}", soft_wrap=True)
+        say(f"data: {problem}")
     service.launch()
-    train_all(service, arguments_of(sweep, overrides, store, database_url, tracking_uri), slots)
-    answer(service, named(sweep, store))
+    train_all(service, where)
+    answer(service, target.name)
 
 
-def slots_here(service: "Service") -> list[str]:
-    """The slots of this machine that the sweep asks for. Raises DeviceError."""
-    count = service.sweep.workers
-    slots = fleet.slots(
-        str(service.sweep.device), None if count == "auto" else count, threads=service.sweep.recipe.threads
-    )
-    return slots if count == "auto" else slots[:count]
+def train_all(service: "Service", where: list[str]) -> None:
+    """Train every open trial in these slots, with a line that shows how it comes along; KeyboardInterrupt if told to
+    stop before the end."""
+    from sweeper.service.run import train
 
-
-def train_all(service: "Service", arguments: list[str], slots: list[str]) -> None:
-    """Train every open trial with workers of ours, to the end; KeyboardInterrupt if told to stop before it."""
     stop = stop_on_signals(signal.SIGTERM)
-    if left := open_trials(service):
-        workers(service, arguments, slots[:left], stop=stop, logs=service.place.folder / "work")
-    settle(service, stop)
-
-
-def settle(service: "Service", stop: threading.Event) -> None:
-    """What is left to do when the workers have ended; KeyboardInterrupt if they were told to."""
-    if stop.is_set():
-        raise KeyboardInterrupt
-    look.drain(service, 60)
-    try:
-        if service.study.done:
-            service.tracker.sweep(status="FINISHED")
-    except TrackingError as error:  # the answer is in the study
-        console.print(str(error), soft_wrap=True)
+    with live.progress(console) as update:
+        train(service, where, stop=stop, say=say, tick=lambda: update(service.status))
 
 
 def answer(service: "Service", again: str) -> None:
@@ -184,60 +150,6 @@ def answer(service: "Service", again: str) -> None:
     look.write_report(service, page)
     typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
     look.leave(found.failures.every)
-
-
-def named(sweep: Path, store: str) -> str:
-    """The sweep as a further command has to name it; the overrides of its launch are known to those who look."""
-    return str(sweep) + ("" if store == "sweeper_store" else f" --store {store}")
-
-
-def open_trials(service: "Service") -> int:
-    """How many workers find something to do at most: a trial each, and in a search that still grows no limit."""
-    counts = service.study.counts()
-    left = counts["waiting"] + counts["running"]
-    return left if not service.agenda.grows or service.study.done else MANY
-
-
-def arguments_of(
-    sweep: Path, overrides: list[str] | None, store: str, database_url: str | None, tracking_uri: str | None
-) -> list[str]:
-    """The same sweep at the same place, for a process of ours. No password: those stay in the environment."""
-    arguments = [str(sweep), *(overrides or ()), "--store", store]
-    for option, variable, value in (
-        ("--database-url", "SWEEPER_DATABASE_URL", database_url),
-        ("--tracking-uri", "MLFLOW_TRACKING_URI", tracking_uri),
-    ):
-        if value and value != os.environ.get(variable):
-            arguments += [option, value]
-    return arguments
-
-
-def workers(
-    service: "Service",
-    arguments: list[str],
-    slots: list[str],
-    *,
-    stop: threading.Event,
-    logs: Path | None = None,
-) -> None:
-    """A process per slot until the sweep is done; with ``logs``, show how it comes along instead of what they say."""
-    wanted = service.sweep.recipe.loader_workers
-    if (loaders := fleet.loaders(wanted, slots)) < wanted:
-        console.print(f"loader_workers: {loaders} each, not {wanted}: {len(slots)} workers share {fleet.cores()} cores")
-        arguments = [*arguments, f"loader_workers={loaders}"]
-    command = [sys.executable, "-m", "sweeper", "worker", *arguments]
-    crew = fleet.Fleet(command, slots, threads=service.sweep.recipe.threads, logs=logs)
-    tend(service, crew, stop=stop, quiet=logs is not None)
-
-
-def tend(service: "Service", crew: fleet.Fleet, *, stop: threading.Event, quiet: bool) -> None:
-    """Keep the workers going until the sweep is done; ``quiet``: they write elsewhere, show how it comes along."""
-    say = functools.partial(console.print, soft_wrap=True)
-    if not quiet:
-        crew.run(lambda: service.study.done, stop=stop, say=say)
-        return
-    with live.progress(console) as update:
-        crew.run(lambda: service.study.done, stop=stop, say=say, tick=lambda: update(service.status))
 
 
 def stop_on_signals(*signals: signal.Signals) -> threading.Event:
@@ -255,18 +167,15 @@ def stop_on_signals(*signals: signal.Signals) -> threading.Event:
     return stop
 
 
+@on_sweep
 def status(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     watch: Annotated[bool, typer.Option("--watch", help="Until it is done: live on a terminal, else lines.")] = False,
     every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
-    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
+    service = target.launched()
     if watch:
         last = live.watch(service.status, as_json=as_json, every_s=every)
         look.leave(last is not None and last["failures"]["every"])
@@ -279,16 +188,13 @@ def status(
     look.leave(found["failures"]["every"])
 
 
+@on_sweep
 def pick(
-    sweep: SweepFile,
-    overrides: Overrides = None,
-    store: StoreOption = "sweeper_store",
-    database_url: DatabaseOption = None,
-    tracking_uri: TrackingOption = None,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
-    service = launched_service(sweep, overrides, store, database_url, tracking_uri)
+    service = target.launched()
     answer, mismatches = service.pick(), service.mismatches()
     objective = service.sweep.objective
     if as_json:

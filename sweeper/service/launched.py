@@ -1,7 +1,7 @@
 """A launched sweep as those see it who only look: what it was launched with is the truth, the file tells its name."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sweeper import database
@@ -11,15 +11,19 @@ from sweeper.service.place import Place
 from sweeper.service.service import Service
 from sweeper.study import Study
 
+AnySweep = Sweep | str | os.PathLike[str]
 
-def launched(file: Path, overrides: Sequence[str], place: Place) -> tuple[Service, list[str]]:
-    """The launched sweep that ``file`` names, for looking, and a line for each thing said now that is not so.
+
+def launched(
+    sweep: Sweep | str | os.PathLike[str], overrides: Sequence[str], place: Place
+) -> tuple[Service, list[str]]:
+    """A launched sweep, for looking, and a line for each thing that ``sweep`` (or its file) says otherwise now.
 
     Overrides that the launch was given count again, and those of what may change (``Sweep.FREE``) can be given anew.
     Nothing is created. Raises DatabaseError if no such sweep was launched, ConfigError for a file without a name and
     for an override that cannot be.
     """
-    name = Sweep.name_in(file, overrides)
+    name = sweep.name if isinstance(sweep, Sweep) else Sweep.name_in(sweep, overrides)
     opened = database.open(place.database, create=False)
     study = Study.open(opened, name)
     config = dict(study.config)
@@ -27,7 +31,10 @@ def launched(file: Path, overrides: Sequence[str], place: Place) -> tuple[Servic
     frozen = {key: value for key, value in config.items() if key in known and key not in Sweep.FREE}
     free: dict[str, Any] = dict(config.get("free") or {})
     try:
-        now = Sweep.load(file, [*config.get("overrides", ()), *overrides]).flat()
+        if isinstance(sweep, Sweep):
+            now = sweep.flat()
+        else:
+            now = Sweep.load(sweep, [*config.get("overrides", ()), *overrides]).flat()
     except ConfigError as error:
         if overrides or not free:
             raise
@@ -37,5 +44,5 @@ def launched(file: Path, overrides: Sequence[str], place: Place) -> tuple[Servic
         comparable = {key: value for key, value in now.items() if key in frozen}
         if changed := study.changes(comparable, [*Sweep.FREE, *(config.keys() - now.keys())]):
             notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
-    sweep = Sweep.build({**frozen, **free}, str(file))
-    return Service(sweep, place, overrides=overrides, looking=True, launched_as=config), notes
+    then = Sweep.build({**frozen, **free}, name)
+    return Service(then, place, overrides=overrides, looking=True, launched_as=config), notes

@@ -1,0 +1,167 @@
+"""The commands as functions, for notebooks and scripts: a sweep in, an answer or a table out.
+
+Every function takes a sweep (a :class:`Sweep`, or the path of its file) and where its things are: ``store``,
+``database_url`` and ``tracking_uri`` mean what the options of the command line mean. Environment variables are read by
+the command line alone. Further keywords are keys of the sweep file, for instance ``trials=4``. All raise SweeperError.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from sweeper.config import Sweep
+from sweeper.service import Place, Service, launched
+from sweeper.service import run as running
+from sweeper.stats import Answer
+
+if TYPE_CHECKING:
+    import pandas
+
+STORE = "sweeper_store"
+LOOK_EVERY_S = 2.0
+AnySweep = Sweep | str | os.PathLike[str]
+
+
+def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Any:
+    """What would be tried, how much of it is shared and what it could detect. Trains and changes nothing."""
+    return Service(_changed(sweep, keys), Place(store), looking=True).plan()
+
+
+def launch(
+    sweep: AnySweep,
+    *,
+    store: str = STORE,
+    database_url: str | None = None,
+    tracking_uri: str | None = None,
+    **keys: Any,
+) -> None:
+    """Create the study and the experiment, or what is missing of them. Any number of times."""
+    service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
+    service.launch()
+    service.tracker.close()
+
+
+def work(
+    sweep: AnySweep,
+    *,
+    store: str = STORE,
+    database_url: str | None = None,
+    tracking_uri: str | None = None,
+    **keys: Any,
+) -> None:
+    """Train trials of a launched sweep on this machine until it is done, with a bar that shows how it comes along."""
+    _train(Service(_changed(sweep, keys), Place(store, database_url, tracking_uri)))
+
+
+def run(
+    sweep: AnySweep,
+    *,
+    store: str = STORE,
+    database_url: str | None = None,
+    tracking_uri: str | None = None,
+    **keys: Any,
+) -> Answer:
+    """All of it on this machine: launch, train with a progress bar, pick.
+
+    Interrupting it is safe: the same call goes on where it stopped, and a finished sweep answers at once.
+    """
+    service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
+    service.launch()
+    _train(service)
+    return service.pick()
+
+
+def confirm(
+    sweep: AnySweep,
+    *,
+    store: str = STORE,
+    database_url: str | None = None,
+    tracking_uri: str | None = None,
+    **keys: Any,
+) -> Answer:
+    """Train the best of a finished search and the baselines again on fresh seeds that they share, and pick."""
+    service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
+    service.study  # noqa: B018  raises unless the sweep was launched
+    service.confirm()
+    _train(service)
+    return service.pick()
+
+
+def pick(
+    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
+) -> Answer:
+    """The ranking and the winner, or that there is none, of a launched sweep."""
+    return _launched(sweep, store, database_url, tracking_uri).pick()
+
+
+def status(
+    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
+) -> Any:
+    """How far a launched sweep is."""
+    return _launched(sweep, store, database_url, tracking_uri).status()
+
+
+def trials(
+    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
+) -> "pandas.DataFrame":
+    """The trials of a launched sweep as a table, a row each, indexed by number.
+
+    Columns: stage, state, seed, label, score (NaN: none yet), epochs (trained so far), curve (scores by epoch, a list)
+    and each word of the schedules (``family``, ``steps``, ``step_scale``, ...).
+    """
+    import pandas
+
+    service = _launched(sweep, store, database_url, tracking_uri)
+    rows = [
+        {
+            "trial": row.number,
+            "stage": row.stage,
+            "state": row.state.lower(),
+            "seed": row.seed,
+            "label": service.sweep.label(row.schedule) if row.schedule else "",
+            "score": row.value,
+            "epochs": len(row.values),
+            "curve": [row.values[epoch] for epoch in sorted(row.values)],
+            **(row.schedule or {}),
+        }
+        for row in service.study.rows()
+    ]
+    return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
+
+
+def _changed(sweep: AnySweep, keys: Mapping[str, Any]) -> Sweep:
+    """The sweep with other values for these keys of its file."""
+    loaded = sweep if isinstance(sweep, Sweep) else Sweep.load(Path(sweep))
+    return Sweep.build({**loaded.flat(), **keys}) if keys else loaded
+
+
+def _launched(sweep: AnySweep, store: str, database_url: str | None, tracking_uri: str | None) -> Service:
+    return launched(sweep, (), Place(store, database_url, tracking_uri))[0]
+
+
+def _train(service: Service) -> None:
+    """Train what is open, with a bar of the epochs of all trials."""
+    with tqdm(desc=service.sweep.name, unit="epoch") as bar:
+        last = 0.0
+
+        def tick() -> None:
+            nonlocal last
+            if time.monotonic() - last > LOOK_EVERY_S:
+                last = time.monotonic()
+                _show(bar, service.status())
+
+        running.train(service, running.slots(service.sweep), say=bar.write, tick=tick)
+        _show(bar, service.status())
+
+
+def _show(bar: Any, status: Mapping[str, Any]) -> None:
+    """Epochs that are settled, of those of all trials; a trial that failed or was pruned has none to come."""
+    each = status["epochs"]["per_trial"]
+    over = ("complete", "fail", "pruned")
+    bar.total = each * len(status["trials"])
+    bar.n = sum(each if trial["state"] in over else trial["epochs_done"] for trial in status["trials"])
+    bar.refresh()
