@@ -106,14 +106,16 @@ def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> Non
     page = report.render(many(50)).decode()
     assert len(page.encode()) < 3_000_000
     found = Reader(page)
-    assert [tag for tag, _ in found.tags if tag in ("script", "link", "img", "iframe", "object")] == []
+    assert [tag for tag, _ in found.tags if tag in ("link", "img", "iframe", "object")] == []
+    assert [attrs for tag, attrs in found.tags if tag == "script"] == [{}]  # inline: it has no address
+    assert not re.search(r"fetch|XMLHttpRequest|import|https?:(?!//www.w3.org/2000/svg)", page.partition("<script>")[2])
     assert all(link.startswith("#") for link in found.links)
     assert "url(http" not in page
     assert "@import" not in page
     assert len(found.ids) == len(set(found.ids))
     assert {link[1:] for link in found.links} <= set(found.ids)
     charts = [attrs for tag, attrs in found.tags if tag == "svg"]
-    assert len(charts) == 50 + 3  # every trial; overview, controls, importance
+    assert len(charts) == 50 + 2 * 3  # every trial; overview, controls and importance for wide and narrow screens
     assert all(chart.get("role") == "img" and len(chart.get("aria-label") or "") > 10 for chart in charts)
     assert "<b>one run</b>" not in page
     assert "unclear: path barrier 0.9" in found.text
@@ -170,6 +172,7 @@ const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => 
 const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor
     if (c && c !== 'rgba(0, 0, 0, 0)') return c } return 'rgb(255, 255, 255)' }
 return [...document.querySelectorAll("body *")]
+    .filter(e => !["style", "script"].includes(e.tagName.toLowerCase()))
     .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
     .map(e => { const s = getComputedStyle(e), f = light(e.closest('svg') ? s.fill : s.color), b = light(behind(e))
         return [(Math.max(f, b) + 0.05) / (Math.min(f, b) + 0.05), e.textContent.slice(0, 40)] })
@@ -181,8 +184,8 @@ def test_in_a_browser_the_page_renders_and_fetches_nothing(file: Path) -> None:
     with browser.chromium() as page:
         page.get(file.as_uri())
         sizes = page.execute_script(
-            "return [...document.querySelectorAll('svg')].map(e => [e.clientWidth, e.clientHeight, "
-            "e.querySelectorAll('path').length])"
+            "return [...document.querySelectorAll('svg')].filter(e => e.clientWidth).map(e => [e.clientWidth, "
+            "e.clientHeight, e.querySelectorAll('path').length])"
         )
         assert len(sizes) == 8 + 2  # every schedule; intervals and overview; too few trials for importance
         assert all(width > 250 and height > 100 and paths > 5 for width, height, paths in sizes), sizes
@@ -195,10 +198,55 @@ def test_in_a_browser_the_page_renders_and_fetches_nothing(file: Path) -> None:
         browser.screenshot(page, "report")
         page.find_element("link text", "trial 5").click()
         assert page.execute_script("return document.querySelector('figure:target h3').innerText").startswith("trial 5")
-        page.set_window_size(500, 900)  # a telephone: tables scroll in themselves, the page does not
-        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         paper = page.execute_cdp_cmd("Page.printToPDF", {})
         assert len(paper["data"]) > 20_000
+
+
+VISIBLE = "return [...document.querySelectorAll('%s')].filter(e => e.clientWidth).length"
+POINT = """
+const svg = document.querySelector("#trial-5 svg"), box = document.getElementById("cursor"), chart = arguments[0];
+const frame = svg.getBoundingClientRect(), x = chart.left + (chart.right - chart.left) * arguments[1] / chart.epochs;
+svg.dispatchEvent(new PointerEvent("pointermove", {clientX: frame.left + x * frame.width, clientY: frame.top + 20}));
+return [box.hidden, box.innerText];
+"""
+
+
+def test_the_values_at_the_cursor_are_the_run_s(file: Path, shown: Service) -> None:
+    row = next(row for row in shown.study.rows() if row.number == 5)
+    rates = shown.trace(row.schedule or {})
+    with browser.chromium() as page:
+        page.get(file.as_uri())
+        chart = json.loads(page.find_element("css selector", "#trial-5 svg").get_attribute("data-cursor"))
+        for epoch in (3, 9, 16):
+            hidden, text = page.execute_script(POINT, chart, epoch)
+            assert not hidden
+            assert f"after {epoch}" in text
+            assert f"{row.values[epoch - 1]:.4f}" in text
+        _, text = page.execute_script(POINT, chart, 4)
+        assert f"{float(rates.lr[4 * rates.steps_per_epoch]):.3g}" in text
+        assert page.execute_script(POINT, chart, -1)[0]  # beside the axes there is no value
+
+
+def test_on_a_dark_screen_and_on_a_telephone_the_page_can_be_read(file: Path) -> None:
+    with browser.chromium() as page:
+        page.get(file.as_uri())
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+        assert page.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
+        assert page.execute_script(CONTRAST) == []
+        browser.screenshot(page, "report-dark")
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        assert (page.execute_script(VISIBLE % ".wide svg"), page.execute_script(VISIBLE % ".narrow svg")) == (2, 0)
+        telephone = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", telephone)
+        assert page.execute_script("return document.documentElement.scrollWidth") == 390  # only tables scroll
+        assert (page.execute_script(VISIBLE % ".wide svg"), page.execute_script(VISIBLE % ".narrow svg")) == (0, 2)
+        sizes = page.execute_script(
+            "return [...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
+            ".filter(height => height > 0)"
+        )
+        assert min(sizes) > 8  # pixels
+        browser.screenshot(page, "report-telephone")
 
 
 @pytest.fixture

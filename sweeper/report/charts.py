@@ -1,31 +1,48 @@
-"""The report's charts, as SVG to stand inside a page: text stays text, every id is the chart's own, nothing is loaded.
+"""The report's charts as SVG inside a page, and pictures and tables of schedules as files.
 
-Blue is the objective, vermilion is the learning rate, grey is the reference; curves that are compared differ in colour
-and in dash. The colours are Okabe and Ito's, which tell apart for colour-blind eyes.
+In a page, blue is the objective, vermilion the learning rate and grey the reference; curves that are compared differ in
+colour and in dash. The colours are Okabe and Ito's, which colour-blind eyes tell apart. They become variables of the
+page's style sheet, which has other values for dark screens. Text stays text, and nothing is loaded from elsewhere.
 """
 
 import html
 import io
+import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from sweeper.errors import ConfigError
 from sweeper.schedules import Trace
 
-MAP, LR, GREY, INK = "#0072b2", "#d55e00", "#8a8a8a", "#333333"
-COMPARED = (("#0072b2", "-"), ("#d55e00", (0, (6, 2))), ("#009e73", (0, (2, 1.5))), ("#a0569c", (0, (6, 2, 1, 2))))
+MAP, LR, GREY, INK, GRID, BAND = "#0072b2", "#d55e00", "#8a8a8a", "#333333", "#e6e6e6", "#eeeeee"
+COMPARED = ((MAP, "-"), (LR, (0, (6, 2))), ("#009e73", (0, (2, 1.5))), ("#a0569c", (0, (6, 2, 1, 2))))
 LATE = 0.5  # of the highest score: below it all curves rise alike, and above it they part
-POINTS = 400  # of a learning-rate curve; its jumps and ends are kept
+POINTS, FILE_POINTS = 400, 4000  # of a learning-rate curve in the page, and in a file of its own
+WIDE, NARROW = 9.6, 4.3  # inches: across the page, and across a panel or a telephone
 
+#: Colours as variables of the page's style sheet.
+_VARIABLES = {
+    MAP: "--blue", LR: "--vermilion", COMPARED[2][0]: "--green", COMPARED[3][0]: "--purple", GREY: "--grey",
+    INK: "--ink", GRID: "--grid", BAND: "--band",
+}  # fmt: skip
 _STYLE = {
     "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": INK,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,7 +51,7 @@ _STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.grid": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "path.simplify_threshold": 0.5,
@@ -43,7 +60,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """One run in a chart: learning rate (None: not known) and the objective by epoch."""
+    """A run in a chart: its learning rate (None: not known) and the objective by epoch."""
 
     label: str
     trace: Trace | None
@@ -61,15 +78,15 @@ def panel(
     objective: str,
     score: tuple[float, int] | None = None,
 ) -> str:
-    """One configuration: learning rate above, the objective below on the same epochs.
+    """The chart of a schedule: learning rate above, the objective below on the same epochs.
 
-    ``runs``: the first is drawn strong, its further seeds weak. ``effects``: of its jumps, ``evidence.Effect`` as
-    dicts; a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``: upper ends of both axes,
-    so that panels of one page compare. ``score``: what the first run comes to, and the number of last epochs of which
-    that is the mean; it is drawn as a level over them.
+    ``runs``: the first is drawn strong, the same schedule on other seeds weak. ``effects``: of its jumps,
+    ``evidence.Effect`` as dicts; a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``:
+    upper ends of both axes, so that panels of one page compare. ``score``: what the first run comes to, and the number
+    of last epochs of which that is the mean; it is drawn as a level over them.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, rate, quality = _two(4.3, 2.7, epochs, top, objective)
+        figure, rate, quality = _two(NARROW, 2.7, epochs, top, objective)
         first = runs[0]
         if first.trace is not None:
             _rate(rate, first.trace, LR, "-")
@@ -91,50 +108,71 @@ def panel(
             level, last = score
             end = max(first.values) + 1
             quality.plot([max(end - last, 0), end], [level, level], color=INK, linewidth=2.2, solid_capstyle="butt")
-        return _svg(figure, name, description)
+        drawn = [("this schedule", MAP, first)]
+        if reference is not None and reference is not first:
+            drawn.append(("baseline", GREY, reference))
+        return _svg(figure, name, description, _at_cursor(drawn, epochs, objective), (rate, quality))
 
 
 def overlay(
-    name: str, description: str, runs: Sequence[Line], reference: Line | None, epochs: int, objective: str
+    name: str,
+    description: str,
+    runs: Sequence[Line],
+    reference: Line | None,
+    epochs: int,
+    objective: str,
+    width: float = WIDE,
 ) -> str:
     """A few runs over each other, a reference in grey: learning rate above, the objective below, a legend beneath."""
     everything = [*runs, *([reference] if reference else [])]
     top = ceilings([run.trace for run in everything], [run.values for run in everything])
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, rate, quality = _two(9.6, 4.6, epochs, top, objective)
-        handles = []
+        figure, rate, quality = _two(width, 4.6, epochs, top, objective)
+        drawn, handles = [], []
         if reference is not None:
+            drawn.append((reference.label, GREY, reference))
             handles += _pair(rate, quality, reference, GREY, "-", 2.2)
         for run, (color, dash) in zip(runs, COMPARED, strict=False):
+            drawn.append((run.label, color, run))
             handles += _pair(rate, quality, run, color, dash, 1.6)
         quality.set_ylim(bottom=_floor(everything, top[1]))
-        figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(handles) < 3 else 2, frameon=False)
-        return _svg(figure, name, description)
+        columns = 2 if len(handles) > 2 and width == WIDE else 1
+        for handle in handles:
+            handle.set_label(_wrapped(handle.get_label(), 56))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+        return _svg(figure, name, description, _at_cursor(drawn, epochs, objective), (rate, quality))
 
 
 def intervals(
-    name: str, description: str, rows: Sequence[tuple[str, float, float, float]], practical: float, objective: str
+    name: str,
+    description: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    practical: float,
+    objective: str,
+    width: float = WIDE,
 ) -> str:
     """Differences from the baseline: label, mean, and both ends of the interval; the band is what counts as equal."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name, "axes.grid": False}):
-        figure = Figure(figsize=(9.6, 0.75 + 0.32 * len(rows)), layout="constrained")
+        labels = [_wrapped(label, 60 if width == WIDE else 26) for label, *_ in rows]
+        lines = sum(1 + label.count("\n") for label in labels)
+        figure = Figure(figsize=(width, 0.75 + 0.17 * (len(rows) + lines)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvspan(-practical, practical, color="#eeeeee")
+        axes.axvspan(-practical, practical, color=BAND)
         axes.axvline(0, color=GREY, linewidth=1)
         for at, (_, mean, low, high) in enumerate(rows):
             axes.plot([low, high], [at, at], color=MAP, linewidth=2, solid_capstyle="butt")
             axes.plot(mean, at, "o", color=MAP, markersize=6)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set(xlabel=f"{objective} minus the baseline's, with its interval", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set(xlabel=f"{objective} minus the baseline's", ylim=(len(rows) - 0.5, -0.5))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         return _svg(figure, name, description)
 
 
-def bars(name: str, description: str, values: Mapping[str, float]) -> str:
+def bars(name: str, description: str, values: Mapping[str, float], width: float = WIDE) -> str:
     """Shares that sum to 1, as horizontal bars with their values."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name, "axes.grid": False}):
-        figure = Figure(figsize=(9.6, 0.35 + 0.28 * len(values)), layout="constrained")
+        figure = Figure(figsize=(width, 0.35 + 0.28 * len(values)), layout="constrained")
         axes = figure.add_subplot()
         drawn = axes.barh(list(values), list(values.values()), color=MAP, height=0.65)
         axes.bar_label(drawn, [f"{share:.0%}" for share in values.values()], padding=4, color=INK)
@@ -185,10 +223,13 @@ def _pair(rate: Axes, quality: Axes, run: Line, color: str, dash: Any, width: fl
 
 
 def _rate(axes: Axes, trace: Trace, color: str, dash: Any) -> None:
-    breaks = [step for jump in trace.jumps() for step in (jump.step - 1, jump.step)]
-    even = np.linspace(0, trace.steps - 1, min(trace.steps, POINTS)).astype(np.int64)
-    at = np.unique(np.r_[even, np.asarray(breaks, np.int64)])
+    at = steps_shown(trace, POINTS)
     axes.plot(at / trace.steps_per_epoch, trace.lr[at], color=color, linestyle=dash, linewidth=1.4)
+
+
+def _wrapped(label: str, most: int) -> str:
+    """``label`` in lines of about ``most`` characters."""
+    return "\n".join(textwrap.wrap(label, most))
 
 
 def _xy(values: Mapping[int, float]) -> tuple[list[float], list[float]]:
@@ -207,15 +248,81 @@ def _shade(axes: Axes, values: Mapping[int, float], effect: Mapping[str, Any]) -
     axes.fill_between(x, under, effect["before"], color=LR, alpha=0.25, linewidth=0)
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element with a text alternative."""
+def _at_cursor(runs: Sequence[tuple[str, str, Line]], epochs: int, objective: str) -> dict[str, Any]:
+    """What the page's script shows at the cursor: each run's learning rate as drawn and the objective by epoch."""
+    found = []
+    for label, color, run in runs:
+        entry: dict[str, Any] = {"label": label, "color": _VARIABLES[color]}
+        if run.trace is not None:
+            at = steps_shown(run.trace, POINTS)
+            entry["at"] = [round(float(x), 3) for x in at / run.trace.steps_per_epoch]
+            entry["lr"] = [float(f"{value:.4g}") for value in run.trace.lr[at]]
+        entry["values"] = [None if epoch not in run.values else round(run.values[epoch], 4) for epoch in range(epochs)]
+        found.append(entry)
+    return {"epochs": epochs, "objective": objective, "runs": found}
+
+
+def _svg(
+    figure: Figure, name: str, description: str, cursor: dict[str, Any] | None = None, axes: Sequence[Axes] = ()
+) -> str:
+    """The figure as an ``<svg>`` element with a text alternative; ``cursor``: what is shown at it over ``axes``."""
     out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)  # the same in every figure; nothing refers to them
+    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+"(/?)>', r"<g\1>", text)  # alike in all figures
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
     head, _, rest = text.partition(">")
     head = re.sub(r' (?:width|height)="[\d.]+pt"', "", head)
+    if cursor:
+        boxes = [shown.get_position() for shown in axes]  # in shares of the figure, from its lower left corner
+        cursor |= {"left": boxes[0].x0, "right": boxes[0].x1, "top": 1 - boxes[0].y1, "bottom": 1 - boxes[-1].y0}
+        head += f' data-cursor="{html.escape(json.dumps(cursor, separators=(",", ":")))}"'
     return f'{head} role="img" aria-label="{html.escape(description)}">{rest}'
+
+
+# Files
+
+
+def steps_shown(trace: Trace, most: int) -> NDArray[np.int64]:
+    """At most about ``most`` optimizer steps that show a trace: evenly spaced, its ends, both sides of each jump."""
+    jumps = [step for jump in trace.jumps() for step in (jump.step - 1, jump.step)]
+    even = np.linspace(0, trace.steps - 1, min(trace.steps, most)).astype(np.int64)
+    return np.unique(np.r_[even, np.asarray(jumps, np.int64)])
+
+
+def trace_table(trace: Trace) -> bytes:
+    """The exact per-step trace as a parquet file's bytes: step, epoch, lr, lr/GROUP ..., momentum."""
+    out = io.BytesIO()
+    pq.write_table(pa.table(trace.to_columns()), out, compression="zstd")
+    return out.getvalue()
+
+
+def plot_traces(traces: Mapping[str, Trace], kind: str = "png") -> bytes:
+    """The LR of one schedule or several over the epochs, by name, as a ``png`` or ``svg`` file's bytes.
+
+    Restarts are marked with a triangle up, drops with a triangle down. Raises ConfigError for another kind.
+    """
+    if kind not in ("png", "svg"):
+        raise ConfigError(f"plot: {kind!r} is not a kind of picture that can be drawn; expected png or svg")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, trace in traces.items():
+        at = steps_shown(trace, FILE_POINTS)
+        (line,) = axes.plot(at / trace.steps_per_epoch, trace.lr[at], label=name, linewidth=1.4)
+        for mark, word in (("^", "restart"), ("v", "drop")):
+            steps = np.asarray([jump.step for jump in trace.jumps() if jump.kind == word], np.int64)
+            if len(steps):
+                x, label = steps / trace.steps_per_epoch, f"{word}s of {name}"
+                axes.plot(x, trace.lr[steps], mark, color=line.get_color(), label=label, markersize=7)
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    out = io.BytesIO()
+    canvas = FigureCanvasAgg(figure) if kind == "png" else FigureCanvasSVG(figure)
+    canvas.figure.savefig(out, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return out.getvalue()

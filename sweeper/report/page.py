@@ -1,6 +1,6 @@
-"""The page: one HTML file with everything in it, the answer first; for the screen, for paper, and without network."""
+"""The page: one HTML file with everything in it, the answer first, for screens of any size and for paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -14,12 +14,29 @@ from sweeper.schedules import Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)
 
+#: What the numbers at the top mean, for readers who have read no statistics; by their names in ``Page.facts``.
+EXPLAINED = {
+    "Schedules tried": "The more are tried, the better the best of them looks by luck alone. So the best are trained "
+    "again on fresh seeds, and only those runs decide.",
+    "Paired seeds": "Seeds on which a schedule and the baseline were both trained: what a seed does to both cancels.",
+    "Noise of one run": "How far the score moves when only the seed changes (standard deviation). Two single runs that "
+    "differ by this much may be equally good.",
+    "This design would see": "A true gain of this size is found in 4 of 5 such comparisons. A smaller one may be real "
+    "and yet stay unseen.",
+    "Pairs to see +0.004": "How many paired seeds find a gain of 0.004 in 4 of 5 cases. 0.004 is the gain that the "
+    "article on these restarts reports.",
+    "Best baseline": "The ordinary schedule that a proposal must beat.",
+    "Correlation of pairs": "How alike a seed moves both runs of a pair: 1 is exactly alike, and small gains are seen; "
+    "0 is not at all.",
+    "Exactness": "Whether the same training gave the same bits each time it was done.",
+}
+
 
 @dataclass(frozen=True)
 class Configuration:
-    """One schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch,
-    one per run. ``effects``: what the first curve says of each jump, ``evidence.Effect`` as dicts. ``state`` in small
-    letters. ``score``: what the first run comes to, None before its end."""
+    """A schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch, one
+    for each run. ``effects``: what the first curve says of each jump, ``evidence.Effect`` as dicts. ``state`` is in
+    small letters. ``score``: the first run's, None before its end."""
 
     trial: int
     label: str
@@ -39,12 +56,13 @@ class Configuration:
         return f"trial-{self.trial}"
 
     def line(self) -> Line:
+        """The first run, as charts draw it."""
         return Line(f"{self.label} ({self.name})", self.trace, self.curves[0])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one restart of ``trial``: ``evidence.Verdict`` as a dict, and the curves of its controls."""
+    """The verdict on a restart of ``trial``: ``evidence.Verdict`` as a dict, and the curves of its controls."""
 
     trial: int
     epoch: int
@@ -54,12 +72,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the page says; numbers come as they are, words are made here.
+    """Everything that the page says. Numbers come as they are, and the page makes the words.
 
     ``answer``: ``stats.Answer.to_dict()``. ``configurations``: the ranked ones first. ``importance``: parameter ->
     share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours, hours_saved, seconds_per_epoch.
     ``objective``: what the scores are called; ``last``: of how many last epochs a run's score is the mean.
-    ``identity``: what names the training (digests, versions). ``sweep_file``: YAML that launches it again.
+    ``facts``: name -> text, explained by ``EXPLAINED``. ``identity``: what names the training (digests, versions).
+    ``sweep_file``: YAML that launches the sweep again.
     """
 
     sweep: str
@@ -95,6 +114,7 @@ def render(page: Page) -> bytes:
     headline, detail = _answer(page.answer)
     html = _template().render(
         page=page,
+        explained=EXPLAINED,
         headline=headline,
         failed=_failed(page.answer["failures"]),
         detail=detail,
@@ -102,7 +122,8 @@ def render(page: Page) -> bytes:
         rows=rows,
         late=charts.begins_late([*(one.line() for one in best), *([line] if line else [])]),
         reference=reference,
-        overview=charts.overlay(
+        overview=_both(
+            charts.overlay,
             "overview",
             _overview(best, reference, page.objective),
             [one.line() for one in best],
@@ -113,7 +134,8 @@ def render(page: Page) -> bytes:
         if shown
         else "",
         panels=[(one, _panel(one, line, top, page)) for one in shown],
-        compared=charts.intervals(
+        compared=_both(
+            charts.intervals,
             "intervals",
             "; ".join(_difference(c) for c in compared),
             [(c["title"], c["pairs"]["mean"], c["pairs"]["low"], c["pairs"]["high"]) for c in compared],
@@ -123,7 +145,8 @@ def render(page: Page) -> bytes:
         if compared
         else "",
         verdicts=[(one, _controls(one, by_trial, page)) for one in page.verdicts],
-        importance=charts.bars(
+        importance=_both(
+            charts.bars,
             "importance",
             ", ".join(f"{name} {share:.0%}" for name, share in page.importance.items()),
             page.importance,
@@ -132,6 +155,13 @@ def render(page: Page) -> bytes:
         else "",
     )
     return html.encode()
+
+
+def _both(draw: Callable[..., str], name: str, *arguments: Any) -> str:
+    """A chart across a wide page and a narrow one; the style sheet shows the one that fits."""
+    wide = draw(name, *arguments, width=charts.WIDE)
+    narrow = draw(f"{name}-narrow", *arguments, width=charts.NARROW)
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,8 +204,8 @@ def _panel(one: Configuration, reference: Line | None, top: tuple[float, float],
     """The chart of one configuration, the mean that is its score drawn over the epochs that it comes from."""
     runs = [Line(one.label, one.trace, curve) for curve in one.curves]
     score = None if one.score is None else (one.score, page.last)
-    said = _alternative(one, page)
-    return charts.panel(one.anchor, said, runs, one.effects, reference, page.epochs, top, page.objective, score)
+    words = _alternative(one, page)
+    return charts.panel(one.anchor, words, runs, one.effects, reference, page.epochs, top, page.objective, score)
 
 
 def _overview(best: Sequence[Configuration], reference: Configuration | None, objective: str) -> str:
@@ -190,8 +220,8 @@ def _alternative(one: Configuration, page: Page) -> str:
     if one.score is not None:
         end += f", {one.score:.4f} as the mean of the last {page.last}"
     jumps = one.trace.jumps()
-    said = "; ".join(f"{jump.kind} at epoch {jump.epoch}" for jump in jumps) or "no jump"
-    return f"{one.name}, {one.label}: learning rate with {said}; {end}"
+    breaks = "; ".join(f"{jump.kind} at epoch {jump.epoch}" for jump in jumps) or "no jump"
+    return f"{one.name}, {one.label}: learning rate with {breaks}; {end}"
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> str:
@@ -224,12 +254,12 @@ def _difference(candidate: Mapping[str, Any]) -> str:
 
 
 def _controls(one: Verdict, by_trial: Mapping[int, Configuration], page: Page) -> str:
-    own = by_trial.get(one.trial)
-    if own is None or not one.controls:
+    run = by_trial.get(one.trial)
+    if run is None or not one.controls:
         return ""
-    runs = [own.line(), *one.controls][:OVER_EACH_OTHER]
-    said = f"{own.name} with its restart at epoch {one.epoch}, and " + ", ".join(line.label for line in one.controls)
-    return charts.overlay(f"verdict-{one.trial}-{one.epoch}", said, runs, None, page.epochs, page.objective)
+    runs = [run.line(), *one.controls][:OVER_EACH_OTHER]
+    words = f"{run.name} with its restart at epoch {one.epoch}, and " + ", ".join(line.label for line in one.controls)
+    return _both(charts.overlay, f"verdict-{one.trial}-{one.epoch}", words, runs, None, page.epochs, page.objective)
 
 
 @cache
