@@ -148,7 +148,7 @@ class Bench:
         from sweeper.service import Place, Service
 
         service = Service(Sweep.load(file, [f"trials={trials}"]), Place(store))
-        rows: list[Any] = service.study.rows()
+        rows: list[Any] = service.study.trials()
         return rows
 
     def swept(self) -> tuple[dict[str, Any], float]:
@@ -156,19 +156,19 @@ class Bench:
         file, trials = self.sweep("search", trials=self.runs), self.runs
         while True:
             rows = self.run(file, trials)
-            left = self.runs * self.epochs - sum(int(row.attrs.get("epochs_trained", 0)) for row in rows)
+            left = self.runs * self.epochs - sum(int(row.facts.epochs_trained or 0) for row in rows)
             print(f"sweeper: {trials} trials, {left} epochs left", flush=True)
             if left < self.epochs or trials >= 20 * self.runs:  # one more could cost more than is left
                 break
             trials += left // self.epochs
-        best = max((row for row in rows if row.state == "COMPLETE"), key=lambda row: row.value)
+        best = max((row for row in rows if row.state == "COMPLETE"), key=lambda row: row.score)
         return dict(best.schedule), float(best.value)
 
     def again(self, schedule: dict[str, Any], seed: int) -> float:
         """The score of a schedule on another seed."""
         file = self.sweep(f"winner-{seed}", seed=seed, enqueue=[schedule], trials=1)
         [row] = self.run(file, 1)
-        return float(row.value)
+        return float(row.score)
 
     # -- all of it
 

@@ -31,9 +31,9 @@ def measure(file: Path, overrides: list[str], workers: int) -> tuple[float, floa
         crew = ["--devices", "0", "--per-device", str(workers)]
         subprocess.run([*program, "worker", *arguments, *crew], check=True, stderr=subprocess.DEVNULL)
         seconds = time.monotonic() - began
-        rows = Service(Sweep.load(file, overrides), Place(folder)).study.rows()
-        held = max(float(row.attrs.get("gpu_memory", 0)) for row in rows)
-        return sum(len(row.values) for row in rows) / seconds * 3600, held
+        rows = Service(Sweep.load(file, overrides), Place(folder)).study.trials()
+        held = max(float(row.facts.gpu_memory or 0) for row in rows)
+        return sum(len(row.curve) for row in rows) / seconds * 3600, held
 
 
 def main() -> int:

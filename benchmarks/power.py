@@ -252,9 +252,9 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
 
     work()
     leaders = [
-        row.attrs["trace"]
-        for number in service.leaders(study.rows())[:2]
-        for row in study.rows()
+        row.facts.trace
+        for number in service.leaders(study.trials())[:2]
+        for row in study.trials()
         if row.number == number
     ]
     searched = len(world.trained)

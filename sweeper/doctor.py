@@ -154,7 +154,7 @@ def _data(service: Service) -> str:
 
 def _per_gpu(service: Service) -> str:
     held = (
-        [row.attrs["gpu_memory"] for row in service.study.rows() if "gpu_memory" in row.attrs]
+        [row.facts.gpu_memory for row in service.study.trials() if row.facts.gpu_memory is not None]
         if service.launched
         else []
     )

@@ -12,7 +12,7 @@ from sweeper.config import Recipe
 from sweeper.errors import ConfigError, DataError
 from sweeper.schedules import Trace
 from sweeper.service import Service
-from sweeper.study import TrialRow
+from sweeper.study import Trial
 from sweeper.training import TORCHVISION
 
 #: Keys of a recipe that ``yolo train`` does not have, or that it is given otherwise.
@@ -104,14 +104,14 @@ def export(service: Service, trial: int | None = None) -> Exported:
     """The winner, or the trial named. ConfigError without either, or for a trial that has no schedule yet."""
     answer = service.pick()
     winner = answer.winner
-    rows = service.study.rows()
+    rows = service.study.trials()
     if trial is None:
         if winner is None:
             hint = f"; the first of the ranking is --trial {answer.ranking[0]['trial']}" if answer.ranking else ""
             raise ConfigError(f"export {service.sweep.name}: no winner; expected one, or a trial by --trial N{hint}")
         trial = winner.trial
     row = _found(rows, trial)
-    spec = dict(row.schedule or {})
+    spec = dict(row.spec or {})
     trace = service.trace(spec)
     recipe = _recipe(service, row)
     title = f"{service.sweep.name}, trial {trial}"
@@ -129,9 +129,9 @@ def export(service: Service, trial: int | None = None) -> Exported:
     return Exported(trial, files, alias, service.run_id(row), recipe, arguments(recipe, trace))
 
 
-def _recipe(service: Service, row: TrialRow) -> Recipe:
+def _recipe(service: Service, row: Trial) -> Recipe:
     """The trial's recipe, its data as they were laid out here for training; elsewhere as the sweep names them."""
-    seed, data = row.seed if row.seed is not None else service.sweep.recipe.seed, service.sweep.recipe.data
+    seed, data = row.seed, service.sweep.recipe.data
     with contextlib.suppress(DataError):
         if service.dataset.folder.is_relative_to(service.place.folder.resolve()):
             data = str(service.dataset.yaml)
@@ -145,11 +145,11 @@ def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
     return said | {"epochs": trace.epochs, "lr0": trace.peak, "warmup_epochs": 0.0, "close_mosaic": closed}
 
 
-def _found(rows: Sequence[TrialRow], trial: int) -> TrialRow:
+def _found(rows: Sequence[Trial], trial: int) -> Trial:
     for row in rows:
-        if row.number == trial and row.schedule:
+        if row.number == trial and row.spec:
             return row
-    there = [row.number for row in rows if row.schedule]
+    there = [row.number for row in rows if row.spec]
     known = f"of 0 to {max(there)}" if there else "once one has begun"
     raise ConfigError(f"export --trial {trial}: there is no such trial with a schedule; expected one {known}")
 

@@ -122,13 +122,13 @@ def trials(
             "stage": row.stage,
             "state": row.state.lower(),
             "seed": row.seed,
-            "label": service.sweep.label(row.schedule) if row.schedule else "",
-            "score": row.value,
-            "epochs": len(row.values),
-            "curve": [row.values[epoch] for epoch in sorted(row.values)],
-            **(row.schedule or {}),
+            "label": service.sweep.label(row.spec) if row.spec else "",
+            "score": row.score,
+            "epochs": len(row.curve),
+            "curve": row.values,
+            **(row.spec or {}),
         }
-        for row in service.study.rows()
+        for row in service.study.trials()
     ]
     return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
 

@@ -16,7 +16,7 @@ from sweeper.schedules import Trace
 from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.stats import Answer
-from sweeper.study import TrialRow
+from sweeper.study import Trial
 from sweeper.tracking.view import Axes
 
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.
@@ -48,7 +48,7 @@ def page(service: Service, link: str | None = None) -> bytes:
 
     Raises DatabaseError if the sweep was never launched.
     """
-    rows = service.study.rows()
+    rows = service.study.trials()
     answer = service.pick()
     importance, trials = service.study.importance()
     status = service.status()
@@ -73,26 +73,26 @@ def page(service: Service, link: str | None = None) -> bytes:
     )
 
 
-def configurations(service: Service, rows: Sequence[TrialRow], link: str | None = None) -> list[Configuration]:
+def configurations(service: Service, rows: Sequence[Trial], link: str | None = None) -> list[Configuration]:
     """Everything that has begun, one entry per schedule: the search's or first run, then other seeds of it."""
-    groups: dict[str, list[TrialRow]] = {}
+    groups: dict[str, list[Trial]] = {}
     for row in rows:
-        if row.values and row.schedule and row.stage not in ("control", "foreign"):
-            groups.setdefault(evidence.name_of(row), []).append(row)
+        if row.curve and row.spec and row.stage != "control":
+            groups.setdefault(row.name, []).append(row)
     found = []
     for own in groups.values():
         first = min(own, key=lambda row: (row.stage == "confirm", row.number))
-        run_id, spec = service.run_id(first), dict(first.schedule or {})
+        run_id, spec = service.run_id(first), dict(first.spec or {})
         trace = service.trace(spec)
         found.append(
             Configuration(
                 trial=first.number,
                 label=service.searched.label(spec),
                 trace=trace,
-                curves=[row.values for row in (first, *(row for row in own if row is not first))],
+                curves=[row.curve for row in (first, *(row for row in own if row is not first))],
                 effects=_effects(first, trace, service.sweep.escape.within),
                 state=first.state.lower(),
-                score=first.value if first.state == "COMPLETE" else None,
+                score=first.score if first.state == "COMPLETE" else None,
                 link=link.format(run_id=run_id) if link and run_id else None,
             )
         )
@@ -105,25 +105,25 @@ def sweep_file(sweep: Sweep) -> str:
     return yaml.safe_dump({"name": said.pop("name"), **said.pop("recipe"), **said}, sort_keys=False, width=110)
 
 
-def _effects(row: TrialRow, trace: Trace, within: float) -> list[dict[str, Any]]:
+def _effects(row: Trial, trace: Trace, within: float) -> list[dict[str, Any]]:
     """What the curve so far says of each jump; nothing where epochs are missing."""
-    curve = [row.values[epoch] for epoch in sorted(row.values)]
-    if sorted(row.values) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
+    curve = row.values
+    if sorted(row.curve) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
         return []
     return [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
 
 
-def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> list[report.Verdict]:
+def _verdicts(service: Service, rows: Sequence[Trial], answer: Answer) -> list[report.Verdict]:
     """What was examined, with the first run of each kind of control."""
     controls: dict[tuple[int, int], dict[str, report.Line]] = {}
     for row in rows:
-        asked: Mapping[str, Any] = row.attrs.get("control") or {}
-        if row.values and row.schedule and asked.get("restart"):
-            kinds = controls.setdefault((asked["trial"], asked["epoch"]), {})
+        asked = row.facts.control
+        if row.curve and row.schedule and asked is not None and asked.restart is not None:
+            kinds = controls.setdefault((asked.trial, asked.epoch), {})
             words = {"counterfactual": "without the restart", "matched_peak": "one anneal from its peak"}
-            if asked["kind"] in words:
-                line = report.Line(words[asked["kind"]], service.trace(row.schedule), row.values)
-                kinds.setdefault(asked["kind"], line)
+            if asked.kind in words:
+                line = report.Line(words[asked.kind], service.trace(row.schedule), row.curve)
+                kinds.setdefault(asked.kind, line)
     entries = [*answer.ranking, *([answer.baseline] if answer.baseline else [])]
     return [
         report.Verdict(
@@ -135,13 +135,13 @@ def _verdicts(service: Service, rows: Sequence[TrialRow], answer: Answer) -> lis
     ]
 
 
-def _cost(rows: Sequence[TrialRow], status: Mapping[str, Any]) -> dict[str, Any]:
+def _cost(rows: Sequence[Trial], status: Mapping[str, Any]) -> dict[str, Any]:
     """Epochs and hours; an epoch of a trial that did not finish counts as long as the median one."""
     trained = reused = 0.0
     for row in rows:
-        seconds = float(row.attrs.get("epoch_seconds") or status["seconds_per_epoch"] or 0.0)
-        shared = int(row.attrs.get("epochs_reused", 0))
-        trained += (len(row.values) - shared) * seconds
+        seconds = float(row.facts.epoch_seconds or status["seconds_per_epoch"] or 0.0)
+        shared = row.reused
+        trained += (len(row.curve) - shared) * seconds
         reused += shared * seconds
     epochs = {key: status["epochs"][key] for key in ("trained", "reused")}
     hours = {"hours": trained / 3600, "hours_saved": reused / 3600}
@@ -175,8 +175,8 @@ def _exactness(status: Mapping[str, Any]) -> dict[str, str]:
     return {"Exactness": f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"}
 
 
-def _identity(service: Service, rows: Sequence[TrialRow]) -> dict[str, str]:
-    recipes = sorted({str(row.attrs["recipe"]) for row in rows if row.attrs.get("recipe")})
+def _identity(service: Service, rows: Sequence[Trial]) -> dict[str, str]:
+    recipes = sorted({row.facts.recipe for row in rows if row.facts.recipe})
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
     return {
         "Recipes": ", ".join(recipes) or "none yet",

@@ -48,19 +48,19 @@ def judge(drill: Drill, stand: Stand) -> list[str]:
     """What is wrong with a disturbed sweep, in itself and beside the undisturbed one; its figures are printed."""
     wrong, study, before = drill.judge(stand), stand.study, drill.calm
     assert before is not None
-    rows = study.rows()
+    rows = study.trials()
     opened = database.open(stand.place.database)
     stored = opened.transaction(
         lambda connection: connection.execute(select(func.count()).select_from(opened.tables.snapshots)).scalar_one()
     )
-    trained = sum(int(row.attrs["epochs_trained"]) for row in rows)
-    reused = sum(int(row.attrs["epochs_reused"]) for row in rows)
+    trained = sum(int(row.facts.epochs_trained) for row in rows)
+    reused = sum(int(row.facts.epochs_reused) for row in rows)
     if not trained == stored == before.epochs_trained:
         wrong.append(f"{trained} epochs trained, {stored} states stored, undisturbed {before.epochs_trained}")
     if trained + reused != TRIALS * EPOCHS:
         wrong.append(f"{trained} epochs trained and {reused} reused of {TRIALS * EPOCHS}")
     complete = sum(row.state == "COMPLETE" for row in rows)
-    same = sum(row.attrs.get("state_digest") == before.digests[row.number] for row in rows)
+    same = sum(row.facts.state_digest == before.digests[row.number] for row in rows)
     print(f"  {complete} of {TRIALS} trials complete, in {sum(row.attempt for row in rows)} attempts")
     print(f"  {trained} epochs trained, {stored} states stored, {reused} epochs reused: no segment twice")
     print(f"  {same} of {TRIALS} final states equal the undisturbed sweep's, bit for bit")

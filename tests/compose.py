@@ -109,7 +109,7 @@ class Stack:
 
     def trained(self) -> int:
         study = self.study()
-        return 0 if study is None else sum(len(row.values) for row in study.rows())
+        return 0 if study is None else sum(len(row.curve) for row in study.trials())
 
 
 def free_port() -> int:
@@ -198,9 +198,9 @@ def audited(stack: Stack) -> None:
     """Every trial, epoch and point once."""
     study = stack.study()
     assert study is not None
-    rows = study.rows()
+    rows = study.trials()
     check(f"{TRIALS} trials, all complete", [row.state for row in rows] == ["COMPLETE"] * TRIALS)
-    check(f"{EPOCHS} epochs each", all(sorted(row.values) == list(range(EPOCHS)) for row in rows))
+    check(f"{EPOCHS} epochs each", all(sorted(row.curve) == list(range(EPOCHS)) for row in rows))
     os.environ |= {
         "MLFLOW_TRACKING_USERNAME": "sweeper",
         "MLFLOW_TRACKING_PASSWORD": stack.secrets["MLFLOW_TRACKING_PASSWORD"],

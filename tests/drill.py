@@ -33,7 +33,7 @@ from sweeper.database import func, select
 from sweeper.errors import SweeperError
 from sweeper.service import Place
 from sweeper.store import Store
-from sweeper.study import Study, TrialRow
+from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 
 TRIALS, EPOCHS, LEASE_S = 6, 4, 8.0
@@ -118,9 +118,9 @@ class Stand:
 
     def epochs(self) -> int:
         """Values reported so far."""
-        return sum(len(row.values) for row in self.study.rows())
+        return sum(len(row.curve) for row in self.study.trials())
 
-    def at_work(self, more: int, **options: Any) -> list[TrialRow]:
+    def at_work(self, more: int, **options: Any) -> list[Trial]:
         """See ``Held.at_work``; workers that die meanwhile are replaced."""
         assert self.held is not None
         return self.held.at_work(more, free=self.workers, **{"meanwhile": self.tend, **options})
@@ -144,11 +144,11 @@ class Stand:
         """Everything that can be known of the sweep afterwards."""
         wrong = []
         opened = database.open(self.place.database)
-        rows = self.study.rows()
+        rows = self.study.trials()
         if [row.number for row in rows] != list(range(TRIALS)):
             wrong.append(f"trials {[row.number for row in rows]}")
         wrong += [f"trial {row.number} is {row.state}" for row in rows if row.state != "COMPLETE"]
-        wrong += [f"trial {row.number}: epochs {sorted(row.values)}" for row in rows if len(row.values) != EPOCHS]
+        wrong += [f"trial {row.number}: epochs {sorted(row.curve)}" for row in rows if len(row.curve) != EPOCHS]
         tracker = Tracker(
             self.place.tracking, self.name, self.place.folder / "journals", self.place.folder / "mlartifacts"
         ).of(self.study.id)
@@ -170,17 +170,17 @@ class Stand:
                 points |= {(number, key, step): value for step, value, _ in found}
             for row in rows:
                 if row.number == number and any(
-                    points.get((number, "curve/mAP50-95", e)) != v for e, v in row.values.items()
+                    points.get((number, "curve/mAP50-95", e)) != v for e, v in row.curve.items()
                 ):
                     wrong.append(f"trial {number}: study and MLflow disagree")
         tracker.close()
         wrong += leases(opened) + snapshots(opened, self.place)
         return Outcome(
-            {row.number: str(row.attrs.get("state_digest")) for row in rows},
+            {row.number: str(row.facts.state_digest) for row in rows},
             points,
             tuple(wrong),
             sum(row.attempt for row in rows),
-            sum(int(row.attrs.get("epochs_trained", 0)) for row in rows),
+            sum(int(row.facts.epochs_trained or 0) for row in rows),
         )
 
 
@@ -270,7 +270,7 @@ class Drill:
             stands, faults = work()
             wrong = [line for stand in stands for line in self.judge(stand)]
             restarts = sum(stand.crashed for stand in stands)
-            attempts = sum(row.attempt for stand in stands for row in stand.study.rows())
+            attempts = sum(row.attempt for stand in stands for row in stand.study.trials())
             faults += f"; {attempts} attempts" + (f", {restarts} workers ended with an error" if restarts else "")
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             faults, wrong = "could not be finished", [" ".join(str(error).split())[-500:]]
@@ -338,8 +338,8 @@ class Drill:
             os.kill(pid, signal.SIGSTOP)
 
         def adopted() -> bool:
-            now = stand.study.rows()[row.number]
-            return now.worker not in (None, row.worker) and len(now.values) > len(row.values)
+            now = stand.study.trials()[row.number]
+            return now.worker not in (None, row.worker) and len(now.curve) > len(row.curve)
 
         tiny.wait(adopted, 600)
         for pid in family:
@@ -421,7 +421,7 @@ class Drill:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         return [stand], faults
 
-    def started(self, name: str, *, served: bool) -> tuple[Stand, list[TrialRow]]:
+    def started(self, name: str, *, served: bool) -> tuple[Stand, list[Trial]]:
         """A sweep in the middle of its trials, and those that are in training."""
         stand = self.stand(name, served=served)
         stand.start(hold=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from sweeper import database
-from sweeper.study import Study, TrialRow
+from sweeper.study import Study, Trial
 
 HOLDER = "held back by the test"
 LEASE_S = 1e6
@@ -41,7 +41,7 @@ class Held:
         keep: int = 1,
         meanwhile: Callable[[], None] = lambda: None,
         seconds: float = 1800,
-    ) -> list[TrialRow]:
+    ) -> list[Trial]:
         """Wait until ``more`` epochs were reported and a worker is in the middle of a trial; the trials in training.
 
         Gives back a trial whenever the workers have fewer than ``free``, but never the last ``keep``: when all others
@@ -51,10 +51,10 @@ class Held:
         end, goal = time.monotonic() + seconds, self.epochs() + more
         while True:
             held = {slot.number for slot in self._slots}
-            rows = self._study.rows()
+            rows = self._study.trials()
             theirs = [row for row in rows if row.state in ("WAITING", "RUNNING") and row.number not in held]
-            training = [row for row in theirs if row.state == "RUNNING" and row.worker and row.values]
-            if training and sum(len(row.values) for row in rows) >= goal:
+            training = [row for row in theirs if row.state == "RUNNING" and row.worker and row.curve]
+            if training and sum(len(row.curve) for row in rows) >= goal:
                 return training
             if not theirs and len(self._slots) <= keep:
                 return []
@@ -66,9 +66,9 @@ class Held:
 
     def epochs(self) -> int:
         """Values reported so far."""
-        return sum(len(row.values) for row in self._study.rows())
+        return sum(len(row.curve) for row in self._study.trials())
 
-    def pids(self, rows: list[TrialRow]) -> list[int]:
+    def pids(self, rows: list[Trial]) -> list[int]:
         """The process ids of the workers that are at these trials."""
         known = {worker.worker: worker.pid for worker in self._study.workers()}
         return [known[row.worker] for row in rows if row.worker in known]

@@ -99,7 +99,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
         study.beat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=0)
         spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest))
         trace = service.trace(spec)
-        name = str(slot.attrs.get("name") or f"trial {slot.number}")
+        name = str(slot.facts.name or f"trial {slot.number}")
         called = service.sweep.label(spec)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak}
         for key, value in {"trace": trace.digest, "recipe": "0" * 64, "facts": facts}.items():
@@ -147,7 +147,7 @@ def confirmed(service: Service, trials: Sequence[int], seeds: Sequence[int], mer
     design = evidence.Design(
         tuple(trials), tuple(baselines), asked.best, tuple(seeds), asked.alpha, asked.equivalence
     )  # not the best two: what is shown has a clear winner and a trial that is none
-    service.study.add(evidence.confirm_slots(service.study.rows(), baselines, design))
+    service.study.add(evidence.confirm_slots(service.study.trials(), baselines, design))
     work(service, merits)
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from trials import trial
 
 from sweeper import evidence
 from sweeper.config import Escape, Sweep
 from sweeper.schedules.controls import CONTROLS
 from sweeper.service import Place, Service
 from sweeper.stats import Answer
-from sweeper.study import TrialRow
+from sweeper.study import Trial
 
 Noise = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -66,7 +67,7 @@ class NullSweep:
 
     def __init__(self, kind: Kind, service: Service, rng: np.random.Generator) -> None:
         self.kind, self.service, self.rng = kind, service, rng
-        self.rows: list[TrialRow] = []
+        self.rows: list[Trial] = []
         self._noise: dict[int, float] = {}
         for name in service.baselines():
             self._add("baseline", 0, name=name)
@@ -83,11 +84,11 @@ class NullSweep:
         finished = self.rows
         step = len(design.baselines) + len(design.candidates)
         for end in range(first if looks else len(finished), len(finished) + 1, step):
-            waiting = [replace(row, state="WAITING", value=None, reasons=()) for row in finished[end:]]
+            waiting = [replace(row, state="WAITING", score=None, reasons=()) for row in finished[end:]]
             self.rows = [*finished[:end], *waiting]
             yield self.service.answer(self.rows)
 
-    def examine(self, row: TrialRow) -> Mapping[str, Any]:
+    def examine(self, row: Trial) -> Mapping[str, Any]:
         """The verdict on a trial with one restart that gains nothing over either of its controls."""
         at = {"trial": row.number, "restart": 1, "epoch": 5, "ratio": 2.0, "end": 10}
         for seed in evidence.seeds_of(self.rows, row):
@@ -110,7 +111,7 @@ class NullSweep:
         attrs |= {"trace": f"trace {number}", "run_id": f"run {number}"}
         state, reasons = ("FAIL", ("the loss is nan",)) if failed else ("COMPLETE", ())
         value = None if failed else value
-        self.rows.append(TrialRow(number, state, stage, seed, {}, {}, value, {}, attrs, None, 1, None, reasons))
+        self.rows.append(trial(number, stage, seed, value, state=state, reasons=reasons, **attrs))
 
 
 def winners(kind: Kind, *, sweeps: int, seed: int, looks: bool = True) -> list[str | None]:
@@ -123,7 +124,7 @@ def winners(kind: Kind, *, sweeps: int, seed: int, looks: bool = True) -> list[s
     return found
 
 
-def false_gains(kind: Kind, choose: Callable[[Sequence[TrialRow]], TrialRow], *, sweeps: int, seed: int) -> float:
+def false_gains(kind: Kind, choose: Callable[[Sequence[Trial]], Trial], *, sweeps: int, seed: int) -> float:
     """The share of sweeps in which the restart of the trial that ``choose`` takes is said to gain, though none does."""
     service, rng = kind.service(), np.random.default_rng(seed)
     count = 0

@@ -308,11 +308,11 @@ def main() -> int:
 def audit(sweep: Sweep, place: Place, dataset: Any, file: Path) -> None:
     """What is wrong with the finished sweep, as JSON."""
     here = service(sweep, place, dataset, 0)
-    rows, wrong = here.study.rows(), []
+    rows, wrong = here.study.trials(), []
     states = Counter(row.state for row in rows)
     if states != {"COMPLETE": sweep.trials + 2}:
         wrong.append(f"trials {dict(states)}, not {sweep.trials + 2} complete")
-    trained = sum(int(row.attrs.get("epochs_trained", 0)) for row in rows)
+    trained = sum(int(row.facts.epochs_trained or 0) for row in rows)
     stored, mismatches = here.store.usage().count, len(here.store.mismatches())
     if trained != stored or mismatches:
         wrong.append(f"{trained} epochs trained, {stored} states stored, {mismatches} mismatches")

@@ -73,7 +73,7 @@ def sweep(slurm: Slurm, stand: Stand) -> list[str]:
     slurm.ask("scancel", "--batch", "--signal=USR1", ending)  # as --signal does before the time limit
     died = time.monotonic()
     wait(lambda: slurm.states().get(ending) == "PENDING")
-    rows = [row for row in stand.study.rows() if row.state == "RUNNING" and row.worker not in (None, HOLDER)]
+    rows = [row for row in stand.study.trials() if row.state == "RUNNING" and row.worker not in (None, HOLDER)]
     print(
         f"  time limit announced: {ending} queued again after {time.monotonic() - died:.1f} s, {len(rows)} trials held"
     )

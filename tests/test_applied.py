@@ -75,13 +75,13 @@ def test_a_trial_whose_trainer_does_not_apply_the_schedule_fails_and_says_where(
     service.launch()
     Worker(service, device="cpu", stop=threading.Event()).run()
 
-    good, *rows = service.study.rows()
+    good, *rows = service.study.trials()
     assert (good.state, len(good.values)) == ("COMPLETE", 2)
-    assert [(row.state, row.attempt, row.values) for row in rows] == [("FAIL", 1, {})] * len(wrongs)
-    assert {row.attrs["confounder"] for row in rows} == {"learning rate not as proposed"}
+    assert [(row.state, row.attempt, row.curve) for row in rows] == [("FAIL", 1, {})] * len(wrongs)
+    assert {row.facts.confounder for row in rows} == {"learning rate not as proposed"}
     times, adam = 3 if sweep.recipe.optimizer == "MuSGD" else 1, sweep.recipe.optimizer == "AdamW"
     for wrong, row in zip(wrongs, rows, strict=True):
-        trace = service.trace(row.schedule or {})
+        trace = service.trace(row.spec or {})
         lr, bias = (times * trace.group(name).astype(np.float64) for name in ("weight", "bias"))
         assert trace.momentum is not None
         name, used, proposed = ("beta 1", 0.9, 0.937) if adam else ("momentum", *trace.momentum[[-1, 0]].tolist())

@@ -14,7 +14,6 @@ from sweeper.cli import show
 from sweeper.config import Budget, Sweep
 from sweeper.errors import ConfigError
 from sweeper.service.spending import expected_seeds
-from sweeper.study import REPLICATE
 
 RACE = {**BRANCHES, "trunk": "best", "seeds": 2}
 DESIGN = {"best": 1, "seeds": 4}
@@ -35,16 +34,16 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     check(world)
     study = world.service.study
     assert study.done
-    rows, again = study.rows(), Counter(world.happened)["kill"] + Counter(world.happened)["freeze"]
+    rows, again = study.trials(), Counter(world.happened)["kill"] + Counter(world.happened)["freeze"]
     reference = study.notes["trunk"]["name"]
     of_search = [row for row in rows if row.stage == "search"]
     confirmed = [row for row in rows if row.stage == "confirm"]
     assert len({row.seed for row in confirmed}) == DESIGN["seeds"]
-    assert {row.attrs["name"] for row in confirmed} >= set(world.service.baselines())
+    assert {row.facts.name for row in confirmed} >= set(world.service.baselines())
     assert max(row.number for row in of_search) < min(row.number for row in confirmed)
     assert not {row.seed for row in confirmed} & {row.seed for row in of_search}
-    assert len({row.attrs["trace"] for row in of_search}) >= 3
-    assert any(REPLICATE in row.attrs for row in of_search)
+    assert len({row.facts.trace for row in of_search}) >= 3
+    assert any(row.original is not None for row in of_search)
     if not plan:
         follow_from_the_scores(world, reference)
     spending = world.service.status()["spending"]
@@ -71,7 +70,7 @@ def test_a_budget_that_leaves_nothing_proposes_nothing(
     plan = world.service.plan()
     assert plan["cost"]["proposals"] == 0
     world.run()
-    rows = world.service.study.rows()
+    rows = world.service.study.trials()
     assert {row.stage for row in rows} == {"baseline"}
     assert world.service.study.done
     show.plan(plan)
@@ -82,8 +81,8 @@ def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # no
     world = World(home, tmp_path, raced(budget="8h", trials=2))
     world.run()
     check(world)
-    rows = world.service.study.rows()
-    assert sum(row.stage == "search" and REPLICATE not in row.attrs for row in rows) == 2
+    rows = world.service.study.trials()
+    assert sum(row.stage == "search" and row.original is None for row in rows) == 2
     assert any(row.stage == "confirm" for row in rows)
     spending = world.service.status()["spending"]
     assert spending["unit"] == "hours"

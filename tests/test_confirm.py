@@ -15,6 +15,7 @@ import tiny
 import yaml
 from test_main_job import wait
 from tiny import SWEEP, sweeper
+from trials import trial
 
 from sweeper import evidence
 from sweeper.config import Confirm, Escape, Sweep
@@ -22,18 +23,15 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
 from sweeper.schedules.controls import CONTROLS
 from sweeper.service import Place, Service
-from sweeper.study import TrialRow
+from sweeper.study import Trial
 from sweeper.worker import Worker
 
 RESTART = {"family": "cawb", "lr": 0.02, "steps": [2], "step_scale": 1.0, "horizon": "end", "warmup": "1ep"}
 STAIRCASE = {"family": "cawb", "mode": "article", "steps": [31, 81], "step_scale": 0.7, "floor": 0.35, "epoch_scale": 4}
 
 
-def row(number: int, stage: str, value: float | None = None, **more: Any) -> TrialRow:
-    seed, schedule, state = more.pop("seed", 0), more.pop("schedule", RESTART), more.pop("state", None)
-    attrs = {"trace": f"trace {number}", **more}
-    state = state or ("WAITING" if value is None else "COMPLETE")
-    return TrialRow(number, state, stage, seed, {}, schedule, value, {}, attrs, None, 1, None, ())
+def row(number: int, stage: str, value: float | None = None, **more: Any) -> Trial:
+    return trial(number, stage, score=value, **{"spec": RESTART, "trace": f"trace {number}", **more})
 
 
 # What is asked for.
@@ -170,7 +168,7 @@ def examined(
     path: float = 0.5,
     asked: Escape = SETTINGS,
     score: float = 0.5,
-    beside: Sequence[TrialRow] = (),
+    beside: Sequence[Trial] = (),
 ) -> list[dict[str, Any]]:
     """The verdicts on a confirmed trial with one restart, whose controls were beaten by so much on each seed.
 
@@ -303,8 +301,8 @@ def work(service: Service) -> None:
 
 
 def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -> None:
-    rows = trained.study.rows()
-    assert [row.attrs["effects"][0]["kind"] for row in rows[1:3]] == ["drop", "restart"]
+    rows = trained.study.trials()
+    assert [row.facts.effects[0]["kind"] for row in rows[1:3]] == ["drop", "restart"]
     assert list(trained.examine(rows[1])) == [0, 0], "nothing is trained for a staircase"
     assert trained.verdicts(rows[1])[0]["word"] == "not a restart"
 
@@ -313,11 +311,11 @@ def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -
     work(trained)
     assert next(steps) == 1
     work(trained)
-    kinds = {row.attrs["control"]["kind"]: row for row in trained.study.rows() if row.stage == "control"}
-    spent = {kind: (row.attrs["epochs_reused"], row.attrs["epochs_trained"]) for kind, row in kinds.items()}
+    kinds = {row.facts.control["kind"]: row for row in trained.study.trials() if row.stage == "control"}
+    spent = {kind: (row.facts.epochs_reused, row.facts.epochs_trained) for kind, row in kinds.items()}
     # with step_scale 1 the restart's peak is the run's, so the matched peak has the run's warm-up of one epoch
     assert spent == {"counterfactual": (2, 2), "matched_peak": (1, 3), "seed": (0, 4), "barrier": (4, 0)}
-    landscape = kinds["barrier"].attrs["landscape"]
+    landscape = kinds["barrier"].facts.landscape
     assert (landscape["start"], landscape["end"]) == (2, 4)
     assert landscape["quenches"] >= 4
 
@@ -326,7 +324,7 @@ def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -
     assert ranked["facts"]["jumps"][0]["kind"] == "restart"
     assert ranked["facts"]["verdicts"][0]["word"] in ("unclear", "no evidence of an escape"), "one run each"
     assert ranked["facts"]["verdicts"][0]["landscape"] == landscape
-    assert list(trained.examine(evidence.subject(trained.study.rows()))) == [3, 1], "asked for again: nothing new"
+    assert list(trained.examine(evidence.subject(trained.study.trials()))) == [3, 1], "asked for again: nothing new"
     assert trained.study.done
 
 
@@ -335,7 +333,7 @@ def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
     runs = {run["tags"]["sweeper.trial"]: run for run in trained.tracker.runs()}
     assert {"jump/dip", "jump/ratio", "jump/noise"} <= runs["2"]["metrics"].keys()
     assert [step for step, _, _ in trained.tracker.server.history(runs["2"]["run_id"], "jump/dip")] == [2]
-    effect = trained.study.rows()[2].attrs["effects"][0]
+    effect = trained.study.trials()[2].facts.effects[0]
     assert effect["gain"] is None or effect["gain"] <= 0, "two epochs before a restart are too few to tell a gain"
     assert ("jump/gain" in runs["2"]["metrics"]) == (effect["gain"] is not None)
     assert runs["1"]["tags"]["sweeper.verdict"] == "not a restart"

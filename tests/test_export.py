@@ -42,14 +42,14 @@ def aliased(server: Server, model: str, alias: str) -> str | None:
 
 
 def trace_of(shown: Service, number: int) -> Trace:
-    return shown.trace({row.number: row for row in shown.study.rows()}[number].schedule or {})
+    return shown.trace({row.number: row for row in shown.study.trials()}[number].schedule or {})
 
 
 def test_the_winner_or_a_trial_that_is_named(shown: Service, exported: Path, tmp_path: Path) -> None:
     done = export(shown, "-o", "winner")
     assert "models:/shown@winner" in done.stdout, done.stderr
-    rows = {row.number: row for row in shown.study.rows()}
-    assert aliased(shown.tracker.server, "shown", "winner") == rows[5].attrs["run_id"]
+    rows = {row.number: row for row in shown.study.trials()}
+    assert aliased(shown.tracker.server, "shown", "winner") == rows[5].facts.run_id
     unconfirmed = invented.launched(invented.written(tmp_path, trials=1, baselines=[]), tmp_path / "store")
     invented.work(unconfirmed, {})
     done = export(unconfirmed)
@@ -100,7 +100,7 @@ json.dump(seen, open(out + "/seen.json", "w"))
 def test_plain_ultralytics_trains_with_it_step_by_step(shown: Service, tmp_path: Path) -> None:
     """Trial 0 is Ultralytics' own schedule, with an LR for biases and a warm-up of the momentum; the other jumps."""
     first, at = min(  # the trial with the earliest jump, to a little beyond it
-        ((row.number, jump.epoch) for row in shown.study.rows() for jump in trace_of(shown, row.number).jumps()),
+        ((row.number, jump.epoch) for row in shown.study.trials() for jump in trace_of(shown, row.number).jumps()),
         key=lambda found: found[1],
     )
     folders = {0: (tmp_path / "own", 2), first: (tmp_path / "jump", at + 1)}
@@ -149,7 +149,7 @@ def test_the_weights_are_registered_without_pickled_code(shown: Service, exporte
     server = shown.tracker.server
     weights = torch.load(exported / "weights.pt", weights_only=True)
     assert weights[invented.LAST].tolist() == [1.0]
-    run = {row.number: row for row in shown.study.rows()}[1].attrs["run_id"]
+    run = {row.number: row for row in shown.study.trials()}[1].facts.run_id
     assert aliased(server, "shown", "trial-1") == run
     assert aliased(server, "shown", "nobody") is None
     stored = [path for path in (shown.place.folder / "mlartifacts").rglob("models/**/*") if path.is_file()]

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from sweeper import database
-from sweeper.study import Study, TrialRow
+from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 
 LR = 0.02
@@ -45,8 +45,8 @@ def start(sweep: Path, folder: Path, *arguments: object) -> "subprocess.Popen[by
         )
 
 
-def rows(study: Study) -> dict[int, TrialRow]:
-    return {row.number: row for row in study.rows()}
+def rows(study: Study) -> dict[int, Trial]:
+    return {row.number: row for row in study.trials()}
 
 
 def training(worker: int, study: Study, number: int) -> int:
@@ -123,7 +123,7 @@ def test_sigterm_gives_the_trial_back_and_a_frozen_worker_wakes_to_write_nothing
         assert first.wait(60) == 130  # not done
         row = rows(study)[0]
         assert (row.state, row.worker, row.reasons) == ("RUNNING", None, ())
-        trained = len(row.values)
+        trained = len(row.curve)
         assert 1 <= trained < 8
         frozen = start(sweep, tmp_path)
         others.append(frozen)

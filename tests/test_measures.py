@@ -80,8 +80,8 @@ def service(file: Path, place: Path) -> Service:
 def by_hand(file: Path, place: Path, tmp_path: Path) -> dict[str, float]:
     """COCO's metrics of the stored final state, loaded into a trainer of this process."""
     one = service(file, place)
-    (row,) = one.study.rows()
-    trace = one.trace(row.schedule or {})
+    (row,) = one.study.trials()
+    trace = one.trace(row.spec or {})
     recipe = one.recipe(0)
     facts = one.facts(training.fingerprint(recipe, "cpu", recipe.threads))
     key = prefix_keys(recipe.digest(facts), trace)[-1]
@@ -104,8 +104,8 @@ def test_coco_stands_beside_the_own_map_after_chosen_epochs_and_the_last(
 
 def test_the_final_model_of_reused_epochs_has_them_too(files: dict[str, Path], place: Path, tmp_path: Path) -> None:
     """The longer sweep had trained these epochs and had not looked at the third."""
-    (row,) = service(files["shorter"], place).study.rows()
-    assert row.attrs["epochs_reused"] == 3
+    (row,) = service(files["shorter"], place).study.trials()
+    assert row.facts.epochs_reused == 3
     found = histories(place, "shorter")
     assert [step for step, _ in found["coco/AP"]] == [0, 2]
     expected = by_hand(files["shorter"], place, tmp_path)
@@ -124,8 +124,8 @@ def test_a_study_can_maximise_it(files: dict[str, Path], place: Path) -> None:
     status = json.loads(tiny.sweeper("status", files["by-ar"], "--json", cwd=place).stdout)
     assert status["trials"][0]["AR100"] == pytest.approx(np.mean(curve))
     assert max(curve) == found["best/AR100"][0][1]
-    (row,) = service(files["by-ar"], place).study.rows()
-    assert list(row.values.values()) == curve
+    (row,) = service(files["by-ar"], place).study.trials()
+    assert list(row.curve.values()) == curve
     said = tiny.sweeper("pick", files["by-ar"], cwd=place).stdout
     assert "AR100: of each run the mean of its last 3 epochs" in said
     assert "mAP50-95" not in said
@@ -153,7 +153,7 @@ def test_a_study_of_a_version_without_a_key_goes_on_with_its_default(files: dict
         database.execute(
             "update sweeper_studies set config = ? where name = 'plain'", [json.dumps(older, sort_keys=True)]
         )
-    assert service(files["plain"], place).study.rows()
+    assert service(files["plain"], place).study.trials()
     with pytest.raises(ConfigError, match="objective"):
         assert Service(Sweep.load(files["plain"], ["objective=AP50"]), one.place).study
 

@@ -20,14 +20,14 @@ OPTUNA = str(Path(sys.executable).with_name("optuna"))
 def test_the_optuna_command_line_reads_the_study(shown: Service) -> None:
     command = [OPTUNA, "trials", "--study-name", "shown", "--storage", shown.place.database, "-f", "json"]
     listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    rows = shown.study.rows()
+    rows = shown.study.trials()
     assert [trial["number"] for trial in listed] == [row.number for row in rows]
     assert [trial["state"] for trial in listed] == [row.state for row in rows]
-    assert [trial.get("value") for trial in listed] == [row.value for row in rows]
+    assert [trial.get("value") for trial in listed] == [row.score for row in rows]
     assert [trial["params"] for trial in listed] == [row.params for row in rows]
     command = [OPTUNA, "best-trial", "--study-name", "shown", "--storage", shown.place.database, "-f", "json"]
     best = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert best["number"] == max((row for row in rows if row.value is not None), key=lambda row: row.value or 0).number
+    assert best["number"] == max((row for row in rows if row.score is not None), key=lambda row: row.score or 0).number
     assert rows[best["number"]].stage == "confirm", "one lucky seed: the docs say what to use instead"
     winner = shown.pick().winner
     assert winner is not None

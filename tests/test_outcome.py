@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import tiny
 from tiny import sweeper
+from trials import run
 
 from sweeper import evidence, search, stats, summary
 from sweeper.errors import ConfigError
 from sweeper.report import charts
 from sweeper.report.charts import Line
 from sweeper.service import Service
-from sweeper.stats import Row
+from sweeper.study import Trial
 
 NAN = "not finite: epoch {}, batch 3: the loss is nan; try a lower peak"
 
 
-def failing(trials: int, *others: Row) -> list[Row]:
-    return [Row(n, f"trial {n}", "search", 0, confounder=NAN.format(n), failed=True) for n in range(trials)] + [*others]
+def failing(trials: int, *others: Trial) -> list[Trial]:
+    return [run(n, f"trial {n}", "search", 0, confounder=NAN.format(n), failed=True) for n in range(trials)] + [*others]
 
 
 # Every trial failed.
@@ -29,10 +30,10 @@ def failing(trials: int, *others: Row) -> list[Row]:
 
 def test_reasons_that_differ_in_numbers_are_one_and_the_commonest_comes_first() -> None:
     lost = [
-        Row(7, "a", "search", 0, confounder="box1-4711-ab12 stopped renewing its lease (attempt 3)", failed=True),
-        Row(9, "b", "search", 0, confounder="box2-13-ff stopped renewing its lease (attempt 3)", failed=True),
+        run(7, "a", "search", 0, confounder="box1-4711-ab12 stopped renewing its lease (attempt 3)", failed=True),
+        run(9, "b", "search", 0, confounder="box2-13-ff stopped renewing its lease (attempt 3)", failed=True),
     ]
-    found = stats.failures([*failing(3), *lost, Row(10, "c", "search", 0, 0.3)])
+    found = stats.failures([*failing(3), *lost, run(10, "c", "search", 0, 0.3)])
     assert not found.every
     assert found.sentence == (
         f"5 of 6 trials failed; the commonest reason (3 of them, trials 0 to 2) is: {NAN.format(0)}"
@@ -56,13 +57,13 @@ def test_the_answer_of_a_sweep_whose_every_trial_failed_is_what_failed() -> None
 @pytest.mark.parametrize(
     "other",
     [
-        Row(5, "cosine", "baseline", 0, 0.3),
-        Row(5, "cosine", "baseline", 0),
-        Row(5, "trial 5", "search", 0, 0.2, confounder="pruned"),
+        run(5, "cosine", "baseline", 0, 0.3),
+        run(5, "cosine", "baseline", 0),
+        run(5, "trial 5", "search", 0, 0.2, confounder="pruned"),
     ],
     ids=["finished", "waiting", "pruned"],
 )
-def test_one_trial_that_did_not_fail_leaves_the_answer_as_it_is(other: Row) -> None:
+def test_one_trial_that_did_not_fail_leaves_the_answer_as_it_is(other: Trial) -> None:
     answer = stats.choose(failing(2, other), baselines=["cosine"])
     assert not answer.failures.every
     assert answer.sentence.startswith("no winner yet")
@@ -71,8 +72,8 @@ def test_one_trial_that_did_not_fail_leaves_the_answer_as_it_is(other: Row) -> N
 
 def test_only_what_was_compared_counts_as_tried() -> None:
     """A trial that waits or failed is no configuration from which the best was chosen; one that was pruned is."""
-    rows = [*failing(2), Row(4, "a", "search", 0, 0.3), Row(5, "b", "search", 0), Row(6, "c", "search", 0, 0.31)]
-    rows.append(Row(7, "d", "search", 0, 0.1, confounder="pruned"))
+    rows = [*failing(2), run(4, "a", "search", 0, 0.3), run(5, "b", "search", 0), run(6, "c", "search", 0, 0.31)]
+    rows.append(run(7, "d", "search", 0, 0.1, confounder="pruned"))
     assert stats.choose(rows, baselines=["cosine"]).tried == 3
 
 
@@ -112,7 +113,7 @@ def test_the_commands_say_what_failed_how_often_and_why_and_exit_1(
 
 
 def test_where_some_failed_the_answer_stays_and_a_line_says_how_many(shown: Service, shown_file: Path) -> None:
-    line = f"1 of {len(shown.study.rows())} trials failed; the reason (trial 4) is"
+    line = f"1 of {len(shown.study.trials())} trials failed; the reason (trial 4) is"
     done = sweeper("pick", shown_file, "--store", shown.place.folder, cwd=shown_file.parent)
     first, second, *_ = done.stdout.splitlines()
     assert first.startswith("Winner: trial 5 (cawb steps=")
@@ -125,12 +126,12 @@ def test_where_some_failed_the_answer_stays_and_a_line_says_how_many(shown: Serv
 # Nothing was learned.
 
 
-def zeros(stage: str = "search", score: float = 0.0) -> list[Row]:
-    rows = [Row(n, name, "baseline", 0, score) for n, name in enumerate(("linear", "cosine"))]
-    rows += [Row(n, f"trial {n}", "search", 0, score) for n in range(2, 5)]
+def zeros(stage: str = "search", score: float = 0.0) -> list[Trial]:
+    rows = [run(n, name, "baseline", 0, score) for n, name in enumerate(("linear", "cosine"))]
+    rows += [run(n, f"trial {n}", "search", 0, score) for n in range(2, 5)]
     if stage == "confirm":
         names = ("linear", "cosine", "trial 2", "trial 3")
-        rows += [Row(10 * s + n, name, "confirm", s, score) for s in range(1, 5) for n, name in enumerate(names)]
+        rows += [run(10 * s + n, name, "confirm", s, score) for s in range(1, 5) for n, name in enumerate(names)]
     return rows
 
 
@@ -148,14 +149,14 @@ def test_scores_of_0_everywhere_are_nothing_learned(stage: str, score: float) ->
 
 
 def test_a_single_score_above_0_is_something() -> None:
-    rows = [*zeros(), Row(9, "trial 9", "search", 0, 0.0001)]
+    rows = [*zeros(), run(9, "trial 9", "search", 0, 0.0001)]
     answer = stats.choose(rows, baselines=["linear", "cosine"])
     assert answer.learned
     assert answer.sentence.startswith("no winner yet: one run each")
 
 
 def test_what_was_learned_and_lost_again_is_not_called_nothing() -> None:
-    rows = [Row(0, "linear", "baseline", 0, 0.0, highest=0.2), Row(1, "trial 1", "search", 0, 0.0, highest=0.31)]
+    rows = [run(0, "linear", "baseline", 0, 0.0, highest=0.2), run(1, "trial 1", "search", 0, 0.0, highest=0.31)]
     answer = stats.choose(rows, baselines=["linear"], objective="mAP50-95")
     assert not answer.learned
     assert answer.sentence.startswith("nothing was kept: the mAP50-95 of all 2 finished runs is 0.0000 at the end")
@@ -195,7 +196,7 @@ def test_a_sweep_in_which_nothing_was_learned_says_so_everywhere(unlearned: Serv
         done = sweeper(*command, file, "--store", store, cwd=file.parent, check=False)
         assert done.returncode == 1
         assert said in done.stderr
-    assert len(unlearned.study.rows()) == 5, "nothing was asked for"
+    assert len(unlearned.study.trials()) == 5, "nothing was asked for"
     page = summary.page(unlearned).decode()
     assert "Nothing was learned" in page
     for wrong in ("would see", "Noise of one run", "would have seen", "begins at half"):
@@ -203,7 +204,7 @@ def test_a_sweep_in_which_nothing_was_learned_says_so_everywhere(unlearned: Serv
 
 
 def test_a_trial_that_learned_nothing_is_not_examined(shown: Service) -> None:
-    rows = shown.study.rows()
+    rows = shown.study.trials()
     worthless = next(row for row in rows if row.stage == "search" and row.state == "COMPLETE")
     changed = type(worthless)(**{**vars(worthless), "value": 0.0})
     with pytest.raises(ConfigError, match=rf"escape: trial {worthless.number} learned nothing"):

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import World
 from test_worker import DROPS, EPOCHS, PLANS, SEARCH, STAY, WARM, Home, check, home, written  # noqa: F401  # a fixture
+from trials import trial
 
 from sweeper import evidence, search
 from sweeper.errors import ConfigError
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import Trial
 
 SEEDS = {"seeds": 4, "race": 2}
 RAISES = [{"family": "multistep", "lr": 1.0, "boundaries": [at], "gamma": 1.5} for at in (1, 2, 3)]
@@ -21,23 +22,23 @@ BRANCHES = {**SEARCH, **SEEDS, "trunk": "constant", "restarts": {"min": 1, "max"
 
 def raced(world: World) -> set[tuple[str, int]]:
     """(name of the proposal, seed) of every search run; each is there once."""
-    runs = [(evidence.name_of(row), row.seed or 0) for row in world.service.study.rows() if row.stage == "search"]
+    runs = [(row.name, row.seed or 0) for row in world.service.study.trials() if row.stage == "search"]
     assert max(Counter(runs).values(), default=1) == 1
     return set(runs)
 
 
 def follow_from_the_scores(world: World, reference: str) -> None:
     """The replicates are those that the finished scores call for, no more and no fewer."""
-    rows, settings = world.service.study.rows(), world.sweep.search
+    rows, settings = world.service.study.trials(), world.sweep.search
     seeds = search.search_seeds(world.sweep.recipe.seed, settings.seeds)
     wanted = search.promotions(evidence.entrants(rows, reference), seeds, settings.race, settings.begin)
-    asked = [(row.attrs[REPLICATE], row.seed) for row in rows if REPLICATE in row.attrs]
+    asked = [(row.original, row.seed) for row in rows if row.original is not None]
     assert sorted(wanted) == sorted(asked)
     by_number = {row.number: row for row in rows}
     for row in rows:
-        if REPLICATE in row.attrs:
-            first = by_number[row.attrs[REPLICATE]]
-            assert (row.schedule, row.params) == (first.schedule, first.params)
+        if row.original is not None:
+            first = by_number[row.original]
+            assert (row.spec, row.params) == (first.spec, first.params)
             assert row.seed != first.seed
 
 
@@ -85,11 +86,11 @@ def test_searches_among_branches_race_by_their_scores(
     check(world)
     reference = world.service.study.notes["trunk"]["name"] if trunk == "best" else trunk
     follow_from_the_scores(world, reference)
-    rows = world.service.study.rows()
-    proposals = [row for row in rows if row.stage == "search" and REPLICATE not in row.attrs]
+    rows = world.service.study.trials()
+    proposals = [row for row in rows if row.stage == "search" and row.original is None]
     assert len(proposals) == 6
     of_the_trunk = world.service.sweep.named_baselines[reference].spec
-    assert all((row.schedule or {}).get("trunk") == of_the_trunk for row in proposals)
+    assert all((row.spec or {}).get("trunk") == of_the_trunk for row in proposals)
     if trunk == "best":
         assert min(row.number for row in proposals) == 2 * SEEDS["seeds"], "baselines on all search seeds come first"
     assert world.service.study.done
@@ -98,12 +99,12 @@ def test_searches_among_branches_race_by_their_scores(
 def test_the_trunk_is_the_baseline_that_is_best_on_the_search_seeds(home: Home, tmp_path: Path) -> None:  # noqa: F811
     sweep = written(trials=2, baselines=[DROPS[0], STAY, RAISES[2]], search={**BRANCHES, "trunk": "best"})
     world = World(home, tmp_path, sweep)
-    assert {row.stage for row in world.service.study.rows()} == {"baseline"}
+    assert {row.stage for row in world.service.study.trials()} == {"baseline"}
     world.run()
-    rows = world.service.study.rows()
+    rows = world.service.study.trials()
     means: dict[str, float] = {}
     for name in world.service.baselines():
-        values = [row.value or 0.0 for row in rows if row.stage == "baseline" and row.attrs["name"] == name]
+        values = [row.score or 0.0 for row in rows if row.stage == "baseline" and row.facts.name == name]
         assert len(values) == SEEDS["seeds"]
         means[name] = sum(values)
     best = max(means, key=lambda name: means[name])
@@ -115,8 +116,8 @@ def test_the_trunk_is_the_baseline_that_is_best_on_the_search_seeds(home: Home, 
     assert all(paired is not None and paired.mean >= 0 for paired in trunk.ahead.values())
 
 
-def row(number: int, stage: str, seed: int, value: float | None, state: str = "COMPLETE", **attrs: Any) -> TrialRow:
-    return TrialRow(number, state, stage, seed, {}, {}, value, {}, attrs, None, 1, None, ())
+def row(number: int, stage: str, seed: int, value: float | None, state: str = "COMPLETE", **attrs: Any) -> Trial:
+    return trial(number, stage, seed, value, state=state, **attrs)
 
 
 def test_failed_stopped_and_repeated_proposals_do_not_race() -> None:
@@ -140,7 +141,7 @@ def test_failed_stopped_and_repeated_proposals_do_not_race() -> None:
     assert search.promotions(entrants, [0, 1], 2) == [(3, 1)]
     (leader,) = evidence.standings(rows, "trunk")
     assert (leader.trial, leader.n, leader.mean) == (3, 2, pytest.approx(0.2))
-    assert evidence.name_of(rows[8]) == "trial 3"
+    assert rows[8].name == "trial 3"
 
 
 def test_a_trunk_cannot_be_chosen_among_baselines_that_all_failed() -> None:

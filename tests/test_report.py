@@ -133,16 +133,16 @@ def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
     answer = shown.pick().to_dict()
     assert answer["winner"]["name"] == "trial 5"
     assert "Winner: trial 5" in page.text
-    rows = shown.study.rows()
-    failed = {row.number: row.schedule for row in rows}[4]
+    rows = shown.study.trials()
+    failed = {row.number: row.spec for row in rows}[4]
     for row in [*answer["ranking"], *answer["baselines"]]:
         assert f"{row['score']:.4f}" in page.text
     pairs = answer["winner"]["pairs"]
     assert f"{pairs['mean']:+.4f} [{pairs['low']:+.4f}, {pairs['high']:+.4f}]" in page.text
     assert f"trial 4 ({shown.sweep.label(failed)}, search, seed 0): " in page.text
     assert "not finite" in page.text
-    reused = sum(row.attrs.get("epochs_reused", 0) for row in rows)
-    trained = sum(len(row.values) for row in rows) - reused
+    reused = sum((row.facts.epochs_reused or 0) for row in rows)
+    trained = sum(len(row.curve) for row in rows) - reused
     assert (trained, reused) == (22 * 16 + 6 + 9 - 4, 4)  # one failed after 6, one is at 9; an epoch takes a minute
     assert "1 trial is not finished" in page.text
     assert f"trained {trained} {trained / 60:.4g} saved by sharing {reused} {reused / 60:.4g}" in page.text

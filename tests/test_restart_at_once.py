@@ -35,17 +35,17 @@ def test_the_battery_on_a_restart_inside_the_first_epoch_ends(tmp_path: Path) ->
         assert not stop.is_set()
 
     work()
-    [row] = service.study.rows()
-    assert service.trace(row.schedule or {}).jumps()[0].epoch == 0
-    trace, seed = service.trace(row.schedule or {}), service.sweep.recipe.seed
+    [row] = service.study.trials()
+    assert service.trace(row.spec or {}).jumps()[0].epoch == 0
+    trace, seed = service.trace(row.spec or {}), service.sweep.recipe.seed
     # as Service.examine, which refuses a trial that learned nothing: three steps of training are not many
     service.study.add(evidence.control_slots([row], row, trace, seed))
     work()
     service.study.add(evidence.barrier_slots([row], row, trace, seed, service.sweep.escape.cost()))
     work()
-    controls = service.study.rows()[1:]
+    controls = service.study.trials()[1:]
     assert [row.state for row in controls] == ["COMPLETE"] * 4, [row.reasons for row in controls]
-    landscape = controls[-1].attrs["landscape"]
+    landscape = controls[-1].facts.landscape
     assert (landscape["start"], landscape["end"]) == (0, 1)
     assert landscape["distance"] > 0
     [verdict] = service.verdicts(row)

@@ -503,8 +503,8 @@ def test_what_is_known_is_asked_for_again(tmp_path: Path, sampler: str) -> None:
         )
         seen.append(digest(sweep, spec))
         slot.tell(0.5 if spec["steps"] else 0.6)
-    rows = study.rows()
+    rows = study.trials()
     assert len(set(seen)) == len(everything) == 9
-    assert rows[-1].attrs["proposals"] == samplers.TRIES
+    assert rows[-1].facts.proposals == samplers.TRIES
     assert all(row.params.keys() >= {"restart_1"} for row in rows)  # only the accepted answers are stored
     assert sum("steps_1" in row.params for row in rows) >= 8

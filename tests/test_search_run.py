@@ -13,7 +13,7 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import Trace
 from sweeper.search import prune
 from sweeper.service import Place, Service
-from sweeper.study import Slot, TrialRow
+from sweeper.study import Slot, Trial
 from sweeper.worker import Worker
 from sweeper.worker.known import Known
 
@@ -71,52 +71,52 @@ def trained(folder: Path, **more: Any) -> Service:
 
 
 @pytest.fixture(scope="module")
-def twins(folder: Path) -> tuple[TrialRow, Service]:
+def twins(folder: Path) -> tuple[Trial, Service]:
     """One trial trained, every state of it thrown away, then two more proposals."""
     first = trained(folder)
-    [row] = first.study.rows()
+    [row] = first.study.trials()
     first.store.gc(0)
     assert first.store.usage().count == 0
     return row, trained(folder, trials=3)
 
 
-def test_a_duplicate_takes_its_twins_result_even_when_the_states_are_gone(twins: tuple[TrialRow, Service]) -> None:
+def test_a_duplicate_takes_its_twins_result_even_when_the_states_are_gone(twins: tuple[Trial, Service]) -> None:
     first, after = twins
-    rows = after.study.rows()
+    rows = after.study.trials()
     assert [row.state for row in rows] == ["COMPLETE"] * 3
     assert after.store.usage().count == 0  # nothing was trained
     for row in rows[1:]:
-        assert row.attrs["duplicate_of"] == 0
-        assert (row.value, row.values) == (first.value, first.values)
-        assert (row.attrs["epochs_trained"], row.attrs["epochs_reused"]) == (0, EPOCHS)
-        assert row.attrs["state_digest"] == first.attrs["state_digest"]
+        assert row.facts.duplicate_of == 0
+        assert (row.score, row.curve) == (first.score, first.curve)
+        assert (row.facts.epochs_trained, row.facts.epochs_reused) == (0, EPOCHS)
+        assert row.facts.state_digest == first.facts.state_digest
         assert {"warmup", "floor"} == set(row.params)  # the sampler learns the value of these answers
 
 
-def test_proposals_are_counted(twins: tuple[TrialRow, Service]) -> None:
+def test_proposals_are_counted(twins: tuple[Trial, Service]) -> None:
     status = twins[1].status()
     counted = {"asked": 101, "told": 3, "distinct": 1, "duplicates": 2}
     assert status["proposals"] == {**counted, "per_trial": pytest.approx(101 / 3)}  # 50 for each of the last two
     assert status["epochs"] == {"per_trial": EPOCHS, "trained": EPOCHS, "reused": 2 * EPOCHS}
 
 
-def test_the_facts_of_a_schedule_are_plain_numbers_on_the_trial(twins: tuple[TrialRow, Service]) -> None:
+def test_the_facts_of_a_schedule_are_plain_numbers_on_the_trial(twins: tuple[Trial, Service]) -> None:
     """One by one, as optuna-dashboard shows and plots them."""
-    row = twins[1].study.rows()[0]
-    assert row.schedule is not None
-    facts = twins[1].trace(row.schedule).facts()
+    row = twins[1].study.trials()[0]
+    assert row.spec is not None
+    facts = twins[1].trace(row.spec).facts()
     for name in ("restarts", "drops", "peak", "final", "integral", "warmup_fraction"):
-        assert row.attrs[name] == facts[name]
+        assert getattr(row.facts, name) == facts[name]
 
 
 def test_a_dead_run_is_stopped_and_keeps_its_states(folder: Path) -> None:
     """mAP 0 in all of the first epochs; it is told 0, which the sampler learns, and others may go on from it."""
     after = trained(folder, name="dead", dead_after=2, lr0=1e-7, search={"family": "cawb", "warmup": "1ep"})
-    [row] = after.study.rows()
+    [row] = after.study.trials()
     assert row.state == "PRUNED"
-    assert row.value == 0.0
-    assert list(row.values) == [0, 1]
-    assert row.attrs["pruned"].startswith("dead: ")
+    assert row.score == 0.0
+    assert list(row.curve) == [0, 1]
+    assert row.facts.pruned.startswith("dead: ")
     assert after.store.usage().count == 2
 
 

@@ -2,17 +2,20 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from trials import run
 
 from sweeper import stats
 from sweeper.errors import ConfigError
+from sweeper.study import Trial
 
 S_D = 0.003
 Noise = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -34,16 +37,16 @@ NOISES: dict[str, Noise] = {
 
 def sweep_rows(
     rng: np.random.Generator, noise: Noise, *, n: int, effect: float = 0.0, tried: int = 50, k: int = 5
-) -> list[stats.Row]:
+) -> list[Trial]:
     """A whole sweep: search on seed 0, then the best k (better by ``effect``) and two baselines on n fresh seeds."""
     search = 0.3 + noise(rng, (tried,))
     common = rng.normal(0, 0.004, n)  # what a seed does to every configuration alike
     scores = 0.3 + common + noise(rng, (k + 2, n))
     scores[2:] += effect
-    rows = [stats.Row(i, f"cawb-{i}", "search", 0, float(score)) for i, score in enumerate(search)]
+    rows = [run(i, f"cawb-{i}", "search", 0, float(score)) for i, score in enumerate(search)]
     best = np.argsort(-search)[:k]
     for i, name in enumerate(["cosine", "stock", *(f"cawb-{b}" for b in best)]):
-        rows += [stats.Row(100 + i * n + j, name, "confirm", 1 + j, float(scores[i, j])) for j in range(n)]
+        rows += [run(100 + i * n + j, name, "confirm", 1 + j, float(scores[i, j])) for j in range(n)]
     return rows
 
 
@@ -75,8 +78,8 @@ def test_a_real_effect_is_found_at_the_promised_power(n: int) -> None:
     wins = 0
     for _ in range(sweeps):
         baseline, candidate = NOISES["normal"](rng, (2, n)) + 0.3
-        rows = [stats.Row(j, "cosine", "confirm", j, float(baseline[j])) for j in range(n)]
-        rows += [stats.Row(n + j, "cawb", "confirm", j, float(candidate[j] + effect)) for j in range(n)]
+        rows = [run(j, "cosine", "confirm", j, float(baseline[j])) for j in range(n)]
+        rows += [run(n + j, "cawb", "confirm", j, float(candidate[j] + effect)) for j in range(n)]
         wins += stats.choose(rows, baselines=["cosine"]).winner is not None
     assert 0.76 <= wins / sweeps <= 0.85
 
@@ -90,7 +93,7 @@ def test_power_is_promised_at_the_level_that_holm_begins_with() -> None:
         scores = 0.3 + NOISES["normal"](rng, (6, n))
         scores[1] += effect
         rows = [
-            stats.Row(i * n + j, "cosine" if i == 0 else f"cawb-{i}", "confirm", j, float(scores[i, j]))
+            run(i * n + j, "cosine" if i == 0 else f"cawb-{i}", "confirm", j, float(scores[i, j]))
             for i, j in itertools.product(range(6), range(n))
         ]
         winner = stats.choose(rows, baselines=["cosine"]).winner
@@ -117,22 +120,6 @@ def test_an_effect_beyond_any_number_of_pairs_is_refused() -> None:
         stats.pairs_needed(1e-9, 1.0)
     with pytest.raises(ConfigError):
         stats.pairs_needed(0.0, 0.003)
-
-
-@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
-def test_sign_flip_counts_every_assignment(values: list[int]) -> None:
-    """Against the definition, on small integers, where ties are many and exact."""
-    total = abs(sum(values))
-    count = sum(abs(sum(s * v for s, v in zip(signs, values, strict=True))) >= total for signs in
-                itertools.product([-1, 1], repeat=len(values)))  # fmt: skip
-    assert stats.sign_flip_p([v / 1000 for v in values]) == pytest.approx(count / 2 ** len(values), abs=1e-12)
-
-
-def test_sign_flip_is_exact_to_forty_pairs_and_refuses_more() -> None:
-    assert stats.sign_flip_p([0.001] * 30) == 2.0**-29
-    assert stats.sign_flip_p([0.001] * 29 + [-0.001]) == pytest.approx(2 * 31 / 2**30)
-    with pytest.raises(ConfigError, match="41 differences"):
-        stats.sign_flip_p([0.001] * 41)
 
 
 @given(st.lists(st.floats(-0.01, 0.01), min_size=3, max_size=12).filter(lambda v: np.std(v) > 1e-5))
@@ -172,6 +159,14 @@ def test_differences_without_any_spread_are_no_proof() -> None:
 # The pick.
 
 
+def choose(rows: Sequence[Mapping[str, Any]], **more: Any) -> stats.Answer:
+    return stats.choose([run(**row) for row in rows], **more)
+
+
+def spread(rows: Sequence[Mapping[str, Any]], **more: Any) -> stats.Spread:
+    return stats.spread([run(**row) for row in rows], **more)
+
+
 def confirmed(effect: float = 0.01, n: int = 6, **changes: object) -> list[dict[str, object]]:
     """A search of two configurations and a baseline, and the better one confirmed on n fresh seeds."""
     rng = np.random.default_rng(3)
@@ -197,7 +192,7 @@ def confirmed(effect: float = 0.01, n: int = 6, **changes: object) -> list[dict[
 
 
 def test_a_clear_winner_is_named_with_everything_a_reader_needs() -> None:
-    answer = stats.choose(confirmed(), baselines=["cosine"])
+    answer = choose(confirmed(), baselines=["cosine"])
     assert answer.winner is not None
     assert (answer.winner.name, answer.winner.trial, answer.winner.run_id) == ("cawb-1", 1, "r1")
     assert (answer.tried, answer.pairs) == (2, 6)
@@ -216,7 +211,7 @@ def test_a_clear_winner_is_named_with_everything_a_reader_needs() -> None:
 def test_without_confirmation_there_is_never_a_winner() -> None:
     rows = [row for row in confirmed(0.5) if row["stage"] != "confirm"]
     rows[1] = rows[1] | {"score": 0.99}
-    answer = stats.choose(rows, baselines=["cosine"])
+    answer = choose(rows, baselines=["cosine"])
     assert answer.winner is None
     assert [entry["trial"] for entry in answer.ranking] == [1, 2]
     assert "no winner yet: one run each" in answer.sentence
@@ -230,7 +225,7 @@ def test_without_confirmation_there_is_never_a_winner() -> None:
 
 
 def test_no_difference_says_what_the_design_would_have_seen() -> None:
-    answer = stats.choose(confirmed(0.0), baselines=["cosine"])
+    answer = choose(confirmed(0.0), baselines=["cosine"])
     assert answer.winner is None
     assert answer.detectable is not None
     assert f"would have seen {answer.detectable:+.4f} over cosine with 80 % power" in answer.sentence
@@ -240,15 +235,15 @@ def test_a_difference_too_small_to_matter_wins_nothing() -> None:
     rows = [row | {"score": 0.3} if row["name"] == "cosine" else row for row in confirmed(n=8)]
     for i, row in enumerate(row for row in rows if row["name"] == "cawb-1" and row["stage"] == "confirm"):
         row["score"] = 0.3010 + 0.0001 * (i % 3)
-    answer = stats.choose(rows, baselines=["cosine"])
+    answer = choose(rows, baselines=["cosine"])
     assert answer.winner is None
     assert "less than 0.002" in answer.candidates[0].reason
-    assert stats.choose(rows, baselines=["cosine"], equivalence=0.0005).winner is not None
+    assert choose(rows, baselines=["cosine"], equivalence=0.0005).winner is not None
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_too_few_pairs_crown_nobody(n: int) -> None:
-    answer = stats.choose(confirmed(0.1, n=n), baselines=["cosine"])
+    answer = choose(confirmed(0.1, n=n), baselines=["cosine"])
     assert answer.winner is None
     assert answer.sentence.startswith("no winner yet")
 
@@ -256,18 +251,18 @@ def test_too_few_pairs_crown_nobody(n: int) -> None:
 def test_a_confounded_run_is_listed_apart_and_its_configuration_never_wins() -> None:
     rows = confirmed(0.05)
     rows[-1] = rows[-1] | {"confounder": "batch halved"}
-    answer = stats.choose(rows, baselines=["cosine"])
+    answer = choose(rows, baselines=["cosine"])
     assert answer.winner is None
     assert [(e["trial"], e["reason"]) for e in answer.excluded] == [(36, "batch halved")]
     assert "batch halved" in answer.sentence
     again = [*rows, rows[-1] | {"trial": 99, "confounder": None}]
-    assert stats.choose(again, baselines=["cosine"]).winner is not None, "a clean run on the same seed heals it"
+    assert choose(again, baselines=["cosine"]).winner is not None, "a clean run on the same seed heals it"
 
 
 def test_a_confounded_search_run_is_not_ranked() -> None:
     rows = confirmed()[:3]
     rows[1] = rows[1] | {"confounder": "recovered from NaN"}
-    answer = stats.choose(rows, baselines=["cosine"])
+    answer = choose(rows, baselines=["cosine"])
     assert [entry["trial"] for entry in answer.ranking] == [2]
     assert answer.excluded[0]["reason"] == "recovered from NaN"
 
@@ -281,24 +276,24 @@ def test_looking_before_the_confirmation_is_over_crowns_nobody() -> None:
         waiting[late] = rows[late] | {"score": None}
         absent = rows[:late] + rows[len(rows) + late + 1 :]
         for seen, asked in ((waiting, ()), (waiting, planned), (absent, planned)):
-            answer = stats.choose(seen, baselines=["cosine"], planned=asked)
+            answer = choose(seen, baselines=["cosine"], planned=asked)
             assert answer.winner is None
             assert "5 of 6 paired seeds are finished (11 of 12 runs)" in answer.sentence
             assert answer.confirmation == stats.Progress(5, 6, 11, 12)
             assert answer.candidates[0].reason == "the confirmation is not finished"
-    assert stats.choose(rows, baselines=["cosine"], planned=planned).winner is not None
+    assert choose(rows, baselines=["cosine"], planned=planned).winner is not None
 
 
 def test_a_run_that_was_not_designed_plays_no_part() -> None:
     """Seeds added after a look, by whatever means, are neither pairs nor waited for."""
     rows = confirmed(0.0)
     planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
-    before = stats.choose(rows, baselines=["cosine"], planned=planned)
+    before = choose(rows, baselines=["cosine"], planned=planned)
     for seed in range(7, 30):
         rows.append({"trial": 100 + seed, "name": "cosine", "stage": "confirm", "seed": seed, "score": 0.1})
         rows.append({"trial": 200 + seed, "name": "cawb-1", "stage": "confirm", "seed": seed, "score": 0.5})
     rows[-1] = rows[-1] | {"score": None}
-    answer = stats.choose(rows, baselines=["cosine"], planned=planned)
+    answer = choose(rows, baselines=["cosine"], planned=planned)
     assert (answer.winner, answer.candidates) == (None, before.candidates)
     assert len(answer.excluded) == 46
     assert answer.excluded[0]["reason"] == "not a run of the confirmation as it was designed"
@@ -308,7 +303,7 @@ def test_a_candidate_that_fails_on_a_seed_never_wins_and_holds_up_nobody() -> No
     rows = confirmed(0.05)
     planned = [(row["name"], row["seed"]) for row in rows if row["stage"] == "confirm"]
     rows[-1] = rows[-1] | {"score": None, "confounder": "the loss is nan"}
-    answer = stats.choose(rows, baselines=["cosine"], planned=planned)
+    answer = choose(rows, baselines=["cosine"], planned=planned)
     assert answer.confirmation is not None
     assert answer.confirmation.complete
     assert (answer.winner, answer.candidates[0].wins) == (None, False)
@@ -320,7 +315,7 @@ def test_the_seed_of_the_search_makes_no_pair() -> None:
     rows = confirmed(0.01)
     rows.append({"trial": 50, "name": "cosine", "stage": "confirm", "seed": 0, "score": 0.30})
     rows.append({"trial": 51, "name": "cawb-1", "stage": "confirm", "seed": 0, "score": 0.99})
-    answer = stats.choose(rows, baselines=["cosine"])
+    answer = choose(rows, baselines=["cosine"])
     assert answer.pairs == 6
     assert [e["trial"] for e in answer.excluded] == [51]
 
@@ -329,7 +324,7 @@ def test_the_rival_is_the_best_baseline() -> None:
     rows = confirmed(0.01)
     strong = [r | {"trial": 60 + i, "name": "stock", "score": 0.3 + r["score"]} for i, r in enumerate(rows)
               if r["stage"] == "confirm" and r["name"] == "cosine"]  # fmt: skip
-    answer = stats.choose(rows + strong, baselines=["cosine", "stock"])
+    answer = choose(rows + strong, baselines=["cosine", "stock"])
     assert answer.baseline is not None
     assert answer.baseline["name"] == "stock"
     assert answer.winner is None
@@ -338,9 +333,7 @@ def test_the_rival_is_the_best_baseline() -> None:
 def test_controls_play_no_part() -> None:
     rows = confirmed()
     extra = [row | {"trial": 80 + i, "stage": "control", "score": 0.0} for i, row in enumerate(rows)]
-    assert (
-        stats.choose(rows + extra, baselines=["cosine"]).to_dict() == stats.choose(rows, baselines=["cosine"]).to_dict()
-    )
+    assert choose(rows + extra, baselines=["cosine"]).to_dict() == choose(rows, baselines=["cosine"]).to_dict()
 
 
 def test_noise_comes_from_the_sweeps_own_pairs_and_says_which() -> None:
@@ -349,18 +342,18 @@ def test_noise_comes_from_the_sweeps_own_pairs_and_says_which() -> None:
     rows = [{"trial": 10 * i + s, "name": name, "stage": "confirm", "seed": s, "score": 0.3 + common[s] + own[i, s]}
             for i, name in enumerate(["cosine", "stock", "trial 7"]) for s in range(5)]  # fmt: skip
     baselines = ["cosine", "stock"]
-    every = stats.spread(rows, baselines=baselines)
+    every = spread(rows, baselines=baselines)
     assert every.s_d is not None
     assert every.sigma is not None
     assert every.low < every.s_d < every.high
     assert every.s_d < 0.6 * every.sigma * 2**0.5
     assert "2 comparisons of schedules with baselines in the confirmation on 5 shared seeds" in every.source
-    assert "1 comparison of baselines with each other" in stats.spread(rows[:10], baselines=baselines).source
+    assert "1 comparison of baselines with each other" in spread(rows[:10], baselines=baselines).source
     searched = [row | {"stage": "search"} for row in rows]
-    assert "in the search" in stats.spread(searched, baselines=baselines).source, "where trials share several seeds"
+    assert "in the search" in spread(searched, baselines=baselines).source, "where trials share several seeds"
     mixed = [row | {"score": 0.9 * row["seed"]} for row in searched] + rows
-    assert stats.spread(mixed, baselines=baselines) == every, "the confirmation's pairs come first"
-    assert stats.spread(rows[:1] + rows[11:], baselines=baselines) is stats.ELSEWHERE, "one seed has no spread"
+    assert spread(mixed, baselines=baselines) == every, "the confirmation's pairs come first"
+    assert spread(rows[:1] + rows[11:], baselines=baselines) is stats.ELSEWHERE, "one seed has no spread"
 
 
 def test_the_interval_of_the_noise_covers_it_in_nineteen_of_twenty_sweeps() -> None:
@@ -378,7 +371,7 @@ def test_every_finished_seed_of_a_confirmation_teaches_the_noise() -> None:
     widths = []
     for seeds in range(7):
         seen = [row if row["stage"] != "confirm" or row["seed"] <= seeds else row | {"score": None} for row in rows]
-        answer = stats.choose(seen, baselines=["cosine"], planned=planned)
+        answer = choose(seen, baselines=["cosine"], planned=planned)
         assert answer.noise.n == (seeds if seeds >= 2 else 0)
         assert (answer.needed is None) == (seeds < 2)
         if seeds >= 2:
@@ -394,12 +387,7 @@ def test_the_range_of_a_sweep_without_pairs_is_that_of_the_table_in_the_docs() -
     assert stats.ELSEWHERE.needs in table
 
 
-def test_a_row_without_the_needed_fields_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="expected trial, name, stage, seed, score"):
-        stats.choose([{"name": "cosine"}], baselines=["cosine"])
-
-
 def test_nothing_at_all_is_an_answer_too() -> None:
-    answer = stats.choose([], baselines=["cosine"])
+    answer = choose([], baselines=["cosine"])
     assert answer.winner is None
     assert answer.sentence.startswith("no winner yet: nothing to compare")

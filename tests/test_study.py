@@ -80,16 +80,16 @@ def finish(study: Study, value: float = 0.5) -> Slot:
 
 
 def test_every_slot_is_a_waiting_trial_with_a_known_number(url: str) -> None:
-    study = launch(url, [*search(3), baseline(note="article")])
-    rows = study.rows()
+    study = launch(url, [*search(3), baseline(name="article")])
+    rows = study.trials()
     assert [(row.number, row.state, row.stage, row.seed) for row in rows] == [
         (0, "WAITING", "search", 7),
         (1, "WAITING", "search", 7),
         (2, "WAITING", "search", 7),
         (3, "WAITING", "baseline", 7),
     ]
-    assert rows[3].schedule == COSINE
-    assert rows[3].attrs["note"] == "article"
+    assert rows[3].spec == COSINE
+    assert rows[3].facts.name == "article"
     assert not study.done
 
 
@@ -106,7 +106,7 @@ def test_launching_again_adds_only_what_is_missing(url: str) -> None:
     study = launch(url, slots)
     assert study.counts()["total"] == 4
     study = launch(url, [baseline(), baseline(), *search(5)])
-    assert [row.stage for row in study.rows()] == ["baseline"] * 2 + ["search"] * 5
+    assert [row.stage for row in study.trials()] == ["baseline"] * 2 + ["search"] * 5
 
 
 def test_slots_added_later_are_added_once(url: str) -> None:
@@ -115,7 +115,7 @@ def test_slots_added_later_are_added_once(url: str) -> None:
     study.add(confirm)
     Study.open(database.open(url), "sweep").add(confirm)
     launch(url, 3)
-    assert [(row.stage, row.seed) for row in study.rows()] == [
+    assert [(row.stage, row.seed) for row in study.trials()] == [
         ("search", 7),
         ("search", 7),
         ("confirm", 11),
@@ -138,9 +138,8 @@ def test_many_workers_may_launch_at_once(url: str) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     study = Study.open(database.open(url), "sweep")
-    assert [row.number for row in study.rows()] == list(range(10))
+    assert [row.number for row in study.trials()] == list(range(10))
     assert study.counts()["total"] == 10
-    assert study.counts()["foreign"] == 0
 
 
 def test_another_configuration_is_refused_with_what_changed(url: str) -> None:
@@ -200,7 +199,6 @@ def test_a_deleted_studys_name_can_be_used_again(url: str) -> None:
         "complete": 0,
         "pruned": 0,
         "fail": 0,
-        "foreign": 0,
         "total": 2,
     }
     with pytest.raises((LeaseLost, DatabaseError)):
@@ -250,8 +248,8 @@ def test_a_dead_workers_trial_is_adopted_as_it_was(url: str) -> None:
     assert study.claim("heir") is None
     time.sleep(0.4)
     heir = claim(study, "heir")
-    assert (heir.number, heir.attempt, heir.values) == (dead.number, dead.attempt + 1, {0: 0.25})
-    assert heir.attrs["trace"] == "abc"
+    assert (heir.number, heir.attempt, heir.curve) == (dead.number, dead.attempt + 1, {0: 0.25})
+    assert heir.facts.trace == "abc"
     assert heir.reasons == ("dead stopped renewing its lease (attempt 1)",)
     assert heir.propose(lambda suggest: pytest.fail("asked again")) == spec  # type: ignore[arg-type, return-value]
 
@@ -261,12 +259,12 @@ def test_who_lost_the_lease_writes_nothing(url: str) -> None:
     frozen = claim(study, "frozen")
     time.sleep(0.3)
     heir = claim(study, "heir")
-    before = study.rows()
+    before = study.trials()
     for write in (
         frozen.renew,
         lambda: frozen.propose(space),
         lambda: frozen.report(0, 0.9),
-        lambda: frozen.set("note", "late"),
+        lambda: frozen.set("pruned", "late"),
         lambda: frozen.tell(0.9),
         lambda: frozen.prune(0.9),
         lambda: frozen.fail("late"),
@@ -274,13 +272,13 @@ def test_who_lost_the_lease_writes_nothing(url: str) -> None:
         with pytest.raises(LeaseLost, match="trial 0: frozen no longer holds attempt 1"):
             write()
     frozen.give_back("late")  # nothing to give
-    assert study.rows() == before
+    assert study.trials() == before
     heir.tell(0.5)
     with pytest.raises(LeaseLost):
         frozen.tell(0.9)
     with pytest.raises(LeaseLost):
         heir.report(1, 0.9)
-    assert study.rows()[0].value == 0.5
+    assert study.trials()[0].score == 0.5
 
 
 def test_a_late_renewal_counts_while_nobody_else_came(url: str) -> None:
@@ -335,7 +333,7 @@ def test_attempts_that_end_badly_are_limited_and_remembered(url: str) -> None:
     time.sleep(0.3)
     assert study.claim("w3") is None
     assert study.done
-    first, second = study.rows()
+    first, second = study.trials()
     assert (first.state, first.reasons) == ("FAIL", ("out of memory", "segmentation fault"))
     assert second.state == "FAIL"
     assert [reason.split()[0] for reason in second.reasons] == ["w1", "w2"]
@@ -372,8 +370,8 @@ def test_an_objective_is_a_finite_number(url: str, value: float) -> None:
 # -- others at the same study
 
 
-def test_a_foreign_ask_takes_a_trial_and_ours_gets_another(url: str) -> None:
-    study = launch(url, [*search(2), baseline(note="b")])
+def test_a_trial_that_somebody_else_asked_for_is_trained_all_the_same(url: str) -> None:
+    study = launch(url, [*search(2), baseline(name="b")])
     theirs = foreign(url).ask()
     assert theirs.number == 0
     numbers = []
@@ -381,20 +379,19 @@ def test_a_foreign_ask_takes_a_trial_and_ours_gets_another(url: str) -> None:
         slot.propose(space)
         slot.tell(0.5)
         numbers.append((slot.number, slot.stage))
-    assert numbers == [(2, "baseline"), (1, "search"), (3, "search")]
+    assert numbers == [(2, "baseline"), (0, "search"), (1, "search")]
     assert study.done
-    assert study.counts() == {
-        "waiting": 0,
-        "running": 0,
-        "complete": 3,
-        "pruned": 0,
-        "fail": 0,
-        "foreign": 1,
-        "total": 3,
-    }
-    assert study.rows()[0].stage == "foreign"
-    launch(url, [*search(2), baseline(note="b")])
-    assert study.counts()["total"] == 3  # launching again knows the replacement
+
+
+def test_a_trial_that_somebody_else_added_is_none_of_the_studys(url: str) -> None:
+    study = launch(url, 2)
+    foreign(url).add_trial(optuna.trial.create_trial(value=0.9))
+    foreign(url).enqueue_trial({"x": 0.5})
+    assert [trial.number for trial in study.trials()] == [0, 1]
+    assert study.counts() == {"waiting": 2, "running": 0, "complete": 0, "pruned": 0, "fail": 0, "total": 2}
+    for _ in range(2):
+        finish(study)
+    assert study.done
 
 
 def test_a_trial_told_by_somebody_else_is_finished(url: str) -> None:
@@ -404,10 +401,10 @@ def test_a_trial_told_by_somebody_else_is_finished(url: str) -> None:
     with pytest.raises(LeaseLost):
         slot.tell(0.5)
     with pytest.raises(LeaseLost):
-        slot.set("note", "late")
+        slot.set("pruned", "late")
     slot.give_back()
     assert claim(study).number == 1
-    assert [(row.state, row.value) for row in study.rows()] == [("COMPLETE", 0.75), ("RUNNING", None)]
+    assert [(row.state, row.score) for row in study.trials()] == [("COMPLETE", 0.75), ("RUNNING", None)]
 
 
 def test_optunas_command_line_reads_the_study(tmp_path: Any) -> None:
@@ -528,13 +525,13 @@ def test_known_good_parameters_can_be_given(url: str) -> None:
     known = {"lr": 0.125, "decay": "poly", "power": 1.5, "step": 30}
     study = launch(url, search(1, params=known), sampler="tpe")
     assert claim(study).propose(space) == {"family": "cawb", "lr": 0.125, "power": 1.5, "step": 30}
-    assert study.rows()[0].params == known
+    assert study.trials()[0].params == known
 
 
 def test_a_fixed_schedule_is_proposed_as_it_is(url: str) -> None:
     study = launch(url, [baseline()])
     assert claim(study).propose(space) == COSINE
-    assert study.rows()[0].params == {}
+    assert study.trials()[0].params == {}
 
 
 def test_what_cannot_be_searched_is_said_in_one_line(url: str) -> None:
@@ -597,7 +594,7 @@ def test_every_override_is_among_what_is_checked() -> None:
 
 def test_any_sampler_of_optunas_by_import_path(tmp_path: Any) -> None:
     study = launch(f"sqlite:///{tmp_path}/sweep.db", 3, sampler="optuna.samplers:NSGAIISampler")
-    assert all(finish(study).schedule for _ in range(3))
+    assert all(finish(study).spec for _ in range(3))
 
 
 # -- what it tells
@@ -613,16 +610,16 @@ def test_a_finished_twin_is_found(url: str) -> None:
     first.tell(0.5)
     twin = study.find("t", 7, "r")
     assert twin is not None
-    assert (twin.number, twin.value, twin.values) == (0, 0.5, {0: 0.25})
+    assert (twin.number, twin.score, twin.curve) == (0, 0.5, {0: 0.25})
     assert study.find("t", 8, "r") is None
     assert study.find("t", 7, "other") is None
 
 
 def test_a_finished_trial_says_how_long_it_took(url: str) -> None:
     study = launch(url, 1)
-    assert study.rows()[0].seconds is None
+    assert study.trials()[0].seconds is None
     finish(study, 0.25)
-    assert study.rows()[0].seconds is not None
+    assert study.trials()[0].seconds is not None
 
 
 def test_workers_are_known_by_their_last_word(url: str) -> None:
@@ -654,7 +651,7 @@ def work(url: str, epochs: int, pause: float) -> None:
             continue
         try:
             spec = slot.propose(space)
-            for epoch in range(len(slot.values), epochs):
+            for epoch in range(len(slot.curve), epochs):
                 time.sleep(pause)
                 slot.report(epoch, objective(spec, epoch))
             slot.tell(objective(spec, epochs - 1))
@@ -732,7 +729,7 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(url: str) -> None:
     heir.report(1, 0.7)
     assert "frozen no longer holds attempt 1" in said.get(timeout=20)
     frozen.join(20)
-    assert study.rows()[0].values == {0: 0.1, 1: 0.7}
+    assert study.trials()[0].curve == {0: 0.1, 1: 0.7}
     heir.tell(0.7)
 
 
@@ -759,5 +756,5 @@ def test_a_trial_goes_on_through_an_outage(postgres: Postgres) -> None:
     postgres.start()  # and one that nobody noticed
     slot.report(1, 0.5)
     slot.tell(0.5)
-    assert study.rows()[0].values == {0: 0.25, 1: 0.5}
+    assert study.trials()[0].curve == {0: 0.25, 1: 0.5}
     assert claim(study).number == 1

@@ -65,12 +65,12 @@ def written(**changes: Any) -> dict[str, Any]:
 def assert_exact(world: World) -> set[str]:
     """Every trial ended where its undisturbed training ends, with complete curves; the keys of all segments."""
     keys: set[str] = set()
-    for row in world.service.study.rows():
-        trace = world.service.trace(row.schedule or {})
+    for row in world.service.study.trials():
+        trace = world.service.trace(row.spec or {})
         digest, value = undisturbed(row.seed or 0, trace)
-        assert (row.state, row.value, row.attrs["state_digest"]) == ("COMPLETE", value, digest)
-        assert sorted(row.values) == list(range(EPOCHS))
-        assert row.attrs["epochs_trained"] + row.attrs["epochs_reused"] == EPOCHS
+        assert (row.state, row.score, row.facts.state_digest) == ("COMPLETE", value, digest)
+        assert sorted(row.curve) == list(range(EPOCHS))
+        assert row.facts.epochs_trained + row.facts.epochs_reused == EPOCHS
         keys.update(world.keys(row.seed or 0, trace)[1:])
     assert world.service.store.mismatches() == []
     assert set(world.trained) <= keys
@@ -81,7 +81,7 @@ def check(world: World) -> Counter[str]:
     """The same, and the trials' counts add up; how often each segment was trained."""
     keys = assert_exact(world)
     assert set(world.trained) == keys
-    counted = sum(row.attrs["epochs_trained"] for row in world.service.study.rows())
+    counted = sum(row.facts.epochs_trained for row in world.service.study.trials())
     # who trains a damaged state again has trained it, too
     assert len(keys) <= counted <= (len(world.trained) if "damage" in world.happened else len(keys))
     return Counter(world.trained)
@@ -166,7 +166,7 @@ def test_whose_lease_is_lost_ends_politely_and_what_it_trained_is_kept(
     assert world.happened == ["freeze"]
     assert "no longer holds attempt 1" in caplog.text
     assert max(check(world).values()) <= 2
-    assert world.service.study.rows()[0].reasons == ("worker 0.1 stopped renewing its lease (attempt 1)",)
+    assert world.service.study.trials()[0].reasons == ("worker 0.1 stopped renewing its lease (attempt 1)",)
 
 
 # -- what is kept
@@ -293,9 +293,9 @@ def test_another_training_of_the_same_key_is_reported_once_and_the_sweep_goes_on
     )
     assert f"{forged(0).state_digest[:12]} on elsewhere (abacus)" in said[0]
     assert here in said[0]
-    rows = world.service.study.rows()
+    rows = world.service.study.trials()
     assert [row.state for row in rows] == ["COMPLETE", "COMPLETE"]
-    assert [(row.attrs["epochs_trained"], row.attrs["epochs_reused"]) for row in rows] == [(3, 1), (1, 3)]
+    assert [(row.facts.epochs_trained, row.facts.epochs_reused) for row in rows] == [(3, 1), (1, 3)]
     assert len(world.trained) == 1 + 3 + 1
     status = world.service.status()
     (mismatch,) = status["mismatches"]
@@ -385,7 +385,7 @@ def test_a_server_that_refuses_the_password_ends_the_worker_before_it_trains(hom
             Worker(world.service, device="cpu", stop=threading.Event()).run()
         server.shutdown()
     assert world.trained == []
-    assert world.service.study.rows()[0].attempt == 0
+    assert world.service.study.trials()[0].attempt == 0
 
 
 # -- what ends, and what does not
@@ -450,14 +450,14 @@ def test_a_resumed_trial_is_not_judged_again_where_it_was_judged_before(
     others_get_ahead(world)
     again = world.again()
     again.run(workers=1)
-    resumed, newer = (again.service.study.rows()[number] for number in (0, 4))
-    assert (resumed.state, len(resumed.values), resumed.attrs.get("judged")) == ("COMPLETE", EPOCHS, 2)
+    resumed, newer = (again.service.study.trials()[number] for number in (0, 4))
+    assert (resumed.state, len(resumed.curve), resumed.facts.judged) == ("COMPLETE", EPOCHS, 2)
     # the last one begins like it, and is judged for the first time
-    assert (newer.state, len(newer.values)) == ("PRUNED", 2)
-    assert newer.value == prune.best_so_far([newer.values[epoch] for epoch in (0, 1)])
-    assert "after 2 epochs" in newer.attrs["pruned"]
-    assert newer.attrs["epochs_trained"] == 0
-    assert newer.attrs["state_digest"] == ""
+    assert (newer.state, len(newer.curve)) == ("PRUNED", 2)
+    assert newer.score == prune.best_so_far([newer.curve[epoch] for epoch in (0, 1)])
+    assert "after 2 epochs" in newer.facts.pruned
+    assert newer.facts.epochs_trained == 0
+    assert newer.facts.state_digest == ""
 
 
 def test_a_last_state_that_does_not_load_is_trained_again(home: Home, tmp_path: Path) -> None:
@@ -477,9 +477,9 @@ def test_a_last_state_that_does_not_load_is_trained_again(home: Home, tmp_path: 
     service = world.open()
     service.training = functools.partial(Choosy, world=world)
     Worker(service, device="cpu", stop=threading.Event()).run()
-    (row,) = world.service.study.rows()
+    (row,) = world.service.study.trials()
     digest, value = undisturbed(row.seed or 0, world.service.trace(STAY))
-    assert (row.state, row.attrs["state_digest"], row.value) == ("COMPLETE", digest, pytest.approx(value))
+    assert (row.state, row.facts.state_digest, row.score) == ("COMPLETE", digest, pytest.approx(value))
     assert [reason.splitlines()[0] for reason in row.reasons] == [
         "SnapshotCorrupt: snapshot: is not of this model and optimizer"
     ]
@@ -498,7 +498,7 @@ def test_a_mistake_in_the_program_ends_the_worker_and_in_the_end_the_trial(home:
         service.training = functools.partial(Broken, world=world)
         with pytest.raises(KeyError, match="nobody thought of it"):
             Worker(service, device="cpu", stop=threading.Event()).run()
-        (row,) = world.service.study.rows()
+        (row,) = world.service.study.trials()
         assert row.state == state
     assert row.reasons == ("KeyError: 'nobody thought of it'",) * 2
     world.tracker.drain(30)
@@ -521,11 +521,11 @@ def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_p
         assert [step for step, _, _ in mine] == list(range(EPOCHS))
         assert mine[:2] == theirs[:2]  # with the times at which they were trained
         assert mine[2:] != theirs[2:]
-    for run, row in zip((straight, fork), world.service.study.rows(), strict=True):
-        assert row.schedule is not None
-        assert words(row.schedule).items() <= run["params"].items()
+    for run, row in zip((straight, fork), world.service.study.trials(), strict=True):
+        assert row.spec is not None
+        assert words(row.spec).items() <= run["params"].items()
         assert int(run["params"]["trace/steps"]) == world.service.time.steps
-        assert run["name"] == f"{row.number:03d} {world.sweep.label(row.schedule)}"
+        assert run["name"] == f"{row.number:03d} {world.sweep.label(row.spec)}"
     assert fork["name"] != straight["name"]
 
 
@@ -538,9 +538,9 @@ def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) ->
     early: list[int] = []  # trials that were proposed while the trunk was being trained
 
     def look(world: World, key: str, epoch: int) -> None:
-        trunk, *rows = world.service.study.rows()
+        trunk, *rows = world.service.study.trials()
         if trunk.state != "COMPLETE":
-            early.extend(row.number for row in rows if row.schedule)
+            early.extend(row.number for row in rows if row.spec)
             world._plan.update({world._turns + 1: "switch"})  # the other worker looks for something to do
 
     sweep = written(baselines=[short], trials=5, search=space, enqueue=[itself])
@@ -548,14 +548,14 @@ def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) ->
     world.run()
     check(world)
     assert early == []
-    baseline, same, *rows = world.service.study.rows()
-    assert (same.attrs["duplicate_of"], same.value) == (baseline.number, baseline.value)
+    baseline, same, *rows = world.service.study.trials()
+    assert (same.facts.duplicate_of, same.score) == (baseline.number, baseline.score)
     trunk = world.keys(baseline.seed or 0, world.service.trace(baseline.schedule or {}))
     for row in rows:
-        first = min((row.schedule or {})["steps"], default=EPOCHS)
-        mine = world.keys(row.seed or 0, world.service.trace(row.schedule or {}))
+        first = min((row.spec or {})["steps"], default=EPOCHS)
+        mine = world.keys(row.seed or 0, world.service.trace(row.spec or {}))
         assert mine[: first + 1] == trunk[: first + 1]
-        assert row.attrs["epochs_trained"] <= EPOCHS - first
+        assert row.facts.epochs_trained <= EPOCHS - first
 
 
 def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> None:
@@ -590,7 +590,7 @@ def test_a_share_of_a_gpu_that_is_too_small_costs_no_trial_an_attempt(home: Home
     service.training = Tight
     with pytest.raises(DeviceError, match=r"does not fit into 0.25 of its memory.*fewer workers per device"):
         Worker(service, device="cuda:0", stop=threading.Event(), share=0.25).run()
-    (row,) = service.study.rows()
+    (row,) = service.study.trials()
     assert (row.worker, row.reasons) == (None, ())
     world.run()
     assert_exact(world)

@@ -14,7 +14,7 @@ from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
-    from sweeper.study import TrialRow
+    from sweeper.study import Trial
 
 
 @on_sweep
@@ -50,9 +50,9 @@ def confirm(
 
 
 def _examine(service: "Service", trial: int | None, where: list[str], sweep: Path) -> None:
-    from sweeper import evidence
+    from sweeper import evidence, stats
 
-    rows = service.study.rows()
+    rows = service.study.trials()
     subject = evidence.subject(rows, trial)
     if len(evidence.seeds_of(rows, subject)) == 1:
         console.print(
@@ -65,11 +65,11 @@ def _examine(service: "Service", trial: int | None, where: list[str], sweep: Pat
     found = service.verdicts(subject)
     _tell(service, subject, found)
     show.verdicts(subject.number, found)
-    controls = [row for row in service.study.rows() if (row.attrs.get("control") or {}).get("trial") == subject.number]
-    show.failures(service.failures(controls).to_dict())
+    controls = evidence.controls_of(service.study.trials(), subject)
+    show.failures(stats.failures([trial for trial, _ in controls]).to_dict())
 
 
-def _tell(service: "Service", subject: "TrialRow", found: list[dict[str, Any]]) -> None:
+def _tell(service: "Service", subject: "Trial", found: list[dict[str, Any]]) -> None:
     """The verdicts onto the trial's run; without a server they still stand in the study."""
     tags = {names.VERDICT: "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
     try:

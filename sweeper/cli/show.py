@@ -148,7 +148,7 @@ def answer(found: "Answer", objective: str) -> None:
         if (pairs := candidate.pairs) is not None:
             console.print(
                 f"{candidate.title}: {pairs.mean:+.4f} [{pairs.low:+.4f}, {pairs.high:+.4f}] "
-                f"on {pairs.n} paired seeds, sign-flip p {short(pairs.p_flip)}: {candidate.reason}",
+                f"on {pairs.n} paired seeds: {candidate.reason}",
                 soft_wrap=True,
             )
     for row in found.ranking[:JUMPS_OF]:

@@ -16,7 +16,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sweeper.database.tables import TABLES, Tables, exists, migrate
+from sweeper.database.tables import TABLES, Tables, exists
+from sweeper.database.tables import create as create_tables
 from sweeper.errors import DatabaseError, without_password
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class Database:
 
 
 def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True) -> Database:
-    """Open the database at ``url``, make or migrate our tables, and return it.
+    """Open the database at ``url``, make our tables where they are missing, and return it.
 
     ``url`` is a ``Path`` or the text ``sqlite:///path`` (made with its folder when missing), or the text
     ``postgresql://user@host/name``. Any other text is refused: a mistyped URL must not become a file of that name.
@@ -137,7 +138,7 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
         with engine.begin() as connection:
             if not create and not exists(connection, tables):
                 raise NothingThere(str(database))
-            migrate(connection, tables)
+            create_tables(connection, tables)
     except DatabaseError:
         engine.dispose()
         raise

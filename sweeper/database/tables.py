@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +70,9 @@ def _tables(schema: str | None, prefix: str) -> Tables:
         key("study"),
         key("number", Integer),  # the trial's
         must("trial_id", Integer),  # Optuna's
-        Column("item", String),  # the slot's name in the launched list; null once a replacement has taken it over
-        must("spec", Text),  # JSON: the slot as launched
+        must("item", String),  # the slot's name in the launched list
         must("first", Boolean),  # baselines and replicates are claimed before all others
-        must("state", String, "open"),  # open, closed, or foreign: somebody else's `optuna ask` took the trial
-        must("started", Boolean, "0" if schema is None else "false"),  # it was us who set the trial to RUNNING
+        must("state", String, "open"),  # open or closed
         must("attempt", Integer, "0"),  # the fencing token: grows with every claim
         must("strikes", Integer, "0"),  # attempts that ended badly
         must("reasons", Text, "[]"),  # JSON: why
@@ -130,31 +127,24 @@ def _tables(schema: str | None, prefix: str) -> Tables:
 # By SQLAlchemy's name of the kind of database.
 TABLES = {"sqlite": _tables(None, "sweeper_"), "postgresql": _tables("sweeper_tables", "")}
 
-# Schema version n is what the first n of these make; add to the end, never change one that was released.
-_STEPS: Sequence[Callable[[Connection, Tables], None]] = (
-    lambda connection, tables: tables.metadata.create_all(connection),
-)
+VERSION = 2  # of the tables above and of the attributes that the study stores with its trials
 
 
-def migrate(connection: Connection, tables: Tables) -> None:
-    """Make the tables, or bring them to this version, in the caller's transaction; raises DatabaseError if newer."""
-    if _version(connection, tables) == len(_STEPS):
-        return  # without the lock, because many workers begin at once and only the first has to migrate
+def create(connection: Connection, tables: Tables) -> None:
+    """Make the tables where there are none, in the caller's transaction; raises DatabaseError for another version's."""
+    if _version(connection, tables) == VERSION:
+        return  # without the lock, because many workers begin at once and only the first has something to do
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(7305829)"))  # any number, the same for all workers
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))
-    version = tables.version
-    version.create(connection, checkfirst=True)
-    current = _version(connection, tables)
-    if current > len(_STEPS):
+    version = _version(connection, tables)
+    if version not in (0, VERSION):
         where = connection.engine.url.render_as_string(hide_password=True)
-        raise DatabaseError(
-            f"{where}: its tables have version {current}, this sweeper knows {len(_STEPS)}; install the newer sweeper"
-        )
-    for step in _STEPS[current:]:
-        step(connection, tables)
-    connection.execute(delete(version))
-    connection.execute(version.insert().values(version=len(_STEPS)))
+        advice = "install the newer sweeper" if version > VERSION else "begin with another database and store"
+        raise DatabaseError(f"{where}: its tables have version {version}, this sweeper knows {VERSION}; {advice}")
+    tables.metadata.create_all(connection)
+    connection.execute(delete(tables.version))
+    connection.execute(tables.version.insert().values(version=VERSION))
 
 
 def exists(connection: Connection, tables: Tables) -> bool:

@@ -18,21 +18,22 @@ from sweeper.evidence.battery import (
     Restart,
     barrier_slots,
     control_slots,
+    controls_of,
     restarts,
     seeds_of,
     subject,
     verdicts,
 )
-from sweeper.evidence.confirm import OPEN, Design, chosen, confirm_slots, fresh_seeds, name_of
+from sweeper.evidence.confirm import Design, chosen, confirm_slots, fresh_seeds
 from sweeper.evidence.curve import Effect, curve_noise, effects, jump_metrics
 from sweeper.evidence.landscape import Landscape, measure, states
 from sweeper.evidence.race import Standing, Trunk, best_baseline, entrants, proposals, replicates, slots_of, standings
 from sweeper.evidence.verdict import NOT_A_RESTART, Gain, Movement, Verdict, verdict
 
 __all__ = [
-    "BARRIER", "NOT_A_RESTART", "OPEN", "Design", "Effect", "Gain", "Landscape", "Movement", "Restart", "Standing",
-    "Trunk", "Verdict", "Weights", "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots",
-    "control_slots", "curve_noise", "disagreement", "distance", "effects", "entrants", "fresh_seeds", "interpolate",
-    "jump_metrics", "measure", "name_of", "path_barrier", "proposals", "replicates", "restarts", "seeds_of",
-    "slots_of", "standings", "states", "subject", "verdict", "verdicts",
+    "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Gain", "Landscape", "Movement", "Restart", "Standing", "Trunk",
+    "Verdict", "Weights", "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots",
+    "controls_of", "curve_noise", "disagreement", "distance", "effects", "entrants", "fresh_seeds", "interpolate",
+    "jump_metrics", "measure", "path_barrier", "proposals", "replicates", "restarts", "seeds_of", "slots_of",
+    "standings", "states", "subject", "verdict", "verdicts",
 ]  # fmt: skip

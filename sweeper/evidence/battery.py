@@ -7,19 +7,19 @@ is the run itself (nothing to train) with a landscape measured at its end; its s
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper import stats
 from sweeper.config import Escape
 from sweeper.errors import ConfigError
-from sweeper.evidence.confirm import OPEN, Design, Slot, fresh_seeds, name_of
+from sweeper.evidence.confirm import Design, Slot, fresh_seeds
 from sweeper.evidence.landscape import Landscape
 from sweeper.evidence.verdict import Comparison, Gain, verdict
 from sweeper.schedules import Trace
 from sweeper.schedules.controls import CONTROLS
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import Control, Trial
 
 SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs
 
@@ -51,7 +51,7 @@ def restarts(trace: Trace) -> list[Restart]:
     return found
 
 
-def subject(rows: Sequence[TrialRow], trial: int | None = None) -> TrialRow:
+def subject(rows: Sequence[Trial], trial: int | None = None) -> Trial:
     """The trial to examine: ``trial``, else the one with a restart that the search ranked best, of those confirmed.
 
     Its scores in the confirmation do not choose it: they are compared with the controls afterwards, and a trial that is
@@ -73,55 +73,54 @@ def subject(rows: Sequence[TrialRow], trial: int | None = None) -> TrialRow:
     return best
 
 
-def _examinable(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    searched = [row for row in rows if row.stage in ("baseline", "search") and row.state == "COMPLETE"]
-    return [row for row in searched if not row.attrs.get("confounder") and REPLICATE not in row.attrs]
+def _examinable(rows: Sequence[Trial]) -> list[Trial]:
+    return [row for row in rows if row.stage in ("baseline", "search") and row.usable and row.original is None]
 
 
-def _best_of_the_search(rows: Sequence[TrialRow]) -> TrialRow | None:
+def _best_of_the_search(rows: Sequence[Trial]) -> Trial | None:
     """The trial to examine by what was known before the confirmation; None without a jump in the sweep."""
     design = Design.of(rows)
     planned = {name for name, _ in design.runs(rows)} if design else set()
     places = {number: -place for place, number in enumerate(design.candidates)} if design else {}
     for kind in ("restarts", "drops"):
-        jumping = [row for row in _examinable(rows) if (row.attrs.get("facts") or {}).get(kind)]
-        if pool := [row for row in jumping if name_of(row) in planned] or jumping:
-            return max(pool, key=lambda row: (places.get(row.number, -len(places)), row.value or 0.0, -row.number))
+        jumping = [row for row in _examinable(rows) if row.facts.facts.get(kind)]
+        if pool := [row for row in jumping if row.name in planned] or jumping:
+            return max(pool, key=lambda row: (places.get(row.number, -len(places)), row.score or 0.0, -row.number))
     return None
 
 
-def seeds_of(rows: Sequence[TrialRow], row: TrialRow) -> list[int]:
+def seeds_of(rows: Sequence[Trial], row: Trial) -> list[int]:
     """The seeds that the trial was, or is being, confirmed on, in their order; its own if fewer than two."""
-    confirmed = [other.seed for other in _confirmed(rows, row) if other.seed is not None]
-    return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [row.seed or 0]
+    confirmed = [other.seed for other in _confirmed(rows, row)]
+    return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [row.seed]
 
 
-def control_slots(rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int) -> list[Slot]:
+def control_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int) -> list[Slot]:
     """The runs that the battery on ``row`` (with this ``trace``) compares with; ``seed`` is the sweep's. None for a
     run without restarts."""
     seeds, found = seeds_of(rows, row), restarts(trace)
     slots = [
-        _slot(row, {"family": family, "of": dict(row.schedule or {}), "restart": at.number}, one, family, at)
+        _slot(row, {"family": family, "of": dict(row.spec or {}), "restart": at.number}, one, family, at)
         for one in seeds
         for at in found
         for family in CONTROLS
     ]
     if found and len(seeds) == 1:
-        slots.append(_slot(row, dict(row.schedule or {}), fresh_seeds(seed, 1)[0], SEED, None))
+        slots.append(_slot(row, dict(row.spec or {}), fresh_seeds(seed, 1)[0], SEED, None))
     return slots
 
 
-def barrier_slots(rows: Sequence[TrialRow], row: TrialRow, trace: Trace, seed: int, settings: Escape) -> list[Slot]:
+def barrier_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int, settings: Escape) -> list[Slot]:
     """The measuring trials of the battery, for after the control runs. Other ``settings`` measure anew."""
     first, *others = seeds_of(rows, row)
     other = others[0] if others else fresh_seeds(seed, 1)[0]
     return [
-        _slot(row, dict(row.schedule or {}), first, BARRIER, at, other=other, settings=settings.cost())
+        _slot(row, dict(row.spec or {}), first, BARRIER, at, other=other, settings=settings.cost())
         for at in restarts(trace)
     ]
 
 
-def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[dict[str, Any]]:
+def verdicts(rows: Sequence[Trial], row: Trial, settings: Escape) -> list[dict[str, Any]]:
     """What can be said of the jumps of ``row``, in their order: every drop, and every restart with control runs.
 
     A landscape that was measured with other settings (``Escape.cost``) is not looked at.
@@ -131,14 +130,14 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[
     """
     found = [
         {"kind": "drop", "epoch": at["epoch"], "ratio": at["ratio"]} | verdict("drop", thresholds=settings).to_dict()
-        for at in row.attrs.get("effects") or []
+        for at in row.facts.effects
         if at["kind"] == "drop"
     ]
-    controls = [other for other in rows if _control(other).get("trial") == row.number]
-    numbers = {_control(other)["restart"] for other in controls if _control(other).get("restart")}
+    controls = controls_of(rows, row)
+    numbers = {at.restart for _, at in controls if at.restart is not None}
     for number in sorted(numbers):
-        own = [other for other in controls if _control(other).get("restart") == number]
-        at, seeds = _control(own[0]), seeds_of(rows, row)
+        own = [(other, at) for other, at in controls if at.restart == number]
+        at, seeds = own[0][1], seeds_of(rows, row)
         gain, over_peak = (_compared(rows, row, own, family, seeds) for family in CONTROLS)
         limits = []
         lost, of = _lost(rows, row)
@@ -155,9 +154,7 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[
                 f"best is trial {best.number})"
             )
         measured = [
-            other.attrs["landscape"]
-            for other in own
-            if other.attrs.get("landscape") and _control(other).get("settings") == settings.cost()
+            other.facts.landscape for other, asked in own if other.facts.landscape and asked.settings == settings.cost()
         ]
         landscape = Landscape.of(measured[-1]) if measured else None
         said = verdict(
@@ -166,11 +163,11 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[
             gain=gain,
             over_peak=over_peak,
             thresholds=settings,
-            learned=_learned((row, *_confirmed(rows, row), *own)),
+            learned=_learned((row, *_confirmed(rows, row), *(other for other, _ in own))),
         )
         said = replace(said, reason="; ".join([said.reason, *limits]))
         found.append(
-            {"kind": "restart", "restart": number, "epoch": at["epoch"], "ratio": at["ratio"]}
+            {"kind": "restart", "restart": number, "epoch": at.epoch, "ratio": at.ratio}
             | said.to_dict()
             | {"gain": _plain(gain), "over_peak": _plain(over_peak)}
             | {"landscape": landscape.to_dict() if landscape else None}
@@ -178,55 +175,56 @@ def verdicts(rows: Sequence[TrialRow], row: TrialRow, settings: Escape) -> list[
     return sorted(found, key=lambda one: int(one["epoch"]))
 
 
-def _slot(row: TrialRow, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Slot:
+def _slot(row: Trial, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Slot:
     words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
     place = {"restart": at.number, "epoch": at.epoch, "ratio": at.ratio, "end": at.end} if at else {}
     return {
         "stage": "control",
         "schedule": spec,
         "seed": seed,
-        "name": f"{name_of(row)}: {words}" + (f" (epoch {at.epoch})" if at else ""),
+        "name": f"{row.name}: {words}" + (f" (epoch {at.epoch})" if at else ""),
         "control": {"trial": row.number, "kind": kind, **place, **more},
     }
 
 
-def _control(row: TrialRow) -> Mapping[str, Any]:
-    control: Mapping[str, Any] = row.attrs.get("control") or {}
-    return control
+def controls_of(rows: Sequence[Trial], row: Trial) -> list[tuple[Trial, Control]]:
+    """The control trials of a trial, each with what it controls."""
+    asked = ((other, other.facts.control) for other in rows)
+    return [(other, control) for other, control in asked if control is not None and control.trial == row.number]
 
 
-def _confirmed(rows: Sequence[TrialRow], row: TrialRow) -> Iterator[TrialRow]:
+def _confirmed(rows: Sequence[Trial], row: Trial) -> Iterator[Trial]:
     """The confirmation runs of a trial's configuration that did not fail."""
     for other in rows:
-        ours = other.stage == "confirm" and name_of(other) == name_of(row)
-        if ours and other.state in (*OPEN, "COMPLETE") and not other.attrs.get("confounder"):
+        ours = other.stage == "confirm" and other.name == row.name
+        if ours and other.confounder is None:
             yield other
 
 
-def _learned(runs: Iterable[TrialRow]) -> bool:
+def _learned(runs: Iterable[Trial]) -> bool:
     """Whether any of the finished runs has a score above 0; True while none is finished."""
-    scores = [run.value for run in runs if run.value is not None]
+    scores = [run.score for run in runs if run.score is not None]
     return not scores or any(map(stats.learned, scores))
 
 
-def _lost(rows: Sequence[TrialRow], row: TrialRow) -> tuple[int, int]:
+def _lost(rows: Sequence[Trial], row: Trial) -> tuple[int, int]:
     """On how many seeds of its confirmation a trial's configuration has no score that can be compared, and of how
     many."""
-    own = [other for other in rows if other.stage == "confirm" and name_of(other) == name_of(row)]
+    own = [other for other in rows if other.stage == "confirm" and other.name == row.name]
     seeds = {other.seed for other in own}
     return len(seeds - {other.seed for other in _confirmed(rows, row)}), len(seeds)
 
 
 def _compared(
-    rows: Sequence[TrialRow], row: TrialRow, controls: Sequence[TrialRow], kind: str, seeds: Sequence[int]
+    rows: Sequence[Trial], row: Trial, controls: Sequence[tuple[Trial, Control]], kind: str, seeds: Sequence[int]
 ) -> Comparison | None:
     """The restarted runs minus their controls of this kind on the same seeds; None without a pair."""
     theirs = {
-        other.seed: other.value
-        for other in controls
-        if _control(other)["kind"] == kind and other.state == "COMPLETE" and other.value is not None
+        other.seed: other.score
+        for other, at in controls
+        if at.kind == kind and other.state == "COMPLETE" and other.score is not None
     }
-    runs = {other.seed: other.value for other in (row, *_confirmed(rows, row)) if other.value is not None}
+    runs = {other.seed: other.score for other in (row, *_confirmed(rows, row)) if other.score is not None}
     pairs = [(runs[seed], theirs[seed]) for seed in seeds if seed in runs and seed in theirs]
     if len(pairs) < 2:
         return Gain(pairs[0][0] - pairs[0][1]) if pairs else None

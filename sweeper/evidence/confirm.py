@@ -10,10 +10,9 @@ from typing import Any
 
 from sweeper.config import Confirm
 from sweeper.errors import ConfigError
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import Trial
 
 Slot = dict[str, Any]
-OPEN = ("WAITING", "RUNNING")
 
 
 def fresh_seeds(seed: int, count: int) -> list[int]:
@@ -34,11 +33,6 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return found
 
 
-def name_of(row: TrialRow) -> str:
-    """What a trial's configuration is called: its baseline's name, or ``trial N``, and so are trial N's replicates."""
-    return str(row.attrs.get("name") or f"trial {row.attrs.get(REPLICATE, row.number)}")
-
-
 @dataclass(frozen=True)
 class Design:
     """What a confirmation compares and by which rule it is judged.
@@ -55,10 +49,10 @@ class Design:
     equivalence: float
 
     @classmethod
-    def of(cls, rows: Sequence[TrialRow]) -> "Design | None":
+    def of(cls, rows: Sequence[Trial]) -> "Design | None":
         """The design that the confirmation began with; None if it has not begun."""
         for row in rows:
-            if row.stage == "confirm" and (written := row.attrs.get("design")):
+            if row.stage == "confirm" and (written := row.facts.design):
                 lists = {key: tuple(written[key]) for key in ("candidates", "baselines", "seeds")}
                 return cls(**{**written, **lists})
         return None
@@ -66,7 +60,7 @@ class Design:
     @classmethod
     def begin(
         cls,
-        rows: Sequence[TrialRow],
+        rows: Sequence[Trial],
         baselines: Sequence[str],
         confirm: Confirm,
         seed: int,
@@ -97,45 +91,45 @@ class Design:
             if getattr(confirm, key) != value
         ]
 
-    def runs(self, rows: Sequence[TrialRow]) -> list[tuple[str, int]]:
+    def runs(self, rows: Sequence[Trial]) -> list[tuple[str, int]]:
         """(configuration's name, seed) of every run of the confirmation, seed by seed."""
         by_number = {row.number: row for row in rows}
-        names = [*self.baselines, *(name_of(by_number[number]) for number in self.candidates)]
+        names = [*self.baselines, *(by_number[number].name for number in self.candidates)]
         return [(name, seed) for seed in self.seeds for name in names]
 
 
-def chosen(rows: Sequence[TrialRow], best: int, leaders: Sequence[int] | None = None) -> list[int]:
+def chosen(rows: Sequence[Trial], best: int, leaders: Sequence[int] | None = None) -> list[int]:
     """The ``best`` trials of a finished search: the first of ``leaders`` (numbers), without by their scores.
 
     Equal schedules count once, and one that is a baseline's is none. Raises ConfigError while the search goes on.
     """
-    open_ones = [row.number for row in rows if row.stage in ("baseline", "search") and row.state in OPEN]
+    open_ones = [row.number for row in rows if row.stage in ("baseline", "search") and row.open]
     if open_ones:
         raise ConfigError(
             f"confirm: {len(open_ones)} trials are not finished, so the best {best} are not known yet; "
             "finish them with: sweeper run"
         )
-    seen = {row.attrs.get("trace") for row in rows if row.stage == "baseline"}
+    seen = {row.facts.trace for row in rows if row.stage == "baseline"}
     found: list[int] = []
-    candidates = [r for r in rows if r.stage == "search" and r.state == "COMPLETE" and not r.attrs.get("confounder")]
+    candidates = [row for row in rows if row.stage == "search" and row.usable]
     if leaders is None:
-        candidates.sort(key=lambda row: (-(row.value or 0.0), row.number))
+        candidates.sort(key=lambda row: (-(row.score or 0.0), row.number))
     else:
         candidates = [row for number in leaders for row in candidates if row.number == number]
     for row in candidates:
-        if row.attrs.get("trace") not in seen and len(found) < best:
-            seen.add(row.attrs.get("trace"))
+        if row.facts.trace not in seen and len(found) < best:
+            seen.add(row.facts.trace)
             found.append(row.number)
     return found
 
 
-def confirm_slots(rows: Sequence[TrialRow], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Slot]:
+def confirm_slots(rows: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Slot]:
     """The slots of the whole confirmation, seed by seed: what is finished early makes pairs.
 
     ``baselines``: name -> spec. Those that exist already are among them; ``Study.add`` makes what is missing.
     """
     specs = {name: dict(spec) for name, spec in baselines.items()}
-    specs |= {name_of(row): dict(row.schedule or {}) for row in rows if row.number in design.candidates}
+    specs |= {row.name: dict(row.spec or {}) for row in rows if row.number in design.candidates}
     written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(design).items()}
     return [
         {"stage": "confirm", "schedule": specs[name], "seed": seed, "name": name, "design": written}

@@ -9,9 +9,9 @@ from typing import Any
 
 from sweeper import stats
 from sweeper.errors import ConfigError
-from sweeper.evidence.confirm import OPEN, Slot, name_of
+from sweeper.evidence.confirm import Slot
 from sweeper.search import Entrant, promotions, shrunk
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import REPLICATE, Trial
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Trunk:
         return f"trunk: {self.name}, the best baseline on {seeds}: {', '.join(others)}"
 
 
-def best_baseline(rows: Sequence[TrialRow], names: Sequence[str], seeds: Sequence[int]) -> Trunk | None:
+def best_baseline(rows: Sequence[Trial], names: Sequence[str], seeds: Sequence[int]) -> Trunk | None:
     """The baseline with the best mean over the seeds that all of them have finished; None while one is not finished.
 
     A baseline of which every run failed is left out. Raises ConfigError if nothing is left to choose from.
     """
-    runs = {(name_of(row), row.seed): row for row in rows if row.stage == "baseline"}
+    runs = {(row.name, row.seed): row for row in rows if row.stage == "baseline"}
     wanted = [runs.get((name, seed)) for name in names for seed in seeds]
-    if any(row is None or row.state in OPEN for row in wanted):
+    if any(row is None or row.open for row in wanted):
         return None
     scores = {name: score for name in names if (score := _scores(runs, name, seeds))}
     common = [seed for seed in seeds if scores and all(seed in score for score in scores.values())]
@@ -70,13 +70,11 @@ def best_baseline(rows: Sequence[TrialRow], names: Sequence[str], seeds: Sequenc
     return Trunk(best, len(common), means, ahead)
 
 
-def _scores(runs: Mapping[tuple[str, int | None], TrialRow], name: str, seeds: Iterable[int]) -> dict[int, float]:
+def _scores(runs: Mapping[tuple[str, int], Trial], name: str, seeds: Iterable[int]) -> dict[int, float]:
     found = {}
     for seed in seeds:
-        row = runs[name, seed]
-        assert seed is not None
-        if row.state == "COMPLETE" and row.value is not None and not row.attrs.get("confounder"):
-            found[seed] = row.value
+        if (score := _score(runs[name, seed])) is not None:
+            found[seed] = score
     return found
 
 
@@ -128,38 +126,38 @@ class Standing:
         }
 
 
-def proposals(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def proposals(rows: Sequence[Trial]) -> list[Trial]:
     """The search trials that are no replicates and, as far as is known, no schedule a second time; by number.
 
     A proposal that is a baseline's schedule or an earlier proposal's tells nothing new and is not raced.
     """
-    seen = {row.attrs["trace"] for row in rows if row.stage == "baseline" and row.attrs.get("trace")}
+    seen = {row.facts.trace for row in rows if row.stage == "baseline" and row.facts.trace}
     found = []
     for row in sorted(rows, key=lambda row: row.number):
-        if row.stage != "search" or REPLICATE in row.attrs:
+        if row.stage != "search" or row.original is not None:
             continue
-        trace = row.attrs.get("trace")
+        trace = row.facts.trace
         if trace is None or trace not in seen:
             found.append(row)
             seen |= {trace} if trace is not None else set()
     return found
 
 
-def entrants(rows: Sequence[TrialRow], reference: str) -> list[Entrant]:
+def entrants(rows: Sequence[Trial], reference: str) -> list[Entrant]:
     """The race so far: every proposal with its differences to the baseline ``reference`` on the same seeds."""
-    trunk: dict[int | None, float | None] = {}
+    trunk: dict[int, float | None] = {}
     for row in rows:
-        if row.stage == "baseline" and name_of(row) == reference and row.state not in OPEN:
+        if row.stage == "baseline" and row.name == reference and not row.open:
             trunk.setdefault(row.seed, _score(row))
-    runs: dict[int, list[TrialRow]] = {}
+    runs: dict[int, list[Trial]] = {}
     for row in rows:
         if row.stage == "search":
-            runs.setdefault(int(row.attrs.get(REPLICATE, row.number)), []).append(row)
+            runs.setdefault(row.number if row.original is None else row.original, []).append(row)
     found = []
     for proposal in proposals(rows):
         scores: dict[int, float | None] = {}
         for row in runs[proposal.number]:
-            if row.seed is not None and row.state not in OPEN and row.seed in trunk:
+            if not row.open and row.seed in trunk:
                 against, score = trunk[row.seed], _score(row)
                 scores[row.seed] = None if against is None or score is None else score - against
         out = proposal.state == "PRUNED"
@@ -167,30 +165,27 @@ def entrants(rows: Sequence[TrialRow], reference: str) -> list[Entrant]:
     return found
 
 
-def _score(row: TrialRow) -> float | None:
-    usable = row.state == "COMPLETE" and row.value is not None and not row.attrs.get("confounder")
-    return row.value if usable else None
+def _score(row: Trial) -> float | None:
+    return row.score if row.usable else None
 
 
-def replicates(
-    rows: Sequence[TrialRow], reference: str, seeds: Sequence[int], race: float, begin: int = 1
-) -> list[Slot]:
+def replicates(rows: Sequence[Trial], reference: str, seeds: Sequence[int], race: float, begin: int = 1) -> list[Slot]:
     """The slots of all replicates that the race wants so far; ``Study.add`` makes those that are missing."""
     return slots_of(rows, promotions(entrants(rows, reference), seeds, race, begin))
 
 
-def slots_of(rows: Sequence[TrialRow], wanted: Iterable[tuple[int, int]]) -> list[Slot]:
+def slots_of(rows: Sequence[Trial], wanted: Iterable[tuple[int, int]]) -> list[Slot]:
     """The slots of these replicates, each the number of a proposal and the seed to repeat it on."""
-    names = {row.number: row.attrs.get("name") for row in rows}
+    names = {row.number: row.facts.name for row in rows}
     return [
         {"stage": "search", REPLICATE: trial, "seed": seed} | ({"name": names[trial]} if names[trial] else {})
         for trial, seed in wanted
     ]
 
 
-def standings(rows: Sequence[TrialRow], reference: str) -> list[Standing]:
+def standings(rows: Sequence[Trial], reference: str) -> list[Standing]:
     """The proposals that were raced without failing on a seed, best first: by what their mean is worth on n seeds."""
-    names = {row.number: name_of(row) for row in rows}
+    names = {row.number: row.name for row in rows}
     raced = {
         entrant.trial: {seed: score for seed, score in entrant.scores.items() if score is not None}
         for entrant in entrants(rows, reference)

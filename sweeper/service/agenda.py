@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweeper import evidence, search
 from sweeper.config import BEST, Sweep
 from sweeper.service.spending import Spending
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import REPLICATE, Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -54,7 +54,7 @@ class Agenda:
         study = self._service.study
         noted = study.notes.get(NOTE) if self.waits and self.chosen is None else None
         self.chosen = noted["name"] if noted else self.chosen
-        known, rows = self.chosen, study.rows()
+        known, rows = self.chosen, study.trials()
         slots = self.slots(rows)
         if self._sweep.budget is not None and self._over(rows, slots):
             slots += self._service.confirmation(rows)
@@ -63,7 +63,7 @@ class Agenda:
             study.note(NOTE, {"name": self.chosen})
         return slots
 
-    def slots(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    def slots(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
         """The same for these trials."""
         slots = self.baselines()
         if self.waits and self.reference(rows) is None:
@@ -74,14 +74,12 @@ class Agenda:
         budget = Spending.of(self._service, rows) if self._sweep.budget is not None else None
         if budget is None:
             return slots + raced + self.proposals(self._sweep.trials or 0)
-        existing = {(slot[REPLICATE], slot["seed"]) for slot in raced} & {
-            (row.attrs.get(REPLICATE), row.seed) for row in rows
-        }
+        existing = {(slot[REPLICATE], slot["seed"]) for slot in raced} & {(row.original, row.seed) for row in rows}
         affordable = budget.affordable([slot for slot in raced if (slot[REPLICATE], slot["seed"]) not in existing])
-        made = sum(row.stage == "search" and REPLICATE not in row.attrs for row in rows)
+        made = sum(row.stage == "search" and row.original is None for row in rows)
         return slots + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
 
-    def reference(self, rows: Sequence[TrialRow]) -> str | None:
+    def reference(self, rows: Sequence[Trial]) -> str | None:
         """The baseline that proposals are compared with on the same seed; None while, or where, there is none."""
         if not self.waits:
             return self._sweep.trunk_name()
@@ -90,7 +88,7 @@ class Agenda:
             self.chosen = trunk.name if trunk is not None else None
         return self.chosen
 
-    def trunk(self, rows: Sequence[TrialRow]) -> evidence.Trunk | None:
+    def trunk(self, rows: Sequence[Trial]) -> evidence.Trunk | None:
         """The best baseline on the search seeds; None while one of them is not finished there."""
         return evidence.best_baseline(rows, list(self._service.baselines()), self.seeds)
 
@@ -115,29 +113,29 @@ class Agenda:
         slots += [{"stage": "search", "schedule": None, "seed": seed}] * (count - len(given))
         return slots[:count]
 
-    def race(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    def race(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
         """The replicates that the race wants by now."""
         settings, reference = self._sweep.search, self.reference(rows)
         if settings.seeds == 1 or reference is None:
             return []
         return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
 
-    def _over(self, rows: Sequence[TrialRow], slots: Sequence[dict[str, Any]]) -> bool:
+    def _over(self, rows: Sequence[Trial], slots: Sequence[dict[str, Any]]) -> bool:
         """Whether the search has ended: no trial of it is open, and none is to be added."""
         began = any(row.stage == "confirm" for row in rows)
         trained = [row for row in rows if row.stage in ("baseline", "search")]
-        open_ones = any(row.state in evidence.OPEN for row in trained)
+        open_ones = any(row.open for row in trained)
         return began or not (open_ones or self._service.study.missing(slots))
 
-    def _further(self, rows: Sequence[TrialRow], budget: Spending, made: int, *, idle: bool) -> int:
+    def _further(self, rows: Sequence[Trial], budget: Spending, made: int, *, idle: bool) -> int:
         """How many proposals may be made beyond those that there are: one at a time, while the budget buys it."""
         limit = self._sweep.trials
-        proposed = [row for row in rows if row.stage == "search" and REPLICATE not in row.attrs]
+        proposed = [row for row in rows if row.stage == "search" and row.original is None]
         if (limit is not None and made >= limit) or any(row.state == "WAITING" for row in proposed):
             return 0
         distinct = {row.number for row in evidence.proposals(rows)}
-        latest = [row for row in proposed if row.attrs.get("trace")][-IN_VAIN:]
+        latest = [row for row in proposed if row.facts.trace][-IN_VAIN:]
         if len(latest) == IN_VAIN and not any(row.number in distinct for row in latest):
             return 0
-        idle = idle and not any(row.state in evidence.OPEN and row.stage == "search" for row in rows)
+        idle = idle and not any(row.open and row.stage == "search" for row in rows)
         return int(budget.another(len(distinct), idle=idle))

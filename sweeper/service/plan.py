@@ -54,7 +54,7 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         alpha = confirm.alpha / confirm.best
         return detectable_effect(s_d, confirm.seeds, alpha=alpha, equivalence=confirm.equivalence)
 
-    seconds = [float(row.attrs["epoch_seconds"]) for row in finished if row.attrs.get("epoch_seconds")]
+    seconds = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
     return {
         "sweep": service.sweep.name,
         "epochs": service.sweep.epochs,

@@ -11,13 +11,13 @@ from sweeper import evidence
 from sweeper.errors import ConfigError
 from sweeper.service.spending import Spending
 from sweeper.stats import Answer
-from sweeper.study import TrialRow
+from sweeper.study import Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
 
-def race(service: Service, rows: Sequence[TrialRow]) -> dict[str, Any] | None:
+def race(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
     """How the race stands; None for a sweep without a trunk and with one search seed. JSON-able.
 
     ``trunk``: the baseline that proposals are compared with (None: not known yet), ``sentence`` why; ``standings``:
@@ -71,12 +71,12 @@ def planned(service: Service) -> dict[str, Any] | None:
     return {"trunk": sentence, "rule": rule(service), "seeds": agenda.seeds}
 
 
-def spending(service: Service, rows: Sequence[TrialRow]) -> dict[str, Any] | None:
+def spending(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
     """What is spent and left of the sweep's budget; None without one. JSON-able."""
     return Spending.of(service, rows).to_dict() if service.sweep.budget is not None else None
 
 
-def answered(service: Service, answer: Answer, rows: Sequence[TrialRow]) -> Answer:
+def answered(service: Service, answer: Answer, rows: Sequence[Trial]) -> Answer:
     """The answer with the race in it: search trials ranked by what their difference to the trunk is worth.
 
     Their entries in the ranking get ``raced`` with n, mean and interval; the notes say which trunk and how it went.
@@ -88,8 +88,8 @@ def answered(service: Service, answer: Answer, rows: Sequence[TrialRow]) -> Answ
     places = {trial: place for place, trial in enumerate(raced)}
     runs: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == "search" and row.state == "COMPLETE" and row.value is not None:
-            runs.setdefault(evidence.name_of(row), []).append(row.value)
+        if row.stage == "search" and row.state == "COMPLETE" and row.score is not None:
+            runs.setdefault(row.name, []).append(row.score)
     ranking = []
     for entry in answer.ranking:
         scores = runs.get(entry["name"], []) if entry["stage"] == "search" else []
@@ -121,14 +121,14 @@ def _place(entry: dict[str, Any], places: dict[int, int], last: int) -> int:
     return places.get(entry["trial"], last) if entry["stage"] == "search" else 0
 
 
-def _reference(service: Service, rows: Sequence[TrialRow]) -> str | None:
+def _reference(service: Service, rows: Sequence[Trial]) -> str | None:
     try:
         return service.agenda.reference(rows)
     except ConfigError:  # the worker that asks says it; who looks sees the failed baselines
         return None
 
 
-def _trunk(service: Service, rows: Sequence[TrialRow], reference: str | None) -> str:
+def _trunk(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
     """Which trunk, and why it."""
     agenda, settings = service.agenda, service.sweep.search
     role = "trunk" if settings.trunk is not None else "compared with"
@@ -136,7 +136,7 @@ def _trunk(service: Service, rows: Sequence[TrialRow], reference: str | None) ->
         return f"{role}: {reference}, as the sweep file says; proposals are branches of it"
     if reference is None:
         runs = [row for row in rows if row.stage == "baseline"]
-        done = sum(row.state not in evidence.OPEN for row in runs)
+        done = sum(not row.open for row in runs)
         return (
             f"{role}: the best baseline, not known yet: {done} of {len(runs)} runs of baselines on {len(agenda.seeds)} "
             "search seeds have ended, and proposals come after the last"

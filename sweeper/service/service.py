@@ -15,13 +15,12 @@ from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
 from sweeper.service import racing
 from sweeper.service.agenda import Agenda
-from sweeper.service.failed import confounder, failures
 from sweeper.service.place import Place
 from sweeper.service.plan import plan
 from sweeper.service.status import status
-from sweeper.stats import Answer, Row, choose
+from sweeper.stats import Answer, choose
 from sweeper.store import Store
-from sweeper.study import Study, TrialRow
+from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
@@ -271,34 +270,35 @@ class Service:
             self._shared[text] = max(alike, default=0)
         return self._shared[text]
 
-    def leaders(self, rows: Sequence[TrialRow]) -> list[int]:
+    def leaders(self, rows: Sequence[Trial]) -> list[int]:
         """The search's finished trials, best first: those of a race by what their mean is worth, else by score."""
         reference = self.agenda.reference(rows)
         if reference is not None:
             return [standing.trial for standing in evidence.standings(rows, reference)]
-        finished = [row for row in evidence.proposals(rows) if row.state == "COMPLETE" and row.value is not None]
-        return [row.number for row in sorted(finished, key=lambda row: (-(row.value or 0.0), row.number))]
+        finished = [row for row in evidence.proposals(rows) if row.state == "COMPLETE" and row.score is not None]
+        return [row.number for row in sorted(finished, key=lambda row: (-(row.score or 0.0), row.number))]
 
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
-        return self.answer(self.study.rows())
+        return self.answer(self.study.trials())
 
-    def answer(self, trials: Sequence[TrialRow]) -> Answer:
+    def answer(self, trials: Sequence[Trial]) -> Answer:
         """What these trials of the sweep come to, as :meth:`pick` says it of all of them."""
-        rows = [row for row in trials if row.stage != "foreign"]
+        rows = [self._described(trial) for trial in trials]
         design = evidence.Design.of(rows)
         rule = design or self.sweep.confirm
-        found = choose(
-            [self.judged(row, rows) for row in rows],
+        answer = choose(
+            rows,
             baselines=self.baselines(),
             planned=design.runs(rows) if design else (),
             alpha=rule.alpha,
             equivalence=rule.equivalence,
             objective=self.sweep.objective,
+            shown=lambda trial: trial.shown() | ({"verdicts": found} if (found := self.verdicts(trial, rows)) else {}),
         )
         changes = design.changes(self.sweep.confirm) if design else []
-        found = replace(found, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
-        return racing.answered(self, found, rows)
+        answer = replace(answer, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
+        return racing.answered(self, answer, rows)
 
     # -- evidence
 
@@ -309,7 +309,7 @@ class Service:
         ConfigError while the search goes on, if nothing was learned in it, or if the sweep file now asks for another
         design than that.
         """
-        rows, baselines = self.study.rows(), self.baselines()
+        rows, baselines = self.study.trials(), self.baselines()
         asked, seed = self.sweep.confirm, self.sweep.recipe.seed
         design = evidence.Design.of(rows)
         if design is None:
@@ -318,7 +318,7 @@ class Service:
             design = evidence.Design.begin(rows, list(baselines), asked, seed, self.leaders(rows))
         self._refuse_unlearned("confirm")
         self.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
-        rows = self.study.rows()
+        rows = self.study.trials()
         design = evidence.Design.of(rows) or design  # another process's, if its first slot was made before ours
         if changes := design.changes(asked):
             raise ConfigError(
@@ -329,7 +329,7 @@ class Service:
         self.study.add(evidence.confirm_slots(rows, baselines, design))
         return list(design.candidates)
 
-    def confirmation(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    def confirmation(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
         """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
 
         Every worker that asks comes to the same ones, because the search's trials are finished.
@@ -337,29 +337,29 @@ class Service:
         names, asked = list(self.baselines()), self.sweep.confirm
         design = evidence.Design.of(rows)
         if design is None:
-            if not any(stats.learned(row.value) for row in rows):
+            if not any(stats.learned(row.score) for row in rows):
                 return []
             with contextlib.suppress(ConfigError):
                 seed = self.sweep.recipe.seed
                 design = evidence.Design.begin(rows, names, asked, seed, self.leaders(rows))
         return evidence.confirm_slots(rows, self.baselines(), design) if design is not None else []
 
-    def examine(self, trial: TrialRow) -> Iterator[int]:
+    def examine(self, trial: Trial) -> Iterator[int]:
         """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
         how many trials each step has. What was asked for must be trained before the next. Any number of times.
 
         Raises ConfigError if the trial learned nothing."""
         self._refuse_unlearned("escape")
-        if not stats.learned(trial.value):
+        if not stats.learned(trial.score):
             raise ConfigError(
                 f"escape: trial {trial.number} learned nothing, its {self.sweep.objective} is 0.0000, so there is "
                 "nothing to examine; expected a trial with a higher score: --trial N"
             )
         trace, seed = self.trace(trial.schedule or {}), self.sweep.recipe.seed
-        controls = evidence.control_slots(self.study.rows(), trial, trace, seed)
+        controls = evidence.control_slots(self.study.trials(), trial, trace, seed)
         self.study.add(controls)
         yield len(controls)
-        measured = evidence.barrier_slots(self.study.rows(), trial, trace, seed, self.sweep.escape)
+        measured = evidence.barrier_slots(self.study.trials(), trial, trace, seed, self.sweep.escape)
         self.study.add(measured)
         yield len(measured)
 
@@ -367,27 +367,23 @@ class Service:
         if not (answer := self.pick()).learned:
             raise ConfigError(f"{asked}: {answer.sentence}")
 
-    def failures(self, rows: Sequence[TrialRow]) -> stats.Failures:
-        """The failed ones of these trials, by reason."""
-        return failures(rows)
-
-    def verdicts(self, trial: TrialRow, rows: Sequence[TrialRow] | None = None) -> list[dict[str, Any]]:
+    def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
-        rows = self.study.rows() if rows is None else rows
+        rows = self.study.trials() if rows is None else rows
         return evidence.verdicts(rows, trial, self.sweep.escape)
 
-    def rows_if_launched(self) -> list[TrialRow]:
+    def rows_if_launched(self) -> list[Trial]:
         """The trials so far; none before the launch, and none is created by asking."""
         if self._unborn:
             return []
         with contextlib.suppress(DatabaseError):
-            return Study.open(self.database, self.sweep.name).rows()
+            return Study.open(self.database, self.sweep.name).trials()
         return []
 
-    def run_id(self, row: TrialRow) -> str | None:
+    def run_id(self, row: Trial) -> str | None:
         """The trial's run in MLflow; asks there where its worker was never told. None if there is none, or nobody."""
-        told: str | None = row.attrs.get("run_id")
-        return told if told or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
+        known = row.facts.run_id
+        return known if known or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
 
     @cached_property
     def _run_ids(self) -> dict[int, str]:
@@ -395,29 +391,10 @@ class Service:
             return self.tracker.run_ids()
         return {}
 
-    def judged(self, row: TrialRow, rows: Sequence[TrialRow]) -> Row:
-        """For the statistics; ``rows``: all of them, for the verdicts on this one's restarts."""
-        facts = dict(row.attrs.get("facts") or {})
-        if "AP" in row.attrs:
-            facts["AP"] = row.attrs["AP"]  # COCO's, of the final model
-        if row.attrs.get("effects"):
-            facts["jumps"] = row.attrs["effects"]
-        if verdicts := self.verdicts(row, rows):
-            facts["verdicts"] = verdicts
-        return Row(
-            trial=row.number,
-            name=evidence.name_of(row),
-            stage=row.stage,
-            seed=row.seed if row.seed is not None else -1,
-            score=row.value if row.state == "COMPLETE" else None,
-            confounder=confounder(row),
-            failed=row.state == "FAIL",
-            highest=max(row.values.values(), default=None),
-            params=dict(row.schedule or {}),
-            run_id=self.run_id(row),
-            facts=facts,
-            label=self.searched.label(row.schedule) if row.schedule else "",
-        )
+    def _described(self, trial: Trial) -> Trial:
+        """With what the sweep and MLflow know of it: its label, and its run."""
+        label = self.searched.label(trial.spec) if trial.spec else ""
+        return replace(trial, label=label, facts=replace(trial.facts, run_id=self.run_id(trial)))
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

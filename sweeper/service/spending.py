@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import evidence, search
 from sweeper.config import Budget
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.study import REPLICATE, Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -35,27 +35,27 @@ class Spending:
     cost: Mapping[int, float]
 
     @classmethod
-    def of(cls, service: Service, rows: Sequence[TrialRow]) -> Spending:
+    def of(cls, service: Service, rows: Sequence[Trial]) -> Spending:
         """The spending of a sweep with these trials."""
         budget = service.sweep.budget
         assert budget is not None
         epochs, settings = service.sweep.epochs, service.sweep.search
         counted = [row for row in rows if row.stage in ("baseline", "search", "confirm")]
-        seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
+        seconds = [float(row.facts.epoch_seconds) for row in rows if row.facts.epoch_seconds]
         # before an epoch was timed nobody knows what an hour buys: nothing counts, and the work begins
         unit = 1.0 if budget.unit == "ep" else median(seconds) / 3600 if seconds else 0.0
-        shares = {row.number: service.shared(row.schedule) for row in counted if row.schedule}
+        shares = {row.number: service.shared(row.spec) for row in counted if row.spec}
         branches = [epochs - shares[row.number] for row in evidence.proposals(rows) if row.number in shares]
         typical = fmean(branches) if branches else float(epochs)
         cost = {row.number: float(epochs - shares[row.number]) if row.number in shares else typical for row in counted}
         spent = promised = 0.0
         for row in counted:
-            trained = max(len(row.values) - int(row.attrs.get("epochs_reused", 0)), 0)
-            each = 1.0 if budget.unit == "ep" else float(row.attrs.get("epoch_seconds") or unit * 3600) / 3600
+            trained = max(len(row.curve) - row.reused, 0)
+            each = 1.0 if budget.unit == "ep" else float(row.facts.epoch_seconds or unit * 3600) / 3600
             spent += trained * each
-            if row.state in evidence.OPEN:
+            if row.open:
                 whole = float(epochs) if row.stage == "baseline" else cost[row.number]
-                left = whole if not row.values else min(float(epochs - len(row.values)), whole)
+                left = whole if not row.curve else min(float(epochs - len(row.curve)), whole)
                 promised += unit * left
         return cls(
             budget,
@@ -64,9 +64,7 @@ class Spending:
             kept=unit * _confirmation(service, rows, cost, typical),
             typical=unit * typical,
             seeds=expected_seeds(settings.seeds, settings.race, settings.begin),
-            baselines=unit
-            * epochs
-            * len({(row.attrs.get("name"), row.seed) for row in rows if row.stage == "baseline"}),
+            baselines=unit * epochs * len({(row.facts.name, row.seed) for row in rows if row.stage == "baseline"}),
             cost={number: unit * each for number, each in cost.items()},
         )
 
@@ -158,7 +156,7 @@ def expected_seeds(seeds: int, race: float, begin: int) -> float:
     return total
 
 
-def _confirmation(service: Service, rows: Sequence[TrialRow], cost: Mapping[int, float], typical: float) -> float:
+def _confirmation(service: Service, rows: Sequence[Trial], cost: Mapping[int, float], typical: float) -> float:
     """Trained epochs of the announced confirmation; 0 once it has begun: its trials then count themselves."""
     if any(row.stage == "confirm" for row in rows):
         return 0.0

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sweeper import evidence
 from sweeper.errors import ConfigError
 from sweeper.service import racing
-from sweeper.service.failed import failures
-from sweeper.study import REPLICATE, TrialRow
+from sweeper.stats import failures
+from sweeper.study import Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -17,17 +16,15 @@ if TYPE_CHECKING:
 
 def status(service: "Service") -> dict[str, Any]:
     """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
-    rows = service.study.rows()
+    rows = service.study.trials()
     counts = service.study.counts()
-    reused = sum(int(row.attrs.get("epochs_reused", 0)) for row in rows)
-    trained = sum(len(row.values) for row in rows) - reused
-    seconds = [float(row.attrs["epoch_seconds"]) for row in rows if row.attrs.get("epoch_seconds")]
+    reused = sum(row.reused for row in rows)
+    trained = sum(len(row.curve) for row in rows) - reused
+    seconds = [row.facts.epoch_seconds for row in rows if row.facts.epoch_seconds]
     told = [
-        row
-        for row in rows
-        if row.stage == "search" and row.state in ("COMPLETE", "PRUNED") and REPLICATE not in row.attrs
+        row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED") and row.original is None
     ]
-    asked = sum(int(row.attrs.get("proposals", 1)) for row in told)
+    asked = sum(row.facts.proposals for row in told)
     return {
         "sweep": service.sweep.name,
         "objective": service.sweep.objective,
@@ -38,9 +35,9 @@ def status(service: "Service") -> dict[str, Any]:
         "proposals": {
             "asked": asked,
             "told": len(told),
-            "distinct": len({row.attrs.get("trace") for row in told}),
+            "distinct": len({row.facts.trace for row in told}),
             "per_trial": asked / len(told) if told else None,
-            "duplicates": sum("duplicate_of" in row.attrs for row in told),
+            "duplicates": sum(row.facts.duplicate_of is not None for row in told),
         },
         "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
         "seconds_per_epoch": median(seconds) if seconds else None,
@@ -61,12 +58,12 @@ def status(service: "Service") -> dict[str, Any]:
                 "trial": row.number,
                 "state": row.state.lower(),
                 "stage": row.stage,
-                "name": evidence.name_of(row),
-                "label": service.searched.label(row.schedule) if row.schedule else "not proposed yet",
+                "name": row.name,
+                "label": service.searched.label(row.spec) if row.spec else "not proposed yet",
                 "seed": row.seed,
-                "epochs_done": len(row.values),
-                "score": row.value if row.value is not None else _latest(row.values),
-                "curve": [row.values[epoch] for epoch in sorted(row.values)],
+                "epochs_done": len(row.curve),
+                "score": row.score if row.score is not None else _latest(row.curve),
+                "curve": row.curve,
                 "lr": _lr_now(service, row),
                 "reasons": list(row.reasons),
             }
@@ -74,7 +71,7 @@ def status(service: "Service") -> dict[str, Any]:
         ],
         "race": racing.race(service, rows),
         "spending": racing.spending(service, rows),
-        "failures": failures([row for row in rows if row.stage not in ("control", "foreign")]).to_dict(),
+        "failures": failures([row for row in rows if row.stage != "control"]).to_dict(),
         "tracking": service.place.tracking,
         "tracking_problem": service.tracker.problem,
     }
@@ -87,12 +84,12 @@ def _done(service: "Service") -> bool:
         return False
 
 
-def _lr_now(service: "Service", row: TrialRow) -> float | None:
+def _lr_now(service: "Service", row: Trial) -> float | None:
     """The LR that a trial in training has at the start of its next epoch."""
-    if row.state != "RUNNING" or not row.schedule:
+    if row.state != "RUNNING" or row.schedule is None:
         return None
     trace = service.trace(row.schedule)
-    return float(trace.lr[min(len(row.values), trace.epochs - 1) * trace.steps_per_epoch])
+    return float(trace.lr[min(len(row.curve), trace.epochs - 1) * trace.steps_per_epoch])
 
 
 def _latest(values: Mapping[int, float]) -> float | None:

@@ -1,6 +1,6 @@
 """Is there a winner at all: paired comparisons of runs, and the rule that crowns one configuration or none.
 
-Plain rows in, plain rows out. A score is the sweep's objective, in [0, 1] (any "larger is better" number works), all
+Trials in, plain values out. A score is the sweep's objective, in [0, 1] (any "larger is better" number works), all
 differences are candidate minus baseline on the same seed, all tests are two-sided.
 
 The rule. A candidate wins against the best baseline when, on at least 4 fresh paired seeds,
@@ -14,16 +14,14 @@ look costs nothing. (With seeds added after a look, equal configurations would w
 fails on a seed never wins: runs that diverge are bad ones, and leaving them out would flatter it. A seed on which the
 baseline fails makes no pair.
 
-The exact sign-flip p stands beside and decides nothing. Its smallest value is 2^(1-n): 0.125 for 4 pairs, 0.031 for 6;
-with Holm over 5 candidates it could crown nobody below 8 pairs, and even as a veto it would cost a quarter of the power
-at 6 pairs (one difference of the other sign, however small, makes it 0.063). The t test needs no such help here: it is
-exact for normal differences, and differences of equal configurations are symmetric whatever the noise is, which makes
-it conservative under heavy tails. Simulated false winners (5 candidates; 4, 6, 10 pairs; normal, heavy-tailed, skewed,
-two-valued, rarely collapsing noise): at most 3 %, bound 5 %. Two-sided on purpose: the interval shown is tested.
-Differences without any spread have no t; there the sign-flip p stands in. Nothing is pooled over candidates: that would
-gain power at 4 pairs, but one unstable schedule would borrow the small spread of the others and win too often. No
-bootstrap. The false-winner rate and the promised power are acceptance tests (``tests/test_stats.py``, and
-with everything from the search's choice to the answer ``tests/test_null_sweeps.py``).
+The t test is exact for normal differences, and differences of equal configurations are symmetric whatever the noise
+is, which makes it conservative under heavy tails. Simulated false winners (5 candidates; 4, 6, 10 pairs; normal,
+heavy-tailed, skewed, two-valued, rarely collapsing noise): at most 3 %, bound 5 %. Two-sided on purpose: the interval
+shown is tested. Differences without any spread have no t; there the p of the exact sign-flip test, 2^(1-n), stands in.
+(As a test of its own it could crown nobody below 8 pairs with Holm over 5 candidates.) Nothing is pooled over
+candidates: that would gain power at 4 pairs, but one unstable schedule would borrow the small spread of the others and
+win too often. No bootstrap. The false-winner rate and the promised power are acceptance tests (``tests/test_stats.py``,
+and with everything from the search's choice to the answer ``tests/test_null_sweeps.py``).
 
 What the rule does not protect from: a schedule that is usually better and sometimes collapses can win on seeds without
 a collapse; only more seeds show that.
@@ -31,11 +29,9 @@ a collapse; only more seeds show that.
 
 from .answer import Answer, Candidate, Progress
 from .choose import MIN_PAIRS, choose
-from .failures import Failures, Reason, failures
-from .learned import learned
+from .failures import Failures, Reason, failures, learned
 from .noise import CLAIM, ELSEWHERE, KNOWN, Spread, spread
-from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed, sign_flip_p
-from .rows import Row
+from .pairs import Paired, detectable_effect, holm, luck_of_the_best, paired, pairs_needed
 
 __all__ = [
     "CLAIM",
@@ -48,7 +44,6 @@ __all__ = [
     "Paired",
     "Progress",
     "Reason",
-    "Row",
     "Spread",
     "choose",
     "detectable_effect",
@@ -58,6 +53,5 @@ __all__ = [
     "luck_of_the_best",
     "paired",
     "pairs_needed",
-    "sign_flip_p",
     "spread",
 ]  # fmt: skip

@@ -16,11 +16,11 @@ from .pairs import Paired, luck_of_the_best
 class Candidate:
     """A configuration that was confirmed: its mean score, its pairs with the best baseline, and why it wins or not.
 
-    ``p_holm`` and ``p_flip_holm`` are adjusted over all confirmed candidates (None: not judged yet, ``reason`` says
-    why); ``mde`` is what these pairs would have seen with 80 % power at Holm's first, strictest level;
-    ``low_family``, ``high_family`` is the interval at that level (they hold for all candidates together), ``pairs`` has
-    the plain one. ``label`` says what it is, ``title`` is how sentences call it, and its runs
-    share the ``name``. ``search`` is the score of the search run, for the record only: it was selected for being high.
+    ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why); ``mde`` is what
+    these pairs would have seen with 80 % power at Holm's first, strictest level; ``low_family``, ``high_family`` is the
+    interval at that level (they hold for all candidates together), ``pairs`` has the plain one. ``label`` says what it
+    is, ``title`` is how sentences call it, and its runs share the ``name``. ``search`` is the score of the search run,
+    for the record only: it was selected for being high.
     """
 
     trial: int
@@ -38,7 +38,6 @@ class Candidate:
     run_id: str | None
     run_ids: tuple[str, ...]
     p_holm: float | None = None
-    p_flip_holm: float | None = None
     wins: bool = False
     reason: str = ""
 

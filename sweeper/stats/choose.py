@@ -1,44 +1,45 @@
 """The pick: the rule of the package's docstring applied to the rows of a sweep."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from sweeper.study import Trial
+
 from .answer import Answer, Candidate, Progress, sentence
-from .failures import failures
-from .learned import learned, nothing_learned
-from .noise import Spread, spread
+from .failures import failures, learned, nothing_learned
+from .noise import Spread, scores_by_seed, spread
 from .pairs import detectable_effect, holm, paired
-from .rows import Row, scores_by_seed
 
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
 
 
 def choose(
-    rows: Iterable[Row | Mapping[str, Any]],
+    trials: Iterable[Trial],
     *,
     baselines: Iterable[str],
     planned: Collection[tuple[str, int]] = (),
     alpha: float = 0.05,
     equivalence: float = 0.002,
     objective: str = "score",
+    shown: Callable[[Trial], dict[str, Any]] = Trial.shown,
 ) -> Answer:
     """The winner among the confirmed candidates, or the reason why there is none.
 
-    ``rows``: all runs of a sweep, unfinished ones included (score None). ``baselines``: names; ``objective``: what the
-    sentence calls the score. ``planned``: name and seed of every run of the confirmation, as it was designed before its
-    first run; runs of stage ``confirm`` beside them play no part, and nobody wins before each of them has ended, well
-    or badly. So the rule is applied to one set of runs, however often one looks. Without ``planned`` the confirmation
-    is what is among the rows.
+    ``trials``: all of a sweep, unfinished ones included. ``baselines``: names; ``objective``: what the sentence calls
+    the score; ``shown``: what stands beside a trial in a table. ``planned``: name and seed of every run of the
+    confirmation, as it was designed before its first run; runs of stage ``confirm`` beside them play no part, and
+    nobody wins before each of them has ended, well or badly. So the rule is applied to one set of runs, however often
+    one looks. Without ``planned`` the confirmation is what is among the trials.
 
     Pairs are confirmation runs of a candidate with runs of the best baseline on the same seed; a seed on which
     the search saw the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
-    on that seed, never wins. Rows of stage ``control`` play no part. ConfigError for a row without the needed fields.
+    on that seed, never wins. Trials of stage ``control`` play no part.
     """
-    everything = [row for row in map(Row.of, rows) if row.stage != "control"]
+    everything = [row for row in trials if row.stage != "control"]
     plan = set(planned) or {(row.name, row.seed) for row in everything if row.stage == "confirm"}
     beside = [row for row in everything if row.stage == "confirm" and (row.name, row.seed) not in plan]
     everything = [row for row in everything if row.stage != "confirm" or (row.name, row.seed) in plan]
@@ -54,19 +55,19 @@ def choose(
     ]
     excluded += [_exclusion(row, "not a run of the confirmation as it was designed") for row in beside]
 
-    searched: dict[str, Row] = {}
+    searched: dict[str, Trial] = {}
     for row in rivals:
         if row.stage == "search" and row.usable:
             searched.setdefault(row.name, row)
     reference, scores = _best_baseline(everything, names, {row.seed for row in fresh})
     reference_scores = scores.get(reference, {}) if reference else {}
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[Trial]] = {}
     for row in fresh:
         groups.setdefault(row.name, []).append(row)
     level = alpha / max(len(groups), 1)
     drafts = []
     for name, own in groups.items():
-        draft = _candidate(own, searched.get(name), reference_scores, alpha, level, equivalence)
+        draft = _candidate(own, searched.get(name), reference_scores, alpha, level, equivalence, shown)
         drafts.append(replace(draft, reason=_obstacle(draft, [r for r in rivals if r.name == name], everything, names)))
     if progress and not progress.complete:
         drafts = [replace(draft, reason="the confirmation is not finished") for draft in drafts]
@@ -87,9 +88,9 @@ def choose(
         winner=next((c for c in candidates if c.wins), None),
         sentence="",
         candidates=candidates,
-        ranking=_ranking(candidates, searched),
-        baseline=_baseline(everything, reference, reference_scores) if reference else None,
-        baselines=tuple(_baseline(everything, name, by_seed) for name, by_seed in scores.items()),
+        ranking=_ranking(candidates, searched, shown),
+        baseline=_baseline(everything, reference, reference_scores, shown) if reference else None,
+        baselines=tuple(_baseline(everything, name, by_seed, shown) for name, by_seed in scores.items()),
         excluded=tuple(excluded),
         tried=len({row.name for row in rivals if not row.unfinished and not row.failed}),
         pairs=pairs,
@@ -108,16 +109,16 @@ def choose(
     return replace(answer, sentence=sentence(answer, objective) if any_learned else nothing_learned(judged, objective))
 
 
-def _progress(rows: Iterable[Row], plan: Collection[tuple[str, int]]) -> Progress:
+def _progress(rows: Iterable[Trial], plan: Collection[tuple[str, int]]) -> Progress:
     ended = {(row.name, row.seed) for row in rows if row.stage == "confirm" and not row.unfinished}
     seeds, waited_for = {seed for _, seed in plan}, {run[1] for run in plan if run not in ended}
     return Progress(len(seeds - waited_for), len(seeds), len(ended.intersection(plan)), len(plan))
 
 
-def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
+def _exclusion(row: Trial, reason: str | None = None) -> dict[str, Any]:
     why = reason or row.confounder or ("not finished" if row.unfinished else "score is not a number")
     return {
-        "trial": row.trial,
+        "trial": row.number,
         "name": row.name,
         "label": row.label,
         "stage": row.stage,
@@ -127,7 +128,7 @@ def _exclusion(row: Row, reason: str | None = None) -> dict[str, Any]:
 
 
 def _best_baseline(
-    rows: list[Row], names: list[str], seeds: set[int]
+    rows: list[Trial], names: list[str], seeds: set[int]
 ) -> tuple[str | None, dict[str, dict[int, float]]]:
     """The baseline with the highest mean over the confirmation seeds that all of them ran, and all scores there.
 
@@ -145,25 +146,33 @@ def _best_baseline(
     return best, scores
 
 
-def _baseline(rows: list[Row], name: str, scores: Mapping[int, float]) -> dict[str, Any]:
+def _baseline(
+    rows: list[Trial], name: str, scores: Mapping[int, float], shown: Callable[[Trial], dict[str, Any]]
+) -> dict[str, Any]:
     own = [row for row in rows if row.name == name and row.usable]
     values = list(scores.values())
     return {
-        "trial": own[0].trial,
+        "trial": own[0].number,
         "name": name,
         "label": own[0].label,
         "score": float(np.mean(values)),
         "sigma": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "n": len(values),
-        "params": dict(own[0].params),
-        "facts": dict(own[0].facts),
-        "run_id": own[0].run_id,
-        "run_ids": [row.run_id for row in own if row.run_id and row.seed in scores],
+        "params": dict(own[0].spec or {}),
+        "facts": shown(own[0]),
+        "run_id": own[0].facts.run_id,
+        "run_ids": [row.facts.run_id for row in own if row.facts.run_id and row.seed in scores],
     }
 
 
 def _candidate(
-    own: list[Row], search: Row | None, baseline: Mapping[int, float], alpha: float, level: float, equivalence: float
+    own: list[Trial],
+    search: Trial | None,
+    baseline: Mapping[int, float],
+    alpha: float,
+    level: float,
+    equivalence: float,
+    shown: Callable[[Trial], dict[str, Any]],
 ) -> Candidate:
     scores = scores_by_seed(own, [own[0].name]).get(own[0].name, {})
     seeds = sorted(scores.keys() & baseline.keys())
@@ -173,7 +182,7 @@ def _candidate(
         pairs, family = paired(ours, theirs, alpha=alpha), paired(ours, theirs, alpha=level)
     first = search or own[0]
     return Candidate(
-        trial=first.trial,
+        trial=first.number,
         name=first.name,
         label=first.label,
         title=first.title,
@@ -183,14 +192,14 @@ def _candidate(
         mde=detectable_effect(pairs.s_d, pairs.n, alpha=level, equivalence=equivalence) if pairs else None,
         low_family=family.low if family else None,
         high_family=family.high if family else None,
-        params=dict(first.params),
-        facts=dict(first.facts),
-        run_id=first.run_id,
-        run_ids=tuple(row.run_id for row in own if row.run_id),
+        params=dict(first.spec or {}),
+        facts=shown(first),
+        run_id=first.facts.run_id,
+        run_ids=tuple(row.facts.run_id for row in own if row.facts.run_id),
     )
 
 
-def _obstacle(candidate: Candidate, own: list[Row], everything: list[Row], baselines: list[str]) -> str:
+def _obstacle(candidate: Candidate, own: list[Trial], everything: list[Trial], baselines: list[str]) -> str:
     """Why this candidate cannot be judged, "" if it can."""
     clean = {row.seed for row in own if row.usable}
     for row in own:
@@ -207,9 +216,8 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
     """The rule of the package's docstring; winners first, then by mean difference. Unjudged ones count in Holm's k."""
     usable = [c.pairs if c.pairs and not c.reason else None for c in drafts]
     adjusted = holm([p.p_t if p else 1.0 for p in usable])
-    flips = holm([p.p_flip if p and p.p_flip is not None else 1.0 for p in usable])
     judged = []
-    for c, p, p_holm, p_flip_holm in zip(drafts, usable, adjusted, flips, strict=True):
+    for c, p, p_holm in zip(drafts, usable, adjusted, strict=True):
         if p is None:
             judged.append(c)
             continue
@@ -221,27 +229,38 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
         elif p.mean < equivalence:
             reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter"
         wins, reason = not reason, reason or f"better than {baseline} (p {p_holm:.2g} after Holm)"
-        judged.append(
-            replace(
-                c, p_holm=p_holm, p_flip_holm=p_flip_holm if p.p_flip is not None else None, wins=wins, reason=reason
-            )
-        )
+        judged.append(replace(c, p_holm=p_holm, wins=wins, reason=reason))
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
 
 
-def _ranking(candidates: Sequence[Candidate], searched: Mapping[str, Row]) -> tuple[dict[str, Any], ...]:
-    def entry(thing: Candidate | Row, stage: str, n: int) -> dict[str, Any]:
-        head = {"trial": thing.trial, "name": thing.name, "label": thing.label, "params": dict(thing.params)}
-        return {
-            **head,
-            "score": thing.score,
-            "run_id": thing.run_id,
-            "stage": stage,
-            "n": n,
-            "facts": dict(thing.facts),
+def _ranking(
+    candidates: Sequence[Candidate], searched: Mapping[str, Trial], shown: Callable[[Trial], dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    done = [
+        {
+            **{key: getattr(c, key) for key in ("trial", "name", "label", "params", "score", "run_id", "facts")},
+            "stage": "confirm",
+            "n": c.pairs.n,
         }
-
-    done = [entry(c, "confirm", c.pairs.n) for c in candidates if c.pairs]
-    confirmed = {e["name"] for e in done}
-    rest = sorted((r for r in searched.values() if r.name not in confirmed), key=lambda r: -(r.score or 0.0))
-    return tuple(done + [entry(row, "search", 1) for row in rest])
+        for c in candidates
+        if c.pairs
+    ]
+    confirmed = {entry["name"] for entry in done}
+    rest = sorted((row for row in searched.values() if row.name not in confirmed), key=lambda row: -(row.score or 0.0))
+    return tuple(
+        done
+        + [
+            {
+                "trial": row.number,
+                "name": row.name,
+                "label": row.label,
+                "params": dict(row.spec or {}),
+                "score": row.score,
+                "run_id": row.facts.run_id,
+                "facts": shown(row),
+                "stage": "search",
+                "n": 1,
+            }
+            for row in rest
+        ]
+    )

@@ -1,4 +1,4 @@
-"""Which trials failed, how often and why."""
+"""Which trials failed, how often and why; and whether anything was learned at all."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from .rows import Row
+from sweeper.study import Trial
+
+LEAST = 0.00005  # a lower score is shown as 0.0000
 
 
 @dataclass(frozen=True)
@@ -59,26 +61,21 @@ class Failures:
         return asdict(self) | {"failed": self.failed, "sentence": self.sentence, "further": self.further}
 
 
-def failures(rows: Sequence[Row]) -> Failures:
+def failures(trials: Sequence[Trial]) -> Failures:
     """The failed trials of a sweep, by reason. Reasons that differ in their numbers only (an epoch, a batch, the name
     of a worker) count as one.
-
-    >>> found = failures([Row(0, "a", "search", 0, confounder="epoch 1: nan", failed=True),
-    ...                   Row(1, "b", "search", 0, confounder="epoch 2: nan", failed=True)])
-    >>> found.sentence
-    'every trial failed: 2 of 2 ended with an error and without a score; the reason (trials 0, 1) is: epoch 1: nan'
     """
-    kinds: dict[str, list[Row]] = {}
-    for row in rows:
+    kinds: dict[str, list[Trial]] = {}
+    for row in trials:
         if row.failed:
             kinds.setdefault(re.sub(r"\S*\d\S*", "#", row.confounder or ""), []).append(row)
     reasons = [
-        Reason(own[0].confounder or "not known", tuple(sorted(row.trial for row in own))) for own in kinds.values()
+        Reason(own[0].confounder or "not known", tuple(sorted(row.number for row in own))) for own in kinds.values()
     ]
     return Failures(
-        of=len(rows),
+        of=len(trials),
         reasons=tuple(sorted(reasons, key=lambda reason: (-len(reason.trials), reason.trials))),
-        every=bool(rows) and all(row.failed for row in rows),
+        every=bool(trials) and all(row.failed for row in trials),
     )
 
 
@@ -94,3 +91,27 @@ def _numbers(trials: Sequence[int]) -> str:
         for start, end in zip(starts, ends, strict=True)
     ]
     return f"trial{'s' if len(trials) > 1 else ''} {', '.join(pieces)}"
+
+
+def learned(score: float | None) -> bool:
+    """Whether a score is more than 0 to the four digits that are shown.
+
+    >>> learned(0.3), learned(0.00001), learned(0.0), learned(None)
+    (True, False, False, False)
+    """
+    return score is not None and score >= LEAST
+
+
+def nothing_learned(rows: Sequence[Trial], score: str) -> str:
+    """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
+    runs = f"all {len(rows)} finished runs" if len(rows) > 1 else "the only finished run"
+    highest = max((row.highest for row in rows if row.highest is not None), default=None)
+    if learned(highest):
+        return (
+            f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "
+            f"{highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
+        )
+    return (
+        f"nothing was learned: the {score} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
+        "another learning rate (lr0), and look at the labels"
+    )

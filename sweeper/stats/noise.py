@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 from scipy import special
 
+from sweeper.study import Trial
+
 from .pairs import Paired, paired, pairs_needed
-from .rows import Row, scores_by_seed
 
 CLAIM = 0.004  # the source article's own difference: what a design should be able to see
 COVER = 0.95  # of the interval around a standard deviation
@@ -118,12 +118,12 @@ ELSEWHERE = Spread(
 )
 
 
-def spread(rows: Iterable[Row | Mapping[str, Any]], *, baselines: Iterable[str]) -> Spread:
+def spread(trials: Iterable[Trial], *, baselines: Iterable[str]) -> Spread:
     """The noise as these runs show it: configurations with baselines, else baselines with each other, on shared seeds.
 
     Two seeds make pairs, those of the confirmation before those of the search. ``ELSEWHERE`` if there are none.
     """
-    own, against = [Row.of(row) for row in rows], list(baselines)
+    own, against = list(trials), list(baselines)
     for stages, where in ((("confirm",), "the confirmation"), (("baseline", "search"), "the search")):
         here = [row for row in own if row.stage in stages]
         scores = scores_by_seed(here, [*against, *(row.name for row in here)])
@@ -142,3 +142,12 @@ def spread(rows: Iterable[Row | Mapping[str, Any]], *, baselines: Iterable[str])
 def _pairs(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | None:
     seeds = sorted(one.keys() & other.keys())
     return paired([one[s] for s in seeds], [other[s] for s in seeds]) if len(seeds) >= 2 else None
+
+
+def scores_by_seed(trials: Iterable[Trial], names: Iterable[str]) -> dict[str, dict[int, float]]:
+    """name -> seed -> score of the usable trials of these names; a repeated (name, seed) keeps its first run."""
+    scores: dict[str, dict[int, float]] = {name: {} for name in names}
+    for trial in trials:
+        if trial.name in scores and trial.usable and trial.score is not None:
+            scores[trial.name].setdefault(trial.seed, trial.score)
+    return {name: by_seed for name, by_seed in scores.items() if by_seed}

@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from ..errors import ConfigError
-
-MAX_FLIPS = 40  # pairs up to which the sign-flip test is computed; two halves of 2^20 sums
 
 
 @dataclass(frozen=True)
 class Paired:
     """A candidate against a baseline on ``n`` common seeds; ``mean`` is candidate minus baseline.
 
-    ``s_d`` is the standard deviation of the differences; ``low``, ``high`` the paired t interval; ``p_t``, ``p_flip``
-    the two-sided p of the paired t and of the exact sign-flip test (None beyond 40 pairs); ``sigma`` the standard
-    deviation over seeds within a configuration (root mean square of both sides); ``correlation`` Pearson's r between
-    the sides (None where one does not vary). ``s_d`` well below ``sigma * sqrt(2)`` is what pairing gained.
+    ``s_d`` is the standard deviation of the differences; ``low``, ``high`` the paired t interval and ``p_t`` the
+    two-sided p of the paired t test; ``sigma`` the standard deviation over seeds within a configuration (root mean
+    square of both sides); ``correlation`` Pearson's r between the sides (None where one does not vary). ``s_d`` well
+    below ``sigma * sqrt(2)`` is what pairing gained.
     """
 
     n: int
@@ -30,7 +28,6 @@ class Paired:
     low: float
     high: float
     p_t: float
-    p_flip: float | None
     sigma: float
     correlation: float | None
 
@@ -38,12 +35,13 @@ class Paired:
 def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) -> Paired:
     """Compare two vectors of scores, one entry per seed in the same order, shape (n,) with n >= 2.
 
-    The interval covers ``1 - alpha``. Differences without any spread have no t statistic; the sign-flip p stands in
-    for it then. ConfigError for different lengths, fewer than 2 pairs or a value that is not finite.
+    The interval covers ``1 - alpha``. Differences without any spread have no t statistic; the p of the exact sign-flip
+    test, 2^(1-n), stands in for it then. ConfigError for different lengths, fewer than 2 pairs or a value that is not
+    finite.
 
     >>> result = paired([0.31, 0.33, 0.32, 0.34], [0.30, 0.31, 0.31, 0.32])
-    >>> result.n, round(result.mean, 3), round(result.low, 4), round(result.high, 4), result.p_flip
-    (4, 0.015, 0.0058, 0.0242, 0.125)
+    >>> result.n, round(result.mean, 3), round(result.low, 4), round(result.high, 4)
+    (4, 0.015, 0.0058, 0.0242)
     """
     a, b = np.asarray(candidate, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
@@ -52,46 +50,16 @@ def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) ->
         raise ConfigError("pairs: a score is not finite; expected numbers, leave failed runs out")
     difference = a - b
     n, mean, s_d = len(a), float(difference.mean()), float(difference.std(ddof=1))
-    flip = sign_flip_p(difference) if n <= MAX_FLIPS else None
     scale = float(np.abs(np.concatenate([a, b])).max())
     if s_d > 1e-12 * scale:
         p_t = float(2 * special.stdtr(n - 1, -abs(mean) / s_d * math.sqrt(n)))
     else:
-        s_d, p_t = 0.0, flip if flip is not None else 2.0 ** (1 - n) if mean else 1.0
+        s_d, p_t = 0.0, 2.0 ** (1 - n) if mean else 1.0
     half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * s_d / math.sqrt(n)
     spread_a, spread_b = float(a.std(ddof=1)), float(b.std(ddof=1))
     r = float(np.corrcoef(a, b)[0, 1]) if min(spread_a, spread_b) > 1e-12 * scale else None
     sigma = math.sqrt((spread_a**2 + spread_b**2) / 2)
-    return Paired(n, mean, s_d, mean - half, mean + half, p_t, flip, sigma, r)
-
-
-def sign_flip_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the sign-flip test: the share of all 2^n sign assignments at least as far from 0.
-
-    Counted over every assignment by meeting in the middle (all sums of one half against the sorted sums of the other),
-    so it is exact up to 40 differences; more raise ConfigError. Never below 2^(1-n).
-
-    >>> sign_flip_p([0.004, 0.001, 0.003, 0.002]), sign_flip_p([0.004, -0.001, 0.003, 0.002])
-    (0.125, 0.25)
-    """
-    d = np.abs(np.asarray(differences, dtype=np.float64))
-    n = d.size
-    if not 1 <= n <= MAX_FLIPS:
-        raise ConfigError(f"sign-flip test: {n} differences; expected 1 to {MAX_FLIPS}, use the t interval beyond")
-    observed = abs(float(np.sum(np.asarray(differences, dtype=np.float64))))
-    threshold = observed - 1e-9 * float(d.sum())  # ties count, whatever the order of summation did to the last bits
-    if threshold <= 0:
-        return 1.0
-    left, right = _signed_sums(d[: n // 2]), np.sort(_signed_sums(d[n // 2 :]))
-    upper = len(left) * len(right) - int(np.searchsorted(right, threshold - left, side="left").sum())
-    return min(2.0 * upper / 2.0**n, 1.0)  # the lower tail mirrors the upper one
-
-
-def _signed_sums(d: NDArray[np.float64]) -> NDArray[np.float64]:
-    sums = np.zeros(1)
-    for value in d:
-        sums = np.concatenate([sums - value, sums + value])
-    return sums
+    return Paired(n, mean, s_d, mean - half, mean + half, p_t, sigma, r)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -7,9 +7,11 @@ stays a plain study.
 
 from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
-from sweeper.study.raced import REPLICATE
-from sweeper.study.rows import TrialRow, WorkerRow
 from sweeper.study.slot import Slot, Suggest
-from sweeper.study.study import Study
+from sweeper.study.study import Study, WorkerRow
+from sweeper.study.trial import REPLICATE, Control, Facts, Stage, State, Trial
 
-__all__ = ["REPLICATE", "Slot", "Study", "Suggest", "TrialRow", "WorkerRow", "check_optuna", "unfinished"]
+__all__ = [
+    "REPLICATE", "Control", "Facts", "Slot", "Stage", "State", "Study", "Suggest", "Trial", "WorkerRow",
+    "check_optuna", "unfinished",
+]  # fmt: skip

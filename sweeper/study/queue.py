@@ -18,8 +18,8 @@ from sweeper.database import Connection, Database, IntegrityError, Session, or_,
 from sweeper.errors import DatabaseError, LeaseLost
 from sweeper.study.fence import FencedStorage
 from sweeper.study.history import TRIALS
-from sweeper.study.raced import REPLICATE
 from sweeper.study.slot import Lease
+from sweeper.study.trial import REPLICATE
 
 
 def unfinished(database: Database) -> list[str]:
@@ -50,7 +50,7 @@ class Queue:
     def missing(self, slots: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
         """Those of ``slots`` for which there is no trial yet, by the name under which they are known."""
         t = self.database.tables.slots
-        known = select(t.c.item).where(t.c.study == self.study, t.c.item.is_not(None))
+        known = select(t.c.item).where(t.c.study == self.study)
         have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
         seen: Counter[str] = Counter()
         found = {}
@@ -64,8 +64,8 @@ class Queue:
                 found[item] = slot
         return found
 
-    def _enqueue(self, slot: Mapping[str, Any], item: str, instead_of: Lease | None = None) -> None:
-        """A WAITING trial and its slot, in one transaction; takes over the item of a slot that was taken from us."""
+    def _enqueue(self, slot: Mapping[str, Any], item: str) -> None:
+        """A WAITING trial and its slot, in one transaction."""
         attrs = {key: value for key, value in slot.items() if value is not None and key != "params"}
         fixed = {"fixed_params": dict(slot["params"])} if slot.get("params") else {}
         waiting = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=fixed)
@@ -73,16 +73,14 @@ class Queue:
             original = self._numbered(int(slot[REPLICATE]))
             waiting.params, waiting.distributions = original.params, original.distributions
             waiting.set_user_attr("schedule", original.user_attrs["schedule"])
-        slots, spec = self.database.tables.slots, json.dumps(dict(slot))
+        slots = self.database.tables.slots
 
         def guard(session: Session) -> None:
             session.flush()
-            if instead_of is not None:
-                instead_of.guard(state="foreign", item=None, worker=None, expires=None)(session)
             # Optuna holds the study's row, so the newest trial is the one being made.
             mine = select(TRIALS.c.trial_id, TRIALS.c.number).where(TRIALS.c.study_id == self.study_id)
             trial_id, number = session.execute(mine.order_by(TRIALS.c.trial_id.desc()).limit(1)).one()
-            row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item, "spec": spec}
+            row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item}
             session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline" or REPLICATE in slot))
 
         with self.storage.fenced(guard):
@@ -127,9 +125,6 @@ class Queue:
                 self.study,
                 row.number,
                 row.trial_id,
-                row.item,
-                json.loads(row.spec),
-                row.started,
                 worker,
                 row.attempt + 1,
                 row.strikes + died,
@@ -161,12 +156,8 @@ class Queue:
             giving_up(lease, trial)
             lease.fail(lease.reasons)
             return None
-        if not lease.started:
-            begun = trial.state is TrialState.WAITING and lease.start()
-            if not begun and not lease.is_started():
-                # Somebody else's `optuna ask` took it: theirs to finish; ours is a new one in its place.
-                self._enqueue(lease.spec, lease.item, instead_of=lease)
-                return None
+        if trial.state is TrialState.WAITING:
+            lease.start()
         if trial.state.is_finished():  # told by somebody else, `optuna tell` or a dashboard
             lease.renew(state="closed")
             return None

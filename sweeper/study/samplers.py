@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
 
 from sweeper.errors import ConfigError
 
@@ -73,21 +71,8 @@ def _imported(name: str, seed: int) -> BaseSampler:
         raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error
 
 
-class Decided(BaseSampler):
-    """Gives the answers that were decided on before."""
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self._params = params
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._params[param_name]
+def decided(params: Mapping[str, Any]) -> BaseSampler:
+    """A sampler that gives the answers that were decided on before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return PartialFixedSampler(dict(params), RandomSampler())

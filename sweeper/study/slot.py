@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -18,6 +19,7 @@ from sweeper.errors import ConfigError, LeaseLost, NotFinite
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, Guard
 from sweeper.study.history import History, Rehearsal, SearchStorage
+from sweeper.study.trial import Facts, Stage, stored
 
 T = TypeVar("T")
 
@@ -31,9 +33,6 @@ class Lease:
     study: str
     number: int
     trial_id: int
-    item: str
-    spec: Mapping[str, Any]
-    started: bool
     worker: str
     attempt: int
     strikes: int
@@ -72,25 +71,10 @@ class Lease:
         if self.database.transaction(lambda connection: connection.execute(self.holds(**values)).rowcount) == 0:
             raise self.lost()
 
-    def start(self) -> bool:
-        """WAITING to RUNNING, and remember that it was us, in one transaction; False if somebody else was first."""
-
-        def guard(session: Session) -> None:  # Optuna changes nothing, and still commits, unless it was WAITING
-            self.guard(**({"started": True} if session.dirty else {}))(session)
-
-        with self.storage.fenced(guard):
-            try:
-                return self.database.retry(
-                    lambda: self.storage.set_trial_state_values(self.trial_id, TrialState.RUNNING)
-                )
-            except UpdateFinishedTrialError:
-                return False
-
-    def is_started(self) -> bool:
-        """Whether it was us, in any attempt, who set the trial to RUNNING."""
-        slots = self.database.tables.slots
-        started = select(slots.c.started).where(slots.c.study == self.study, slots.c.number == self.number)
-        return bool(self.database.transaction(lambda connection: connection.execute(started).scalar_one()))
+    def start(self) -> None:
+        """WAITING to RUNNING. A trial that somebody else's ``optuna ask`` has set to RUNNING is still ours."""
+        with contextlib.suppress(UpdateFinishedTrialError):  # the next write says so, too
+            self.write(lambda: self.storage.set_trial_state_values(self.trial_id, TrialState.RUNNING))
 
     def lost(self) -> LeaseLost:
         return LeaseLost(
@@ -168,9 +152,9 @@ class Suggest:
 class Slot:
     """A trial that this worker holds. All that writes raises LeaseLost once somebody else holds it.
 
-    ``number`` is Optuna's, ``stage`` and ``seed`` the launched slot's, ``schedule`` its fixed spec or what was
-    proposed before (None before :meth:`propose`), ``attempt`` counts claims from 1, ``attrs`` are the trial's user
-    attributes, ``values`` those reported so far by epoch, ``reasons`` how earlier attempts ended.
+    ``number`` is Optuna's, ``stage`` and ``seed`` the launched slot's, ``spec`` its fixed schedule or what was
+    proposed before, as plain data (None before :meth:`propose`). ``attempt`` counts claims from 1, ``facts`` are the
+    stored attributes, ``curve`` is the objective reported so far by epoch, ``reasons`` say how earlier attempts ended.
     """
 
     def __init__(self, lease: Lease, trial: FrozenTrial, history: History, study: str, sampler: str, seed: int) -> None:
@@ -178,8 +162,11 @@ class Slot:
         self._history = history
         self._study = study
         self._sampler = (sampler, seed)
-        self.attrs: dict[str, Any] = dict(trial.user_attrs)
-        self.values: dict[int, float] = dict(trial.intermediate_values)
+        self.stage: Stage = trial.user_attrs["stage"]
+        self.seed = int(trial.user_attrs["seed"])
+        self.spec: dict[str, Any] | None = trial.user_attrs.get("schedule")
+        self.facts = Facts.of(trial.user_attrs)
+        self.curve: dict[int, float] = dict(trial.intermediate_values)
 
     @property
     def number(self) -> int:
@@ -212,18 +199,6 @@ class Slot:
         """Whether the trial fails for good if this attempt ends badly, too."""
         return self._lease.strikes + 1 >= self._lease.limit
 
-    @property
-    def stage(self) -> str:
-        return str(self.attrs["stage"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.attrs["seed"])
-
-    @property
-    def schedule(self) -> dict[str, Any] | None:
-        return self.attrs.get("schedule")
-
     def propose(
         self,
         fn: Callable[[Suggest], Mapping[str, Any]],
@@ -237,8 +212,8 @@ class Slot:
         ``reference`` from differences to it on the same seed, those of a schedule's replicates together. ``fn`` may
         be called any number of times. Raises ConfigError for a space that cannot be, LeaseLost.
         """
-        if self.schedule is not None:
-            return self.schedule
+        if self.spec is not None:
+            return self.spec
         name, seed = self._sampler
         view = SearchStorage(self._history, self.number, reference)
         trial_id = self._lease.trial_id
@@ -250,7 +225,8 @@ class Slot:
 
         sampler, count = samplers.make(name, seed, self.number), 1
         begun = view.get_trial(trial_id)
-        # not where answers are given, or stored by an earlier attempt; nor for samplers that keep notes on their trials
+        # Answers that are given, or that an earlier attempt stored, are not turned down. A sampler from elsewhere may
+        # keep notes on its trials, so it proposes only once.
         if (
             known is not None
             and name in samplers.SAMPLERS
@@ -260,7 +236,7 @@ class Slot:
                 rehearsal = Rehearsal(view, trial_id)
                 if not known(ask(rehearsal, samplers.make(name, seed, self.number, count - 1))):
                     break
-            sampler = samplers.Decided(rehearsal.trial.params)
+            sampler = samplers.decided(rehearsal.trial.params)
 
         try:
             proposed = self._lease.write(lambda: ask(view, sampler))
@@ -268,8 +244,9 @@ class Slot:
             raise self._lease.lost() from None
         if count > 1:
             self.set("proposals", count)
-        self.set("schedule", json.loads(json.dumps(proposed)))
-        return dict(self.attrs["schedule"])
+        self.spec = json.loads(json.dumps(proposed))
+        self._lease.set("schedule", self.spec)
+        return dict(self.spec)
 
     def renew(self) -> None:
         """Say that the worker is alive; safe to call from another thread."""
@@ -278,16 +255,17 @@ class Slot:
     def report(self, epoch: int, value: float) -> None:
         """Store the objective after ``epoch`` (from 0); a second report of an epoch replaces the first."""
         lease, number = self._lease, float(value)
-        strikes = lease.strikes if epoch in self.values else 0  # a trial that gets on is not broken
+        strikes = lease.strikes if epoch in self.curve else 0  # a trial that gets on is not broken
         work = functools.partial(lease.storage.set_trial_intermediate_value, lease.trial_id, epoch, number)
         lease.store(work, **({"strikes": strikes} if strikes != lease.strikes else {}))
         self._lease = replace(lease, strikes=strikes)
-        self.values[epoch] = number
+        self.curve[epoch] = number
 
     def set(self, key: str, value: Any) -> None:
-        """Store a user attribute (anything JSON can hold) on the trial."""
-        self._lease.set(key, value)
-        self.attrs[key] = value
+        """Store one of its :class:`Facts`; TypeError for a name that is none of them."""
+        facts = replace(self.facts, **{key: value})
+        self._lease.set(key, stored(value))
+        self.facts = facts
 
     def tell(self, value: float) -> None:
         """Finish the trial with its objective; raises NotFinite for NaN (use :meth:`fail`)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -15,13 +17,25 @@ from sweeper.errors import ConfigError, DatabaseError
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
 from sweeper.study.history import TRIALS, History
-from sweeper.study.importance import importance
 from sweeper.study.queue import Queue
-from sweeper.study.raced import Told
-from sweeper.study.rows import TrialRow, WorkerRow
+from sweeper.study.raced import Told, importance
 from sweeper.study.slot import Lease, Slot
+from sweeper.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker as it last said of itself; ``age_s`` is the time since, by the database's clock."""
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    number: int | None
+    epoch: int | None
+    age_s: float
 
 
 class Study:
@@ -203,32 +217,31 @@ class Study:
         """Keep ``value`` (anything JSON can hold) with the study; Optuna's tools show it as an attribute of it."""
         self._database.retry(lambda: self._optuna.set_user_attr(key, value))
 
-    def rows(self) -> list[TrialRow]:
-        """All trials by number, also those that somebody else asked for."""
+    def trials(self) -> list[Trial]:
+        """The study's trials by number. One that somebody else added with Optuna's means is none of them."""
         slots = self._queue.rows()
-        return [_row(trial, slots.get(trial.number)) for trial in self._trials()]
+        return [
+            Trial.of(trial, slot.attempt, slot.worker, tuple(json.loads(slot.reasons)))
+            for trial in self._frozen()
+            if (slot := slots.get(trial.number)) is not None
+        ]
 
     def counts(self) -> dict[str, int]:
-        """Trials by state in small letters, with "total" slots, and "foreign" ones that are counted nowhere else."""
-        slots = self._queue.rows()
-        ours = {number for number, slot in slots.items() if slot.state != "foreign"}
-        counts = dict.fromkeys(("waiting", "running", "complete", "pruned", "fail"), 0)
-        trials = self._trials()
-        for trial in trials:
-            if trial.number in ours:
-                counts[trial.state.name.lower()] += 1
-        return {**counts, "foreign": len(trials) - len(ours), "total": len(ours)}
+        """Trials by state in small letters, and their "total"."""
+        counts = Counter(trial.state.lower() for trial in self.trials())
+        states = ("waiting", "running", "complete", "pruned", "fail")
+        return {**{state: counts[state] for state in states}, "total": counts.total()}
 
     def importance(self) -> tuple[dict[str, float], int]:
         """Parameter -> share in getting among the best, and of how many trials; see :func:`importance`."""
-        return importance(self._trials())
+        return importance(self._frozen())
 
-    def find(self, trace: str, seed: int, recipe: str) -> TrialRow | None:
-        """The first COMPLETE trial with these user attributes: the same training, whose value can be told at once."""
+    def find(self, trace: str, seed: int, recipe: str) -> Trial | None:
+        """The first COMPLETE trial with this seed and these digests: the same training, known at once."""
         wanted = {"trace": trace, "seed": seed, "recipe": recipe}
         for trial in self._history.read():
             if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
-                return _row(trial, self._queue.rows().get(trial.number))
+                return Trial.of(trial, 0, None, ())
         return None
 
     def beat(
@@ -250,30 +263,8 @@ class Study:
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
         return [WorkerRow(row.worker, row.host, row.pid, row.device, row.number, row.epoch, row.age) for row in rows]
 
-    def _trials(self) -> list[FrozenTrial]:
+    def _frozen(self) -> list[FrozenTrial]:
         return self._database.retry(lambda: self._optuna.get_trials(deepcopy=False))
-
-
-def _row(trial: FrozenTrial, slot: Any | None) -> TrialRow:
-    ours = slot is not None and slot.state != "foreign"
-    seconds = None
-    if trial.datetime_start is not None and trial.datetime_complete is not None:
-        seconds = (trial.datetime_complete - trial.datetime_start).total_seconds()
-    return TrialRow(
-        number=trial.number,
-        state=trial.state.name,
-        stage=trial.user_attrs["stage"] if ours else "foreign",
-        seed=trial.user_attrs.get("seed"),
-        params=dict(trial.params),
-        schedule=trial.user_attrs.get("schedule"),
-        value=None if trial.values is None else trial.values[0],
-        values=dict(trial.intermediate_values),
-        attrs=dict(trial.user_attrs),
-        seconds=seconds,
-        attempt=slot.attempt if slot is not None else 0,
-        worker=slot.worker if slot is not None else None,
-        reasons=tuple(json.loads(slot.reasons)) if slot is not None else (),
-    )
 
 
 def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> None:

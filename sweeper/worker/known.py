@@ -28,9 +28,9 @@ class Known:
         would be proposed before anything is known.
         """
         trunk = self._service.searched.trunk
-        if trunk is None or slot.stage != "search" or slot.schedule is not None:
+        if trunk is None or slot.stage != "search" or slot.spec is not None:
             return False
-        open_rows = [row for row in self._service.study.rows() if row.state in ("WAITING", "RUNNING")]
+        open_rows = [row for row in self._service.study.trials() if row.state in ("WAITING", "RUNNING")]
         digest = self._service.trace(trunk).digest
         return any(
             row.stage == "baseline"
@@ -47,8 +47,8 @@ class Known:
         except ScheduleError:
             return True
         if self._traces is None or self._traces[0] != slot.number:
-            rows = self._service.study.rows()
-            self._traces = slot.number, {row.attrs.get("trace") for row in rows if row.seed == slot.seed}
+            rows = self._service.study.trials()
+            self._traces = slot.number, {row.facts.trace for row in rows if row.seed == slot.seed}
         return digest in self._traces[1]
 
     def twin(self, task: Task) -> Snapshot | None:
@@ -58,7 +58,7 @@ class Known:
         """
         slot, trace = task.slot, task.trace
         row = self._service.study.find(trace.digest, slot.seed, task.digest)
-        if row is None or row.number == slot.number or len(row.values) < trace.epochs:
+        if row is None or row.number == slot.number or len(row.curve) < trace.epochs:
             return None
         slot.set("duplicate_of", row.number)
         now, steps = round(time.time() * 1000), trace.steps_per_epoch
@@ -67,13 +67,13 @@ class Known:
                 "epoch": epoch,
                 "time": now,
                 "by": f"{self._service.study.id}/{row.number}",
-                "seconds": float(row.attrs.get("epoch_seconds", 0.0)),
+                "seconds": row.facts.epoch_seconds or 0.0,
                 names.LR: float(trace.lr[(epoch + 1) * steps - 1]),
-                self._service.sweep.metric: row.values[epoch],
+                self._service.sweep.metric: row.curve[epoch],
             }
             for epoch in range(trace.epochs)
         ]
-        return Snapshot(trace.epochs, b"", rows, str(row.attrs.get("state_digest", "")))
+        return Snapshot(trace.epochs, b"", rows, row.facts.state_digest or "")
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
         """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is.
@@ -87,11 +87,11 @@ class Known:
         if (reason := prune.dead(curve, sweep.dead_after)) is not None:
             return reason
         ends = {jump.epoch for jump in trace.jumps()}
-        if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.attrs.get("judged", 0):
+        if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.facts.judged:
             return None
         others = [
-            [row.values[epoch] for epoch in sorted(row.values)]
-            for row in self._service.study.rows()
+            row.values
+            for row in self._service.study.trials()
             if row.number != slot.number and row.seed == slot.seed and row.state != "FAIL"
         ]
         from_epoch = sweep.pruner.from_epoch

@@ -56,8 +56,8 @@ class Reporter:
 
     def log(self, slot: Slot) -> TrialLog:
         """The trial's run in MLflow, for this attempt."""
-        schedule = slot.schedule or {}
-        label = self._service.searched.label(schedule) if schedule else slot.attrs.get("name", "no schedule yet")
+        schedule = slot.spec or {}
+        label = self._service.searched.label(schedule) if schedule else slot.facts.name
         return self._service.tracker.trial(
             slot.number,
             slot.attempt,
@@ -66,7 +66,7 @@ class Reporter:
                 names.STAGE: slot.stage,
                 names.FAMILY: schedule.get("family", "none"),
                 names.ATTEMPT: slot.attempt,
-                **({names.RECIPE: slot.attrs["recipe"]} if "recipe" in slot.attrs else {}),
+                **({names.RECIPE: slot.facts.recipe} if slot.facts.recipe is not None else {}),
             },
         )
 
@@ -80,13 +80,13 @@ class Reporter:
         # "facts" for programs; one by one they are columns and axes in optuna-dashboard
         shown = {key: facts[key] for key in SHOWN}
         for key, value in {"trace": trace.digest, "recipe": task.digest, "facts": facts, **shown}.items():
-            if slot.attrs.get(key) != value:
+            if getattr(slot.facts, key) != value:
                 slot.set(key, value)
-        if "epochs_reused" not in slot.attrs:
+        if slot.facts.epochs_reused is None:
             slot.set("epochs_reused", reused)
         log = self.log(slot)
         log.params(names.params(words(task.spec), facts, slot.seed))
-        if not slot.values:  # the pictures are the same in every attempt
+        if not slot.curve:  # the pictures are the same in every attempt
             log.artifact(names.TRACE_TABLE, report.trace_table(trace))
             log.artifact(names.TRACE_PLOT, report.plot_traces({f"trial {slot.number}": trace}))
         return log
@@ -97,7 +97,7 @@ class Reporter:
         numbers = {key: value for key, value in row.items() if "/" in key}
         numbers[names.LR_RELATIVE] = row[names.LR] / trace.peak if trace.peak else 0.0
         log.epoch(row["epoch"], numbers, row["time"])
-        if row["epoch"] not in slot.values:
+        if row["epoch"] not in slot.curve:
             slot.report(row["epoch"], row[self._metric])
 
     def finish(

@@ -163,15 +163,15 @@ class Segments:
 
 def landscape(service: Service, task: Task, child: TrainingProcess, beat: Callable[[], None]) -> dict[str, Any] | None:
     """What a control trial of the battery measures, None for all other trials. ``beat`` may raise to stop."""
-    control = task.slot.attrs.get("control") or {}
-    if control.get("kind") != evidence.BARRIER:
+    control = task.slot.facts.control
+    if control is None or control.kind != evidence.BARRIER or control.other is None:
         return None
 
     def states(recipe: Recipe) -> Callable[[int], bytes | None]:
         keys = prefix_keys(recipe.digest(service.facts(child.fingerprint(recipe))), task.trace)
         return evidence.states(service.store, child, recipe, task.trace, keys, beat)
 
-    other, start, end = service.recipe(control["other"]), control["epoch"], control["end"]
+    other, start, end = service.recipe(control.other), control.epoch, control.end
     return evidence.measure(
         *(child, task.recipe, task.trace, states(task.recipe), lambda: states(other)(end)),
         start=start,
