@@ -4,7 +4,7 @@ The training process records. The worker compares with the trace that it built i
 a trainer that reads a trace wrongly and anything else in its process that sets a learning rate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,18 +66,20 @@ class Applied:
         columns = [x * trace.group(name)[part].astype(np.float64) for x, name in zip(factors, self.groups, strict=True)]
         lr = np.stack(columns, axis=1)
         if recipe.optimizer in WITH_MOMENTUM:
-            own = np.full(expected, recipe.momentum)
-            driven = own if trace.momentum is None else trace.momentum[part].astype(np.float64)
-            names, momentum = ("momentum",), np.broadcast_to(driven[:, None, None], (*lr.shape, 1))
+            steady = np.full(expected, recipe.momentum)
+            driven = steady if trace.momentum is None else trace.momentum[part].astype(np.float64)
+            names, momentum = ["momentum"], np.broadcast_to(driven[:, None, None], (*lr.shape, 1))
         else:
-            names = ("beta 1", "beta 2")  # type: ignore[assignment]
+            names = ["beta 1", "beta 2"]
             momentum = np.broadcast_to(np.array([recipe.momentum, SECOND_BETA]), (*lr.shape, 2))
         if self.momentum.shape[1:] != momentum.shape[1:]:
             raise LRMismatch(
                 f"epoch {epoch}: the optimizer's groups have {self.momentum.shape[-1]} values for momentum, "
                 f"{recipe.optimizer} has {len(names)} ({', '.join(names)}); the trainer built another optimizer"
             )
-        for what, applied, proposed in self._pairs(lr, momentum, names):
+        pairs = {"LR": (self.lr, lr)}
+        pairs |= {name: (self.momentum[:, :, i], momentum[:, :, i]) for i, name in enumerate(names)}
+        for what, (applied, proposed) in pairs.items():
             wrong = applied != proposed  # NaN differs from everything
             if wrong.any():
                 step, group = np.unravel_index(int(wrong.argmax()), wrong.shape)
@@ -85,13 +87,6 @@ class Applied:
                     f"epoch {epoch}, step {part.start + step}: group {self.groups[group]} used {what} "
                     f"{float(applied[step, group])!r}, the schedule says {float(proposed[step, group])!r}; {WHY}"
                 )
-
-    def _pairs(
-        self, lr: FloatArray, momentum: FloatArray, names: Sequence[str]
-    ) -> Iterator[tuple[str, FloatArray, FloatArray]]:
-        yield "LR", self.lr, lr
-        for index, name in enumerate(names):
-            yield name, self.momentum[:, :, index], momentum[:, :, index]
 
 
 def multiples(optimizer: str, groups: Sequence[str]) -> list[float]:
@@ -106,10 +101,10 @@ def multiples(optimizer: str, groups: Sequence[str]) -> list[float]:
 
 
 class Recorder:
-    """Remembers what the groups of ``optimizer`` hold at each of its steps; no wait for a GPU.
+    """Remembers what the groups of ``optimizer`` hold at each of its steps, without waiting for a GPU.
 
-    The hook runs after the update: by then every hook that others have put before it has run, and torch's optimizers
-    do not change their settings.
+    Its hook runs after the update, so every hook that may change a setting before the update has run by then. The
+    update itself changes no setting.
     """
 
     def __init__(self, optimizer: "torch.optim.Optimizer") -> None:
@@ -137,7 +132,7 @@ class Recorder:
         """All steps since ``clear``. Waits for the GPU once."""
         columns = len(self._held()[0])
         held = np.array(self._rows, np.float64).reshape(len(self._rows), len(self._names), columns)
-        skipped = [bool(found) for found in self._infinite]
+        skipped = [bool(value) for value in self._infinite]
         return Applied(self._names, held[:, :, 0], held[:, :, 1:], np.array(skipped, bool))
 
     def _stepped(self, optimizer: "torch.optim.Optimizer", *_: object) -> None:

@@ -14,23 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sweeper.config import Recipe
 from sweeper.errors import SweeperError
 from sweeper.schedules import Trace
-from sweeper.training import Trainer
-
-if TYPE_CHECKING:
-    from sweeper.training import Detections
+from sweeper.training import Detections, Trainer
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
+    """One finished epoch: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
 
-    ``detections`` are the EMA's on the validation images, where they were asked for. ``memory``: the most of the GPU's
-    that was held so far, as a share of it; 0 on a CPU.
+    ``detections`` are the EMA's on the validation images, where they were asked for. ``memory``: the largest share of
+    the GPU's memory that was held so far; 0 on a CPU.
     """
 
     epoch: int
@@ -40,7 +37,7 @@ class Epoch:
     seconds: float
     state: bytes
     state_digest: str
-    detections: "list[Detections] | None" = None
+    detections: list[Detections] | None = None
     memory: float = 0.0
 
 

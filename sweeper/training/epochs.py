@@ -46,17 +46,17 @@ class ImageCache:
         self._slot_bytes = image_bytes
         self._slots = min(images, limit // image_bytes)
         self._memory = np.frombuffer(mmap.mmap(-1, max(self._slots * image_bytes, 1)), np.uint8)
-        self._found: dict[int, Image] = {}
+        self._images: dict[int, Image] = {}
 
     @property
     def bytes(self) -> int:
-        """What it may grow to."""
+        """The size in bytes that it may grow to."""
         return self._slots * self._slot_bytes
 
     def get(self, index: int) -> Image | None:
         """A copy (augmentations write in place) of an image that this process has put here."""
-        found = self._found.get(index)
-        return found and (found[0].copy(), *found[1:])
+        image = self._images.get(index)
+        return image and (image[0].copy(), *image[1:])
 
     def put(self, index: int, image: Image) -> None:
         """Keep a copy, if there is a place for it."""
@@ -65,7 +65,7 @@ class ImageCache:
             start = index * self._slot_bytes
             kept = self._memory[start : start + pixels.nbytes].reshape(pixels.shape)
             kept[...] = pixels
-            self._found[index] = (kept, original, resized)
+            self._images[index] = (kept, original, resized)
 
 
 class ExactDataset(YOLODataset):  # type: ignore[misc]
@@ -87,7 +87,7 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
 
     @property
     def cache_bytes(self) -> int:
-        """What the image cache may grow to."""
+        """The size in bytes that the image cache may grow to."""
         return self._images.bytes
 
     def build_transforms(self, hyp: Any) -> Compose:
@@ -109,18 +109,18 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Image:
         """The image, decoded and resized, from the cache if it is there."""
-        found = self._images.get(i)
-        if found is None:
-            found = super().load_image(i, rect_mode, resize_short)
-            self._images.put(i, found)
-        return found
+        image = self._images.get(i)
+        if image is None:
+            image = super().load_image(i, rect_mode, resize_short)
+            self._images.put(i, image)
+        return image
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
         """As Ultralytics', with the file put in place at once: other processes read it at the same time."""
         try:
-            found = load_dataset_cache_file(cache_path)
-            if (found["version"], found["hash"]) == (DATASET_CACHE_VERSION, cache_hash):
-                return found, True
+            cached = load_dataset_cache_file(cache_path)
+            if (cached["version"], cached["hash"]) == (DATASET_CACHE_VERSION, cache_hash):
+                return cached, True
         except Exception:  # missing or cut short; a pickle raises anything
             pass
         aside = cache_path.with_suffix(f".{os.getpid()}.cache")

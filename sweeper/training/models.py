@@ -49,14 +49,14 @@ def architecture(model: str) -> dict[str, Any]:
                 f"or start untrained with {path.stem}.yaml"
             )
         try:
-            found: dict[str, Any] = load_checkpoint(path)[0].yaml
+            cfg: dict[str, Any] = load_checkpoint(path)[0].yaml
         except Exception as error:  # a pickle raises anything
             raise ConfigError(f"model: {model} cannot be read as Ultralytics' weights: {_line(error)}") from None
     elif path.suffix in (".yaml", ".yml") and "://" not in model:
         try:
             if path.exists():  # a file of the user's; Ultralytics reads it next
                 parse_yaml(read_text(path))
-            found = yaml_model_load(model)
+            cfg = yaml_model_load(model)
         except (OSError, ValueError) as error:
             if not isinstance(error, FileNotFoundError):
                 problem = why(error) if isinstance(error, OSError | UnicodeDecodeError) else str(error)
@@ -65,12 +65,12 @@ def architecture(model: str) -> dict[str, Any]:
     else:
         raise ConfigError(f"model: {model} is not a model; expected a name such as yolo11n.yaml or a .pt file")
     try:
-        head = found["head"][-1][2]
+        head = cfg["head"][-1][2]
     except (LookupError, TypeError):
         raise ConfigError(f"model: {model} has no head; expected an architecture as Ultralytics writes it") from None
     if head not in HEADS:
         raise ConfigError(f"model: {model} ends in {head}; expected a detector that ends in {' or '.join(HEADS)}")
-    return found
+    return cfg
 
 
 def check(recipe: "Recipe") -> dict[str, Any]:
@@ -121,16 +121,16 @@ def _line(error: Exception) -> str:
 def check_device(device: str) -> torch.device:
     """``device`` as torch knows it. Raises DeviceError where it is not there."""
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
         raise DeviceError(f"device: {device!r} is not a device; expected cpu, cuda or cuda:0") from None
-    if found.type == "cpu":
-        return found
-    if found.type != "cuda":
+    if parsed.type == "cpu":
+        return parsed
+    if parsed.type != "cuda":
         raise DeviceError(f"device: {device} is not supported; expected cpu, cuda or cuda:0")
-    if not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count():
+    if not torch.cuda.is_available() or (parsed.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device: {device} is not there; torch {torch.__version__} sees {torch.cuda.device_count()}")
-    return torch.device("cuda", found.index or 0)
+    return torch.device("cuda", parsed.index or 0)
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
@@ -139,7 +139,7 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
     where = check_device(device)
     on_cpu = where.type == "cpu"
     is_weights = Path(recipe.model).suffix == ".pt"
-    said = {key: value for key, value in cfg.items() if key != "yaml_file"}
+    network = {key: value for key, value in cfg.items() if key != "yaml_file"}
     return {
         "ultralytics": ultralytics.__version__,
         "torch": torch.__version__,
@@ -151,7 +151,7 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
         "cuda": "" if on_cpu else f"{torch.version.cuda} cudnn {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
         "precision": "amp" if recipe.amp and not on_cpu else "float32",
         "threads": threads,
-        "architecture": hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest(),
+        "architecture": hashlib.sha256(json.dumps(network, sort_keys=True, default=str).encode()).hexdigest(),
         "weights": hashlib.sha256(Path(recipe.model).read_bytes()).hexdigest() if is_weights else "",
         "end2end": int(bool(cfg.get("end2end")) or cfg["head"][-1][2] == "v10Detect"),
     }

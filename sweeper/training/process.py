@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Generator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,9 @@ from sweeper import errors
 from sweeper.config import Recipe
 from sweeper.errors import LRMismatch, TrainingError
 from sweeper.schedules import Trace
-from sweeper.training import Applied, Trainer
+from sweeper.training import Applied, Detections, Trainer
 from sweeper.training import open as open_trainer
 from sweeper.training.child import Beat, Epoch, serve
-
-if TYPE_CHECKING:
-    from sweeper.training import Detections
 
 __all__ = ["Beat", "Crash", "Epoch", "Hang", "TrainingProcess"]
 
@@ -63,7 +60,7 @@ class TrainingProcess:
         self._opening = opening
         self._process: Any = None
         self._pipe: Connection | None = None
-        self._heard = False  # since it was started
+        self._heard = False  # whether the child has answered since it was started
         self._asked_at = 0  # bytes of the log that were there when it was last asked for something
         self.epochs = 0  #: finished so far, over all trainings
         self.log = folder / f"training-{os.getpid()}.log"
@@ -76,8 +73,7 @@ class TrainingProcess:
 
     def fingerprint(self, recipe: Recipe) -> dict[str, Any]:
         """What of model, versions and hardware determines a training of ``recipe`` on this device (for its digest)."""
-        answer = self._ask(("fingerprint", recipe))
-        assert isinstance(answer, dict)
+        answer: dict[str, Any] = self._ask(("fingerprint", recipe))
         return answer
 
     def train(
@@ -125,14 +121,12 @@ class TrainingProcess:
 
     def weights(self, recipe: Recipe, state: bytes) -> bytes:
         """The EMA's weights in a state of ``recipe`` (a state_dict file, no pickled code)."""
-        answer = self._ask(("weights", recipe, state))
-        assert isinstance(answer, bytes)
+        answer: bytes = self._ask(("weights", recipe, state))
         return answer
 
-    def detections(self, recipe: Recipe, state: bytes) -> "list[Detections]":
-        """What the EMA in a state of ``recipe`` finds in the validation images."""
-        answer = self._ask(("detections", recipe, state))
-        assert isinstance(answer, list)
+    def detections(self, recipe: Recipe, state: bytes) -> list[Detections]:
+        """The detections of the EMA in a state of ``recipe`` on the validation images, one entry per image."""
+        answer: list[Detections] = self._ask(("detections", recipe, state))
         return answer
 
     def quench(
@@ -142,10 +136,10 @@ class TrainingProcess:
 
         ``state``: None is the untrained one. Raises LRMismatch as :meth:`train` does.
         """
-        arrays, applied = self._ask(("quench", recipe, trace, epoch, steps, state))
-        assert isinstance(applied, Applied)
+        answer: tuple[dict[str, np.ndarray[Any, Any]], Applied]
+        answer = self._ask(("quench", recipe, trace, epoch, steps, state))
+        arrays, applied = answer
         applied.check(epoch, trace, recipe, steps)
-        assert isinstance(arrays, dict)
         return arrays
 
     def loss(
