@@ -1,4 +1,4 @@
-"""The keys of ``yolo train``: which of them a sweep file takes, and where the meaning of the others lives."""
+"""The keys of ``yolo train`` that a sweep file refuses, and where their meaning lives."""
 
 from collections.abc import Mapping
 
@@ -80,23 +80,4 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("retina_masks", "embed", "show", "save_frames", "save_txt", "save_conf"), _AFTERWARDS),
     **dict.fromkeys(("save_crop", "show_labels", "show_conf", "show_boxes", "line_width"), _AFTERWARDS),
     **dict.fromkeys(("format", "optimize", "dynamic", "simplify", "opset", "workspace", "tracker"), _AFTERWARDS),
-}
-
-#: Keys that a sweep file and ``yolo train`` both have, and what is not the same.
-DIFFERENT: Mapping[str, str] = {
-    "optimizer": "has no auto, which ignores the learning rate it is given; SGD by default",
-    "amp": "is off by default, because its results depend on the GPU; there is no bf16",
-    "workers": "are trainings at one time on this machine; Ultralytics' loader processes are loader_workers",
-    "device": "has one training on each GPU that it names, not one training on all of them",
-    "name": "names the sweep, its study and its experiment in MLflow",
-    "data": "may also be a folder in COCO layout, or digits; nothing is downloaded",
-    "model": "may also be one of torchvision's detectors; only detectors, and nothing is downloaded",
-    "batch": "is a number of images; there is no search for one that fits",
-    "imgsz": "is one number, a multiple of 32; it is not rounded",
-    "lr0": "is the base of every schedule that names no lr",
-    "epochs": "is at most 100000 and part of every schedule",
-    "freeze": "takes layers by number, not by name",
-    "multi_scale": "is drawn for each batch from its number, so that a resumed run has the same sizes",
-    "scale": "is one number",
-    "mosaic": "is on in all epochs; mosaic_epochs: 90 turns it off after the first 90, Ultralytics before the last 10",
 }
