@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo exactness evidence-test gpu-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
+.PHONY: help dist demo exactness evidence-test gpu-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
 	@echo "make test   install, pass the tests"
 	@echo "make check  lint, types and tests: what CI runs"
+	@echo "make dist   a wheel and a source distribution, in dist/"
 	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
 	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=100; half an hour)"
@@ -27,6 +28,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 install: $(VENV)/installed
+
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
 
 demo: install
 	$(BIN)/sweeper run jobs/digits.yaml

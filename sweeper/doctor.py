@@ -65,7 +65,7 @@ def _versions() -> str:
             raise SweeperError(f"{name} is not installed; install sweeper again, with constraints.txt") from None
 
     check_optuna()
-    return ", ".join([f"python {platform.python_version()}", version("sweeper"), *map(version, LIBRARIES)])
+    return ", ".join([f"python {platform.python_version()}", version("lr-sweeper"), *map(version, LIBRARIES)])
 
 
 def _device(wanted: str) -> str:

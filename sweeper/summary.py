@@ -22,7 +22,7 @@ from sweeper.tracking.view import Axes
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
 SHOWN = 8  # runs beside the baseline, in charts that show a few
-_VERSIONS = ("sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
+_VERSIONS = ("lr-sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
 
 
 def axes(sweep: Sweep) -> Axes:

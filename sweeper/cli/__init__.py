@@ -21,7 +21,7 @@ app = typer.Typer(
     name="sweeper",
     help="Sweep learning-rate schedules for detection models, and pick one with evidence, or none.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -16,7 +16,10 @@ from sweeper.config import Sweep
 if TYPE_CHECKING:
     from sweeper.service import Service
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep file (YAML).")]
+SweepFile = Annotated[
+    Path,
+    typer.Argument(metavar="SWEEP", help="A sweep file (YAML), a built-in sweep (digits, bccd), or a launched one."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as with yolo.")]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="SWEEPER_STORE", help="Folder or fsspec URL of training states.")

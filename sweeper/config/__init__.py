@@ -8,7 +8,7 @@ it, dots go deeper.
 from sweeper.config.confirm import Budget, Confirm, Escape
 from sweeper.config.recipe import Recipe
 from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
-from sweeper.config.sweep import BEST, Sweep
+from sweeper.config.sweep import BEST, Sweep, built_in, file_of
 
 __all__ = [
     "BEST",
@@ -22,4 +22,6 @@ __all__ = [
     "Restarts",
     "Search",
     "Sweep",
+    "built_in",
+    "file_of",
 ]

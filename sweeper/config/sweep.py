@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -271,9 +272,9 @@ class Sweep(Model):
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Sweep":
         """Read, override and check a sweep file; raises ConfigError in one line before anything else happens."""
-        path = Path(path)
+        path, given = file_of(path), path
         written = read(path)
-        if isinstance(data := written.get("data"), str) and _is_path(data):
+        if isinstance(data := written.get("data"), str) and _is_path(data) and str(given) not in built_in():
             written["data"] = str(path.parent / data)  # as written in the file, from where the file is
         override(written, overrides)
         return cls.build(written, str(path))
@@ -281,7 +282,7 @@ class Sweep(Model):
     @staticmethod
     def name_in(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> str:
         """The name in a sweep file of which nothing else is looked at; ConfigError if there is none."""
-        written = read(Path(path))
+        written = read(file_of(path))
         override(written, overrides)
         name = written.get("name")
         if not isinstance(name, str) or not name:
@@ -320,6 +321,18 @@ class Sweep(Model):
                 f"{where}: baselines: there are none, and a race compares with them on each seed; expected at least one"
             )
         return sweep
+
+
+def built_in() -> dict[str, Path]:
+    """The sweeps that come with the package, by name: what ``sweeper run digits`` means. Their ``data``, where it is a
+    path, is relative to the current folder."""
+    folder = resources.files("sweeper") / "sweeps"
+    return {Path(file.name).stem: Path(str(file)) for file in folder.iterdir()} if folder.is_dir() else {}
+
+
+def file_of(path: str | os.PathLike[str]) -> Path:
+    """``path``, or the file of the built-in sweep of that name where there is no such file."""
+    return Path(path) if Path(path).exists() else built_in().get(str(path), Path(path))
 
 
 def _is_path(data: str) -> bool:

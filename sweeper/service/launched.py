@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweeper import database
-from sweeper.config import Sweep
+from sweeper.config import Sweep, file_of
+from sweeper.config.written import override
 from sweeper.errors import ConfigError
 from sweeper.service.place import Place
 from sweeper.service.service import Service
@@ -19,11 +20,13 @@ def launched(
 ) -> tuple[Service, list[str]]:
     """A launched sweep, for looking, and a line for each thing that ``sweep`` (or its file) says otherwise now.
 
+    ``sweep`` may also be the name of a launched sweep, where there is no file of that name.
     Overrides that the launch was given count again, and those of what may change (``Sweep.FREE``) can be given anew.
     Nothing is created. Raises DatabaseError if no such sweep was launched, ConfigError for a file without a name and
     for an override that cannot be.
     """
-    name = sweep.name if isinstance(sweep, Sweep) else Sweep.name_in(sweep, overrides)
+    by_name = not isinstance(sweep, Sweep) and _is_name(sweep)
+    name = sweep.name if isinstance(sweep, Sweep) else str(sweep) if by_name else Sweep.name_in(sweep, overrides)
     opened = database.open(place.database, create=False)
     study = Study.open(opened, name)
     config = dict(study.config)
@@ -33,6 +36,10 @@ def launched(
     try:
         if isinstance(sweep, Sweep):
             now = sweep.flat()
+        elif by_name:
+            keys = {**frozen, **free}
+            override(keys, overrides)
+            now = Sweep.build(keys, name).flat()
         else:
             now = Sweep.load(sweep, [*config.get("overrides", ()), *overrides]).flat()
     except ConfigError as error:
@@ -46,3 +53,8 @@ def launched(
             notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
     then = Sweep.build({**frozen, **free}, name)
     return Service(then, place, overrides=overrides, looking=True, launched_as=config), notes
+
+
+def _is_name(sweep: str | os.PathLike[str]) -> bool:
+    """Whether this can only be meant as the name of a sweep: there is no such file, and it is no path of one."""
+    return not file_of(sweep).exists() and not {"/", ".", os.sep} & set(str(sweep))

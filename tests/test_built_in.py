@@ -1,0 +1,49 @@
+"""Sweeps by name: those that come with the package, and those that were launched."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sweeper.cli import app
+from sweeper.config import Sweep, built_in, file_of
+from sweeper.service import Service
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+
+
+def test_the_built_in_sweeps_are_those_of_jobs() -> None:
+    names = ["bccd", "cawb-article", "cawb-article-small", "digits"]
+    assert sorted(built_in()) == names
+    for name in names:
+        assert built_in()[name].read_text() == (JOBS / f"{name}.yaml").read_text()
+        assert Sweep.load(name).name == Sweep.load(JOBS / f"{name}.yaml").name
+
+
+def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert file_of("digits") == built_in()["digits"]
+    Path("digits").write_text("name: mine")
+    assert file_of("digits") == Path("digits")
+
+
+def test_data_of_a_built_in_sweep_lie_where_the_command_is_given() -> None:
+    assert Sweep.load("bccd").recipe.data == "bccd/data.yaml"
+    assert Sweep.load(JOBS / "bccd.yaml").recipe.data == str(JOBS / "bccd/data.yaml")
+
+
+def test_a_launched_sweep_is_read_by_its_name(shown: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = ["--store", str(shown.place.folder)]
+    by_name = CliRunner().invoke(app, ["pick", "shown", *store])
+    by_file = CliRunner().invoke(app, ["pick", str(shown.place.folder.parent / "shown.yaml"), *store])
+    assert by_name.exit_code == 0, by_name.output
+    assert by_name.stdout == by_file.stdout
+    nobody = CliRunner().invoke(app, ["pick", "nobody", *store])
+    assert "study 'nobody': not in" in str(nobody.exception)
+
+
+def test_short_help_and_completion() -> None:
+    done = CliRunner().invoke(app, ["-h"])
+    assert done.exit_code == 0
+    assert "--install-completion" in done.output
