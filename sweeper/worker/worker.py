@@ -72,7 +72,7 @@ class Worker:
         self.device = device
         self.share = share
         self.stop = stop
-        # containers may share both the host's name and the number
+        # Two containers may share both the host's name and the process number.
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.folder = service.place.folder / "work" / self.name
         self._known = Known(service)
@@ -91,14 +91,14 @@ class Worker:
         self.service.check_store()
         self._check_tracking()
         study = self.service.study
-        passed: set[int] = set()  # trials to be left to others for now
+        passed: set[int] = set()  # numbers of the trials that are left to other workers for now
         faults = 0  # in a row, without an epoch in between
         looks = 0  # in a row, at trials that wait for what is trained elsewhere
         stall_s = self.service.sweep.stall_s
         with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, share=self.share) as child:
             try:
                 child.fingerprint(self.service.recipe(self.service.sweep.recipe.seed))
-            except DeviceError:  # as with every trial; all else may be a trial's matter
+            except DeviceError:  # every trial would fail on it; another error may concern a single trial
                 raise
             except SweeperError as error:
                 say.warning("%s", error)
@@ -118,17 +118,17 @@ class Worker:
                         looks = 1 if child.epochs > before else looks + 1
                         self.stop.wait(random.uniform(0.5, 1.0) * pause(looks, LONGEST_LOOK_S))
                         continue
-                    except (LeaseLost, TrackingError) as error:  # while its end was being written down
+                    except (LeaseLost, TrackingError) as error:  # while the end of the trial was written down
                         say.warning("trial %d: %s", slot.number, error)
                     looks = 0
                     faults = 0 if well or child.epochs > before else faults + 1
-                    if not well:  # others may have more luck; a broken machine must not wear out trial after trial
+                    if not well:  # a broken machine must not use up the attempts of trial after trial
                         passed.add(slot.number)
                         self.stop.wait(pause(faults + 1, LONGEST_PAUSE_S) if faults else 0)
                 elif study.done:
                     say.info("sweep %s: every trial is finished; sweeper pick says what came out", study.name)
                     break
-                else:  # the last ones are being trained elsewhere, or wait for a segment that is
+                else:  # the trials that are left are trained elsewhere, or wait for a segment that is
                     passed.clear()
                     self.stop.wait(1)
 
@@ -142,9 +142,9 @@ class Worker:
             say.warning("%s; the trials go on and are sent later", error)
 
     def _attempt(self, slot: Slot, child: TrainingProcess) -> bool:
-        """Work on one trial and leave it finished, failed or given back; False if that was due to a fault here.
+        """Work on one trial and leave it finished, failed or given back; False if a fault of this machine ended it.
 
-        Only what is not about the trial is raised.
+        Raises what does not concern the trial alone, and Elsewhere.
         """
         try:
             with self._segments.renewing(slot):
@@ -157,10 +157,11 @@ class Worker:
         except Elsewhere:
             slot.give_back()
             raise
-        # May be the machine's fault: the trial gets other attempts. A state that the trainer does not take has been
-        # dropped where it was stored; it is a bad attempt because what is not of the store would come back for ever.
+        # These may be the machine's fault, so the trial gets other attempts. A state that the trainer does not take has
+        # been dropped from the store already. It counts as a bad attempt, because a trainer that takes no state at all
+        # would bring the trial back for ever.
         except (Crash, Hang, OutOfMemory, DataError, SnapshotCorrupt) as error:
-            child.end()  # what held the memory goes with it
+            child.end()  # the child's memory is freed with it
             if isinstance(error, OutOfMemory) and self.share < 1 and not child.epochs:
                 slot.give_back()
                 raise DeviceError(
@@ -171,18 +172,18 @@ class Worker:
             say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
             self._reporter.bad_attempt(slot, reason)
             return False
-        except (StoreError, TrackingError, DeviceError) as error:  # the machine's alone: no attempt of the trial's
+        except (StoreError, TrackingError, DeviceError) as error:  # the machine's fault, not the trial's
             say.warning("trial %d goes back: %s", slot.number, error)
             slot.give_back()
             return False
-        except (TrainingError, ConfigError) as error:  # the trial's own: again it would end the same way
+        except (TrainingError, ConfigError) as error:  # another attempt would end the same way
             reason = _reason(error, child)
             say.warning("trial %d: %s", slot.number, reason)
             slot.set("confounder", error.reason if isinstance(error, TrainingError) else type(error).__name__)
             self._reporter.fail(slot, reason)
         except BaseException as error:
             child.end()
-            with contextlib.suppress(SweeperError):  # a database that is away learns it from the lease running out
+            with contextlib.suppress(SweeperError):  # where the database does not answer, the lease runs out
                 if isinstance(error, Exception) and not isinstance(error, SweeperError | OSError):
                     # A mistake in the program, which ends this worker: without a limit it would end every other one.
                     self._reporter.bad_attempt(slot, f"{type(error).__name__}: {error}")
