@@ -162,7 +162,7 @@ class Bench:
                 break
             trials += left // self.epochs
         best = max((row for row in rows if row.state == "COMPLETE"), key=lambda row: row.score)
-        return dict(best.schedule), float(best.value)
+        return dict(best.spec), float(best.score)
 
     def again(self, schedule: dict[str, Any], seed: int) -> float:
         """The score of a schedule on another seed."""

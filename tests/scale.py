@@ -100,7 +100,7 @@ def work(sweep: Sweep, place: Place, dataset: Any, seconds: float, results: Path
         plain = getattr(kind, name)
 
         def call(*arguments: Any, **more: Any) -> Any:
-            stored = name == "propose" and arguments[0].schedule is not None  # by an attempt before: nothing is asked
+            stored = name == "propose" and arguments[0].spec is not None  # by an attempt before: nothing is asked
             began = time.perf_counter()
             try:
                 return plain(*arguments, **more)

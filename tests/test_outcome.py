@@ -206,7 +206,7 @@ def test_a_sweep_in_which_nothing_was_learned_says_so_everywhere(unlearned: Serv
 def test_a_trial_that_learned_nothing_is_not_examined(shown: Service) -> None:
     rows = shown.study.trials()
     worthless = next(row for row in rows if row.stage == "search" and row.state == "COMPLETE")
-    changed = type(worthless)(**{**vars(worthless), "value": 0.0})
+    changed = type(worthless)(**{**vars(worthless), "score": 0.0})
     with pytest.raises(ConfigError, match=rf"escape: trial {worthless.number} learned nothing"):
         next(shown.examine(changed))
 
