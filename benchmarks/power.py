@@ -3,6 +3,7 @@
     python benchmarks/power.py                        # 100 repeats, as a table
     python benchmarks/power.py --json --repeats 40 --start 1000 --effect 0.004 --run-sd 0.0215 --branch-sd 0.006
     python benchmarks/power.py --only today race      # two of the methods
+    python benchmarks/power.py --quick --repeats 400  # the same race, confirmation and rule without a database
 
 Real are the study, its queue, samplers, the race, the confirmation and the rule that names a winner. Only the score of
 a training is simulated, by the model of docs/race.md: m of the schedule + noise of the seed + noise of the branch on
@@ -17,6 +18,7 @@ false.
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -25,6 +27,8 @@ import math
 import multiprocessing
 import tempfile
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +42,11 @@ from sweeper.config import Sweep
 from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
 from sweeper.search import Entrant
 from sweeper.service import Place, Service
-from sweeper.study import Study
+from sweeper.study import REPLICATE, Study, Trial
+from sweeper.study.trial import Facts
 
 logging.disable(logging.WARNING)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 EPOCHS = 40
@@ -54,7 +60,7 @@ SPACE = {
     "floor": 0.01,
 }
 TRIALS = 12  # as many as the space has
-CONFIRM = {"best": 2, "seeds": 40}
+CONFIRM = {"best": 2, "seeds": 42}
 RACE = {"seeds": 32, "begin": 8, "race": 2}
 COMMON = {
     "name": "power", "data": "digits", "model": "yolo11n.yaml", "epochs": EPOCHS, "lr0": 0.02, "trials": TRIALS,
@@ -134,11 +140,6 @@ def sweep_of(name: str, changes: Mapping[str, Any], **space: Any) -> Sweep:
 # -- the methods: each is a sweep, and for the variants another rule of promotion
 
 
-def halving(entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[tuple[int, int]]:
-    """The product's own race."""
-    return search.promotions(entrants, seeds, RACE["race"], RACE["begin"])
-
-
 def intensify(entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[tuple[int, int]]:
     """SMAC's rule (Hutter et al. 2011). Each challenger meets the incumbent, which gets one more seed with each of
     them, on 1, 2, 4, ... of the incumbent's seeds; it leaves as soon as its mean there is lower, and takes over when
@@ -175,24 +176,30 @@ def intensify(entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[tuple[i
     return list(dict.fromkeys(wanted))
 
 
-def wilcoxon(entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[tuple[int, int]]:
+class Wilcoxon:
     """Optuna's WilcoxonPruner over seeds (step = seed): one proposal after the other is trained on all seeds, and
     stopped as soon as the signed-rank test with the best so far says that it is worse (p < 0.1)."""
-    pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    wanted: list[tuple[int, int]] = []
-    for entrant in entrants:
-        trial = study.ask()
-        for step, seed in enumerate(seeds):
+
+    def __init__(self) -> None:
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+        self.study = optuna.create_study(direction="maximize", pruner=pruner)
+        self.wanted: list[tuple[int, int]] = []
+        self.place = self.step = 0  # the proposal and the seed that are looked at: what is before them is decided
+        self.trial = self.study.ask()
+
+    def __call__(self, entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[tuple[int, int]]:
+        while self.place < len(entrants):
+            entrant, seed = entrants[self.place], seeds[self.step]
+            if self.step and (entrant.trial, seed) not in self.wanted:
+                self.wanted.append((entrant.trial, seed))
             if seed not in entrant.scores:
-                return wanted + ([(entrant.trial, seed)] if step else [])
-            wanted += [(entrant.trial, seed)] if step else []
-            trial.report(float(entrant.scores[seed] or 0.0), step)
-            if trial.should_prune():
                 break
-        values = [entrant.scores[seed] or 0.0 for seed in seeds[: step + 1]]
-        study.tell(trial, float(np.mean(values)))
-    return wanted
+            self.trial.report(float(entrant.scores[seed] or 0.0), self.step)
+            self.step += 1
+            if self.step == len(seeds) or self.trial.should_prune():
+                self.study.tell(self.trial, float(np.mean([entrant.scores[s] or 0.0 for s in seeds[: self.step]])))
+                self.place, self.step, self.trial = self.place + 1, 0, self.study.ask()
+        return self.wanted
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class Method:
     """``space``: keys of the search; ``promote``: whose rule; ``told``: what samplers see of replicates."""
 
     space: Mapping[str, Any]
-    promote: Promote | None = None
+    promote: Callable[[], Promote] | None = None
     told: str = "mean"
     equal: bool = False  # confirms on as many seeds as make the race's epochs
 
@@ -211,23 +218,92 @@ METHODS = {
     "race": Method(TRUNK),
     "every proposal on all seeds": Method({**TRUNK, "begin": RACE["seeds"]}),
     "from one seed": Method({**TRUNK, "begin": 1}),
-    "intensify": Method({**TRUNK, "begin": 1}, promote=intensify),
-    "wilcoxon": Method({**TRUNK, "begin": 1}, promote=wilcoxon),
+    "intensify": Method({**TRUNK, "begin": 1}, promote=lambda: intensify),
+    "wilcoxon": Method({**TRUNK, "begin": 1}, promote=Wilcoxon),
 }
+
+
+def service_of(sweep: Sweep, method: Method, folder: Path) -> Service:
+    """The sweep as workers see it, without data, store and server."""
+    service = Service(sweep, Place(str(folder)))
+    vars(service).update(time=TIME, _run_ids={})
+    agenda = service.agenda
+    if method.promote is not None:
+        promote = method.promote()
+        entrants = functools.partial(evidence.entrants, reference="yolo_linear")
+        agenda.race = lambda rows: evidence.slots_of(rows, promote(entrants(rows), agenda.seeds))
+    return service
+
+
+def confirming(sweep: Sweep, method: Method, world: World, leaders: Sequence[str], epochs: int) -> Sweep:
+    """The sweep with as many confirmation seeds as make ``epochs``, for a method that may use as much."""
+    if not method.equal or not epochs:
+        return sweep
+    each = len({key for digest in (world.roots["yolo"].digest, *leaders) for key in world.keys[digest][1:]})
+    seeds = max(math.ceil((epochs - len(world.trained)) / each), 4)
+    return sweep.model_copy(update={"confirm": sweep.confirm.model_copy(update={"seeds": seeds})})
+
+
+def told(
+    service: Service, world: World, rows: Sequence[Trial], searched: int, leaders: Sequence[str]
+) -> dict[str, Any]:
+    """What came out of a sweep with these trials."""
+    winner = service.answer(rows).winner
+    return {
+        "winner": winner is not None,
+        "right": winner is not None and world.trace(winner.params).digest == world.known.digest,
+        "finalist": world.known.digest in leaders,
+        "search": searched,
+        "epochs": len(world.trained),
+    }
+
+
+def digests(service: Service, rows: Sequence[Trial]) -> list[str]:
+    """The traces of the trials that are going to be confirmed."""
+    traces = {row.number: row.facts.trace for row in rows if row.facts.trace}
+    return [traces[number] for number in service.leaders(rows)[: CONFIRM["best"]]]
+
+
+def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int) -> dict[str, Any]:
+    """The same sweep without a database and a sampler that learns: proposals are drawn at random, each another one."""
+    sweep = sweep_of(name, {"seed": world.start % 2**31}, **method.space)
+    service, rows, known, draws = service_of(sweep, method, folder), list[Trial](), set[str](), itertools.count()
+    asked: list[str] = []
+
+    def work(slots: Sequence[Mapping[str, Any]]) -> bool:
+        have, added = Counter(asked), False
+        for slot in slots:
+            text = json.dumps(dict(slot), sort_keys=True)
+            have[text] -= 1
+            if have[text] >= 0:
+                continue
+            asked.append(text)
+            added, spec = True, rows[slot[REPLICATE]].spec if REPLICATE in slot else slot.get("schedule")
+            while spec is None:
+                drawn = search.propose(service.searched, search.Drawn(world.start * 1000 + next(draws)), TIME)
+                spec = drawn if world.trace(drawn).digest not in known else None
+            trace = world.trace(spec)
+            known.update([trace.digest] if slot["stage"] == "search" else [])
+            score = world.train(trace, slot["seed"])
+            facts = Facts.of({**slot, "trace": trace.digest})
+            rows.append(Trial(len(rows), slot["stage"], slot["seed"], "COMPLETE", spec, score, facts=facts))
+        return added
+
+    while work(service.agenda.slots(rows)):
+        pass
+    leaders, searched = digests(service, rows), len(world.trained)
+    confirm = confirming(sweep, method, world, leaders, epochs).confirm
+    design = evidence.Design.begin(rows, ["yolo_linear"], confirm, sweep.recipe.seed, service.leaders(rows))
+    work(evidence.confirm_slots(rows, service.baselines(), design))
+    return told(service, world, rows, searched, leaders)
 
 
 def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -> dict[str, Any]:
     """One sweep, searched, confirmed and judged. ``epochs``: what the race trained; some may use as much."""
     sweep = sweep_of(name, {"seed": world.start % 2**31}, **method.space)
-    service = Service(sweep, Place(str(folder)))
-    there = database.open(folder / "power.db")
-    vars(service).update(time=TIME, database=there, _run_ids={})
+    service, there = service_of(sweep, method, folder), database.open(folder / "power.db")
+    vars(service)["database"] = there
     agenda = service.agenda
-    if method.promote is not None:
-        promote = method.promote
-        agenda.race = lambda rows: evidence.slots_of(
-            rows, promote(evidence.entrants(rows, "yolo_linear"), agenda.seeds)
-        )
     study = Study.create(
         there, name, config={}, slots=agenda.slots([]), sampler=sweep.sampler, seed=sweep.recipe.seed, lease_seconds=6e5
     )
@@ -247,51 +323,35 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
             trace = world.trace(spec)
             if slot.stage == "search":
                 known.add(trace.digest)
-            slot.set("trace", trace.digest)
+            if slot.stage == "baseline" or (slot.stage == "search" and REPLICATE not in slot.attrs):
+                slot.set("trace", trace.digest)
             slot.tell(world.train(trace, slot.seed))
 
     work()
-    leaders = [
-        row.facts.trace
-        for number in service.leaders(study.trials())[:2]
-        for row in study.trials()
-        if row.number == number
-    ]
-    searched = len(world.trained)
-    if method.equal and epochs:
-        compared = [world.roots["yolo"].digest, *leaders]
-        each = len({key for digest in compared for key in world.keys[digest][1:]})
-        confirm = sweep.confirm.model_copy(update={"seeds": max(math.ceil((epochs - searched) / each), 4)})
-        service.sweep = sweep.model_copy(update={"confirm": confirm})
+    leaders, searched = digests(service, study.trials()), len(world.trained)
+    service.sweep = confirming(sweep, method, world, leaders, epochs)
     study.agenda = None
     service.confirm()
     work()
-    winner = service.pick().winner
+    found = told(service, world, study.trials(), searched, leaders)
     there.close()
-    right = winner is not None and world.trace(winner.params).digest == world.known.digest
-    return {
-        "winner": winner is not None,
-        "right": right,
-        "finalist": world.known.digest in leaders,
-        "search": searched,
-        "epochs": len(world.trained),
-    }
+    return found
 
 
 def once(start: int, given: argparse.Namespace) -> dict[str, Any]:
     """All methods in one world with the effect, and in one without."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        for effect in (given.effect, 0.0):
+        for world_of, effect in (("with", given.effect), ("without", 0.0)):
             epochs = 0
             names = sorted(given.only, key=lambda name: METHODS[name].equal)  # the race first
             for name in names:
                 method = METHODS[name]
                 world = World(start, effect, given.run_sd, given.branch_sd, "trunk" in method.space)
-                unique = f"{list(METHODS).index(name)}-{effect:g}"
-                result = repeat(method, world, Path(folder), unique, epochs)
+                unique = f"{list(METHODS).index(name)}-{world_of}"
+                result = (in_memory if given.quick else repeat)(method, world, Path(folder), unique, epochs)
                 epochs = result["epochs"] if name == "race" else epochs
-                found.setdefault(name, {})["with" if effect else "without"] = result
+                found.setdefault(name, {})[world_of] = result
     return found
 
 
@@ -318,6 +378,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--run-sd", type=float, default=0.0215, help="of a run over seeds")
     parser.add_argument("--branch-sd", type=float, default=0.006, help="of a branch's difference to its trunk")
+    parser.add_argument("--quick", action="store_true", help="without a database; proposals are drawn, not sampled")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=1, help="repeats side by side")
     given = parser.parse_args()

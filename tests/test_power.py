@@ -1,0 +1,20 @@
+"""The benchmark of what a search finds runs, and says what it is asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "power.py"
+
+
+def test_power_tells_found_false_and_epochs_of_each_method() -> None:
+    command = [sys.executable, str(BENCHMARK), "--json", "--quick", "--repeats", "2", "--effect", "0.05"]
+    done = subprocess.run(
+        [*command, "--only", "today", "race"], capture_output=True, text=True, timeout=600, check=True
+    )
+    methods = json.loads(done.stdout)
+    assert list(methods) == ["today", "race"]
+    assert methods["race"]["found"] == 1.0  # 0.05 is eight times the noise of a branch
+    assert methods["today"]["epochs"] >= methods["race"]["epochs"]
+    assert all(0 <= row[key] <= 1 for row in methods.values() for key in ("found", "false", "finalist"))
