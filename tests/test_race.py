@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_study import claim, launch, space
 
+from sweeper.config import Search
 from sweeper.search import Entrant, promotions, rungs, search_seeds, shrunk
 from sweeper.study import Study, Suggest
 from sweeper.study.raced import learned, reference_scores
@@ -67,6 +68,11 @@ def test_a_race_may_begin_on_several_seeds() -> None:
     wanted = seeds_of(promotions(entrants([[0.0] * 3, [0.1] * 3]), SEEDS, 2, begin=3))
     assert wanted == {10: [1, 2], 11: [1, 2, 3, 4, 5]}
     assert rungs(8, begin=3) == [3, 6, 8]
+
+
+def test_a_race_begins_on_a_quarter_of_its_seeds_unless_told_otherwise() -> None:
+    written = [{}, {"seeds": 3}, {"seeds": 8}, {"seeds": 32}, {"seeds": 8, "begin": 1}]
+    assert [Search.model_validate(keys).begin for keys in written] == [1, 1, 2, 8, 1]
 
 
 def test_the_replicates_follow_from_the_scores_alone_whoever_finishes_first() -> None:

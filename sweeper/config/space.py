@@ -181,8 +181,8 @@ class Search(Model):
 
     ``trunk``: the baseline (its name, or the same schedule) that every proposal is a branch of; ``best``: the one
     that is the best on the search seeds. ``seeds``, ``race`` and ``begin`` are the race over seeds (docs/race.md): a
-    proposal is trained on the first ``begin`` of ``seeds`` search seeds; of those on n seeds the best 1/``race`` go
-    on to 2n.
+    proposal is trained on the first ``begin`` of ``seeds`` search seeds (a quarter of them); of those on n seeds the
+    best 1/``race`` go on to 2n.
     """
 
     family: str = "cawb"
@@ -202,6 +202,8 @@ class Search(Model):
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
         fixed = {key: written[key] for key in cls.OWN if key in written}
+        if isinstance(seeds := fixed.get("seeds"), int):
+            fixed.setdefault("begin", max(seeds // 4, 1))
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
