@@ -1,6 +1,5 @@
 """Every name that a run carries in MLflow, and what MLflow takes for a name. Nobody else writes such a name by hand."""
 
-import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
@@ -28,10 +27,12 @@ UNSTORED: Final = "sweeper.unstored"  # why the states of the trial could not be
 CUT: Final = "sweeper.cut"  # the params and tags that were too long for MLflow and lost their end
 REFUSED: Final = "sweeper.refused"  # the last record that the server would not take, and why
 DAMAGED: Final = "sweeper.damaged"  # the last journal line that could not be read, because the disk is failing
+WINNER: Final = "sweeper.winner"  # "yes" for the run of the schedule that won
 VIEW: Final = "sweeper.view"  # the run's place in the prepared view; "001" is first
 MAKING: Final = "sweeper.making"  # begins tags of the experiment: each belongs to a process that is making a run
 PARENT: Final = "mlflow.parentRunId"
 COLOR: Final = "mlflow.runColor"
+NAME: Final = "mlflow.runName"
 EXPERIMENT_KIND: Final = "mlflow.experimentKind"
 
 # Params of a trial are the parameters of its schedule, its seed, and the facts of its trace.
@@ -46,6 +47,8 @@ TRAIN: Final = "train/"  # a training loss
 VAL: Final = "val/"  # a validation loss
 COCO: Final = "coco/"  # a metric of pycocotools
 JUMP: Final = "jump/"  # what the curve did at a jump of the learning rate
+# Metric of an optimizer step, logged once when the trial begins.
+TRACE: Final = "trace/lr"  # the learning rate at a few hundred steps
 # Metrics of a whole trial, logged at its last epoch.
 BEST: Final = "best/"  # before an objective's name: its highest value
 BEST_EPOCH: Final = "best/epoch"
@@ -64,33 +67,21 @@ TAG_CHARACTERS: Final = 8000
 EXPERIMENT_TAG_CHARACTERS: Final = 20_000
 
 _ALLOWED = re.compile(r"[\w.\-:/ ]+")
-_COLORS = {
-    "cawb": "#0072b2",
-    "cosine": "#e69f00",
-    "warm_restarts": "#009e73",
-    "multistep": "#d55e00",
-    "yolo_linear": "#222222",
-    "yolo_cosine": "#888888",
-    "onecycle": "#cc79a7",
-    "wsd": "#56b4e9",
-    "polynomial": "#8c510a",
-    "exponential": "#b8a900",
-    "constant": "#7b3294",
-    "counterfactual": "#8db9d6",
-    "matched_peak": "#b5a17a",
-}
+# Okabe and Ito's palette, which colour-blind eyes tell apart; greys are left for the baselines.
+_DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
+_GREYS = ("#4d4d4d", "#8a8a8a", "#b0b0b0")
+_PALE = "#c5d5e4"
 
 
-def color(family: str, number: int = 0) -> str:
-    """A hue per schedule family (MLflow's own hashed colours collide), and shades of it for the trials within.
+def color(place: int, *, baseline: bool = False) -> str:
+    """The colour of a run whose schedule has this ``place`` from 0 among those that are shown: the best few differ.
 
-    >>> color("cawb"), color("cawb", 1), color("mine") == color("mine")
-    ('#0072b2', '#006fae', True)
+    >>> color(0), color(6) == color(7), color(0, baseline=True)
+    ('#0072b2', True, '#4d4d4d')
     """
-    hue = _COLORS.get(family) or "#" + hashlib.sha256(family.encode()).hexdigest()[:6]
-    shade = number * 0.618034 % 1  # the golden section keeps neighbours apart
-    target, share = (255, shade) if shade < 0.6 else (0, 1.4 * (shade - 0.6))
-    return "#" + "".join(f"{round(c + (target - c) * share):02x}" for c in bytes.fromhex(hue[1:]))
+    if baseline:
+        return _GREYS[place % len(_GREYS)]
+    return _DISTINCT[place] if place < len(_DISTINCT) else _PALE
 
 
 def check(what: str, name: str) -> str:

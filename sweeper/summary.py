@@ -38,7 +38,7 @@ def axes(sweep: Sweep) -> Axes:
 
 
 def best_runs(answer: Answer) -> list[str]:
-    """MLflow ids of the runs to look at first: the best configurations and the best baseline."""
+    """MLflow ids of the runs to look at first: of the best schedules and of the best baseline."""
     entries = [*answer.ranking[:SHOWN], *([answer.baseline] if answer.baseline else [])]
     return list(dict.fromkeys(entry["run_id"] for entry in entries if entry["run_id"]))
 

@@ -110,6 +110,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
             tags={names.FAMILY: spec["family"], names.STAGE: slot.stage},
             params=names.params(words(spec), facts, slot.seed),
         )
+        log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in report.steps_shown(trace, 300)})
         log.artifact("trace/lr.parquet", report.trace_table(trace))
         values = curve(trace, slot.seed, merits.get(name, 0.0))
         last = study.counts()["waiting"] == 0

@@ -262,7 +262,8 @@ def link(shown_file: Path, shown: Service) -> Any:
         started.communicate(timeout=60)
 
 
-LINES = """return [...document.querySelectorAll('.js-plotly-plot')].map(plot =>
+LINES = """return [...document.querySelectorAll('.js-plotly-plot')].filter(
+    plot => plot.data.every(d => d.type !== 'bar')).map(plot =>
     new Set(plot.data.filter(d => d.y.length > 1).map(d => d.name)).size)"""
 
 

@@ -257,6 +257,23 @@ def test_attempts_share_a_run_and_the_first_record_wins(tracker: Tracker, store:
     assert points[7, "curve/lr", 5][0][1] == T0 + 999_000 + 5000
 
 
+def test_a_series_arrives_once_with_its_own_steps(tracker: Tracker, store: str) -> None:
+    """The learning rate by optimizer step, beside metrics by epoch; another attempt says it again."""
+    for attempt in range(2):
+        log = tracker.trial(0, attempt)
+        log.series(names.TRACE, {step: step / 7 for step in range(0, 900, 3)})
+        epochs(log, attempt, attempt + 2)
+        log.close()
+        assert tracker.drain(30) == 0
+    points = arrived(store, tracker.experiment)
+    assert {step: values[0][0] for (_, key, step), values in points.items() if key == names.TRACE} == {
+        step: step / 7 for step in range(0, 900, 3)
+    }
+    assert all(len(values) == 1 for values in points.values())
+    with pytest.raises(TrackingError, match="metric"):
+        tracker.trial(1).series("mAP(50)", {0: 1.0})
+
+
 def test_first_record_wins_across_machines(store: str, tmp_path: Path) -> None:
     """Two folders share no journal: what the server holds decides."""
     with Tracker(store, "machines", tmp_path / "a") as here, Tracker(store, "machines", tmp_path / "b") as there:

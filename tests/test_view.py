@@ -22,10 +22,13 @@ from sweeper.tracking import Tracker, ui, view
 
 T0 = 1_795_000_000_000  # ms since 1970
 TRIALS, EPOCHS = 13, 12
-LINES = """return [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
+LINES = """return [...document.querySelectorAll('.js-plotly-plot')].filter(
+    plot => plot.data.every(d => d.type !== 'bar')).map(plot => ({
     lines: new Set(plot.data.filter(d => d.y.length > 1).map(d => d.name)).size,
     top: plot.getBoundingClientRect().top,
 }))"""
+BARS = """return [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data)
+    .filter(d => d.type === 'bar').flatMap(d => [...d.x])"""
 AXES = "return [...document.querySelectorAll('.parcoords text.label')].map(label => label.textContent)"
 
 
@@ -43,13 +46,15 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
             params = {"peak": 0.02, "restarts": restarts, "step_scale": 0.3 + 0.1 * (number % 5)}
             if number > 1:
                 params["epoch_scale"] = number
-            log = tracker.trial(number, name=f"{family} {number}", tags={names.FAMILY: family}, params=params)
+            tags = {names.FAMILY: family, names.STAGE: "baseline" if number < 2 else "search"}
+            log = tracker.trial(number, name=f"{family} {number}", tags=tags, params=params)
+            log.series(names.TRACE, {step: 0.02 * step / 240 for step in range(240)})
             for epoch in range(EPOCHS):
                 relative = 0.5 + 0.5 * math.cos(math.pi * (epoch / EPOCHS * (1 + restarts) % 1))
                 quality = (0.4 + 0.01 * number) * (1 - math.exp(-epoch / 3))
                 row = {"curve/lr": 0.02 * relative, "curve/lr_rel": relative, "curve/mAP50-95": quality}
                 log.epoch(epoch, row | {"curve/mAP50": quality, "train/box": 1.0, "val/box": 1.0}, T0 + 4000 * epoch)
-            log.epoch(EPOCHS - 1, {"best/mAP50-95": 0.4 + 0.01 * number}, T0 + 4000 * EPOCHS)
+            log.epoch(EPOCHS - 1, {"final/mAP50-95": 0.4 + 0.01 * number}, T0 + 4000 * EPOCHS)
             log.finish("FINISHED")
         assert tracker.drain(60) == 0
         yield tracker
@@ -108,7 +113,9 @@ def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served
     assert rate["lines"] == quality["lines"] == 10
     assert both["lines"] == 10  # a name per run: its learning rate and its mAP
     assert rate["top"] == quality["top"] < 700
-    assert page.execute_script(AXES) == ["restarts", "step_scale", "best/mAP50-95"]  # what all have and what varies
+    assert page.execute_script(AXES) == ["restarts", "step_scale", "final/mAP50-95"]  # what all have and what varies
+    scores = page.execute_script(BARS)[::-1]  # Plotly draws the first bar at the bottom
+    assert scores == pytest.approx([0.52, 0.51, 0.50, 0.49, 0.48, 0.47, 0.46, 0.45, 0.41, 0.40])
     text = page.find_element("tag name", "body").text
     for name in ["yolo_linear 0", "yolo_cosine 1", "cawb 12", "cawb 5"]:
         assert name in text
@@ -134,8 +141,31 @@ def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui
     assert [plot["lines"] for plot in plots(page, prepared.link(served.url), 3)] == [TRIALS] * 3
     view.publish(sweep, axes("restarts"), baselines(sweep))
     places = [run["tags"].get(names.VIEW) for run in sweep.runs()]
-    assert places[:2] == ["001", "002"]
+    assert places[:2] == ["010", "009"]  # the baselines, which have the lowest scores
     assert sorted(place for place in places if place) == [f"{i:03d}" for i in range(1, 11)]
+
+
+def test_the_winner_stands_first_and_is_marked_until_another_wins(sweep: Tracker) -> None:
+    runs = [run["run_id"] for run in sweep.runs()]
+    for number in (5, 7):
+        prepared = view.publish(sweep, axes("restarts"), [runs[0], runs[number]], runs[number])
+        assert prepared.runs[0] == runs[number]
+        now = sweep.runs()
+        assert [run["run_id"] for run in now if names.WINNER in run["tags"]] == [runs[number]]
+        assert [run["name"] for run in now if run["name"].startswith("★")] == [f"★ cawb {number}"]
+    view.publish(sweep, axes("restarts"), baselines(sweep))
+    assert not [run for run in sweep.runs() if names.WINNER in run["tags"] or run["name"].startswith("★")]
+
+
+def test_the_best_few_schedules_differ_in_colour_and_the_baselines_are_grey(sweep: Tracker) -> None:
+    prepared = view.publish(sweep, axes("restarts"), baselines(sweep))
+    runs = {run["run_id"]: run for run in sweep.runs()}
+    colors = [runs[run_id]["tags"][names.COLOR] for run_id in prepared.runs]
+    assert len(set(colors[:6])) == 6
+    assert len({*colors[6:8]}) == 1
+    greys = [color for color in colors if len({color[1:3], color[3:5], color[5:7]}) == 1]
+    assert greys == colors[8:]
+    assert len(set(greys)) == 2
 
 
 def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
@@ -206,7 +236,7 @@ def test_the_view_is_of_the_objective_and_of_what_was_searched(tmp_path: Path, s
             log = tracker.trial(number, tags={names.FAMILY: family}, params={"trace/restarts": number % 3, **own})
             ap = 1 - 0.05 * number
             log.epoch(0, {"curve/lr": 0.1, "curve/lr_rel": 1.0, "curve/mAP50-95": 0.1 * number, "coco/AP": ap})
-            log.epoch(0, {"best/AP": ap})
+            log.epoch(0, {"final/AP": ap})
             log.finish("FINISHED")
         assert tracker.drain(60) == 0
         shown = view.Axes("AP", "coco/AP", ["trace/restarts"], "cawb", ["steps", "step_scale"])
@@ -217,11 +247,11 @@ def test_the_view_is_of_the_objective_and_of_what_was_searched(tmp_path: Path, s
         charts = {chart["displayName"]: chart for chart in state["compareRunCharts"]}
         assert charts["AP"]["selectedMetricKeys"] == ["coco/AP"]
         assert charts["Learning rate (of its peak) over AP"]["selectedMetricKeys"] == ["curve/lr_rel", "coco/AP"]
-        searched = charts["What was searched (cawb) and best AP"]
+        searched = charts["What was searched (cawb) and AP"]
         assert searched["selectedParams"] == ["steps"]  # the other one never varies
-        assert searched["selectedMetrics"] == ["best/AP"]
-        assert charts["All schedules and best AP"]["selectedParams"] == ["trace/restarts"]
-        columns = ["metrics.`best/AP`", "params.`steps`", "params.`step_scale`", "params.`trace/restarts`"]
+        assert searched["selectedMetrics"] == ["final/AP"]
+        assert charts["All schedules and AP"]["selectedParams"] == ["trace/restarts"]
+        columns = ["metrics.`final/AP`", "params.`steps`", "params.`step_scale`", "params.`trace/restarts`"]
         assert state["selectedColumns"] == columns
         assert "mAP" not in json.dumps(state)
 

@@ -47,7 +47,8 @@ def ui(
     try:
         folder = service.place.folder / "journals"
         tracker = Tracker(url, service.sweep.name, folder) if started is None else service.tracker
-        prepared = view.publish(tracker, summary.axes(service.sweep), summary.best_runs(answer))
+        winner = answer.winner.run_id if answer.winner else None
+        prepared = view.publish(tracker, summary.axes(service.sweep), summary.best_runs(answer), winner)
         if prepared.note:
             console.print(prepared.note)
         if not prepared.runs:

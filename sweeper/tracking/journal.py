@@ -197,9 +197,17 @@ def written(folder: Path, number: int) -> set[tuple[str, int]]:
     for path in folder.glob(f"{number:05d}.*.jsonl"):
         with contextlib.suppress(OSError):  # it has arrived meanwhile, or it cannot be opened
             for record, _ in _parse(path.read_bytes(), 0):
-                if record and record["kind"] == "metrics":
-                    points.update((key, record["step"]) for key in record["values"])
+                points.update((metric, step) for metric, step, _ in points_of(record or {}))
     return points
+
+
+def points_of(record: Record) -> list[tuple[str, int, float]]:
+    """The (metric, step, value) of a record of kind "metrics", an epoch's, or "series", a metric's; else none."""
+    if record.get("kind") == "metrics":
+        return [(metric, record["step"], value) for metric, value in record["values"].items()]
+    if record.get("kind") == "series":
+        return [(record["metric"], step, value) for step, value in record["points"]]
+    return []
 
 
 def _parse(data: bytes, offset: int) -> Iterator[tuple[Record | None, int]]:

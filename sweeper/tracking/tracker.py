@@ -114,8 +114,7 @@ class Tracker:
                 f"journal of trial {number} in {self.folder}: {error}; expected a folder to write to"
             ) from None
         words = {names.SWEEP: self.experiment, names.KIND: "trial", names.TRIAL: number, **(tags or {})}
-        if names.FAMILY in words:
-            words[names.COLOR] = names.color(str(words[names.FAMILY]), number)
+        words[names.COLOR] = names.color(number % 6, baseline=words.get(names.STAGE) == "baseline")
         texts, long = _texts("tag", words, names.TAG_CHARACTERS)
         if long:
             texts[names.CUT] = ", ".join(long)
@@ -206,6 +205,15 @@ class TrialLog:
             if new:
                 self._known.update((key, epoch) for key in new)
                 self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": new}, wait=False)
+
+    def series(self, metric: str, values: Mapping[int, float]) -> None:
+        """A metric's values by step, all at the present time. The first value of a step stays."""
+        names.check("metric", metric)
+        with self._lock:
+            new = [(int(step), float(value)) for step, value in values.items() if (metric, step) not in self._known]
+            if new:
+                self._known.update((metric, step) for step, _ in new)
+                self._append({"kind": "series", "metric": metric, "time": _now(), "points": new})
 
     def params(self, params: Mapping[str, object]) -> None:
         """Params keep their first value. One over 6000 characters is cut, and a tag names it."""

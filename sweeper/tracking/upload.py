@@ -14,7 +14,7 @@ from pathlib import Path
 from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking.connection import Gone, Refused
-from sweeper.tracking.journal import Journal, Record, pending
+from sweeper.tracking.journal import Journal, Record, pending, points_of
 from sweeper.tracking.server import Held, Point, Server
 
 _log = logging.getLogger("sweeper")
@@ -216,7 +216,7 @@ class Uploader:
                 journal.acknowledge(arrived, run_id)
             if record is None:
                 batch.tags[names.DAMAGED] = f"{journal.path.name}, before byte {end}"
-            elif kind == "metrics":
+            elif kind in ("metrics", "series"):
                 batch.add_points(record, held)
             elif kind == "params":
                 new = {key: value for key, value in record["values"].items() if key not in held.params}
@@ -300,7 +300,7 @@ class _Batch:
 
     def add_points(self, record: Record, held: Held) -> None:
         """The points of a record that the run does not have yet."""
-        for key, value in record["values"].items():
-            if (key, record["step"]) not in held.points:
-                held.points.add((key, record["step"]))
-                self.points.append((key, value, record["time"], record["step"]))
+        for metric, step, value in points_of(record):
+            if (metric, step) not in held.points:
+                held.points.add((metric, step))
+                self.points.append((metric, value, record["time"], step))

@@ -1,7 +1,7 @@
-"""The prepared view: one link on which MLflow shows learning rate beside the objective, without a click.
+"""The prepared view: one link on which MLflow shows the learning rate beside the objective, without a click.
 
-MLflow 3 keeps a shared view in an experiment tag, undocumented and in an encoding that depends on its version. Where
-that is not understood, the link goes to MLflow's plain metric page, whose whole state is in its address.
+MLflow 3 keeps a shared view in an experiment tag, undocumented and in an encoding that depends on its version. For a
+version with an unknown encoding the link goes to MLflow's plain metric page, whose whole state is in its address.
 """
 
 import base64
@@ -18,18 +18,20 @@ from sweeper import names
 from sweeper.tracking.connection import Refused
 from sweeper.tracking.tracker import Tracker
 
-LR, LR_RELATIVE = "curve/lr", "curve/lr_rel"
-COLUMNS = 4  # parameters beside the objective in MLflow's table of runs
+COLUMNS = 4  # parameters beside the score in MLflow's table of runs
+STAR = "★ "  # begins the winner's name
+
+Schedule = frozenset[tuple[str, str]]  #: the params of a run but for its seed
 
 _KEY = "LR beside mAP"  # names the view's tag together with the experiment; never shown
 _TAG = "mlflow.sharedViewState."
 _FIRST, _WRAPPED = (3, 0), (3, 15)  # versions: the first that reads a tag so, and from which it is wrapped in JSON
-_BELOW = (4, 0)  # nobody has looked at later ones
+_BELOW = (4, 0)  # the first version that has not been tried
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What is drawn: an ``objective`` by its name, whose value at an epoch is ``metric``; params of the runs.
+    """What is drawn: an ``objective`` by its name, whose value at an epoch is ``metric``, and params of the runs.
 
     ``facts``: params that every trial has. ``searched``: those that proposals of ``family`` have; other families' runs
     lack some of them, and MLflow leaves out of a chart whatever lacks one of its axes.
@@ -42,9 +44,14 @@ class Axes:
     searched: Sequence[str] = ()
 
     @property
-    def best(self) -> str:
-        """The metric with the best value that a run has reached."""
-        return f"best/{self.objective}"
+    def score(self) -> str:
+        """The metric with the score of a run that has ended."""
+        return f"{names.FINAL}{self.objective}"
+
+    def value(self, run: dict[str, Any]) -> float:
+        """The run's score; before its end its last value of the objective, and below 0 before the first epoch."""
+        metrics = run["metrics"]
+        return float(metrics.get(self.score, metrics.get(self.metric, -1.0)))
 
 
 @dataclass(frozen=True)
@@ -64,22 +71,17 @@ class View:
         return base_url.rstrip("/") + self.path
 
 
-def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = ()) -> View:
+def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str | None = None) -> View:
     """Prepare the view of the sweep's experiment; doing it again updates it.
 
     ``axes``: what is drawn; params that a run lacks or that never vary are left out, because MLflow would drop the
     run. ``best``: ids of the runs whose lines are shown, best trials and baselines; filled up to 10 (if more are
-    given, to 20) with the next best by the objective. TrackingError if the server is away.
+    given, to 20) with the next best by the objective. ``winner``: id of the run that is marked and stands first; the
+    others follow by their scores. TrackingError if the server is away.
     """
     runs = tracker.runs()
-    shown = _shown(runs, best, axes)
-    places = {run_id: f"{i:03d}" for i, run_id in enumerate(shown, 1)}
-    for run in runs:  # the view is sorted by this tag, and MLflow draws the first runs; those without it come last
-        place, was = places.get(run["run_id"]), run["tags"].get(names.VIEW)
-        if place and place != was:
-            tracker.server.send(run["run_id"], [], {}, {names.VIEW: place})
-        elif was and not place:
-            tracker.server.delete_tag(run["run_id"], names.VIEW)
+    shown = _shown(runs, best, axes, winner)
+    _mark(tracker, runs, shown, winner)
     version = tracker.server.version()
     experiment = tracker.server.experiment_id()
     if not _FIRST <= _numbers(version) < _BELOW:
@@ -100,37 +102,76 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = ()) -> View:
     return View(f"/#/experiments/{experiment}/runs?{query}", tuple(shown))
 
 
-def _shown(runs: list[dict[str, Any]], best: Sequence[str], axes: Axes) -> list[str]:
-    """The given runs that exist, then the next best, up to the number that MLflow can be told to show."""
-    there = {run["run_id"] for run in runs}
-    given = list(dict.fromkeys(run_id for run_id in best if run_id in there))
-    rest = sorted(runs, key=lambda run: -run["metrics"].get(axes.best, run["metrics"].get(axes.metric, -1.0)))
+def _shown(runs: list[dict[str, Any]], best: Sequence[str], axes: Axes, winner: str | None) -> list[str]:
+    """The given runs and the next best, up to the number that MLflow can be told to show, the highest score first."""
+    by_id = {run["run_id"]: run for run in runs}
+    given = list(dict.fromkeys(run_id for run_id in best if run_id in by_id))
+    # A confirmation run repeats a schedule on another seed, so others are shown before it.
+    rest = sorted(runs, key=lambda run: (run["tags"].get(names.STAGE) == "confirm", -axes.value(run)))
     more = [run["run_id"] for run in rest if run["run_id"] not in given]
-    return [*given, *more][: 10 if len(given) <= 10 else 20]
+    shown = [*given, *more][: 10 if len(given) <= 10 else 20]
+    return sorted(shown, key=lambda run_id: (run_id != winner, -axes.value(by_id[run_id])))
+
+
+def _mark(tracker: Tracker, runs: list[dict[str, Any]], shown: Sequence[str], winner: str | None) -> None:
+    """Give the shown runs their places, by which the view sorts, and colours by schedule; and mark the winner.
+
+    MLflow draws the first runs of the list, and those without a place come last.
+    """
+    places = {run_id: place for place, run_id in enumerate(shown, 1)}
+    baselines = {_schedule(run) for run in runs if run["tags"].get(names.STAGE) == "baseline"}
+    colors: dict[bool, dict[Schedule, str]] = {True: {}, False: {}}  # of baselines, of the other schedules
+    for run in sorted(runs, key=lambda run: places.get(run["run_id"], len(runs) + 1)):
+        run_id, tags = run["run_id"], run["tags"]
+        wanted: dict[str, str] = {names.NAME: (STAR if run_id == winner else "") + run["name"].removeprefix(STAR)}
+        if run_id in places:
+            schedule = _schedule(run)
+            baseline = schedule in baselines
+            color = colors[baseline].setdefault(schedule, names.color(len(colors[baseline]), baseline=baseline))
+            wanted |= {names.VIEW: f"{places[run_id]:03d}", names.COLOR: color}
+        if run_id == winner:
+            wanted[names.WINNER] = "yes"
+        for key in (names.VIEW, names.WINNER):
+            if key in tags and key not in wanted:
+                tracker.server.delete_tag(run_id, key)
+        if changed := {key: value for key, value in wanted.items() if tags.get(key) != value}:
+            tracker.server.send(run_id, [], {}, changed)
+
+
+def _schedule(run: dict[str, Any]) -> Schedule:
+    """What runs of one schedule on different seeds have in common."""
+    return frozenset((key, value) for key, value in run["params"].items() if key != names.SEED)
 
 
 def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]:
     section, objective = "sweeper-view", axes.objective
+    # The trace has its own step axis, the optimizer's; runs of older versions have the value of each epoch only.
+    rate = names.TRACE if any(names.TRACE in run["metrics"] for run in runs) else names.LR
+    both = [names.LR_RELATIVE, axes.metric]
     charts = [
-        _line("sweeper-lr", section, "Learning rate", [LR]),
+        _line("sweeper-lr", section, "Learning rate", [rate]),
         _line("sweeper-map", section, objective, [axes.metric]),
+        _card("BAR", "sweeper-score", section, f"{objective}, best first") | {"metricKey": axes.score},
         _line(
-            "sweeper-lr-over-map", section, f"Learning rate (of its peak) over {objective}", [LR_RELATIVE, axes.metric]
+            "sweeper-lr-over-map",
+            section,
+            f"Learning rate (of its peak) over {objective}",
+            both,
         ),
     ]
-    finished = [run for run in runs if axes.best in run["metrics"]]
+    finished = [run for run in runs if axes.score in run["metrics"]]
     proposed = [run for run in finished if run["tags"].get(names.FAMILY) == axes.family]
     for uuid, title, params, drawn in (
-        ("sweeper-searched", f"What was searched ({axes.family}) and best {objective}", axes.searched, proposed),
-        ("sweeper-parameters", f"All schedules and best {objective}", axes.facts, finished),
+        ("sweeper-searched", f"What was searched ({axes.family}) and {objective}", axes.searched, proposed),
+        ("sweeper-parameters", f"All schedules and {objective}", axes.facts, finished),
     ):
         if useful := _varying(params, drawn):
             charts.append(
                 _card("PARALLEL", uuid, section, title)
-                | {"selectedParams": useful, "selectedMetrics": [axes.best], "showAllRuns": True}
+                | {"selectedParams": useful, "selectedMetrics": [axes.score], "showAllRuns": True}
             )
     columns = [f"params.`{param}`" for param in (*axes.searched, *axes.facts)][:COLUMNS]
-    # MLflow adds a chart for every other metric in a section of its prefix: they wait folded.
+    # MLflow adds a chart for every other metric in a section of its prefix; these sections are folded.
     prefixes = sorted({key.rpartition("/")[0] for run in runs for key in run["metrics"]} - {""})
     sections = [
         {
@@ -150,7 +191,7 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"metrics.`{axes.best}`", *(columns or ["attributes.`Source`"])],
+        "selectedColumns": [f"metrics.`{axes.score}`", *(columns or ["attributes.`Source`"])],
         "columnOrder": [],
         "columnWidths": {},
         "runsExpanded": {},
@@ -177,7 +218,7 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
 def _varying(params: Sequence[str], runs: Sequence[dict[str, Any]]) -> list[str]:
     """Those of ``params`` that all of ``runs`` have, with more than one value among them."""
     values = {param: [run["params"].get(param) for run in runs] for param in params}
-    return [param for param, found in values.items() if None not in found and len(set(found)) > 1]
+    return [param for param, seen in values.items() if None not in seen and len(set(seen)) > 1]
 
 
 def _card(kind: str, uuid: str, section: str, title: str) -> dict[str, Any]:
@@ -225,12 +266,12 @@ def _encoded(state: dict[str, Any], name: str, version: str, old: str | None) ->
 
 
 def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
-    """MLflow's metric page (there since 1.x): its whole state is in its address."""
+    """The link to MLflow's metric page, which every version has."""
     query = {
         "runs": json.dumps(shown),
-        "metric": json.dumps(LR),
+        "metric": json.dumps(names.LR),
         "experiments": json.dumps([experiment]),
-        "plot_metric_keys": json.dumps([LR_RELATIVE, axes.metric]),
+        "plot_metric_keys": json.dumps([names.LR_RELATIVE, axes.metric]),
         "plot_layout": json.dumps({"autosize": True, "xaxis": {}, "yaxis": {}}),
         "x_axis": "step",
         "y_axis_scale": "linear",

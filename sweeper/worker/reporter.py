@@ -21,6 +21,7 @@ from sweeper.worker.segments import Task
 
 say = logging.getLogger("sweeper")
 
+SHOWN_STEPS = 300  # of the learning rate in MLflow, which draws at most 320 points of a metric
 SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 
 
@@ -87,6 +88,8 @@ class Reporter:
         log = self.log(slot)
         log.params(names.params(words(task.spec), facts, slot.seed))
         if not slot.curve:  # the pictures are the same in every attempt
+            steps = report.steps_shown(trace, SHOWN_STEPS)
+            log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})
             log.artifact(names.TRACE_TABLE, report.trace_table(trace))
             log.artifact(names.TRACE_PLOT, report.plot_traces({f"trial {slot.number}": trace}))
         return log
