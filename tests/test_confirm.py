@@ -311,7 +311,7 @@ def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -
     work(trained)
     assert next(steps) == 1
     work(trained)
-    kinds = {row.facts.control["kind"]: row for row in trained.study.trials() if row.stage == "control"}
+    kinds = {row.facts.control.kind: row for row in trained.study.trials() if row.stage == "control"}
     spent = {kind: (row.facts.epochs_reused, row.facts.epochs_trained) for kind, row in kinds.items()}
     # with step_scale 1 the restart's peak is the run's, so the matched peak has the run's warm-up of one epoch
     assert spent == {"counterfactual": (2, 2), "matched_peak": (1, 3), "seed": (0, 4), "barrier": (4, 0)}

@@ -57,6 +57,14 @@ def test_many_processes_may_open_a_new_database_at_once(url: str) -> None:
     assert [process.exitcode for process in processes] == [0] * 8
 
 
+def test_the_database_of_an_earlier_version_is_refused_in_a_line(url: str) -> None:
+    opened = database.open(url)
+    version = opened.tables.version
+    opened.transaction(lambda c: c.execute(update(version).values(version=1)))
+    with pytest.raises(DatabaseError, match=r"version 1, this sweeper knows \d+; begin with another database"):
+        database.open(url)
+
+
 def test_a_newer_databases_version_is_named(url: str) -> None:
     opened = database.open(url)
     version = opened.tables.version

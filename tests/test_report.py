@@ -212,7 +212,7 @@ return [box.hidden, box.innerText];
 
 
 def test_the_values_at_the_cursor_are_the_run_s(file: Path, shown: Service) -> None:
-    row = next(row for row in shown.study.rows() if row.number == 5)
+    row = next(row for row in shown.study.trials() if row.number == 5)
     rates = shown.trace(row.schedule or {})
     with browser.chromium() as page:
         page.get(file.as_uri())

@@ -85,6 +85,7 @@ def test_json_is_an_object_a_line(shown: Service, shown_file: Path) -> None:
     assert [look["budget"] for look in looks] == [24, 24]
     running = [row for row in looks[0]["trials"] if row["state"] == "running"]
     assert [(row["trial"], len(row["curve"])) for row in running] == [(7, 9)]
+    assert all(isinstance(value, float) for value in running[0]["curve"])
 
 
 def test_the_command_is_live_on_a_terminal(shown: Service, shown_file: Path) -> None:

@@ -63,7 +63,7 @@ def status(service: "Service") -> dict[str, Any]:
                 "seed": row.seed,
                 "epochs_done": len(row.curve),
                 "score": row.score if row.score is not None else _latest(row.curve),
-                "curve": row.curve,
+                "curve": row.values,
                 "lr": _lr_now(service, row),
                 "reasons": list(row.reasons),
             }
