@@ -323,7 +323,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
             trace = world.trace(spec)
             if slot.stage == "search":
                 known.add(trace.digest)
-            if slot.stage == "baseline" or (slot.stage == "search" and REPLICATE not in slot.attrs):
+            if slot.stage == "baseline" or (slot.stage == "search" and slot.facts.replicate_of is None):
                 slot.set("trace", trace.digest)
             slot.tell(world.train(trace, slot.seed))
 

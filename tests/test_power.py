@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "power.py"
 
 
-def test_power_tells_found_false_and_epochs_of_each_method() -> None:
-    command = [sys.executable, str(BENCHMARK), "--json", "--quick", "--repeats", "2", "--effect", "0.05"]
+@pytest.mark.parametrize("how", [["--quick"], pytest.param([], marks=pytest.mark.slow)], ids=["quick", "study"])
+def test_power_tells_found_false_and_epochs_of_each_method(how: list[str]) -> None:
+    command = [sys.executable, str(BENCHMARK), "--json", *how, "--repeats", "1", "--effect", "0.05"]
     done = subprocess.run(
         [*command, "--only", "today", "race"], capture_output=True, text=True, timeout=600, check=True
     )
