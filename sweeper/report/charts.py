@@ -250,7 +250,7 @@ def _shade(axes: Axes, values: Mapping[int, float], effect: Mapping[str, Any]) -
 
 def _at_cursor(runs: Sequence[tuple[str, str, Line]], epochs: int, objective: str) -> dict[str, Any]:
     """What the page's script shows at the cursor: each run's learning rate as drawn and the objective by epoch."""
-    found = []
+    entries = []
     for label, color, run in runs:
         entry: dict[str, Any] = {"label": label, "color": _VARIABLES[color]}
         if run.trace is not None:
@@ -258,8 +258,8 @@ def _at_cursor(runs: Sequence[tuple[str, str, Line]], epochs: int, objective: st
             entry["at"] = [round(float(x), 3) for x in at / run.trace.steps_per_epoch]
             entry["lr"] = [float(f"{value:.4g}") for value in run.trace.lr[at]]
         entry["values"] = [None if epoch not in run.values else round(run.values[epoch], 4) for epoch in range(epochs)]
-        found.append(entry)
-    return {"epochs": epochs, "objective": objective, "runs": found}
+        entries.append(entry)
+    return {"epochs": epochs, "objective": objective, "runs": entries}
 
 
 def _svg(

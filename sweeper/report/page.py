@@ -66,7 +66,7 @@ class Verdict:
 
     trial: int
     epoch: int
-    said: Mapping[str, Any]
+    verdict: Mapping[str, Any]
     controls: Sequence[Line] = ()
 
 
@@ -100,16 +100,16 @@ class Page:
 
 def render(page: Page) -> bytes:
     """The page as one UTF-8 HTML file without references to anything outside but the runs' links."""
-    by_trial = {one.trial: one for one in page.configurations}
+    by_trial = {entry.trial: entry for entry in page.configurations}
     baseline = page.answer["baseline"]
     reference = by_trial.get(baseline["trial"]) if baseline else None
     line = reference.line() if reference else None
     rows = _ranking(page.answer)
     shown = [by_trial[row["trial"]] for row in rows if row["trial"] in by_trial]
-    shown += [one for one in page.configurations if one not in shown]
-    top = charts.ceilings([one.trace for one in shown], [curve for one in shown for curve in one.curves])
-    baselines = {one["trial"] for one in page.answer["baselines"]}
-    best = [one for one in shown if one.trial not in baselines][:OVER_EACH_OTHER]
+    shown += [entry for entry in page.configurations if entry not in shown]
+    top = charts.ceilings([entry.trace for entry in shown], [curve for entry in shown for curve in entry.curves])
+    baselines = {entry["trial"] for entry in page.answer["baselines"]}
+    best = [entry for entry in shown if entry.trial not in baselines][:OVER_EACH_OTHER]
     compared = [c for c in page.answer["candidates"] if c["pairs"]]
     headline, detail = _answer(page.answer)
     html = _template().render(
@@ -120,20 +120,20 @@ def render(page: Page) -> bytes:
         detail=detail,
         answer=page.answer,
         rows=rows,
-        late=charts.begins_late([*(one.line() for one in best), *([line] if line else [])]),
+        late=charts.begins_late([*(entry.line() for entry in best), *([line] if line else [])]),
         reference=reference,
         overview=_both(
             charts.overlay,
             "overview",
             _overview(best, reference, page.objective),
-            [one.line() for one in best],
+            [entry.line() for entry in best],
             line,
             page.epochs,
             page.objective,
         )
         if shown
         else "",
-        panels=[(one, _panel(one, line, top, page)) for one in shown],
+        panels=[(entry, _panel(entry, line, top, page)) for entry in shown],
         compared=_both(
             charts.intervals,
             "intervals",
@@ -144,7 +144,7 @@ def render(page: Page) -> bytes:
         )
         if compared
         else "",
-        verdicts=[(one, _controls(one, by_trial, page)) for one in page.verdicts],
+        verdicts=[(entry, _controls(entry, by_trial, page)) for entry in page.verdicts],
         importance=_both(
             charts.bars,
             "importance",
@@ -184,7 +184,7 @@ def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     That of a raced proposal is its mean difference to the trunk on the same seeds, and its place what that is worth.
     """
-    rows = [*answer["ranking"], *({**one, "stage": "baseline"} for one in answer["baselines"])]
+    rows = [*answer["ranking"], *({**entry, "stage": "baseline"} for entry in answer["baselines"])]
     rows, baseline = [dict(row) for row in rows], answer["baseline"]
     candidates = {candidate["name"]: candidate for candidate in answer["candidates"]}
     for row in rows:
@@ -200,28 +200,28 @@ def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -row["merit"]))
 
 
-def _panel(one: Configuration, reference: Line | None, top: tuple[float, float], page: Page) -> str:
-    """The chart of one configuration, the mean that is its score drawn over the epochs that it comes from."""
-    runs = [Line(one.label, one.trace, curve) for curve in one.curves]
-    score = None if one.score is None else (one.score, page.last)
-    words = _alternative(one, page)
-    return charts.panel(one.anchor, words, runs, one.effects, reference, page.epochs, top, page.objective, score)
+def _panel(entry: Configuration, reference: Line | None, top: tuple[float, float], page: Page) -> str:
+    """The chart of a schedule, the mean that is its score drawn over the epochs that it comes from."""
+    runs = [Line(entry.label, entry.trace, curve) for curve in entry.curves]
+    score = None if entry.score is None else (entry.score, page.last)
+    words = _alternative(entry, page)
+    return charts.panel(entry.anchor, words, runs, entry.effects, reference, page.epochs, top, page.objective, score)
 
 
 def _overview(best: Sequence[Configuration], reference: Configuration | None, objective: str) -> str:
-    named = ", ".join(one.label for one in best) or "no trial"
+    named = ", ".join(entry.label for entry in best) or "no trial"
     against = f" and the baseline {reference.label} in grey" if reference else ""
     return f"Learning rate above {objective} over the epochs, for {named}{against}; the numbers are in the ranking"
 
 
-def _alternative(one: Configuration, page: Page) -> str:
-    curve = one.curves[0]
+def _alternative(entry: Configuration, page: Page) -> str:
+    curve = entry.curves[0]
     end = f"{page.objective} {curve[max(curve)]:.3f} after {max(curve) + 1} epochs" if curve else "no epoch yet"
-    if one.score is not None:
-        end += f", {one.score:.4f} as the mean of the last {page.last}"
-    jumps = one.trace.jumps()
+    if entry.score is not None:
+        end += f", {entry.score:.4f} as the mean of the last {page.last}"
+    jumps = entry.trace.jumps()
     breaks = "; ".join(f"{jump.kind} at epoch {jump.epoch}" for jump in jumps) or "no jump"
-    return f"{one.name}, {one.label}: learning rate with {breaks}; {end}"
+    return f"{entry.name}, {entry.label}: learning rate with {breaks}; {end}"
 
 
 def effect_in_words(effect: Mapping[str, Any]) -> str:
@@ -253,13 +253,15 @@ def _difference(candidate: Mapping[str, Any]) -> str:
     )
 
 
-def _controls(one: Verdict, by_trial: Mapping[int, Configuration], page: Page) -> str:
-    run = by_trial.get(one.trial)
-    if run is None or not one.controls:
+def _controls(entry: Verdict, by_trial: Mapping[int, Configuration], page: Page) -> str:
+    run = by_trial.get(entry.trial)
+    if run is None or not entry.controls:
         return ""
-    runs = [run.line(), *one.controls][:OVER_EACH_OTHER]
-    words = f"{run.name} with its restart at epoch {one.epoch}, and " + ", ".join(line.label for line in one.controls)
-    return _both(charts.overlay, f"verdict-{one.trial}-{one.epoch}", words, runs, None, page.epochs, page.objective)
+    runs = [run.line(), *entry.controls][:OVER_EACH_OTHER]
+    words = f"{run.name} with its restart at epoch {entry.epoch}, and " + ", ".join(
+        line.label for line in entry.controls
+    )
+    return _both(charts.overlay, f"verdict-{entry.trial}-{entry.epoch}", words, runs, None, page.epochs, page.objective)
 
 
 @cache
