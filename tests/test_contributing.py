@@ -8,9 +8,9 @@ import pytest
 from test_architecture import HOMES, LAYERS
 
 HERE = Path(__file__).resolve().parents[1]
-PAGE = (HERE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = re.sub(r"\n {2,}", " ", (HERE / "CONTRIBUTING.md").read_text(encoding="utf-8"))  # a step a line
 FILE = r"`((?:sweeper|tests|jobs|docs)/[\w./]+\.\w+)`"
-NAMED = re.compile(FILE + r"((?:,? `[\w.]+`)+)")  # a file, and then names that it defines
+NAMED = re.compile(FILE + r"((?:,?\s`[\w.]+`)+)")  # a file, and then names that it defines
 STEP = re.compile(r"\d+\. " + NAMED.pattern + r": \S.*")
 
 
