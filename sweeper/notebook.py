@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sweeper.config import Sweep
-from sweeper.service import Place, Service, launched
+from sweeper.service import Place, Service, Status, launched
 from sweeper.service import run as running
 from sweeper.stats import Answer
 
@@ -100,7 +100,7 @@ def pick(
 
 def status(
     sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
-) -> Any:
+) -> Status:
     """How far a launched sweep is."""
     return _launched(sweep, store, database_url, tracking_uri).status()
 
@@ -158,10 +158,7 @@ def _train(service: Service) -> None:
         _show(bar, service.status())
 
 
-def _show(bar: Any, status: Mapping[str, Any]) -> None:
-    """Epochs that are settled, of those of all trials; a trial that failed or was pruned has none to come."""
-    each = status["epochs"]["per_trial"]
-    over = ("complete", "fail", "pruned")
-    bar.total = each * len(status["trials"])
-    bar.n = sum(each if trial["state"] in over else trial["epochs_done"] for trial in status["trials"])
+def _show(bar: Any, status: Status) -> None:
+    """Epochs that are settled, of those of all trials."""
+    bar.n, bar.total = status.settled
     bar.refresh()

@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +15,7 @@ from sweeper.report import Configuration, Page
 from sweeper.schedules import Trace
 from sweeper.search import prune
 from sweeper.service import Service
+from sweeper.service.status import Status
 from sweeper.stats import Answer
 from sweeper.study import Trial
 from sweeper.tracking.view import Axes
@@ -68,7 +69,7 @@ def page(service: Service, link: str | None = None) -> bytes:
             verdicts=_verdicts(service, rows, answer),
             importance=importance,
             importance_of=trials,
-            unfinished=sum(status["counts"][state] for state in ("waiting", "running")),
+            unfinished=sum(status.counts[state] for state in ("waiting", "running")),
         )
     )
 
@@ -135,23 +136,23 @@ def _verdicts(service: Service, rows: Sequence[Trial], answer: Answer) -> list[r
     ]
 
 
-def _cost(rows: Sequence[Trial], status: Mapping[str, Any]) -> dict[str, Any]:
+def _cost(rows: Sequence[Trial], status: Status) -> dict[str, Any]:
     """Epochs and hours; an epoch of a trial that did not finish counts as long as the median one."""
     trained = reused = 0.0
     for row in rows:
-        seconds = float(row.facts.epoch_seconds or status["seconds_per_epoch"] or 0.0)
+        seconds = float(row.facts.epoch_seconds or status.seconds_per_epoch or 0.0)
         shared = row.reused
         trained += (len(row.curve) - shared) * seconds
         reused += shared * seconds
-    epochs = {key: status["epochs"][key] for key in ("trained", "reused")}
+    epochs = {"trained": status.epochs.trained, "reused": status.epochs.reused}
     hours = {"hours": trained / 3600, "hours_saved": reused / 3600}
-    return {**epochs, **hours, "seconds_per_epoch": status["seconds_per_epoch"]}
+    return {**epochs, **hours, "seconds_per_epoch": status.seconds_per_epoch}
 
 
-def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
+def _facts(answer: Answer, status: Status) -> dict[str, str]:
     noise, seen = answer.noise, answer.detectable
     found = {
-        "Trials": f"{status['counts']['complete']} of {status['budget']} finished",
+        "Trials": f"{status.counts['complete']} of {status.budget} finished",
         "Schedules tried": str(answer.tried),
         "Paired seeds": str(answer.pairs) if answer.pairs else "none yet",
     }
@@ -169,8 +170,8 @@ def _facts(answer: Answer, status: Mapping[str, Any]) -> dict[str, str]:
     return found | _exactness(status)
 
 
-def _exactness(status: Mapping[str, Any]) -> dict[str, str]:
-    differing = [mismatch["sentence"] for mismatch in status["mismatches"]]
+def _exactness(status: Status) -> dict[str, str]:
+    differing = [mismatch["sentence"] for mismatch in status.mismatches]
     more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
     return {"Exactness": f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"}
 

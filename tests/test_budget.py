@@ -46,7 +46,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert any(row.original is not None for row in of_search)
     if not plan:
         follow_from_the_scores(world, reference)
-    spending = world.service.status()["spending"]
+    spending = world.service.status().spending
     assert spending["spent"] == len(set(world.trained)) <= 100 + again
     assert spending["promised"] == spending["kept"] == 0
     told = sweeper(world, "status")
@@ -84,7 +84,7 @@ def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # no
     rows = world.service.study.trials()
     assert sum(row.stage == "search" and row.original is None for row in rows) == 2
     assert any(row.stage == "confirm" for row in rows)
-    spending = world.service.status()["spending"]
+    spending = world.service.status().spending
     assert spending["unit"] == "hours"
     assert spending["spent"] == pytest.approx(len(world.trained) * 36 / 3600)
 

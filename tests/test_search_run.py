@@ -94,7 +94,7 @@ def test_a_duplicate_takes_its_twins_result_even_when_the_states_are_gone(twins:
 
 
 def test_proposals_are_counted(twins: tuple[Trial, Service]) -> None:
-    status = twins[1].status()
+    status = twins[1].status().to_dict()
     counted = {"asked": 101, "told": 3, "distinct": 1, "duplicates": 2}
     assert status["proposals"] == {**counted, "per_trial": pytest.approx(101 / 3)}  # 50 for each of the last two
     assert status["epochs"] == {"per_trial": EPOCHS, "trained": EPOCHS, "reused": 2 * EPOCHS}

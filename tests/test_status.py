@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -54,10 +55,10 @@ def test_time_left_is_what_it_took_so_far(shown: Service) -> None:
     found = shown.status()
     pace = live.Pace()
     assert pace.left_s(found) == 7 * 60.0  # nothing seen yet: seven epochs of a minute on one worker
-    later = {**found, "trials": [{**row, "epochs_done": row["epochs_done"] + 2} for row in found["trials"]]}
+    later = replace(found, trials=[replace(row, epochs_done=row.epochs_done + 2) for row in found.trials])
     time.sleep(0.2)
     assert 5 * 0.1 <= (pace.left_s(later) or 0) < 5  # two epochs in 0.2 s
-    over = {**found, "trials": [{**row, "state": "complete"} for row in found["trials"]]}
+    over = replace(found, trials=[replace(row, state="complete") for row in found.trials])
     assert pace.left_s(over) is None
 
 

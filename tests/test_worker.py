@@ -297,7 +297,7 @@ def test_another_training_of_the_same_key_is_reported_once_and_the_sweep_goes_on
     assert [row.state for row in rows] == ["COMPLETE", "COMPLETE"]
     assert [(row.facts.epochs_trained, row.facts.epochs_reused) for row in rows] == [(3, 1), (1, 3)]
     assert len(world.trained) == 1 + 3 + 1
-    status = world.service.status()
+    status = world.service.status().to_dict()
     (mismatch,) = status["mismatches"]
     assert (mismatch["first_profile"]["host"], mismatch["profile"]["host"]) == ("elsewhere", gethostname())
     assert mismatch["sentence"] in said[0]
@@ -567,7 +567,7 @@ def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> No
     world.run()
     check(world)
     assert len(world.trained) == plan["epochs_to_train"] < plan["epochs_asked"] == EPOCHS * len(specs)
-    status = world.service.status()
+    status = world.service.status().to_dict()
     assert status["epochs"]["trained"] + status["epochs"]["reused"] == plan["epochs_asked"]
     assert status["hours_saved"] == pytest.approx(status["epochs"]["reused"] * 36 / 3600)
     told = sweeper(world, "status")

@@ -66,7 +66,7 @@ def _examine(service: "Service", trial: int | None, where: list[str], sweep: Pat
     _tell(service, subject, found)
     show.verdicts(subject.number, found)
     controls = evidence.controls_of(service.study.trials(), subject)
-    show.failures(stats.failures([trial for trial, _ in controls]).to_dict())
+    show.failures(stats.failures([trial for trial, _ in controls]))
 
 
 def _tell(service: "Service", subject: "Trial", found: list[dict[str, Any]]) -> None:

@@ -1,24 +1,28 @@
 """What changes while one looks: a sweep in progress, on a terminal and in a log."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.cli.show import console, counts, plain_table, status_json
+from sweeper.cli.show import console, counts, plain_table
 from sweeper.schedules import short
+
+if TYPE_CHECKING:
+    from sweeper.service.status import AtWork, Row, Status
 
 LINE_EVERY_S, LOOK_EVERY_S = 15.0, 2.0  # in a log, on a terminal
 SILENT_S = 120.0  # a worker not heard of for longer counts as gone
 BARS = "▁▂▃▄▅▆▇█"
-Status = Mapping[str, Any]
 
 
 def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:
@@ -40,34 +44,24 @@ class Pace:
 
     def left_s(self, found: Status) -> float | None:
         """Seconds to the end of all trials; None while nobody can say."""
-        now, (done, total) = time.monotonic(), epochs_of(found)
+        now, (done, total) = time.monotonic(), found.settled
         begun, at_first = self._first = self._first or (now, done)
         if done >= total:
             return None
         if done > at_first:
             return (total - done) * (now - begun) / (done - at_first)
-        busy = sum(worker["trial"] is not None for worker in heard_of(found))
-        return (total - done) * found["seconds_per_epoch"] / busy if found["seconds_per_epoch"] and busy else None
+        busy = sum(worker.trial is not None for worker in heard_of(found))
+        return (total - done) * found.seconds_per_epoch / busy if found.seconds_per_epoch and busy else None
 
 
-def epochs_of(found: Status) -> tuple[int, int]:
-    """Epochs that are settled, and those of all trials; a trial that failed or was pruned has none to come."""
-    each = found["epochs"]["per_trial"]
-    over = ("complete", "fail", "pruned")
-    return (
-        sum(each if row["state"] in over else row["epochs_done"] for row in found["trials"]),
-        each * len(found["trials"]),
-    )
-
-
-def heard_of(found: Status) -> list[Mapping[str, Any]]:
+def heard_of(found: Status) -> list[AtWork]:
     """The workers that are alive."""
-    return [worker for worker in found["workers"] if worker["age_s"] < SILENT_S]
+    return [worker for worker in found.workers if worker.age_s < SILENT_S]
 
 
 def headline(found: Status, left_s: float | None) -> str:
     """Counts, epochs and time left in a line."""
-    done, total = epochs_of(found)
+    done, total = found.settled
     left = f", about {_duration(left_s)} left" if left_s is not None else ""
     return f"{counts(found)}; epoch {done} of {total}{left}"
 
@@ -85,12 +79,12 @@ def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float
             while True:
                 found = status()
                 if as_json:
-                    print(json.dumps(status_json(found)), flush=True)
+                    print(json.dumps(found.to_dict()), flush=True)
                 elif live:
                     live.update(screen(found, pace.left_s(found), console.height), refresh=True)
                 else:
                     print("\n".join(lines(found, pace.left_s(found))), flush=True)
-                if found["done"]:
+                if found.done:
                     return found
                 time.sleep(pause)
     except KeyboardInterrupt:
@@ -99,45 +93,43 @@ def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float
 
 def lines(found: Status, left_s: float | None) -> list[str]:
     """For a log: the headline, a line for each trial in training, the last errors."""
-    trials = {row["trial"]: row for row in found["trials"]}
+    trials = {row.trial: row for row in found.trials}
     said = [time.strftime("%H:%M:%S ") + headline(found, left_s)]
     for worker in heard_of(found):
-        row = trials.get(worker["trial"])
-        if row is not None and row["state"] == "running":
-            value = f"{row['score']:.4f} {_curve(row, found)}" if row["score"] is not None else "-"
+        row = trials.get(-1 if worker.trial is None else worker.trial)
+        if row is not None and row.state == "running":
+            value = f"{row.score:.4f} {_curve(row, found)}" if row.score is not None else "-"
             said.append(
-                f"  trial {row['trial']} on {worker['device']}: epoch {row['epochs_done']} of "
-                f"{found['epochs']['per_trial']}, LR {short(row['lr'])}, {found['objective']} {value}"
+                f"  trial {row.trial} on {worker.device}: epoch {row.epochs_done} of "
+                f"{found.epochs.per_trial}, LR {short(row.lr)}, {found.objective} {value}"
             )
     return said + [f"  {error}" for error in errors(found)]
 
 
 def errors(found: Status, most: int = 3) -> list[str]:
     """Why the last trials failed or were given back, and what is wrong with tracking."""
-    reasons = [
-        f"trial {row['trial']}: {row['reasons'][-1].splitlines()[0]}" for row in found["trials"] if row["reasons"]
-    ]
-    failures = found["failures"]
-    last = [failures["sentence"], *failures["further"]] if failures["every"] else reasons[-most:]
-    return last + ([f"tracking: {found['tracking_problem']}"] if found["tracking_problem"] else [])
+    reasons = [f"trial {row.trial}: {row.reasons[-1].splitlines()[0]}" for row in found.trials if row.reasons]
+    failures = found.failures
+    last = [failures.sentence, *failures.further] if failures.every else reasons[-most:]
+    return last + ([f"tracking: {found.tracking_problem}"] if found.tracking_problem else [])
 
 
 def screen(found: Status, left_s: float | None, height: int) -> Group:
     """For a terminal of so many lines: workers, the trials that fit (in training first, then the best), errors."""
-    trials = {row["trial"]: row for row in found["trials"]}
+    trials = {row.trial: row for row in found.trials}
     workers = plain_table(
-        "worker", "device", "trial", "epoch", "LR", found["objective"], "", "heard of", right=("LR", "epoch")
+        "worker", "device", "trial", "epoch", "LR", found.objective, "", "heard of", right=("LR", "epoch")
     )
     for worker in heard_of(found):
-        row = trials.get(worker["trial"])
-        at = [str(row["trial"]), *_progress(row, found)] if row else ["-"] * 5
-        workers.add_row(worker["worker"], worker["device"], *at, f"{worker['age_s']:.0f} s ago")
+        row = trials.get(-1 if worker.trial is None else worker.trial)
+        at = [str(row.trial), *_progress(row, found)] if row else ["-"] * 5
+        workers.add_row(worker.worker, worker.device, *at, f"{worker.age_s:.0f} s ago")
     problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(found)]
     room = max(height - 12 - workers.row_count - len(problems), 5)
     order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
-    rows = sorted(trials.values(), key=lambda row: (order.get(row["state"], 5), -(row["score"] or 0.0)))
+    rows = sorted(trials.values(), key=lambda row: (order.get(row.state, 5), -(row.score or 0.0)))
     parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text()]
-    idle = "all trials are finished" if found["done"] else "no worker is alive: sweeper run or sweeper worker"
+    idle = "all trials are finished" if found.done else "no worker is alive: sweeper run or sweeper worker"
     parts += [workers] if workers.row_count else [Text(idle)]
     parts.append(_trials(rows[:room], found))
     if len(rows) > room:
@@ -145,27 +137,27 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
     return Group(*parts, *problems)
 
 
-def _trials(rows: Sequence[Mapping[str, Any]], found: Status) -> Table:
+def _trials(rows: Sequence[Row], found: Status) -> Table:
     table = plain_table(
-        "trial", "schedule", "state", "epoch", "LR", found["objective"], "", right=("trial", "epoch", "LR")
+        "trial", "schedule", "state", "epoch", "LR", found.objective, "", right=("trial", "epoch", "LR")
     )
     for column in table.columns:  # where room is short, the schedule gives way, and each trial keeps to one line
         column.no_wrap = column.header != "schedule"
     for row in rows:
-        schedule = Text(row["label"], no_wrap=True, overflow="ellipsis")
-        table.add_row(str(row["trial"]), schedule, row["state"], *_progress(row, found))
+        schedule = Text(row.label, no_wrap=True, overflow="ellipsis")
+        table.add_row(str(row.trial), schedule, row.state, *_progress(row, found))
     return table
 
 
-def _progress(row: Mapping[str, Any], found: Status) -> list[str]:
-    value = f"{row['score']:.4f}" if row["score"] is not None else "-"
-    done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
-    return [done, short(row["lr"]), value, _curve(row, found)]
+def _progress(row: Row, found: Status) -> list[str]:
+    value = f"{row.score:.4f}" if row.score is not None else "-"
+    done = f"{row.epochs_done}/{found.epochs.per_trial}"
+    return [done, short(row.lr), value, _curve(row, found)]
 
 
-def _curve(row: Mapping[str, Any], found: Status) -> str:
-    top = max((value for other in found["trials"] for value in other["curve"]), default=0.0)
-    return sparkline(row["curve"], top) if row["curve"] else ""
+def _curve(row: Row, found: Status) -> str:
+    top = max((value for other in found.trials for value in other.curve), default=0.0)
+    return sparkline(row.curve, top) if row.curve else ""
 
 
 def _duration(seconds: float) -> str:

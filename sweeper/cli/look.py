@@ -76,9 +76,9 @@ def report(
     service = target.launched()
     page = write_report(service, output)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
-    failed = service.status()["failures"]
+    failed = service.status().failures
     shown.failures(failed)
-    leave(failed["every"])
+    leave(failed.every)
 
 
 def leave(every_failed: bool) -> None:

@@ -13,7 +13,8 @@ from sweeper.schedules import short
 from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
-    from sweeper.stats import Answer
+    from sweeper.service.status import Status
+    from sweeper.stats import Answer, Failures
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
@@ -119,7 +120,7 @@ def _beside_baselines(found: Mapping[str, Any]) -> Iterator[str]:
 def answer(found: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
     console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
-    failures(found.failures.to_dict(), said=found.failures.every)
+    failures(found.failures, said=found.failures.every)
     baseline = [{**one, "stage": "baseline"} for one in found.baselines]
     judged = [row for row in found.ranking if row["stage"] != "search"]
     rows = sorted([*judged, *baseline], key=lambda row: -(row["score"] or 0))
@@ -161,9 +162,9 @@ def answer(found: "Answer", objective: str) -> None:
         console.print(f"not compared: {_run(excluded)}: {excluded['reason']}", soft_wrap=True)
 
 
-def failures(found: Mapping[str, Any], *, said: bool = False) -> None:
+def failures(found: "Failures", *, said: bool = False) -> None:
     """How many trials failed and why; ``said``: the sentence with the commonest reason stands there already."""
-    for line in [*([] if said or not found["failed"] else [found["sentence"]]), *found["further"]]:
+    for line in [*([] if said or not found.failed else [found.sentence]), *found.further]:
         console.print(_capital(line), soft_wrap=True)
 
 
@@ -251,59 +252,48 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def status(found: Mapping[str, Any]) -> None:
+def status(found: "Status") -> None:
     """What ``sweeper status`` prints."""
     console.print(counts(found), soft_wrap=True)
-    failures(found["failures"])
-    objective = found["objective"]
+    failures(found.failures)
+    objective = found.objective
     table = plain_table(
         "trial", "stage", "schedule", "state", "epochs", objective, right=("trial", "epochs", objective)
     )
-    for row in found["trials"]:
-        value = row["score"]
-        done = f"{row['epochs_done']}/{found['epochs']['per_trial']}"
-        state = row["state"] + (f" ({row['reasons'][-1].splitlines()[0][:60]})" if row["reasons"] else "")
-        table.add_row(
-            str(row["trial"]), row["stage"], row["label"], state, done, f"{value:.4f}" if value is not None else "-"
-        )
+    for row in found.trials:
+        value = row.score
+        done = f"{row.epochs_done}/{found.epochs.per_trial}"
+        state = row.state + (f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else "")
+        table.add_row(str(row.trial), row.stage, row.label, state, done, f"{value:.4f}" if value is not None else "-")
     console.print(table)
-    for worker in found["workers"]:
-        if worker["age_s"] < 120:
-            at = f"trial {worker['trial']}, epoch {worker['epoch']}" if worker["trial"] is not None else "no trial"
-            console.print(
-                f"worker {worker['worker']} on {worker['device']}: {at}, heard of {worker['age_s']:.0f} s ago"
-            )
-    for line in race(found["race"]) if found["race"] is not None else ():
+    for worker in found.workers:
+        if worker.age_s < 120:
+            at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
+            console.print(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
+    for line in race(found.race) if found.race is not None else ():
         console.print(line, soft_wrap=True)
-    if found["spending"] is not None:
-        console.print(spending(found["spending"]), soft_wrap=True)
-    told = found["proposals"]
-    if told["told"]:
+    if found.spending is not None:
+        console.print(spending(found.spending), soft_wrap=True)
+    told = found.proposals
+    if told.told:
         console.print(
-            f"proposals: {told['asked']} for {told['told']} trials ({told['per_trial']:.2f} each), "
-            f"{told['distinct']} distinct schedules"
+            f"proposals: {told.asked} for {told.told} trials ({told.per_trial:.2f} each), "
+            f"{told.distinct} distinct schedules"
         )
-    store, epochs = found["store"], found["epochs"]
-    free = f", {store['free'] / 1e9:.0f} GB free" if store["free"] is not None else ""
+    store, epochs = found.store, found.epochs
+    free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
     console.print(
-        f"store: {store['count']} states, {store['bytes'] / 1e9:.2f} GB of {store['budget'] / 1e9:g}{free}; "
-        f"read {store['reads']} times"
+        f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:g}{free}; "
+        f"read {store.reads} times"
     )
-    if done := epochs["trained"] + epochs["reused"]:
+    if total := epochs.trained + epochs.reused:
         console.print(
-            f"reuse: {epochs['reused']} of {done} epochs were there already ({epochs['reused'] / done:.0%}), "
-            f"{found['hours_saved']:.2g} hours saved"
+            f"reuse: {epochs.reused} of {total} epochs were there already ({epochs.reused / total:.0%}), "
+            f"{found.hours_saved:.2g} hours saved"
         )
-    exactness(found["mismatches"])
-    if found["tracking_problem"]:
-        console.print(f"tracking: {found['tracking_problem']}", soft_wrap=True)
-
-
-def status_json(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The status for programs: the score of a trial under the objective's name."""
-    objective = found["objective"]
-    trials = [{objective if key == "score" else key: value for key, value in row.items()} for row in found["trials"]]
-    return {**found, "trials": trials}
+    exactness(found.mismatches)
+    if found.tracking_problem:
+        console.print(f"tracking: {found.tracking_problem}", soft_wrap=True)
 
 
 def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:
@@ -316,9 +306,9 @@ def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:
         console.print("exactness: no two trainings of one segment have differed")
 
 
-def counts(found: Mapping[str, Any]) -> str:
+def counts(found: "Status") -> str:
     """Trials by state and epochs, in a line."""
-    number, epochs = found["counts"], found["epochs"]
+    number, epochs = found.counts, found.epochs
     states = ", ".join(f"{number[state]} {state}" for state in number if number[state] and state != "total")
-    saved = f", {epochs['reused']} reused" if epochs["reused"] else ""
-    return f"{found['sweep']}: {states} of {found['budget']} trials; {epochs['trained']} epochs trained{saved}"
+    saved = f", {epochs.reused} reused" if epochs.reused else ""
+    return f"{found.sweep}: {states} of {found.budget} trials; {epochs.trained} epochs trained{saved}"

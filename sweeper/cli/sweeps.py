@@ -178,14 +178,14 @@ def status(
     service = target.launched()
     if watch:
         last = live.watch(service.status, as_json=as_json, every_s=every)
-        look.leave(last is not None and last["failures"]["every"])
+        look.leave(last is not None and last.failures.every)
         return
     found = service.status()
     if as_json:
-        typer.echo(json.dumps(show.status_json(found), indent=1))
+        typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         show.status(found)
-    look.leave(found["failures"]["every"])
+    look.leave(found.failures.every)
 
 
 @on_sweep

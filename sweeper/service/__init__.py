@@ -10,5 +10,6 @@ The command line is a thin skin over this module; a notebook can use it the same
 from sweeper.service.launched import launched
 from sweeper.service.place import Place
 from sweeper.service.service import Service
+from sweeper.service.status import Status
 
-__all__ = ["Place", "Service", "launched"]
+__all__ = ["Place", "Service", "Status", "launched"]

@@ -17,7 +17,7 @@ from sweeper.service import racing
 from sweeper.service.agenda import Agenda
 from sweeper.service.place import Place
 from sweeper.service.plan import plan
-from sweeper.service.status import status
+from sweeper.service.status import Status, status
 from sweeper.stats import Answer, choose
 from sweeper.store import Store
 from sweeper.study import Study, Trial
@@ -245,8 +245,8 @@ class Service:
         """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing."""
         return plan(self, draws)
 
-    def status(self) -> dict[str, Any]:
-        """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
+    def status(self) -> Status:
+        """Counts by state, the budget, workers, epochs trained and reused."""
         return status(self)
 
     def mismatches(self) -> list[dict[str, Any]]:

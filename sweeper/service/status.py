@@ -1,80 +1,197 @@
 """How far a sweep is."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import ConfigError
 from sweeper.service import racing
-from sweeper.stats import failures
-from sweeper.study import Trial
+from sweeper.stats import Failures, failures
+from sweeper.study import Stage, Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
+OVER = ("complete", "fail", "pruned")  # states of a trial that has no epoch to come
 
-def status(service: "Service") -> dict[str, Any]:
-    """Counts by state, the budget, workers, epochs trained and reused; JSON-able."""
-    rows = service.study.trials()
+
+@dataclass(frozen=True)
+class Epochs:
+    """Epochs of each trial, and those of all trials so far: trained for them, or ``reused`` from other trials."""
+
+    per_trial: int
+    trained: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """How often the sampler was ``asked`` for the ``told`` search trials that have ended well or were pruned.
+
+    ``distinct`` schedules among them; ``duplicates`` took the result of a finished trial with the same training.
+    """
+
+    asked: int
+    told: int
+    distinct: int
+    per_trial: float | None
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """States in the store: how many, their size, the size allowed (``budget``) and the disk's ``free`` bytes (None:
+    not known); how often and how much was read from it. Sizes are in bytes."""
+
+    count: int
+    bytes: int
+    reads: int
+    read_bytes: int
+    free: int | None
+    budget: int
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A worker as it last reported: its trial and epoch (None: none), ``age_s`` seconds ago."""
+
+    worker: str
+    device: str
+    trial: int | None
+    epoch: int | None
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial in the table. ``score``: what it was told with, before that its last epoch's; ``curve``: by epoch;
+    ``lr``: at the start of its next epoch, None unless it is in training."""
+
+    trial: int
+    state: str
+    stage: Stage
+    name: str
+    label: str
+    seed: int
+    epochs_done: int
+    score: float | None
+    curve: list[float]
+    lr: float | None
+    reasons: list[str]
+
+    @property
+    def over(self) -> bool:
+        """Whether it has no epoch to come."""
+        return self.state in OVER
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a sweep is. ``budget``: how many trials there are; ``counts``: trials by state, with their "total".
+
+    ``hours_saved`` by reuse, at the median ``seconds_per_epoch`` (None: none was timed). ``mismatches``: trainings of
+    one segment that differ. ``race``: how the race over seeds stands, ``spending``: of the sweep's budget; None without
+    one. ``tracking_problem``: why MLflow does not get everything, None if it does.
+    """
+
+    sweep: str
+    objective: str
+    budget: int
+    counts: Mapping[str, int]
+    done: bool
+    epochs: Epochs
+    proposals: Proposals
+    hours_saved: float
+    seconds_per_epoch: float | None
+    store: Stored
+    mismatches: Sequence[Mapping[str, Any]]
+    workers: Sequence[AtWork]
+    trials: Sequence[Row]
+    race: Mapping[str, Any] | None
+    spending: Mapping[str, Any] | None
+    failures: Failures
+    tracking: str
+    tracking_problem: str | None
+
+    @property
+    def settled(self) -> tuple[int, int]:
+        """Epochs that are settled, and those of all trials; a trial that failed or was pruned has none to come."""
+        each = self.epochs.per_trial
+        return sum(each if row.over else row.epochs_done for row in self.trials), each * len(self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the score of a trial stands under the objective's name."""
+        data = asdict(self) | {"failures": self.failures.to_dict()}
+        for row in data["trials"]:
+            row[self.objective] = row.pop("score")
+        return data
+
+
+def status(service: "Service") -> Status:
+    """How far the sweep is. Raises DatabaseError if it was never launched."""
+    trials = service.study.trials()
     counts = service.study.counts()
-    reused = sum(row.reused for row in rows)
-    trained = sum(len(row.curve) for row in rows) - reused
-    seconds = [row.facts.epoch_seconds for row in rows if row.facts.epoch_seconds]
-    told = [
-        row for row in rows if row.stage == "search" and row.state in ("COMPLETE", "PRUNED") and row.original is None
-    ]
-    asked = sum(row.facts.proposals for row in told)
-    return {
-        "sweep": service.sweep.name,
-        "objective": service.sweep.objective,
-        "budget": counts["total"],
-        "counts": counts,
-        "done": _done(service),
-        "epochs": {"per_trial": service.sweep.epochs, "trained": trained, "reused": reused},
-        "proposals": {
-            "asked": asked,
-            "told": len(told),
-            "distinct": len({row.facts.trace for row in told}),
-            "per_trial": asked / len(told) if told else None,
-            "duplicates": sum(row.facts.duplicate_of is not None for row in told),
-        },
-        "hours_saved": reused * median(seconds) / 3600 if seconds else 0.0,
-        "seconds_per_epoch": median(seconds) if seconds else None,
-        "store": {**asdict(service.store.usage()), "budget": service.store.max_bytes},
-        "mismatches": service.mismatches(),
-        "workers": [
-            {
-                "worker": worker.worker,
-                "device": worker.device,
-                "trial": worker.number,
-                "epoch": worker.epoch,
-                "age_s": round(worker.age_s, 1),
-            }
+    reused = sum(trial.reused for trial in trials)
+    trained = sum(len(trial.curve) for trial in trials) - reused
+    timed = [trial.facts.epoch_seconds for trial in trials if trial.facts.epoch_seconds]
+    seconds = median(timed) if timed else None
+    return Status(
+        sweep=service.sweep.name,
+        objective=service.sweep.objective,
+        budget=counts["total"],
+        counts=counts,
+        done=_done(service),
+        epochs=Epochs(service.sweep.epochs, trained, reused),
+        proposals=_proposals(trials),
+        hours_saved=reused * (seconds or 0.0) / 3600,
+        seconds_per_epoch=seconds,
+        store=Stored(**asdict(service.store.usage()), budget=int(service.sweep.store_gb * 1e9)),
+        mismatches=service.mismatches(),
+        workers=[
+            AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))
             for worker in service.study.workers()
         ],
-        "trials": [
-            {
-                "trial": row.number,
-                "state": row.state.lower(),
-                "stage": row.stage,
-                "name": row.name,
-                "label": service.searched.label(row.spec) if row.spec else "not proposed yet",
-                "seed": row.seed,
-                "epochs_done": len(row.curve),
-                "score": row.score if row.score is not None else _latest(row.curve),
-                "curve": row.values,
-                "lr": _lr_now(service, row),
-                "reasons": list(row.reasons),
-            }
-            for row in rows
-        ],
-        "race": racing.race(service, rows),
-        "spending": racing.spending(service, rows),
-        "failures": failures([row for row in rows if row.stage != "control"]).to_dict(),
-        "tracking": service.place.tracking,
-        "tracking_problem": service.tracker.problem,
-    }
+        trials=[_row(service, trial) for trial in trials],
+        race=racing.race(service, trials),
+        spending=racing.spending(service, trials),
+        failures=failures([trial for trial in trials if trial.stage != "control"]),
+        tracking=service.place.tracking,
+        tracking_problem=service.tracker.problem,
+    )
+
+
+def _proposals(trials: Sequence[Trial]) -> Proposals:
+    ended = [
+        trial
+        for trial in trials
+        if trial.stage == "search" and trial.state in ("COMPLETE", "PRUNED") and trial.original is None
+    ]
+    asked = sum(trial.facts.proposals for trial in ended)
+    return Proposals(
+        asked=asked,
+        told=len(ended),
+        distinct=len({trial.facts.trace for trial in ended}),
+        per_trial=asked / len(ended) if ended else None,
+        duplicates=sum(trial.facts.duplicate_of is not None for trial in ended),
+    )
+
+
+def _row(service: "Service", trial: Trial) -> Row:
+    values = trial.values
+    return Row(
+        trial=trial.number,
+        state=trial.state.lower(),
+        stage=trial.stage,
+        name=trial.name,
+        label=service.searched.label(trial.spec) if trial.spec else "not proposed yet",
+        seed=trial.seed,
+        epochs_done=len(values),
+        score=trial.score if trial.score is not None or not values else values[-1],
+        curve=values,
+        lr=_lr_now(service, trial),
+        reasons=list(trial.reasons),
+    )
 
 
 def _done(service: "Service") -> bool:
@@ -84,13 +201,9 @@ def _done(service: "Service") -> bool:
         return False
 
 
-def _lr_now(service: "Service", row: Trial) -> float | None:
+def _lr_now(service: "Service", trial: Trial) -> float | None:
     """The LR that a trial in training has at the start of its next epoch."""
-    if row.state != "RUNNING" or row.schedule is None:
+    if trial.state != "RUNNING" or trial.schedule is None:
         return None
-    trace = service.trace(row.schedule)
-    return float(trace.lr[min(len(row.curve), trace.epochs - 1) * trace.steps_per_epoch])
-
-
-def _latest(values: Mapping[int, float]) -> float | None:
-    return values[max(values)] if values else None
+    trace = service.trace(trial.schedule)
+    return float(trace.lr[min(len(trial.curve), trace.epochs - 1) * trace.steps_per_epoch])
