@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sweeper.config import Sweep
-from sweeper.service import Place, Service, Status, launched
+from sweeper.service import Place, Plan, Service, Status, launched
 from sweeper.service import run as running
 from sweeper.stats import Answer
 
@@ -26,7 +26,7 @@ LOOK_EVERY_S = 2.0
 AnySweep = Sweep | str | os.PathLike[str]
 
 
-def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Any:
+def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Plan:
     """What would be tried, how much of it is shared and what it could detect. Trains and changes nothing."""
     return Service(_changed(sweep, keys), Place(store), looking=True).plan()
 

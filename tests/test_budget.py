@@ -68,7 +68,7 @@ def test_a_budget_that_leaves_nothing_proposes_nothing(
 ) -> None:
     world = World(home, tmp_path, raced(budget="50ep"))
     plan = world.service.plan()
-    assert plan["cost"]["proposals"] == 0
+    assert plan.cost["proposals"] == 0
     world.run()
     rows = world.service.study.trials()
     assert {row.stage for row in rows} == {"baseline"}

@@ -118,21 +118,21 @@ def test_of_many_trials_a_sample_is_drawn_and_the_rest_bounded(tmp_path: Path, d
     assert "970 more" in shown.stdout
     assert len(shown.stdout.splitlines()) < 120
     place = Place(str(tmp_path / "store"))
-    found = Service(Sweep.load(file, ["trials=100000"]), place).plan()
+    found = Service(Sweep.load(file, ["trials=100000"]), place).plan().to_dict()
     assert (found["trials"], found["drawn"], found["sampled"], found["distinct"]) == (100_000, 1000, 1000, 1000)
     assert found["epochs_asked"] == 40 * 100_001
     json.dumps(found, allow_nan=False)
     # what 1,000 proposals train is no more than what 500 say, and more than those train
-    whole = Service(Sweep.load(file, ["trials=1000"]), place).plan()
+    whole = Service(Sweep.load(file, ["trials=1000"]), place).plan().to_dict()
     assert whole["sampled"] is None
     assert whole["epochs_to_train"] < found["epochs_to_train"] < found["epochs_asked"]
 
 
 def test_the_bound_from_a_sample_holds(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, place = written(tmp_path, data, search=WIDE | {"floor": 0.05}), Place(str(tmp_path / "store"))
-    whole = Service(Sweep.load(file, ["trials=400"]), place).plan()
+    whole = Service(Sweep.load(file, ["trials=400"]), place).plan().to_dict()
     monkeypatch.setattr("sweeper.service.plan.SAMPLE", 100)
-    part = Service(Sweep.load(file, ["trials=400"]), place).plan()
+    part = Service(Sweep.load(file, ["trials=400"]), place).plan().to_dict()
     assert (part["sampled"], part["epochs_asked"]) == (100, whole["epochs_asked"])
     assert whole["epochs_to_train"] < part["epochs_to_train"] < part["epochs_asked"]
 

@@ -179,7 +179,7 @@ def plan(folder: Path, space: dict[str, Any], **more: Any) -> tuple[dict[str, An
     sweep = Sweep.load(file)
     shown = CliRunner().invoke(app, ["plan", str(file), "--store", str(folder / "store")])
     assert shown.exit_code == 0, shown.output
-    return Service(sweep, Place(str(folder / "store"))).plan(), shown.stdout
+    return Service(sweep, Place(str(folder / "store"))).plan().to_dict(), shown.stdout
 
 
 def test_plan_says_what_is_shared_with_the_baselines_and_where_pairing_buys_nothing(tmp_path: Path) -> None:

@@ -561,7 +561,7 @@ def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) ->
 def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> None:
     """The schedules that ``plan`` drew, trained."""
     world = World(home, tmp_path / "plan", written(baselines=[STAY, *DROPS], trials=6, search=SEARCH))
-    plan = world.service.plan()
+    plan = world.service.plan().to_dict()
     specs = [item["spec"] for item in plan["schedules"] if item["kind"] in ("baseline", "search")]
     world = World(home, tmp_path / "trained", written(baselines=specs))
     world.run()

@@ -13,6 +13,7 @@ from sweeper.schedules import short
 from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
+    from sweeper.service.plan import Plan
     from sweeper.service.status import Status
     from sweeper.stats import Answer, Failures
 
@@ -30,55 +31,51 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def plan(found: Mapping[str, Any]) -> None:
+def plan(found: "Plan") -> None:
     """What ``sweeper plan`` prints."""
-    shown = found["schedules"]
+    shown = found.schedules
     right = ("restarts", "drops", "peak", "final")
     table = plain_table("", "schedule", *right, right=right)
-    for kind in dict.fromkeys(item["kind"] for item in shown):
-        mine = [item for item in shown if item["kind"] == kind]
+    for kind in dict.fromkeys(item.kind for item in shown):
+        mine = [item for item in shown if item.kind == kind]
         for item in mine[:ROWS_OF_KIND]:
-            table.add_row(item["name"], item["label"], *(short(item[key]) for key in right))
+            table.add_row(item.name, item.label, *(short(item.facts[key]) for key in right))
         if (more := len(mine) - ROWS_OF_KIND) > 0:
             table.add_row("...", f"{more} more (--json has all)")
     console.print(table)
-    sampled, trials = found["sampled"], found["trials"]
-    drawn = f"{found['drawn']} proposals"
+    sampled, trials = found.sampled, found.trials
+    drawn = f"{found.drawn} proposals"
     if sampled is not None:
         drawn = f"{sampled} of {trials} proposals as a sample"
-    elif found["drawn"] < trials:
-        drawn = f"{found['drawn']} proposals for {trials} trials: the space has no more, the others cost no epoch"
+    elif found.drawn < trials:
+        drawn = f"{found.drawn} proposals for {trials} trials: the space has no more, the others cost no epoch"
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
-    images, confirm = found["images"], found["confirm"]
-    hours = f", about {found['hours']:.2g} hours of one worker" if found["hours"] else ""
-    seen = "{:+.4f} to {:+.4f}".format(*confirm["detectable_range"])
-    if confirm["detectable"] is not None:
-        seen = f"about {confirm['detectable']:+.4f} ({seen})"
+    (train, val), confirm = found.images, found.confirm
+    hours = f", about {found.hours:.2g} hours of one worker" if found.hours else ""
+    seen = "{:+.4f} to {:+.4f}".format(*confirm.detectable_range)
+    if confirm.detectable is not None:
+        seen = f"about {confirm.detectable:+.4f} ({seen})"
     lines = [
-        f"data       {images['train']} training and {images['val']} validation images, "
-        f"{found['steps_per_epoch']} steps an epoch, {found['epochs']} epochs",
-        f"drawn      {drawn}, {found['distinct']} distinct schedules (uniformly; a sampler learns)",
-        f"epochs     {found['epochs_asked']} asked for, {most}{found['epochs_to_train']} to train: "
-        f"{least}{found['share_saved']:.0%} shared{hours}",
+        f"data       {train} training and {val} validation images, "
+        f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
+        f"drawn      {drawn}, {found.distinct} distinct schedules (uniformly; a sampler learns)",
+        f"epochs     {found.epochs_asked} asked for, {most}{found.epochs_to_train} to train: "
+        f"{least}{found.share_saved:.0%} shared{hours}",
         *_beside_baselines(found),
         *_race_planned(found),
-        f"evidence   with {confirm['seeds']} paired seeds for the best {confirm['best']}: {seen} would be seen "
+        f"evidence   with {confirm.seeds} paired seeds for the best {confirm.best}: {seen} would be seen "
         "with 80 % power",
-        f"           +0.004 in one comparison needs {confirm['needs']}",
-        *(
-            [f"           fewer than {confirm['least']} seeds name no winner"]
-            if confirm["seeds"] < confirm["least"]
-            else []
-        ),
-        *(f"data       {problem}" for problem in found["problems"]),
+        f"           +0.004 in one comparison needs {confirm.needs}",
+        *([f"           fewer than {confirm.least} seeds name no winner"] if confirm.seeds < confirm.least else []),
+        *(f"data       {problem}" for problem in found.problems),
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
-def _race_planned(found: Mapping[str, Any]) -> Iterator[str]:
+def _race_planned(found: "Plan") -> Iterator[str]:
     """What the race is, and what the budget buys."""
-    race, cost, confirm = found["race"], found["cost"], found["confirm"]
+    race, cost, confirm = found.race, found.cost, found.confirm
     if race is not None:
         yield f"trunk      {race['trunk']}"
         yield f"race       {race['rule']}"
@@ -87,7 +84,7 @@ def _race_planned(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"cost       baselines {cost['baselines']:,.0f} epochs; a proposal {cost['branch']:.3g} on a seed, on "
         f"{cost['seeds_per_proposal']:.3g} seeds on average; confirmation {cost['confirmation']:,.0f} (baselines and "
-        f"the best {confirm['best']} on {confirm['seeds']} fresh seeds)"
+        f"the best {confirm.best} on {confirm.seeds} fresh seeds)"
     )
     if cost["budget"] is not None:
         buys = "an epoch has not been timed yet, so what it buys is not known"
@@ -98,19 +95,19 @@ def _race_planned(found: Mapping[str, Any]) -> Iterator[str]:
             yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
 
 
-def _beside_baselines(found: Mapping[str, Any]) -> Iterator[str]:
+def _beside_baselines(found: "Plan") -> Iterator[str]:
     """How much of the proposals is the baselines' own training, and whether pairing them on seeds tells anything."""
-    if not found["drawn"] or not found["begin_otherwise"]:
+    if not found.drawn or not found.begin_otherwise:
         return
-    yield f"           {found['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own, bit for bit"
-    for count in sorted({count for count in found["begin_otherwise"].values() if count}, reverse=True):
-        names = ", ".join(name for name, other in found["begin_otherwise"].items() if other == count)
+    yield f"           {found.share_of_baselines:.0%} of the proposals' epochs are the baselines' own, bit for bit"
+    for count in sorted({count for count in found.begin_otherwise.values() if count}, reverse=True):
+        names = ", ".join(name for name, other in found.begin_otherwise.items() if other == count)
         yield (
-            f"warning    of {found['drawn']} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
+            f"warning    of {found.drawn} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
             "(warm-up of LR, bias or momentum): pairing them on the same seeds buys nothing"
         )
-    otherwise = [name for name, count in found["begin_otherwise"].items() if count]
-    if found["trunk"] is None and len(otherwise) == len(found["begin_otherwise"]):
+    otherwise = [name for name, count in found.begin_otherwise.items() if count]
+    if found.trunk is None and len(otherwise) == len(found.begin_otherwise):
         yield (
             f"           search.trunk: {otherwise[0]} makes the proposals branches of it; warmup_kind: trainer gives "
             "CAWB the warm-up of yolo_*"

@@ -50,7 +50,7 @@ def plan(
     service = target.service(looking=True)
     found = service.plan()
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(found.to_dict(), indent=1))
         return
     show.plan(found)
     try:

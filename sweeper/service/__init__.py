@@ -9,7 +9,8 @@ The command line is a thin skin over this module; a notebook can use it the same
 
 from sweeper.service.launched import launched
 from sweeper.service.place import Place
+from sweeper.service.plan import Plan
 from sweeper.service.service import Service
 from sweeper.service.status import Status
 
-__all__ = ["Place", "Service", "Status", "launched"]
+__all__ = ["Place", "Plan", "Service", "Status", "launched"]

@@ -1,6 +1,7 @@
 """What a sweep would do, before anything is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,94 @@ SAMPLE_LEAST = 20
 DRAWN = 20  # proposals that are drawn where only a budget says how many there will be
 
 
-def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Planned:
+    """A schedule that would be trained, or that lies at the edge of the space.
+
+    ``kind`` is baseline, search or corner; ``digest`` and ``facts`` are its trace's."""
+
+    kind: str
+    name: str
+    spec: Mapping[str, Any]
+    digest: str
+    facts: Mapping[str, Any]
+    label: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the confirmation of the ``best`` on ``seeds`` could tell; fewer than ``least`` seeds name no winner.
+
+    ``s_d``: the standard deviation of paired differences (None: not known yet) with its ``s_d_range``, from ``source``.
+    ``detectable``: the effect that would be seen with 80 % power, ``needed``: pairs for +0.004 in one comparison, each
+    with its range, ``needs`` in words.
+    """
+
+    best: int
+    seeds: int
+    least: int
+    s_d: float | None
+    s_d_range: tuple[float, float]
+    source: str
+    detectable: float | None
+    detectable_range: tuple[float, float]
+    needed: int | None
+    needed_range: tuple[int, int]
+    needs: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        names = {"s_d": "sigma_of_differences", "needed": "pairs_for_0.004"}
+        names |= {f"{name}_range": f"{key}_range" for name, key in names.items()}
+        return {names.get(name, name): value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would do. ``images``: training and validation images.
+
+    ``trials`` proposals are asked for, of which ``drawn`` were drawn; ``sampled``: as a sample, None for all of them;
+    ``distinct`` schedules among them. ``epochs_asked`` in all trials, ``epochs_to_train`` as far as none is there
+    already, ``share_saved`` thereby. ``share_of_baselines``: of the proposals' epochs that are the baselines' own;
+    ``begin_otherwise``: how many proposals do not begin as a baseline, by its name; ``trunk``: its spec. ``hours`` of
+    one worker and ``seconds_per_epoch``: None where no epoch was timed. ``confirm``: what the confirmation could tell;
+    ``race``: the race over seeds, None without one; ``cost``: see ``spending.bought``. ``problems`` of the data.
+    """
+
+    sweep: str
+    epochs: int
+    steps_per_epoch: int
+    images: tuple[int, int]
+    schedules: Sequence[Planned]
+    trials: int
+    drawn: int
+    sampled: int | None
+    distinct: int
+    epochs_asked: int
+    epochs_to_train: int
+    share_saved: float
+    share_of_baselines: float
+    begin_otherwise: Mapping[str, int]
+    trunk: Mapping[str, Any] | None
+    hours: float | None
+    seconds_per_epoch: float | None
+    confirm: Evidence
+    race: Mapping[str, Any] | None
+    cost: Mapping[str, Any]
+    problems: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        train, val = self.images
+        shown = [{**vars(planned), **planned.facts} for planned in self.schedules]
+        return vars(self) | {
+            "images": {"train": train, "val": val},
+            "schedules": [{key: value for key, value in entry.items() if key != "facts"} for entry in shown],
+            "confirm": self.confirm.to_dict(),
+        }
+
+
+def plan(service: "Service", draws: int | None = None) -> Plan:
     """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
 
     The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
@@ -41,7 +129,10 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
     drawn = len(reckoned.added)
     sampled = drawn if drawn == limit < trials else None
     corners = {trace.digest: (spec, trace) for spec, trace in _corners(service)}
-    shown = [*reckoned.shown, *(_shown("corner", f"corner {n}", *one) for n, one in enumerate(corners.values()))]
+    shown = [
+        *reckoned.shown,
+        *(_planned(service, "corner", f"corner {n}", *one) for n, one in enumerate(corners.values())),
+    ]
     asked, trained = (len(baselines) + drawn) * time.epochs, len(reckoned.keys)
     if sampled is not None:
         late = reckoned.added[-(sampled // 2) :]
@@ -54,46 +145,44 @@ def plan(service: "Service", draws: int | None = None) -> dict[str, Any]:
         alpha = confirm.alpha / confirm.best
         return detectable_effect(s_d, confirm.seeds, alpha=alpha, equivalence=confirm.equivalence)
 
-    seconds = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
-    return {
-        "sweep": service.sweep.name,
-        "epochs": service.sweep.epochs,
-        "steps_per_epoch": service.time.steps_per_epoch,
-        "images": {"train": service.dataset.train_images, "val": service.dataset.val_images},
-        "schedules": [{**item, "label": service.searched.label(item["spec"])} for item in shown],
-        "trials": trials,
-        "drawn": drawn,
-        "sampled": sampled,
-        "distinct": len({item["digest"] for item in reckoned.shown if item["kind"] == "search"}),
-        "epochs_asked": asked,
-        "epochs_to_train": trained,
-        "share_saved": 1 - trained / asked if asked else 0.0,
-        "share_of_baselines": reckoned.of_baselines / (drawn * time.epochs) if drawn else 0.0,
-        "begin_otherwise": reckoned.begin_otherwise,
-        "trunk": None if service.sweep.trunk is None else service.sweep.trunk.spec,
-        "hours": trained * median(seconds) / 3600 if seconds else None,
-        "seconds_per_epoch": median(seconds) if seconds else None,
-        "confirm": {
-            "best": confirm.best,
-            "seeds": confirm.seeds,
-            "least": MIN_PAIRS,
-            "sigma_of_differences": noise.s_d,
-            "sigma_of_differences_range": [noise.low, noise.high],
-            "source": noise.source,
-            "detectable": None if noise.s_d is None else seen(noise.s_d),
-            "detectable_range": [seen(noise.low), seen(noise.high)],
-            "pairs_for_0.004": noise.needed,
-            "pairs_for_0.004_range": list(noise.needed_range),
-            "needs": noise.needs,
-        },
-        "race": racing.planned(service),
-        "cost": spending.bought(
-            service,
-            [item["spec"] for item in reckoned.shown if item["kind"] == "search"],
-            median(seconds) if seconds else None,
+    timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
+    seconds = median(timed) if timed else None
+    proposals = [planned for planned in reckoned.shown if planned.kind == "search"]
+    return Plan(
+        sweep=service.sweep.name,
+        epochs=service.sweep.epochs,
+        steps_per_epoch=time.steps_per_epoch,
+        images=(service.dataset.train_images, service.dataset.val_images),
+        schedules=shown,
+        trials=trials,
+        drawn=drawn,
+        sampled=sampled,
+        distinct=len({planned.digest for planned in proposals}),
+        epochs_asked=asked,
+        epochs_to_train=trained,
+        share_saved=1 - trained / asked if asked else 0.0,
+        share_of_baselines=reckoned.of_baselines / (drawn * time.epochs) if drawn else 0.0,
+        begin_otherwise=reckoned.begin_otherwise,
+        trunk=None if service.sweep.trunk is None else service.sweep.trunk.spec,
+        hours=None if seconds is None else trained * seconds / 3600,
+        seconds_per_epoch=seconds,
+        confirm=Evidence(
+            best=confirm.best,
+            seeds=confirm.seeds,
+            least=MIN_PAIRS,
+            s_d=noise.s_d,
+            s_d_range=(noise.low, noise.high),
+            source=noise.source,
+            detectable=None if noise.s_d is None else seen(noise.s_d),
+            detectable_range=(seen(noise.low), seen(noise.high)),
+            needed=noise.needed,
+            needed_range=noise.needed_range,
+            needs=noise.needs,
         ),
-        "problems": list(service.dataset.problems),
-    }
+        race=racing.planned(service),
+        cost=spending.bought(service, [planned.spec for planned in proposals], seconds),
+        problems=list(service.dataset.problems),
+    )
 
 
 class _Reckoned:
@@ -102,11 +191,11 @@ class _Reckoned:
     def __init__(self, service: "Service", baselines: Mapping[str, Mapping[str, Any]]) -> None:
         self._service, self._baselines = service, baselines
         self.keys: set[str] = set()  # of the states that are reached, each once
-        self.shown: list[dict[str, Any]] = []
+        self.shown: list[Planned] = []
         for name, spec in baselines.items():
             trace = service.trace(spec)
             self.keys.update(prefix_keys("plan", trace)[1:])
-            self.shown.append(_shown("baseline", name, spec, trace))
+            self.shown.append(_planned(service, "baseline", name, spec, trace))
         self._known = frozenset(self.keys)
         self.added: list[int] = []  # states that each proposal adds to those before
         self.of_baselines = 0  # states of the proposals that are the baselines', too
@@ -119,7 +208,7 @@ class _Reckoned:
         self.keys.update(keys[1:])
         self.added.append(len(self.keys) - before)
         self.of_baselines += sum(key in self._known for key in keys[1:])
-        self.shown.append(_shown("search", name, spec, trace))
+        self.shown.append(_planned(self._service, "search", name, spec, trace))
         for baseline, other in self._baselines.items():
             self.begin_otherwise[baseline] += not self._begin_alike(spec, keys, baseline, other)
 
@@ -139,8 +228,8 @@ def _corners(service: "Service") -> Iterator[tuple[dict[str, Any], Trace]]:
     return ((spec, service.trace(spec)) for spec in search.corners(service.searched, service.time))
 
 
-def _shown(kind: str, name: str, spec: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
-    return {"kind": kind, "name": name, "spec": spec, "digest": trace.digest, **trace.facts()}
+def _planned(service: "Service", kind: str, name: str, spec: Mapping[str, Any], trace: Trace) -> Planned:
+    return Planned(kind, name, spec, trace.digest, trace.facts(), service.searched.label(spec))
 
 
 def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Trace]]:

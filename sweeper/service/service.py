@@ -16,7 +16,7 @@ from sweeper.schedules import TimeBase, Trace, prefix_keys
 from sweeper.service import racing
 from sweeper.service.agenda import Agenda
 from sweeper.service.place import Place
-from sweeper.service.plan import plan
+from sweeper.service.plan import Plan, plan
 from sweeper.service.status import Status, status
 from sweeper.stats import Answer, choose
 from sweeper.store import Store
@@ -241,7 +241,7 @@ class Service:
         """The LR trace that this sweep's trials get from a schedule or its spec."""
         return schedules.parse(spec).trace(self.time)
 
-    def plan(self, draws: int | None = None) -> dict[str, Any]:
+    def plan(self, draws: int | None = None) -> Plan:
         """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing."""
         return plan(self, draws)
 
