@@ -160,7 +160,7 @@ def _facts(answer: Answer, status: Status) -> dict[str, str]:
         return found | _exactness(status)  # no score, no noise, and nothing that a design could see
     found |= {
         "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})" if noise.sigma is not None else noise.source,
-        "This design would see": f"{seen:+.4f}" if seen is not None else "nothing without pairs",
+        "This design would see": f"{seen:+z.4f}" if seen is not None else "nothing without pairs",
         "Pairs to see +0.004": noise.needs,
     }
     if answer.baseline:

@@ -52,9 +52,9 @@ def plan(found: "Plan") -> None:
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     (train, val), confirm = found.images, found.confirm
     hours = f", about {found.hours:.2g} hours of one worker" if found.hours else ""
-    seen = "{:+.4f} to {:+.4f}".format(*confirm.detectable_range)
+    seen = "{:+z.4f} to {:+z.4f}".format(*confirm.detectable_range)
     if confirm.detectable is not None:
-        seen = f"about {confirm.detectable:+.4f} ({seen})"
+        seen = f"about {confirm.detectable:+z.4f} ({seen})"
     lines = [
         f"data       {train} training and {val} validation images, "
         f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
@@ -145,7 +145,7 @@ def answer(found: "Answer", objective: str) -> None:
     for candidate in found.candidates:
         if (pairs := candidate.pairs) is not None:
             console.print(
-                f"{candidate.title}: {pairs.mean:+.4f} [{pairs.low:+.4f}, {pairs.high:+.4f}] "
+                f"{candidate.title}: {pairs.mean:+z.4f} [{pairs.low:+z.4f}, {pairs.high:+z.4f}] "
                 f"on {pairs.n} paired seeds: {candidate.reason}",
                 soft_wrap=True,
             )
@@ -173,8 +173,8 @@ def _raced(standing: Mapping[str, Any] | None) -> tuple[str, str]:
     """A proposal's mean difference to the trunk with its interval, and on how many seeds it was raced."""
     if standing is None:
         return "", ""
-    interval = f" [{standing['low']:+.4f}, {standing['high']:+.4f}]" if standing["low"] is not None else ""
-    return f"{standing['mean']:+.4f}{interval}", str(standing["n"])
+    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
+    return f"{standing['mean']:+z.4f}{interval}", str(standing["n"])
 
 
 def race(found: Mapping[str, Any]) -> Iterator[str]:
@@ -229,8 +229,8 @@ def _jump(one: Mapping[str, Any]) -> str:
 def _comparison(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return "-"
-    interval = f" [{one['low']:+.4f}, {one['high']:+.4f}]" if one["low"] is not None else ""
-    return f"{one['mean']:+.4f}{interval} n={one['n']}"
+    interval = f" [{one['low']:+z.4f}, {one['high']:+z.4f}]" if one["low"] is not None else ""
+    return f"{one['mean']:+z.4f}{interval} n={one['n']}"
 
 
 def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
@@ -242,7 +242,7 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
             back = f"dip {one['dip']:.4f}, not back in {one['watched']} epochs"
             if one["recovery"] is not None:
                 back = f"dip {one['dip']:.4f}, back after {one['recovery']} epochs"
-        gain = f"gain {one['gain']:+.4f}" if one["gain"] is not None else "no gain beyond what learning on may give"
+        gain = f"gain {one['gain']:+z.4f}" if one["gain"] is not None else "no gain beyond what learning on may give"
         yield (
             f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: {back}, "
             f"{gain} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"

@@ -33,9 +33,9 @@ class Trunk:
         if not self.ahead:
             return f"trunk: {self.name}, the only baseline"
         others = [
-            f"{paired.mean:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}] ahead of {name}"
+            f"{paired.mean:+z.4f} [{paired.low:+z.4f}, {paired.high:+z.4f}] ahead of {name}"
             if paired is not None
-            else f"{self.means[self.name] - self.means[name]:+.4f} ahead of {name} (one seed: no interval)"
+            else f"{self.means[self.name] - self.means[name]:+z.4f} ahead of {name} (one seed: no interval)"
             for name, paired in self.ahead.items()
         ]
         seeds = f"{self.seeds} search seeds" if self.seeds > 1 else "one search seed"

@@ -157,5 +157,5 @@ def verdict(
 
 def _says(what: str, c: Comparison) -> str:
     pairs = f"{c.n} pairs" if c.n > 1 else "one pair"
-    interval = f"{c.low:+.4f} to {c.high:+.4f}, {pairs}" if c.low > -inf else f"{pairs}, no interval"
-    return f"{what} {c.mean:+.4f} ({interval})"
+    interval = f"{c.low:+z.4f} to {c.high:+z.4f}, {pairs}" if c.low > -inf else f"{pairs}, no interval"
+    return f"{what} {c.mean:+z.4f} ({interval})"

@@ -10,7 +10,7 @@ import jinja2
 
 from sweeper.report import charts
 from sweeper.report.charts import Line
-from sweeper.schedules import Trace, short
+from sweeper.schedules import FAMILIES, Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)
 
@@ -170,7 +170,8 @@ def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
     if answer["winner"]:
         title = answer["winner"]["title"]
         return f"Winner: {title}", rest.removeprefix(f"{title}, ")
-    return word.capitalize(), rest[:1].upper() + rest[1:]
+    named = rest.partition(" ")[0] in FAMILIES  # the name of a schedule is written as it is in the sweep file
+    return word.capitalize(), rest if named else rest[:1].upper() + rest[1:]
 
 
 def _failed(failures: Mapping[str, Any]) -> list[str]:
@@ -248,9 +249,8 @@ def effect_in_words(effect: Mapping[str, Any]) -> str:
 
 def _difference(candidate: Mapping[str, Any]) -> str:
     pairs = candidate["pairs"]
-    return (
-        f"{candidate['title']} {pairs['mean']:+.4f} ({pairs['low']:+.4f} to {pairs['high']:+.4f}, {pairs['n']} pairs)"
-    )
+    interval = f"{pairs['low']:+z.4f} to {pairs['high']:+z.4f}"
+    return f"{candidate['title']} {pairs['mean']:+z.4f} ({interval}, {pairs['n']} pairs)"
 
 
 def _controls(entry: Verdict, by_trial: Mapping[int, Configuration], page: Page) -> str:
@@ -270,5 +270,5 @@ def _template() -> jinja2.Template:
     environment.filters["short"] = short
     environment.filters["effect"] = effect_in_words
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.4f}"
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+z.4f}"
     return environment.from_string(resources.files("sweeper.report").joinpath("page.html").read_text("utf-8"))

@@ -109,11 +109,17 @@ def answered(service: Service, answer: Answer, rows: Sequence[Trial]) -> Answer:
 def _leader(ranking: Sequence[dict[str, Any]], found: dict[str, Any]) -> str:
     first = next(entry for entry in ranking if entry["raced"] is not None)
     standing = first["raced"]
-    interval = f" [{standing['low']:+.4f}, {standing['high']:+.4f}]" if standing["low"] is not None else ""
-    seeds = f"{standing['n']} search seeds" if standing["n"] > 1 else "one search seed"
+    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
+    ahead = f"{standing['mean']:+z.4f}{interval} over {found['trunk']}"
+    if standing["n"] == 1:
+        return (
+            f"no winner yet: {first['label']} is the best of {len(found['standings'])} proposals, {ahead} on the one "
+            "search seed, for which it was chosen; one run each is no evidence, and sweeper confirm judges it on fresh "
+            "seeds"
+        )
     return (
-        f"no winner yet: {first['label']} leads the race at {standing['mean']:+.4f}{interval} over {found['trunk']} on "
-        f"{seeds}, for which it was chosen among {len(found['standings'])}; sweeper confirm judges it on fresh ones"
+        f"no winner yet: {first['label']} leads the race at {ahead} on {standing['n']} search seeds, for which it was "
+        f"chosen among {len(found['standings'])}; sweeper confirm judges it on fresh ones"
     )
 
 

@@ -114,8 +114,8 @@ def sentence(answer: Answer, objective: str) -> str:
         return answer.failures.sentence
     if answer.winner and (p := answer.winner.pairs):
         return (
-            f"winner: {answer.winner.title}, {p.mean:+.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
-            f"{p.low:+.4f} to {p.high:+.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
+            f"winner: {answer.winner.title}, {p.mean:+z.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
+            f"{p.low:+z.4f} to {p.high:+z.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
             f"{len(answer.candidates)}, {answer.tried} configurations tried)"
         )
     if not answer.ranking:
@@ -127,16 +127,18 @@ def sentence(answer: Answer, objective: str) -> str:
         )
     if answer.pairs == 0:
         low, high = (luck_of_the_best(s_d / math.sqrt(2), answer.tried) for s_d in (noise.low, noise.high))
-        luck = f", and the best of {answer.tried} equal configurations leads by {low:+.4f} to {high:+.4f} by luck alone"
+        luck = (
+            f", and the best of {answer.tried} equal configurations leads by {low:+z.4f} to {high:+z.4f} by luck alone"
+        )
         luck = luck if answer.tried > 1 else ""
         return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):
         return f"no winner yet: {best.title}: {best.reason}; {need}"
-    gap = f"; the best was {best.title} at {best.pairs.mean:+.4f}: {best.reason}" if best.pairs else ""
+    gap = f"; the best was {best.title} at {best.pairs.mean:+z.4f}: {best.reason}" if best.pairs else ""
     return (
         f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
-        f"{answer.detectable:+.4f} over {name} with 80 % power{gap}"
+        f"{answer.detectable:+z.4f} over {name} with 80 % power{gap}"
     )
 
 
