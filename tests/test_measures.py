@@ -178,10 +178,10 @@ def test_classes_of_any_name_become_metrics(tmp_path: Path) -> None:
 
 
 def test_looking_makes_no_database(files: dict[str, Path], tmp_path: Path) -> None:
-    for url in (f"sqlite:///{tmp_path}/none/x.db", "postgre"):
+    for url, says in ((f"sqlite:///{tmp_path}/none/x.db", "launch it first"), ("postgre", "not a database URL")):
         done = tiny.sweeper("status", files["plain"], "--database-url", url, cwd=tmp_path, check=False)
         assert done.returncode == 1
-        assert "launch it first" in done.stderr
+        assert says in done.stderr
     assert not (tmp_path / "none").exists()
     assert not (tmp_path / "postgre").exists()
     none = tiny.sweeper("run", files["plain"], "workers=0", cwd=tmp_path, check=False)

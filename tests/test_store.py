@@ -360,7 +360,7 @@ def _open_store(url: str, place: Path, at: float, said: Any) -> None:
 
 def test_many_processes_agree_on_a_new_stores_name(tmp_path: Path) -> None:
     said, at = FORK.Queue(), time.time() + 0.5
-    arguments = (f"{tmp_path}/sweep.db", tmp_path / "store", at, said)
+    arguments = (f"sqlite:///{tmp_path}/sweep.db", tmp_path / "store", at, said)
     processes = [FORK.Process(target=_open_store, args=arguments) for _ in range(6)]
     for process in processes:
         process.start()
