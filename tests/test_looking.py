@@ -13,11 +13,10 @@ from postgres import Postgres
 from typer.testing import CliRunner, Result
 
 from sweeper.cli import app
-from sweeper.config import Sweep
+from sweeper.config import Sweep, built_in
 from sweeper.errors import ConfigError, DatabaseError, SweeperError
 from sweeper.service import Place, Service, launched
 
-ROOT = Path(__file__).resolve().parents[1]
 LAUNCHED_ONLY = [["status"], ["status", "--watch"], ["pick"], ["ui"], ["report"], ["export"], ["confirm"]]
 
 
@@ -146,9 +145,7 @@ def test_who_trains_is_refused_as_before(overridden: tuple[Path, Path], tmp_path
         assert "lr0: 0.03 -> 0.02" in str(done.exception)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_sweep_is_built_again_from_what_a_launch_keeps(file: Path) -> None:
-    if "kind:" in file.read_text():
-        pytest.skip("is no sweep")
-    sweep = Sweep.load(file)
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_a_sweep_is_built_again_from_what_a_launch_keeps(name: str) -> None:
+    sweep = Sweep.load(name)
     assert Sweep.build(json.loads(json.dumps(sweep.flat()))) == sweep

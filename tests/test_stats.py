@@ -363,6 +363,8 @@ def test_the_interval_of_the_noise_covers_it_in_nineteen_of_twenty_sweeps(compar
         baseline, *others = rng.normal(0.3, 0.01, (comparisons + 1, 6))
         noise = stats.Spread.of([stats.paired(scores, baseline) for scores in others], "schedules")
         inside += noise.low <= 0.01 * 2**0.5 <= noise.high
+    alone = stats.Spread.of([stats.paired(others[0], baseline)], "schedules")
+    assert noise.high / noise.low == pytest.approx(alone.high / alone.low), "no wider than that of one comparison"
     if comparisons == 1:
         assert inside / 2000 == pytest.approx(0.95, abs=0.015)  # three standard errors
     else:  # several comparisons share a baseline, so the interval is as wide as that of one: wider than it has to be
