@@ -79,7 +79,7 @@ def test_faults_of_trainings_are_told_apart_and_never_stop_the_worker(tmp_path: 
     sweep = tiny.write(tmp_path, trials=0, baselines=baselines, attempts=2, stall_s=30, epochs=10)
     worker = start(sweep, tmp_path)
     try:
-        tiny.wait(lambda: (place / "sweeper.db").exists() and Study.exists(database.open(place / "sweeper.db"), "tiny"))
+        tiny.wait(lambda: (place / "sweeper.db").exists() and Study.all(database.open(place / "sweeper.db"), ["tiny"]))
         study = open_study(place)
         os.kill(training(worker.pid, study, 1), signal.SIGSEGV)
         os.kill(training(worker.pid, study, 2), signal.SIGSTOP)
@@ -116,7 +116,7 @@ def test_sigterm_gives_the_trial_back_and_a_frozen_worker_wakes_to_write_nothing
     first = start(sweep, tmp_path)
     others = []
     try:
-        tiny.wait(lambda: (place / "sweeper.db").exists() and Study.exists(database.open(place / "sweeper.db"), "tiny"))
+        tiny.wait(lambda: (place / "sweeper.db").exists() and Study.all(database.open(place / "sweeper.db"), ["tiny"]))
         study = open_study(place)
         training(first.pid, study, 0)
         first.terminate()

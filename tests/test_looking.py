@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from sweeper.cli import app
 from sweeper.config import Sweep, built_in
+from sweeper.database import update
 from sweeper.errors import ConfigError, DatabaseError, SweeperError
-from sweeper.service import Place, Service, launched
+from sweeper.service import Place, Service, launched, sweeps
 
 LAUNCHED_ONLY = [["status"], ["status", "--watch"], ["pick"], ["ui"], ["report"], ["export"], ["confirm"]]
 
@@ -149,3 +150,35 @@ def test_who_trains_is_refused_as_before(overridden: tuple[Path, Path], tmp_path
 def test_a_sweep_is_built_again_from_what_a_launch_keeps(name: str) -> None:
     sweep = Sweep.load(name)
     assert Sweep.build(json.loads(json.dumps(sweep.flat()))) == sweep
+
+
+def test_the_sweeps_of_a_place_are_listed_with_their_state(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "store"))
+    assert sweeps(place) == []
+    assert list(tmp_path.iterdir()) == []
+    names = ("one", "other")
+    first, second = (
+        invented.launched(invented.written(tmp_path / name, name=name), tmp_path / "store") for name in names
+    )
+    [one, other] = sweeps(place)
+    assert (one.name, one.state, one.best, one.winner, one.heard_s) == ("one", "waiting", None, None, None)
+    assert one.counts["waiting"] == one.counts["total"] == first.study.counts()["total"]
+    second.study.beat("inventor", host="here", pid=1, device="cpu", number=0, epoch=3)
+    invented.work(first, {})
+    [one, other] = sweeps(place)
+    assert (one.state, one.objective) == ("done", "mAP50-95")
+    assert one.best == max(row.score or 0.0 for row in first.study.trials() if row.state == "COMPLETE")
+    assert one.counts == first.study.counts()
+    assert other.state == "running"
+    assert other.heard_s is not None
+    assert other.heard_s < 120
+
+
+def test_a_sweep_that_this_version_cannot_read_is_listed_with_the_reason(tmp_path: Path) -> None:
+    service = invented.launched(invented.written(tmp_path, name="old"), tmp_path / "store")
+    studies = service.database.tables.studies
+    config = json.dumps({**service.study.config, "epochs": -3})
+    service.database.transaction(lambda connection: connection.execute(update(studies).values(config=config)))
+    [old] = sweeps(service.place)
+    assert (old.name, old.state, old.counts["total"]) == ("old", "unreadable", service.study.counts()["total"])
+    assert "epochs: -3" in (old.problem or "")

@@ -7,10 +7,9 @@ The command line is a thin skin over this module; a notebook can use it the same
     service.pick().to_dict()
 """
 
-from sweeper.service.launched import launched
-from sweeper.service.place import Place
+from sweeper.service.place import Place, SweepSummary, launched, sweeps
 from sweeper.service.plan import Plan
 from sweeper.service.service import Service
 from sweeper.service.status import Status
 
-__all__ = ["Place", "Plan", "Service", "Status", "launched"]
+__all__ = ["Place", "Plan", "Service", "Status", "SweepSummary", "launched", "sweeps"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper import data, database, evidence, names, schedules, search, stats
 from sweeper.config import Sweep
@@ -15,7 +15,6 @@ from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
 from sweeper.service import racing
 from sweeper.service.agenda import Agenda
-from sweeper.service.place import Place
 from sweeper.service.plan import Plan, plan
 from sweeper.service.status import Status, status
 from sweeper.stats import Answer, choose
@@ -24,6 +23,9 @@ from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
+
+if TYPE_CHECKING:
+    from sweeper.service.place import Place
 
 #: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
 _NOTED = ("store", "train_images", "classes", "free", "overrides")
@@ -40,7 +42,7 @@ class Service:
     def __init__(
         self,
         sweep: Sweep,
-        place: Place,
+        place: "Place",
         *,
         training: Callable[..., TrainingProcess] = TrainingProcess,
         overrides: Sequence[str] = (),
@@ -152,10 +154,19 @@ class Service:
         return url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists()
 
     @property
+    def done(self) -> bool:
+        """Whether every trial has ended and none is to come. False, too, where the search cannot begin: whoever works
+        on it says why."""
+        try:
+            return self.study.done
+        except ConfigError:
+            return False
+
+    @property
     def launched(self) -> bool:
         """Whether the study is there already. Who looks hears False also where there is no database to ask."""
         try:
-            return Study.exists(self.database, self.sweep.name)
+            return bool(Study.all(self.database, [self.sweep.name]))
         except database.NothingThere:
             return False
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sweeper.errors import ConfigError
 from sweeper.service import racing
 from sweeper.stats import Failures, failures
 from sweeper.study import Stage, Trial
@@ -141,7 +140,7 @@ def status(service: "Service") -> Status:
         objective=service.sweep.objective,
         budget=counts["total"],
         counts=counts,
-        done=_done(service),
+        done=service.done,
         epochs=Epochs(service.sweep.epochs, trained, reused),
         proposals=_proposals(trials),
         hours_saved=reused * (seconds or 0.0) / 3600,
@@ -192,13 +191,6 @@ def _row(service: "Service", trial: Trial) -> Row:
         lr=_lr_now(service, trial),
         reasons=list(trial.reasons),
     )
-
-
-def _done(service: "Service") -> bool:
-    try:
-        return service.study.done
-    except ConfigError:  # the search cannot begin, and whoever works on it says why
-        return False
 
 
 def _lr_now(service: "Service", trial: Trial) -> float | None:

@@ -123,19 +123,32 @@ class Study:
     @classmethod
     def open(cls, database: Database, name: str, *, lease_seconds: float = 60.0, attempts: int = 3) -> Study:
         """The launched study ``name``; raises DatabaseError if there is none."""
-        studies = database.tables.studies
-        rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
-        if (row := _launched(database, rows, name)) is not None:
-            return cls(database, open_storage(database), row, lease_seconds, attempts)
-        known = ", ".join(sorted(row.name for row in rows)) or "none"
+        for study in cls.all(database, (name,), lease_seconds=lease_seconds, attempts=attempts):
+            return study
+        known = ", ".join(study.name for study in cls.all(database)) or "none"
         raise DatabaseError(f"study {name!r}: not in {database}, which has: {known}; launch it first")
 
-    @staticmethod
-    def exists(database: Database, name: str) -> bool:
-        """Whether :meth:`open` would find it."""
+    @classmethod
+    def all(
+        cls,
+        database: Database,
+        names: Collection[str] | None = None,
+        *,
+        lease_seconds: float = 60.0,
+        attempts: int = 3,
+    ) -> list[Study]:
+        """The launched studies (None: all) in the order of their names; [] where there are none of these."""
         studies = database.tables.studies
-        rows = database.transaction(lambda connection: connection.execute(select(studies)).all())
-        return _launched(database, rows, name) is not None
+        query = select(studies).order_by(studies.c.name)
+        query = query if names is None else query.where(studies.c.name.in_(names))
+        if not (rows := database.transaction(lambda connection: connection.execute(query).all())):
+            return []  # Optuna's tables are not made by asking
+        storage = open_storage(database)
+        return [
+            cls(database, storage, row, lease_seconds, attempts)
+            for row in rows
+            if row.study_id == _optuna_id(database, storage, row.name)  # else it was deleted with Optuna's means
+        ]
 
     def check(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> None:
         """Raise ConfigError, saying which keys changed, unless ``config`` is the launched one but for ``free_keys``."""
@@ -282,12 +295,6 @@ def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> No
         connection.execute(delete(tables.studies).where(tables.studies.c.id == row.id))
 
     database.transaction(forget)
-
-
-def _launched(database: Database, rows: Sequence[Any], name: str) -> Any | None:
-    """The study's row of ours, unless Optuna's study was deleted meanwhile. Optuna's tables are not made by asking."""
-    ours = next((row for row in rows if row.name == name), None)
-    return ours if ours is not None and ours.study_id == _optuna_id(database, open_storage(database), name) else None
 
 
 def _optuna_id(database: Database, storage: FencedStorage, name: str) -> int | None:
