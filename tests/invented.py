@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sweeper import evidence, names, report, search
+from sweeper import charts, evidence, names, search
 from sweeper.config import Sweep
 from sweeper.schedules import Trace, words
 from sweeper.service import Place, Service
@@ -110,8 +110,8 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
             tags={names.FAMILY: spec["family"], names.STAGE: slot.stage},
             params=names.params(words(spec), facts, slot.seed),
         )
-        log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in report.steps_shown(trace, 300)})
-        log.artifact("trace/lr.parquet", report.trace_table(trace))
+        log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in charts.steps_shown(trace, 300)})
+        log.artifact("trace/lr.parquet", charts.trace_table(trace))
         values = curve(trace, slot.seed, merits.get(name, 0.0))
         last = study.counts()["waiting"] == 0
         for epoch, value in enumerate(values):

@@ -31,7 +31,7 @@ from postgres import Postgres, programs
 from sqlalchemy import Engine, event
 from test_tracking import MLflow
 
-from sweeper import data, report, study  # noqa: F401  (loaded before the fork: one copy for all)
+from sweeper import charts, data, study  # noqa: F401  (loaded before the fork: one copy for all)
 from sweeper.config import Recipe, Sweep
 from sweeper.schedules import Trace
 from sweeper.service import Place, Service

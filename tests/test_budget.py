@@ -9,7 +9,7 @@ from simulation import Home, World
 from test_race_run import BRANCHES, RAISES, follow_from_the_scores
 from test_worker import EPOCHS, STAY, check, home, sweeper, written  # noqa: F401  # a fixture
 
-from sweeper import summary
+from sweeper import report
 from sweeper.cli import show
 from sweeper.config import Budget, Sweep
 from sweeper.errors import ConfigError
@@ -56,7 +56,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     picked = sweeper(world, "pick")
     assert "in the race: mean difference to the trunk on the search seeds" in picked
     assert "the best baseline on 2 search seeds" in picked
-    page = summary.page(world.service).decode()
+    page = report.make(world.service).decode()
     assert "raced on 2 seeds</span>" in page
     assert "the best baseline on 2 search seeds" in page
 

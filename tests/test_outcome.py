@@ -11,10 +11,9 @@ import tiny
 from tiny import sweeper
 from trials import run
 
-from sweeper import evidence, search, stats, summary
+from sweeper import charts, evidence, report, search, stats
+from sweeper.charts import Line
 from sweeper.errors import ConfigError
-from sweeper.report import charts
-from sweeper.report.charts import Line
 from sweeper.service import Service
 from sweeper.study import Trial
 
@@ -118,7 +117,7 @@ def test_where_some_failed_the_answer_stays_and_a_line_says_how_many(shown: Serv
     first, second, *_ = done.stdout.splitlines()
     assert first.startswith("Winner: trial 5 (cawb steps=")
     assert second == f"{line}: not finite: loss nan at epoch 6, step 17; lower lr0"
-    assert line in summary.page(shown).decode()
+    assert line in report.make(shown).decode()
     done = sweeper("status", shown_file, "--store", shown.place.folder, cwd=shown_file.parent)
     assert line in done.stdout
 
@@ -197,7 +196,7 @@ def test_a_sweep_in_which_nothing_was_learned_says_so_everywhere(unlearned: Serv
         assert done.returncode == 1
         assert said in done.stderr
     assert len(unlearned.study.trials()) == 5, "nothing was asked for"
-    page = summary.page(unlearned).decode()
+    page = report.make(unlearned).decode()
     assert "Nothing was learned" in page
     for wrong in ("would see", "Noise of one run", "would have seen", "begins at half"):
         assert wrong not in page

@@ -16,10 +16,11 @@ import browser
 import invented
 import pytest
 
-from sweeper import evidence, report, schedules, stats, summary
+from sweeper import evidence, report, schedules, stats
+from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
-from sweeper.report import Configuration, Line, Page, Verdict
+from sweeper.report.page import Configuration, Page, Verdict, render
 from sweeper.schedules import TimeBase
 from sweeper.service import Place, Service
 from sweeper.tracking import ui
@@ -103,7 +104,7 @@ def many(count: int, epochs: int = 100) -> Page:
 
 
 def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> None:
-    page = report.render(many(50)).decode()
+    page = render(many(50)).decode()
     assert len(page.encode()) < 3_000_000
     found = Reader(page)
     assert [tag for tag, _ in found.tags if tag in ("link", "img", "iframe", "object")] == []
@@ -123,7 +124,7 @@ def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> Non
 
 
 def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:
-    found = Reader(report.render(many(0)).decode())
+    found = Reader(render(many(0)).decode())
     assert "No trial has begun." in found.text
     assert "Nothing is finished that could be ranked." in found.text
 
@@ -150,7 +151,7 @@ def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
 
 
 def test_the_sweep_file_on_the_page_is_the_sweep(shown: Service, tmp_path: Path) -> None:
-    (tmp_path / "again.yaml").write_text(summary.sweep_file(shown.sweep))
+    (tmp_path / "again.yaml").write_text(report.sweep_file(shown.sweep))
     assert Sweep.load(tmp_path / "again.yaml") == shown.sweep
 
 
@@ -163,7 +164,7 @@ def test_the_page_is_kept_in_mlflow(file: Path, shown: Service) -> None:
 
 def test_a_sweep_that_was_never_launched_has_no_page(shown_file: Path, tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="launch it first"):
-        summary.page(Service(Sweep.load(shown_file), Place(str(tmp_path))))
+        report.make(Service(Sweep.load(shown_file), Place(str(tmp_path))))
 
 
 CONTRAST = """

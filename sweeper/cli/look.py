@@ -33,7 +33,7 @@ def ui(
     show: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
 ) -> None:
     """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
-    from sweeper import summary
+    from sweeper import report as reports
     from sweeper.service.run import send_journals
     from sweeper.tracking import Tracker, view
 
@@ -48,7 +48,7 @@ def ui(
         folder = service.place.folder / "journals"
         tracker = Tracker(url, service.sweep.name, folder) if started is None else service.tracker
         winner = answer.winner.run_id if answer.winner else None
-        prepared = view.publish(tracker, summary.axes(service.sweep), summary.best_runs(answer), winner)
+        prepared = view.publish(tracker, reports.axes(service.sweep), reports.best_runs(answer), winner)
         if prepared.note:
             console.print(prepared.note)
         if not prepared.runs:
@@ -89,7 +89,7 @@ def leave(every_failed: bool) -> None:
 
 def write_report(service: "Service", output: Path) -> bytes:
     """Write the page to ``output`` and onto the sweep's run in MLflow; without MLflow to ``output`` only."""
-    from sweeper import summary
+    from sweeper import report as reports
 
     uri, link = service.place.tracking, None
     try:
@@ -97,7 +97,7 @@ def write_report(service: "Service", output: Path) -> bytes:
             link = f"{uri}/#/experiments/{service.tracker.server.experiment_id()}/runs/{{run_id}}"
     except TrackingError:
         pass  # said below
-    page = summary.page(service, link)
+    page = reports.make(service, link)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(page)

@@ -227,9 +227,9 @@ def _table(one: Shown) -> str:
 
 
 def _draw(shown: list[Shown], file: Path) -> None:
-    from sweeper import report
+    from sweeper import charts
 
-    picture = report.plot_traces({one.name: one.trace for one in shown}, file.suffix.lower().lstrip("."))
+    picture = charts.plot_traces({one.name: one.trace for one in shown}, file.suffix.lower().lstrip("."))
     try:
         file.write_bytes(picture)
     except OSError as error:

@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 
-from sweeper.report import charts
-from sweeper.report.charts import Line
+from sweeper import charts
+from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from sweeper import evidence, names, report
+from sweeper import charts, evidence, names
 from sweeper.data import Dataset
 from sweeper.errors import TrackingError
 from sweeper.schedules import words
@@ -88,10 +88,10 @@ class Reporter:
         log = self.log(slot)
         log.params(names.params(words(task.spec), facts, slot.seed))
         if not slot.curve:  # the pictures are the same in every attempt
-            steps = report.steps_shown(trace, SHOWN_STEPS)
+            steps = charts.steps_shown(trace, SHOWN_STEPS)
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})
-            log.artifact(names.TRACE_TABLE, report.trace_table(trace))
-            log.artifact(names.TRACE_PLOT, report.plot_traces({f"trial {slot.number}": trace}))
+            log.artifact(names.TRACE_TABLE, charts.trace_table(trace))
+            log.artifact(names.TRACE_PLOT, charts.plot_traces({f"trial {slot.number}": trace}))
         return log
 
     def epoch(self, task: Task, log: TrialLog, row: dict[str, Any]) -> None:
