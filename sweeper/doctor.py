@@ -160,8 +160,8 @@ def _per_gpu(service: Service) -> str:
     )
     if not held:
         return "one worker; how many could share it is known after the first trial"
-    loaders, cores = service.sweep.recipe.loader_workers, fleet.cores() // len(fleet.gpus())
-    count = fleet.per_gpu(max(held), cores, loaders)
+    wanted, cores = service.sweep.recipe.loader_workers, fleet.cores() // len(fleet.gpus())
+    count = fleet.per_gpu(max(held), cores, 1 if wanted == "auto" else wanted)
     return (
         f"a trial held {max(held):.0%} of its memory, {cores} cores for each GPU: room for {count} workers "
         f"(--per-device {count}); benchmarks/per_device.py measures what they gain"

@@ -11,9 +11,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sweeper.errors import DeviceError, SweeperError
+from sweeper.training import loader_workers
 
 CPU = "cpu"
 SOON_S = 60.0  # a process that lived shorter died in vain
@@ -54,13 +55,16 @@ def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list
     return (there if devices == "auto" else asked) * (1 if per_device is None else per_device)
 
 
-def loaders(wanted: int, slots: Sequence[str]) -> int:
+def loaders(wanted: int | Literal["auto"], slots: Sequence[str]) -> int:
     """Loader processes for each worker: what is ``wanted``, or on GPUs what is left of the cores beside the workers.
 
-    >>> loaders(8, ["cpu", "cpu"]), loaders(10**6, ["0"] * 10**6)
-    (8, 0)
+    >>> loaders(8, ["cpu", "cpu"]), loaders("auto", ["cpu"]), loaders(10**6, ["0"] * 10**6)
+    (8, 0, 0)
     """
-    return wanted if CPU in slots else min(wanted, max(cores() // len(slots) - 1, 0))
+    if CPU in slots:
+        return 0 if wanted == "auto" else wanted
+    room = max(cores() // len(slots) - 1, 0)
+    return loader_workers(cores(), len(slots)) if wanted == "auto" else min(wanted, room)
 
 
 def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:

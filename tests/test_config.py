@@ -144,6 +144,12 @@ def test_the_digest_names_what_changes_a_bit_and_nothing_else(tmp_path: Path) ->
     digest = Sweep.load(path).recipe.digest({"data": "x"})
     for same in (["loader_workers=2"], ["cache_mb=1"], ["epochs=30"], ["data=/elsewhere"], ["momentum=0.937"]):
         assert Sweep.load(path, same).recipe.digest({"data": "x"}) == digest
+    assert Sweep.load(path, ["amp=false"]).recipe.digest({"precision": "float32"}) == Sweep.load(path).recipe.digest(
+        {"precision": "float32"}
+    )
+    assert Sweep.load(path, ["amp=true"]).recipe.digest({"precision": "amp"}) == Sweep.load(path).recipe.digest(
+        {"precision": "amp"}
+    )
     for other in (["batch=8"], ["seed=1"], ["mosaic=0.5"], ["threads=2"], ["momentum=0.9"], ["box=7"]):
         assert Sweep.load(path, other).recipe.digest({"data": "x"}) != digest
     assert Sweep.load(path).recipe.digest({"data": "y"}) != digest

@@ -28,7 +28,7 @@ WRITTEN: dict[str, Any] = {
 #: Keys that a sweep file and ``yolo train`` both have, and what is not the same.
 DIFFERENT = {
     "optimizer": "has no auto, which ignores the learning rate it is given; SGD by default",
-    "amp": "is off by default, because its results depend on the GPU; there is no bf16",
+    "amp": "is auto by default, on for CUDA and off on a CPU; there is no bf16",
     "workers": "are trainings at one time on this machine; Ultralytics' loader processes are loader_workers",
     "device": "has one training on each GPU that it names, not one training on all of them",
     "name": "names the sweep, its study and its experiment in MLflow",

@@ -187,3 +187,18 @@ def test_looking_makes_no_database(files: dict[str, Path], tmp_path: Path) -> No
     none = tiny.sweeper("run", files["plain"], "workers=0", cwd=tmp_path, check=False)
     assert none.returncode == 1
     assert "workers" in none.stderr
+
+
+def test_a_study_of_before_there_was_amp_auto_goes_on_without(files: dict[str, Path], tmp_path: Path) -> None:
+    before = Service(Sweep.load(files["plain"], ["amp=false"]), Place(str(tmp_path / "sweeper_store")))
+    before.launch()
+    again = service(files["plain"], tmp_path)
+    assert again.sweep.recipe.amp == "auto"
+    assert again.recipe(3).amp is False
+    again.launch()  # what it is now does not become what it was launched with
+    assert service(files["plain"], tmp_path).recipe(3).amp is False
+    with pytest.raises(ConfigError, match="amp: false -> true"):
+        assert Service(Sweep.load(files["plain"], ["amp=true"]), again.place).study
+    new = service(files["by-ar"], tmp_path)
+    new.launch()
+    assert new.recipe(3).amp == "auto"

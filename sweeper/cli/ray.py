@@ -10,6 +10,7 @@ from sweeper.cli.sweeps import answer, say, stop_on_signals
 from sweeper.errors import ConfigError
 from sweeper.fleet import CPU
 
+AUTO_LOADERS = 4  # loader processes of a worker on a GPU of a cluster, whose machines nobody has seen yet
 LEAST_SHARE = 0.01  # of a GPU, as for `sweeper worker --share`
 
 
@@ -23,7 +24,8 @@ def ray(
         float | None, typer.Option(min=0, max=1, help="GPU for each: 1, 0.5, ...; 0: CPU. By default 1 if there are.")
     ] = None,
     cpus: Annotated[
-        float | None, typer.Option(min=0.001, help="CPUs for each; by default `threads`, on a GPU 1 + loader_workers.")
+        float | None,
+        typer.Option(min=0.001, help="CPUs; by default `threads`, on a GPU 1 + loader_workers (auto: 4)."),
     ] = None,
     address: Annotated[str, typer.Option(help="The cluster; auto: RAY_ADDRESS, or the one of this machine.")] = "auto",
 ) -> None:
@@ -42,15 +44,17 @@ def ray(
     if gpus is None:
         gpus = 1.0 if on_ray.has_gpus() and not on_cpu else 0.0
     on_cpu = on_cpu or not gpus
+    automatic = 0 if on_cpu else AUTO_LOADERS if cpus is None else max(int(cpus) - 1, 0)
+    loaders = automatic if recipe.loader_workers == "auto" else recipe.loader_workers
     if cpus is None:
-        cpus = recipe.threads if on_cpu else 1 + recipe.loader_workers
+        cpus = recipe.threads if on_cpu else 1 + loaders
     service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if left := open_trials(service):
         arguments = target.arguments(target.store if "://" in target.store else str(service.place.folder))
         device = ["--devices", CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]  # the only one it sees
         crew = on_ray.RayFleet(
-            ["-m", "sweeper", "worker", *arguments, *device],
+            ["-m", "sweeper", "worker", *arguments, f"loader_workers={loaders}", *device],
             workers=workers and min(workers, left),
             gpus=gpus,
             cpus=cpus,

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -27,8 +27,8 @@ class Recipe(Model):
     """Everything that determines a training except the learning rate; names and defaults are Ultralytics' own.
 
     Exceptions, each for a reason: ``optimizer`` has no ``auto`` (it ignores the LR), ``mosaic_epochs`` counts from the
-    start (``close_mosaic`` counts from the end, so a longer run would have another beginning), ``amp`` is off unless
-    asked for.
+    start (``close_mosaic`` counts from the end, so a longer run would have another beginning), ``amp: auto`` is on for
+    CUDA and off on a CPU.
     """
 
     data: str
@@ -43,7 +43,7 @@ class Recipe(Model):
     threads: int = Field(
         default=1, ge=1, le=1024, description="of torch, for one training on a CPU: gradients differ with it"
     )
-    amp: bool = False
+    amp: bool | Literal["auto"] = Field(default="auto", description="auto: on for CUDA, off on a CPU")
     deterministic: bool = True
     freeze: int | list[int] | None = Field(default=None, description="the first so many layers, or these, from 0")
     box: NotNegative = 7.5
@@ -68,9 +68,11 @@ class Recipe(Model):
     cutmix: Fraction = 0.0
     copy_paste: Fraction = 0.0
     multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loader_workers: int = Field(default=0, ge=0, le=256, description="loader processes; changes no bit of the result")
-    cache_mb: int = Field(
-        default=1024, ge=0, le=10_000_000, description="decoded images kept in memory; changes no bit of the result"
+    loader_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        default="auto", description="loader processes, by default from the worker's cores; changes no bit of the result"
+    )
+    cache_mb: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = Field(
+        default="auto", description="decoded images kept, by default from the worker's memory; changes no bit"
     )
 
     #: Keys that say where or how fast, not what: outside the digest.
@@ -105,6 +107,8 @@ class Recipe(Model):
         (``training.fingerprint``). Paths, loader workers and caches are left out: they change no bit.
         """
         values = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
+        if self.amp == "auto":  # as what it came to on this device
+            values["amp"] = facts.get("precision") == "amp"
         if Path(self.model).suffix == ".pt":
             values["model"] = "weights"  # weights are named by their content, in ``facts``
         text = json.dumps({"recipe": values, "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))

@@ -39,7 +39,7 @@ ELSEWHERE: Mapping[str, str] = {
         "start: mosaic_epochs: 90 for close_mosaic=10 of 100 epochs"
     ),
     # data
-    "cache": "is cache_mb here: megabytes of decoded images kept in memory, 1024 by default, 0 for none",
+    "cache": "is cache_mb here: megabytes of decoded images in memory, by default a quarter of a worker's, 0 for none",
     "fraction": (
         "is not taken: a part of the data is another data set; name a list of its images under train: in a data.yaml, "
         "or draw one by 'sweeper data coco-subset'"

@@ -14,6 +14,7 @@ from sweeper import fleet
 from sweeper.config import Sweep
 from sweeper.errors import TrackingError
 from sweeper.stats import Answer
+from sweeper.training import cache_mb, memory
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -75,18 +76,22 @@ def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -
     They read the sweep from a copy in the store, so that it need not come from a file. Addresses, which may hold
     passwords, are given to them by the environment, where other users of the machine cannot read them.
     """
-    wanted, threads = service.sweep.recipe.loader_workers, service.sweep.recipe.threads
+    recipe = service.sweep.recipe
     command = [sys.executable, "-m", "sweeper", "worker", str(written(service))]
-    if (loaders := fleet.loaders(wanted, where)) < wanted:
-        say(f"loader_workers: {loaders} each, not {wanted}: {len(where)} workers share {fleet.cores()} cores")
+    loaders, wanted = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
+    if loaders != wanted:
         command.append(f"loader_workers={loaders}")
+        if wanted != "auto":
+            say(f"loader_workers: {loaders} each, not {wanted}: {len(where)} workers share {fleet.cores()} cores")
+    if recipe.cache_mb == "auto":
+        command.append(f"cache_mb={cache_mb(memory(), len(where))}")
     place = service.place
     environment = {
         "SWEEPER_STORE": place.store,
         "SWEEPER_DATABASE_URL": place.database_url,
         "MLFLOW_TRACKING_URI": place.tracking_uri,
     }
-    return fleet.Fleet(command, where, threads=threads, logs=logs, environment=environment)
+    return fleet.Fleet(command, where, threads=recipe.threads, logs=logs, environment=environment)
 
 
 def tend(

@@ -125,6 +125,8 @@ class Service:
         """What may differ from the launched configuration: also a key that it is too old to have, at its default."""
         now, defaults = self._config, Sweep.defaults()
         newer = [key for key in now if key not in launched and key in defaults and now[key] == defaults[key]]
+        if launched.get("amp") is False and now["amp"] == "auto":  # the default before there was auto: see ``recipe``
+            newer.append("amp")
         return [*Sweep.FREE, *_NOTED, *newer]
 
     @property
@@ -203,11 +205,17 @@ class Service:
                 stall_s=120,
             ) as child,
         ):
-            child.fingerprint(self.recipe(self.sweep.recipe.seed))
+            child.fingerprint(self.sweep.recipe)
 
     def recipe(self, seed: int) -> Any:
         """The sweep's recipe with this seed, its data where the trainer finds them."""
-        return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml)})
+        return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml), "amp": self._amp})
+
+    @cached_property
+    def _amp(self) -> bool | str:
+        """Mixed precision; a study that was launched before there was ``auto`` goes on without."""
+        asked = self.sweep.recipe.amp
+        return False if asked == "auto" and self.launched and self.study.config.get("amp") is False else asked
 
     def facts(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         """What, beside the recipe's values, determines a training: for ``Recipe.digest``."""
@@ -236,7 +244,7 @@ class Service:
         study = Study.create(
             self.database,
             self.sweep.name,
-            config={**self._config, **self._notes()},
+            config={**self._config, "amp": self._amp, **self._notes()},
             slots=slots,
             sampler=self.sweep.sampler,
             seed=self.sweep.sampler_seed,

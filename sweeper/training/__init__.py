@@ -5,6 +5,8 @@ any epoch's state followed by ``train_epoch`` gives, bit for bit, what the unint
 the same process or another, in any order of epochs.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,17 @@ __all__ = [
     "Evaluation",
     "Torch",
     "Trainer",
+    "cache_mb",
     "fingerprint",
+    "loader_workers",
+    "memory",
     "open",
     "torch_sees",
 ]
 
 TORCHVISION = ("fasterrcnn_", "retinanet_", "fcos_")  # how the names of torchvision's models begin
+
+MOST_LOADERS = 8
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,35 @@ def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Traine
     from sweeper.training.ultralytics import UltralyticsTrainer
 
     return UltralyticsTrainer(recipe, device=device, threads=threads, folder=folder)
+
+
+def loader_workers(cores: int, per_device: int = 1) -> int:
+    """Loader processes for each of ``per_device`` trainings on a GPU that has ``cores``: one core stays for each.
+
+    At most 8, as in Ultralytics. On a CPU there are none: the training itself takes the cores.
+
+    >>> loader_workers(16), loader_workers(16, 4), loader_workers(4, 4)
+    (8, 3, 0)
+    """
+    return min(max(cores // per_device - 1, 0), MOST_LOADERS)
+
+
+def cache_mb(memory: int, workers: int = 1) -> int:
+    """Megabytes of decoded images for each of ``workers`` on a machine with ``memory`` bytes: a quarter of its share.
+
+    >>> cache_mb(16 * 2**30), cache_mb(128 * 2**30, 8)
+    (4096, 4096)
+    """
+    return memory // workers // 4 // 2**20
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            return min(machine, int(file.read_text()))
+    return machine
 
 
 @dataclass(frozen=True)

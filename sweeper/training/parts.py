@@ -1,6 +1,7 @@
 """Ultralytics' trainer and validator, of which single parts are used, never their loops."""
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from sweeper import data as datasets
 from sweeper.data.layout import MARKER
-from sweeper.training import Detections, isolated  # noqa: F401  before Ultralytics
+from sweeper.training import Detections, cache_mb, isolated, loader_workers, memory  # noqa: F401  before Ultralytics
 from sweeper.training.applied import Recorder
 from sweeper.training.epochs import ExactDataset, epoch_loader
 
@@ -96,14 +97,13 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
             }
         )
         self.callbacks: dict[str, Any] = {}
-        self.args.workers = recipe.loader_workers  # set to 0 by Ultralytics where there is no GPU
 
     def set_up(self) -> None:
         """Build model, data, optimizer, EMA and validator."""
         self._setup_train()
         if self.args.imgsz != self._recipe.imgsz:
             raise ValueError(f"imgsz {self._recipe.imgsz} is no multiple of its stride; {self.args.imgsz} would be")
-        self.amp = self._recipe.amp and self.device.type == "cuda"
+        self.amp = bool(self._recipe.amp) and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
         self.model.criterion = self.model.init_criterion()  # not as late as the first loss: it may have state
         self.multiples = [group["lr"] for group in self.optimizer.param_groups]
@@ -156,7 +156,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Training: epochs as pure functions of their number. Validation: as Ultralytics'."""
         recipe, training = self._recipe, mode == "train"
-        budget = recipe.cache_mb * 2**20
+        budget = (cache_mb(memory()) if recipe.cache_mb == "auto" else recipe.cache_mb) * 2**20
         if not training:
             budget -= self.train_loader.dataset.cache_bytes
         dataset = ExactDataset(
@@ -173,10 +173,11 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
             mosaic_epochs=recipe.mosaic_epochs,
             cache_bytes=budget,
         )
-        workers = recipe.loader_workers
+        on_gpu, workers = self.device.type == "cuda", recipe.loader_workers
+        if workers == "auto":
+            workers = loader_workers(len(os.sched_getaffinity(0))) if on_gpu else 0
         if not training:
             return build_dataloader(dataset, batch_size, workers, shuffle=False, device=self.device)
-        on_gpu = self.device.type == "cuda"
         return epoch_loader(dataset, batch=batch_size, seed=recipe.seed, workers=workers, pin_memory=on_gpu)
 
     def get_validator(self) -> Validator:
