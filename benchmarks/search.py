@@ -25,7 +25,7 @@ import numpy as np
 import optuna
 from landscape import EPOCHS, LAST, TIME, Landscape
 
-import sweeper.cli
+import sweeper.service
 from sweeper import search
 from sweeper.config import Pruner, Sweep
 from sweeper.schedules import Trace, parse, prefix_keys
@@ -37,7 +37,7 @@ warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 warnings.simplefilter("ignore", UserWarning)
 
 # without its trunk: no baseline is trained here
-DEFAULT = Sweep.load(Path(sweeper.cli.__file__).parent / "sweep.yaml", ["search.trunk=null", "search.warmup=3ep"])
+DEFAULT = Sweep.load(Path(sweeper.service.__file__).parent / "sweep.yaml", ["search.trunk=null", "search.warmup=3ep"])
 SCALES = [0.5, 0.7, 1.0]
 Propose = Callable[[Any], dict[str, Any]]  # suggest -> spec
 Make = Callable[[int, int], optuna.samplers.BaseSampler]  # trial, attempt -> sampler

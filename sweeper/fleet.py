@@ -23,13 +23,24 @@ LAST_WORDS_S = 30.0
 MOST_PER_GPU = 8
 
 
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
+def _driver(*question: str) -> list[str]:
+    """The lines that the GPUs' driver answers; none where there is no driver."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+        done = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    there = [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    return done.stdout.splitlines()
+
+
+def gpu_memory_gb() -> list[float]:
+    """GB of memory of each GPU of this machine."""
+    answer = _driver("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    return [int(mebibytes) * 2**20 / 1e9 for mebibytes in answer if mebibytes.strip().isdigit()]
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
+    there = [str(index) for index in range(sum(line.startswith("GPU ") for line in _driver("-L")))]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there

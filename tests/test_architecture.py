@@ -18,7 +18,7 @@ LAYERS = [
     {"evidence", "fleet"},
     {"service"},
     {"worker"},
-    {"doctor", "on_ray"},
+    {"on_ray"},
     {"report", "export"},
     {"cli", "notebook"},
 ]

@@ -169,7 +169,5 @@ def test_proposals_keep_their_distance_and_number(tmp_path: Path) -> None:
 
 
 def test_the_template_is_a_valid_sweep() -> None:
-    from sweeper import cli
-
-    template = Path(cli.__file__).parent / "sweep.yaml"
+    template = Path(search.__file__).parents[1] / "service" / "sweep.yaml"
     search.check(Sweep.load(template))

@@ -12,9 +12,9 @@ import tiny
 
 from sweeper import database
 from sweeper.config import Sweep
-from sweeper.doctor import examine
 from sweeper.errors import StoreError
 from sweeper.service import Place, Service
+from sweeper.service.doctor import examine
 from sweeper.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]

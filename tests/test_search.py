@@ -431,9 +431,7 @@ def test_answers_are_not_drawn() -> None:
 
 
 def test_the_template_uses_the_space_made_for_sharing() -> None:
-    from sweeper import cli
-
-    sweep = Sweep.load(Path(cli.__file__).parent / "sweep.yaml")
+    sweep = Sweep.load(Path(search.__file__).parents[1] / "service" / "sweep.yaml")
     search.check(sweep)
     params = sweep.search.params
     assert params["horizon"].value == "end"

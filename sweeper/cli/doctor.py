@@ -22,8 +22,8 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Device, threads, database, tracking server, store, versions: what works, and what to do where it does not."""
-    from sweeper.doctor import examine
     from sweeper.service import Place
+    from sweeper.service.doctor import examine
 
     place = Place(store, database_url, tracking_uri)
     found = []

@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,15 +28,23 @@ say = functools.partial(console.print, soft_wrap=True)
 
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sweep.yaml"),
+    data: Annotated[
+        str | None,
+        typer.Option(help="Fit it to this data set: a data.yaml, a folder as of COCO or Pascal VOC, or digits."),
+    ] = None,
 ) -> None:
-    """Write a commented sweep to start from."""
+    """Write a commented sweep to start from; with --data, one that fits a data set and this machine, with reasons."""
+    from sweeper.service.init import suggest, template
+
     if file.exists():
         raise ConfigError(f"{file}: is there already; expected a new file's name")
+    with tempfile.TemporaryDirectory() as folder:
+        text = template() if data is None else suggest(data, file, Path(folder))
     try:
-        file.write_text(resources.files("sweeper.cli").joinpath("sweep.yaml").read_text(encoding="utf-8"))
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; expected a place to write to") from None
-    typer.echo(f"wrote {file}; say where your data are, then: sweeper plan {file}")
+    typer.echo(f"wrote {file}; {'' if data else 'say where your data are, then: '}sweeper plan {file}")
 
 
 @on_sweep
