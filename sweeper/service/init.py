@@ -16,6 +16,7 @@ from sweeper.config import Sweep, built_in
 from sweeper.reading import parse_yaml
 from sweeper.schedules import TimeBase
 from sweeper.service.spending import expected_seeds
+from sweeper.training import loader_workers, memory
 
 WIDTH, COLUMN = 120, 28  # of a line of the file, and where the reasons begin
 IMAGE_GB = 0.3  # of memory for training a nano model in float32 on one image of 640x640
@@ -36,8 +37,7 @@ class Machine:
         gigabytes, cores = fleet.gpu_memory_gb(), fleet.cores()
         if gigabytes:
             return cls(len(gigabytes), min(gigabytes), cores)
-        everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-        return cls(0, everything / 2 / cores, cores)
+        return cls(0, memory() / 1e9 / 2 / cores, cores)
 
     def __str__(self) -> str:
         gpus = f"{_count(self.gpus, 'GPU')} of {self.memory_gb:.0f} GB" if self.gpus else "no GPU"
@@ -148,7 +148,11 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
     confirmation = (2 + 2) * confirmed * epochs
     raced = expected_seeds(seeds, 2, begin)
     budget = ceil((baselines + confirmation + proposals * raced * epochs) / 100) * 100
-    workers = "trainings at one time: one on each GPU; `sweeper doctor` says whether several may share one"
+    loaders = loader_workers(machine.cores, max(machine.gpus, 1))
+    workers = (
+        f"trainings at one time: one on each GPU with {_count(loaders, 'loader process', 'loader processes')}; "
+        "`sweeper doctor` says whether several may share one"
+    )
     if not gpu:
         workers = f"trainings at one time: on {machine} {machine.cores}, a core each"
     return {
