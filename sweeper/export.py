@@ -142,6 +142,7 @@ def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
     """What ``yolo train`` has to be given to train this recipe, the callback seeing to the learning rate."""
     said = {key: value for key, value in recipe.model_dump().items() if key not in _OWN and value is not None}
     closed = 0 if recipe.mosaic_epochs is None else max(trace.epochs - recipe.mosaic_epochs, 0)
+    said["amp"] = bool(recipe.amp)  # true is Ultralytics' auto: it has none on a CPU
     return said | {"epochs": trace.epochs, "lr0": trace.peak, "warmup_epochs": 0.0, "close_mosaic": closed}
 
 

@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import shutil
 from collections import Counter
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -706,3 +708,46 @@ def test_data_coco_subset_command(bccd: Path, tmp_path: Path) -> None:
     assert said.exit_code == 0
     assert "12 + 4 images" in said.output
     assert json.loads((tmp_path / "out/manifest.json").read_text())["seed"] == 5
+
+
+# -- a part of it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [({"fraction": 0.3}, 4), ({"fraction": 7}, 7), ({"single_cls": True, "fraction": 0.5}, 6)]
+)
+def test_fraction_and_single_cls_are_ultralytics_own(
+    tmp_path: Path, digits: data.Dataset, part: dict[str, Any], count: int
+) -> None:
+    from sweeper.training import isolated  # noqa: F401  before Ultralytics
+
+    # isort: split
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.utils import DEFAULT_CFG
+
+    source = tmp_path / "source"
+    for number, image in enumerate(digits.images("train")[:12]):  # in another order than ours, which is by content
+        name = f"{number * 5 % 12:02}"
+        labels = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
+        for kind in ("images", "labels"):
+            (source / kind).mkdir(parents=True, exist_ok=True)
+        (source / "images" / (name + image.suffix)).write_bytes(image.read_bytes())
+        (source / "labels" / (name + ".txt")).write_text(labels)
+    file = source / "data.yaml"
+    file.write_text(yaml.safe_dump({"train": "images", "val": "images", "names": list(digits.names)}))
+    opened = data.open(file, folder=tmp_path / "folder", **part)
+    assert (opened.train_images, opened.val_images) == (count, 12)
+    asked = copy(DEFAULT_CFG)
+    asked.__dict__.update(part)
+    described = {"names": dict(enumerate(digits.names)), "channels": 3}
+    theirs = build_yolo_dataset(asked, str(source / "images"), 4, described, mode="train")
+    labelled = zip(theirs.im_files, theirs.labels, strict=True)
+    expected = {Path(image).read_bytes(): set(label["cls"].ravel()) for image, label in labelled}
+    ours = {}
+    for image in opened.images("train"):
+        rows = np.loadtxt(Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt"), ndmin=2)
+        ours[image.read_bytes()] = set(rows[:, 0])
+    assert ours == expected
+    truth = json.loads(opened.ground_truth().read_text())
+    classes = {entry["category_id"] for entry in truth["annotations"]}
+    assert (opened.names, classes) == ((("item",), {1}) if "single_cls" in part else (digits.names, set(range(1, 11))))

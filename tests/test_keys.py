@@ -38,6 +38,7 @@ DIFFERENT = {
     "imgsz": "is one number, a multiple of 32; it is not rounded",
     "lr0": "is the base of every schedule that names no lr",
     "epochs": "is at most 100000 and part of every schedule",
+    "fraction": "takes a share or a number of the training images, in the order of their paths; no list",
     "freeze": "takes layers by number, not by name",
     "multi_scale": "is drawn for each batch from its number, so that a resumed run has the same sizes",
     "scale": "is one number",

@@ -12,6 +12,7 @@ import exact
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sweeper import data, training
@@ -140,6 +141,7 @@ def with_stock_data(self: Parts, path: str, batch_size: int = 16, rank: int = 0,
     ("changes", "overrides", "spec"),
     [
         pytest.param({}, {}, {}, id="sgd"),
+        pytest.param({"rect": True}, {}, {}, id="rect"),
         pytest.param({"optimizer": "AdamW"}, {}, {}, id="adamw", marks=slow),
         pytest.param(
             {"model": "yolo26n.yaml", "optimizer": "MuSGD"},
@@ -182,6 +184,38 @@ def test_it_is_ultralytics_bit_for_bit_with_its_schedule_and_its_data(
     for name, value in ours.evaluate().metrics.items():
         if name in names or "loss" in name:
             assert round(value, 5) == plain.metrics[names.get(name, name)]
+
+
+def test_rectangular_batches_are_ultralytics_own_in_every_epoch(tmp_path: Path) -> None:
+    for number, size in enumerate([(128, 32), (32, 128), (64, 64), (128, 48)] * 2):
+        for kind in ("images", "labels"):
+            (tmp_path / "source" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (30 * number, 90, 200)).save(tmp_path / "source" / "images" / f"{number}.png")
+        (tmp_path / "source" / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "source" / "data.yaml").write_text("train: images\nval: images\nnames: [square]\n")
+    path = data.open(tmp_path / "source" / "data.yaml", folder=tmp_path / "data").yaml
+    recipe = exact.recipe(path, rect=True, batch=3)
+    trainer = exact.open_trainer(recipe, tmp_path / "ours")
+    seen: list[tuple[list[str], tuple[int, ...]]] = []
+    parts: Parts = trainer._parts  # type: ignore[attr-defined]
+    preprocess = parts.preprocess_batch
+
+    def look(batch: dict[str, Any]) -> dict[str, Any]:
+        seen.append((list(batch["im_file"]), tuple(batch["img"].shape)))
+        return preprocess(batch)
+
+    parts.preprocess_batch = look
+    exact.straight(trainer, exact.trace(STEADY, trainer.steps_per_epoch, 2))
+    plain = PlainTrainer(recipe, path, tmp_path / "plain")
+    plain.model = torch.nn.Module()  # it is asked for its stride
+    plain.model.stride = torch.tensor([32])
+    plain.data = described(path)
+    theirs = [
+        (list(batch["im_file"]), tuple(batch["img"].shape))
+        for batch in plain.get_dataloader(plain.data["train"], 3, -1, "train")
+    ]
+    assert seen == theirs * 2
+    assert len({shape for _, shape in theirs}) > 1
 
 
 def test_the_epoch_log_says_what_was_used(source: Path, trainer: training.Trainer) -> None:

@@ -45,6 +45,11 @@ class Recipe(Model):
     )
     amp: bool | Literal["auto"] = Field(default="auto", description="auto: on for CUDA, off on a CPU")
     deterministic: bool = True
+    rect: bool = Field(default=False, description="batches of images of one shape, in a fixed order, without mosaic")
+    single_cls: bool = Field(default=False, description="all labels are of one class, item")
+    fraction: Annotated[int, Field(gt=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="of the training images, in the order of their paths: a share, or from 2 on a number"
+    )
     freeze: int | list[int] | None = Field(default=None, description="the first so many layers, or these, from 0")
     box: NotNegative = 7.5
     cls: NotNegative = 0.5
@@ -75,8 +80,8 @@ class Recipe(Model):
         default="auto", description="decoded images kept, by default from the worker's memory; changes no bit"
     )
 
-    #: Keys that say where or how fast, not what: outside the digest.
-    UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "loader_workers", "cache_mb"})
+    #: Keys that say where or how fast, and those that the data set's digest stands for: outside the digest.
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "single_cls", "fraction", "loader_workers", "cache_mb"})
 
     @field_validator("optimizer")
     @classmethod
@@ -100,6 +105,11 @@ class Recipe(Model):
         """Batches per optimizer step, as Ultralytics after warm-up: ``max(round(nbs / batch), 1)``; constant here."""
         return max(round(self.nbs / self.batch), 1)
 
+    @property
+    def part(self) -> dict[str, Any]:
+        """Which part of the data set is trained, as ``data.open`` takes it."""
+        return {"fraction": self.fraction, "single_cls": self.single_cls}
+
     def digest(self, facts: Mapping[str, Any]) -> str:
         """SHA-256 (hex) naming this recipe: all values, defaults written out, plus ``facts``.
 
@@ -107,6 +117,8 @@ class Recipe(Model):
         (``training.fingerprint``). Paths, loader workers and caches are left out: they change no bit.
         """
         values = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
+        if not self.rect:  # states of before there was this key keep their names
+            del values["rect"]
         if self.amp == "auto":  # as what it came to on this device
             values["amp"] = facts.get("precision") == "amp"
         if Path(self.model).suffix == ".pt":

@@ -40,12 +40,6 @@ ELSEWHERE: Mapping[str, str] = {
     ),
     # data
     "cache": "is cache_mb here: megabytes of decoded images in memory, by default a quarter of a worker's, 0 for none",
-    "fraction": (
-        "is not taken: a part of the data is another data set; name a list of its images under train: in a data.yaml, "
-        "or draw one by 'sweeper data coco-subset'"
-    ),
-    "rect": "is not taken: rectangular batches cannot be shuffled; training images are square (imgsz)",
-    "single_cls": "is not taken: the labels belong to the data set; write labels of one class",
     "classes": "is not taken: the labels belong to the data set; leave the other classes out of its labels",
     # the model
     "pretrained": "is said by model: yolo11n.yaml starts untrained, yolo11n.pt from these weights",

@@ -8,12 +8,13 @@ import atexit
 import functools
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from sweeper.data import coco, digits, voc, yolo
 from sweeper.data.checks import Findings
-from sweeper.data.layout import SPLITS, Dataset, Hashes, Source, lay_out
+from sweeper.data.layout import SPLITS, Dataset, Hashes, Sample, Source, lay_out
 from sweeper.data.subset import coco_subset
 from sweeper.errors import DataError
 
@@ -21,7 +22,13 @@ __all__ = ["Dataset", "coco_subset", "open"]
 
 
 def open(
-    name_or_path: str | Path, *, folder: Path, invalid: Literal["refuse", "skip"] = "refuse", keep: bool = True
+    name_or_path: str | Path,
+    *,
+    folder: Path,
+    invalid: Literal["refuse", "skip"] = "refuse",
+    keep: bool = True,
+    fraction: float | int = 1.0,
+    single_cls: bool = False,
 ) -> Dataset:
     """Check a data set and lay it out under ``folder``, once: opening it again finds what is there.
 
@@ -30,17 +37,21 @@ def open(
     The source is only read, its images are linked, not copied. ``invalid`` says what happens to broken images and
     impossible labels: "refuse" raises
     DataError, "skip" leaves them out and lists them in ``Dataset.problems``. Without ``keep`` nothing is written to
-    ``folder``: what is not there is laid out in a temporary folder, which goes with this process.
+    ``folder``: what is not there is laid out in a temporary folder, which goes with this process. ``fraction`` and
+    ``single_cls`` are Ultralytics': only a share of the training images (an int: so many of them), the first in the
+    order of their paths; all classes become one, ``item``.
     """
     if invalid not in ("refuse", "skip"):
         raise DataError(f"invalid: {invalid!r} is unknown; expected refuse or skip")
     try:
-        return _open(name_or_path, folder, invalid, keep)
+        return _open(name_or_path, folder, invalid, keep, fraction, single_cls)
     except OSError as error:
         raise DataError(f"{folder}: cannot write the data set there ({error}); name a folder with room") from None
 
 
-def _open(name_or_path: str | Path, folder: Path, invalid: str, keep: bool) -> Dataset:
+def _open(
+    name_or_path: str | Path, folder: Path, invalid: str, keep: bool, fraction: float | int, single_cls: bool
+) -> Dataset:
     place = folder if keep else _scratch()
     if str(name_or_path) == "digits":
         path = digits.make(folder if digits.made(folder) else place).absolute()
@@ -48,6 +59,12 @@ def _open(name_or_path: str | Path, folder: Path, invalid: str, keep: bool) -> D
         path = Path(name_or_path).expanduser().absolute()
     findings, hashes = Findings(path), Hashes(folder, path)
     source = _read(path, hashes, findings)
+    if fraction != 1:
+        train = sorted(source.samples["train"], key=lambda sample: str(sample.path))
+        count = fraction if isinstance(fraction, int) else max(1, round(len(train) * fraction))
+        source = replace(source, samples={**source.samples, "train": train[:count]})
+    if single_cls:
+        source = _of_one_class(source)
     _check_across(source, findings)
     problems = findings.settle(invalid)
     for split in SPLITS:
@@ -60,6 +77,19 @@ def _open(name_or_path: str | Path, folder: Path, invalid: str, keep: bool) -> D
     if keep:
         hashes.save()
     return dataset
+
+
+def _of_one_class(source: Source) -> Source:
+    number = source.categories[0]
+
+    def merged(sample: Sample) -> Sample:
+        rows = sample.rows.copy()
+        rows[:, 0] = 0
+        entries = sample.annotations and [{**entry, "category_id": number} for entry in sample.annotations]
+        return replace(sample, rows=rows, annotations=entries)
+
+    samples = {split: [merged(sample) for sample in source.samples[split]] for split in SPLITS}
+    return Source(("item",), (number,), samples)
 
 
 @functools.cache

@@ -62,7 +62,8 @@ class Service:
     def dataset(self) -> data.Dataset:
         """The data set, checked. Raises DataError."""
         recipe, folder = self.sweep.recipe, self.place.folder / "data"
-        return data.open(recipe.data, folder=folder, invalid=self.sweep.invalid, keep=not self.looking)
+        how: dict[str, Any] = {"invalid": self.sweep.invalid, "keep": not self.looking, **recipe.part}
+        return data.open(recipe.data, folder=folder, **how)
 
     @property
     def data_digest(self) -> str:

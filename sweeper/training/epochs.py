@@ -133,8 +133,8 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """(epoch, index) pairs of one epoch after the other from ``epoch`` on, each epoch in an order of its own."""
 
-    def __init__(self, images: int, seed: int) -> None:
-        self.images, self.seed, self.epoch = images, seed, 0
+    def __init__(self, images: int, seed: int, shuffled: bool) -> None:
+        self.images, self.seed, self.shuffled, self.epoch = images, seed, shuffled, 0
 
     def __len__(self) -> int:
         return self.images
@@ -145,15 +145,21 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
 
     def order(self, epoch: int) -> np.ndarray:
         """The images of ``epoch`` in order, int64 (images,)."""
+        if not self.shuffled:
+            return np.arange(self.images)
         return np.random.default_rng([self.seed, epoch]).permutation(self.images)
 
 
 def epoch_loader(dataset: ExactDataset, *, batch: int, seed: int, workers: int, pin_memory: bool) -> InfiniteDataLoader:
-    """Batches of consecutive epochs; loader processes prepare the next epoch's while this one is evaluated."""
+    """Batches of consecutive epochs; loader processes prepare the next epoch's while this one is evaluated.
+
+    Rectangular batches of several shapes keep their order, as in Ultralytics.
+    """
+    shuffled = not dataset.rect or bool((dataset.batch_shapes == dataset.batch_shapes[0]).all())
     return InfiniteDataLoader(
         dataset,
         batch_size=min(batch, len(dataset)),
-        sampler=EpochSampler(len(dataset), seed),
+        sampler=EpochSampler(len(dataset), seed, shuffled),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # shares the image cache
         prefetch_factor=4 if workers else None,

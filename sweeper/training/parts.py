@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SAME_NAMES = (
     *("model", "imgsz", "batch", "nbs", "optimizer", "momentum", "weight_decay", "seed", "deterministic", "freeze"),
     *("box", "cls", "dfl", "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective"),
-    *("flipud", "fliplr", "bgr", "mosaic", "mixup", "cutmix", "copy_paste", "multi_scale"),
+    *("flipud", "fliplr", "bgr", "mosaic", "mixup", "cutmix", "copy_paste", "multi_scale", "rect", "single_cls"),
 )
 
 
@@ -150,7 +150,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         """The data set's description, from a private layout: Ultralytics writes beside what it reads."""
         path = Path(self._recipe.data)
         if not (path.parent / MARKER).is_file():
-            path = datasets.open(self._recipe.data, folder=self._folder / "data").yaml
+            path = datasets.open(self._recipe.data, folder=self._folder / "data", **self._recipe.part).yaml
         return described(path)
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
@@ -164,7 +164,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
             imgsz=self.args.imgsz,
             augment=training,
             hyp=self.args,
-            rect=not training,
+            rect=recipe.rect or not training,
             batch_size=batch_size,
             stride=self.stride,
             pad=0.0 if training else 0.5,
