@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sweeper import data, evidence, training
 from sweeper.config import Escape, Recipe
-from sweeper.schedules import TimeBase, controls, parse
+from sweeper.schedules import TimeBase, parse, quench
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -63,9 +63,9 @@ def main() -> None:
         run = asked.epochs * seconds(epoch, asked.times)
         state, weights = trainer.state(), trainer.arrays()
         steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-        tail = controls.quench(trace, trace.epochs, epochs=2)
+        tail = quench(trace, trace.epochs, epochs=2)
 
-        def quench() -> None:
+        def quenched() -> None:
             trainer.load(state)
             trainer.train_epoch(trace.epochs, tail, steps=steps)
             trainer.arrays()
@@ -76,7 +76,7 @@ def main() -> None:
             trainer.val_loss(settings.val_images)
 
         loss()
-        a_quench, a_loss = seconds(quench, asked.times), seconds(loss, asked.times)
+        a_quench, a_loss = seconds(quenched, asked.times), seconds(loss, asked.times)
     k = settings.snapshots
     lines = 3 * settings.points  # before to after, the self-barrier, another seed
     way = k + (k + 1) * (settings.piece_points - 2)

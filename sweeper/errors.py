@@ -17,7 +17,9 @@ SweeperError
     └── LRMismatch         the learning rate applied is not the one proposed
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 def without_password(address: str) -> str:
@@ -42,6 +44,16 @@ def shorten(value: object, most: int = 80) -> str:
     except RecursionError:
         text = "a deeply nested value"
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The nearest of ``known``, as a question to stand behind ``word``; empty where none is near.
+
+    >>> did_you_mean("warm_up", ["warmup", "steps"]), did_you_mean("zzz", ["warmup"])
+    (" (did you mean 'warmup'?)", '')
+    """
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 class SweeperError(Exception):

@@ -13,7 +13,7 @@ from trials import trial
 
 from sweeper import evidence
 from sweeper.config import Escape, Sweep
-from sweeper.schedules.controls import CONTROLS
+from sweeper.schedules import CONTROLS
 from sweeper.service import Place, Service
 from sweeper.stats import Answer
 from sweeper.study import Trial

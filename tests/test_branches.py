@@ -237,7 +237,7 @@ def test_an_articles_staircase_can_be_a_trunk() -> None:
         ("cosine", {"from": 20.5}, "from: 20.5ep is not a whole number of epochs; expected for example 20ep"),
         ("cosine", {"from": 0}, "from: 0 is not allowed; expected a duration above 0"),
         ("cosine", {"from": None}, "from: None is not a duration"),
-        ("cosine", {"trunk": "yolo_liner", "lr": 1}, "cosine: trunk: family: 'yolo_liner'.*did you mean yolo_linear"),
+        ("cosine", {"trunk": "yolo_liner", "lr": 1}, "cosine: trunk: family: 'yolo_liner'.*did you mean 'yolo_linear'"),
         ("cosine", {"trunk": "yolo_linear"}, "cosine: trunk: yolo_linear: lr is missing"),
         ("cosine", {"trunk": [1]}, r"trunk: '\[1\]' is not a schedule; expected a family's name"),
         ("cosine", {"trunk": {"family": "counterfactual", "of": LINEAR}}, "trunk: counterfactual is a control run"),

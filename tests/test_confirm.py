@@ -20,8 +20,7 @@ from trials import trial
 from sweeper import evidence
 from sweeper.config import Confirm, Escape, Sweep
 from sweeper.errors import ConfigError
-from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
-from sweeper.schedules.controls import CONTROLS
+from sweeper.schedules import CONTROLS, TimeBase, Trace, parse, prefix_keys
 from sweeper.service import Place, Service
 from sweeper.study import Trial
 from sweeper.worker import Worker

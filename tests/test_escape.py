@@ -13,7 +13,7 @@ from sweeper import evidence
 from sweeper.config import Escape
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.evidence import Gain, Movement, verdict
-from sweeper.schedules import TimeBase, Trace, controls, parse
+from sweeper.schedules import TimeBase, Trace, counterfactual, epochs_along, matched_peak, parse, quench
 
 # The curve.
 
@@ -199,7 +199,7 @@ def warm() -> Trace:
 
 def test_the_counterfactual_shares_everything_before_the_restart_and_the_final_lr(warm: Trace) -> None:
     [restart] = warm.jumps()
-    branch = controls.counterfactual(warm, restart.step)
+    branch = counterfactual(warm, restart.step)
     assert branch.common_prefix(warm) == restart.step
     assert branch.final == warm.final
     assert branch.jumps() == []
@@ -212,14 +212,14 @@ def test_the_counterfactual_shares_everything_before_the_restart_and_the_final_l
 def test_the_counterfactual_of_the_first_restart_has_no_later_one() -> None:
     run = parse({"family": "warm_restarts", "lr": 0.1, "T_0": 5}).trace(TimeBase(20, 4))
     first = run.jumps()[0]
-    assert controls.counterfactual(run, first.step).jumps() == []
+    assert counterfactual(run, first.step).jumps() == []
     second = run.jumps()[1]
-    assert [j.step for j in controls.counterfactual(run, second.step).jumps()] == [first.step]
+    assert [j.step for j in counterfactual(run, second.step).jumps()] == [first.step]
 
 
 def test_the_matched_peak_is_one_anneal_from_the_restarts_lr(warm: Trace) -> None:
     [restart] = warm.jumps()
-    control = controls.matched_peak(warm, restart.step)
+    control = matched_peak(warm, restart.step)
     assert control.peak == warm.lr[restart.step]
     assert control.final == warm.final
     assert control.jumps() == []
@@ -231,20 +231,20 @@ def test_the_matched_peak_is_one_anneal_from_the_restarts_lr(warm: Trace) -> Non
 
 
 def test_quench_goes_to_the_floor_from_any_epoch(warm: Trace) -> None:
-    short = controls.quench(warm, 12, epochs=2)
+    short = quench(warm, 12, epochs=2)
     assert (short.epochs, short.common_prefix(warm)) == (14, 120)
     assert np.unique(short.lr[120:]).tolist() == [warm.lr[20:].min()]
-    assert controls.quench(warm, 12, floor=0.001).final == np.float32(0.001)
+    assert quench(warm, 12, floor=0.001).final == np.float32(0.001)
     with pytest.raises(ScheduleError):
-        controls.quench(warm, 21)
+        quench(warm, 21)
 
 
 @pytest.mark.parametrize("step", [0, 200, -1])
 def test_a_jump_outside_the_run_is_refused(warm: Trace, step: int) -> None:
     with pytest.raises(ScheduleError, match=f"step {step}"):
-        controls.counterfactual(warm, step)
+        counterfactual(warm, step)
     with pytest.raises(ScheduleError, match=f"step {step}"):
-        controls.matched_peak(warm, step)
+        matched_peak(warm, step)
 
 
 @given(st.lists(st.floats(1e-4, 1), min_size=2, max_size=40), st.integers(1, 12), st.data())
@@ -254,7 +254,7 @@ def test_snapshots_along_the_way_are_ordered_inside_and_as_many_as_fit(
     trace = Trace(lr, epochs=len(lr))
     start = data.draw(st.integers(0, len(lr) - 1))
     end = data.draw(st.integers(start + 1, len(lr)))
-    epochs = controls.along(trace, start, end, k)
+    epochs = epochs_along(trace, start, end, k)
     assert epochs == sorted(set(epochs))
     assert len(epochs) == min(k, end - start - 1)
     assert all(start < epoch < end for epoch in epochs)

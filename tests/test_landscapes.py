@@ -10,7 +10,7 @@ from landscapes import digits, surfaces
 
 from sweeper import evidence, stats
 from sweeper.config import Escape
-from sweeper.schedules import TimeBase, Trace, controls, parse
+from sweeper.schedules import TimeBase, Trace, counterfactual, epochs_along, matched_peak, parse
 
 WELL = surfaces.tilted_double_well()
 LIMITS = Escape(practical=0.01)  # in the loss of these landscapes: 5 % of the tilt between the wells
@@ -74,8 +74,8 @@ def judge(surface: surfaces.Surface, trace: Trace, *, moved: bool, runs: int = 1
     """The whole battery on one restart; the barrier is that of the first run which has (not) moved in truth."""
     [restart] = trace.jumps()
     run = outcome(surface, trace, runs)
-    branch = outcome(surface, controls.counterfactual(trace, restart.step), runs)
-    control = outcome(surface, controls.matched_peak(trace, restart.step), runs)
+    branch = outcome(surface, counterfactual(trace, restart.step), runs)
+    control = outcome(surface, matched_peak(trace, restart.step), runs)
     found = surfaces.battery(surface, trace, 100)
     one = int(np.flatnonzero(found.escaped == moved)[0])
     return evidence.verdict(
@@ -93,7 +93,7 @@ def test_a_stuck_start_is_credited_to_the_larger_lr() -> None:
     [restart] = trace.jumps()
     good = [
         (outcome(WELL, t, 1000) > -0.1).mean()
-        for t in (controls.counterfactual(trace, restart.step), trace, controls.matched_peak(trace, restart.step))
+        for t in (counterfactual(trace, restart.step), trace, matched_peak(trace, restart.step))
     ]
     assert good[0] == 0.0
     assert 0.5 < good[1] < good[2] < 0.75
@@ -197,7 +197,7 @@ def test_a_restart_to_no_more_than_the_first_lr_leaves_a_network_in_its_basin(
     own, noise, seeds = scales
     lr = surfaces.anneal(peak, 300)
     trace = Trace(lr, epochs=len(lr))
-    stops = [0, *controls.along(trace, 0, 300, 8), 300]
+    stops = [0, *epochs_along(trace, 0, 300, 8), 300]
     weights, quenched = trained[0], [settle(trained[0], 5)]
     for i, (first, last) in enumerate(pairwise(stops)):
         weights = digits.train(weights, trace.lr[first:last], 100 + i)

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from sweeper import names
 from sweeper.errors import ScheduleError, SweeperError, TrackingError
-from sweeper.schedules import FAMILIES, Duration, TimeBase, Trace, label, parse, prefix_keys, words
-from sweeper.schedules.controls import CONTROLS
-from sweeper.schedules.decay import Expression
+from sweeper.schedules import CONTROLS, FAMILIES, Duration, TimeBase, Trace, label, parse, prefix_keys, words
+from sweeper.schedules.decay import expression
 
 SPECS: dict[str, dict[str, Any]] = {
     "cawb": {"steps": [10, 20], "warmup": "2ep", "step_scale": 0.7},
@@ -368,7 +367,7 @@ def test_facts() -> None:
     [
         ({"step_scale": 0}, "step_scale: 0 is not allowed; expected a number > 0"),
         ({"epoch_scale": -1}, "epoch_scale: -1 is not allowed"),
-        ({"step_scal": 1}, "known are lr, .*did you mean step_scale"),
+        ({"step_scal": 1}, "known are lr, .*did you mean 'step_scale'"),
         ({"steps": 31}, "steps: 31 is not a list"),
         ({"steps": ["soon"]}, r"steps\[0\]: 'soon' is not a duration"),
         ({"steps": [31]}, "steps: 31.* is outside the run; expected epochs above 0 and below 30"),
@@ -378,7 +377,7 @@ def test_facts() -> None:
         ({"lr": float("nan")}, "lr: nan is not allowed"),
         ({"lr": True}, "lr: True is not allowed"),
         ({"lr": None}, "lr: None is not allowed"),
-        ({"decay": "cosin"}, "decay.*'cosin' is not known; .*did you mean cosine"),
+        ({"decay": "cosin"}, "decay.*'cosin' is not known; .*did you mean 'cosine'"),
         ({"decay": "exponential", "floor": 0}, "floor: 0 is not allowed; expected a number > 0"),
         ({"mode": "Clean"}, "mode: 'Clean' is not known; expected clean or article or reference"),
         ({"horizon": 5, "epoch_scale": 2}, "horizon: given beside epoch_scale"),
@@ -448,7 +447,7 @@ def test_only_arithmetic_is_read(text: str) -> None:
 @given(st.text(alphabet="xyu0123456789.e+-*/() cosqrtminpialg,_[]", max_size=40))
 def test_an_expression_is_finite_or_refused(text: str) -> None:
     try:
-        values = Expression(text)(np.linspace(0, 5, 7), 5.0)
+        values = expression(text)(np.linspace(0, 5, 7), 5.0)
     except ScheduleError:
         return
     assert values.shape == (7,)

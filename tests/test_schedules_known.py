@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sweeper.errors import ScheduleError
 from sweeper.schedules import TimeBase, parse
 from sweeper.schedules.cawb import formula
-from sweeper.schedules.decay import shape
 
 TOLERANCE = 1e-12
 
@@ -125,24 +124,18 @@ def test_the_formula_goes_on_past_the_end() -> None:
     for _ in range(30):
         run.step()
         expected.append(run.lr[0])
-    scales = {"base": 0.1, "step_scale": 0.7, "epoch_scale": -1.5}
-    values = formula(np.arange(30.0), [0, 4, 4, 10], shape("cosine", 0.05), **scales)  # type: ignore[arg-type]
+    run_of = {"family": "cawb", "mode": "reference", "lr": 0.1, "steps": [4, 4], "step_scale": 0.7, "epoch_scale": -1.5}
+    values = formula(parse(run_of).params, TimeBase(10, 1), np.arange(30.0))
     np.testing.assert_allclose(values, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "first", "stretch", "why"),
-    [
-        ([0, 0], 0, 1.0, "no epochs"),
-        ([5, 5], 0, 1.0, "as long as the run"),
-        ([0, 5], 6, 1.0, "past the end"),
-        ([0, 3, 5], 0, -3.0, "epoch_scale -3"),
-    ],
+    ("more", "why"),
+    [({"warmup": 5}, "as long as the run"), ({"steps": [3], "epoch_scale": -3}, "epoch_scale -3")],
 )
-def test_where_the_reference_divides_by_zero(bounds: list[float], first: int, stretch: float, why: str) -> None:
-    scales = {"base": 0.1, "step_scale": 0.7, "epoch_scale": stretch}
+def test_where_the_reference_divides_by_zero(more: dict[str, Any], why: str) -> None:
     with pytest.raises(ScheduleError, match=f"divides by zero.*{why}"):
-        formula(np.asarray([float(first)]), bounds, shape("cosine"), **scales, first=first)  # type: ignore[arg-type]
+        parse({"family": "cawb", "mode": "reference", "lr": 0.1, **more}).values(TimeBase(5, 1))
 
 
 def oracle(shared: Path, name: str) -> Any:

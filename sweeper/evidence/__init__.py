@@ -4,7 +4,7 @@
 * ``confirm``: the design of a confirmation, and its runs.
 * ``curve``: what the curve of a run says about each jump of its learning rate. It costs nothing and is no evidence of
   an escape: on landscapes with known basins the gain after a restart hardly tells an escape from none.
-* ``battery``: the control runs of a trial's restarts (their learning rates come from ``schedules.controls``).
+* ``battery``: the control runs of a trial's restarts (their learning rates come from ``schedules.trace``).
 * ``landscape`` and ``barrier``: whether there is a hill between the weights before and after a restart.
 * ``verdict``: the table that turns those measurements into words, printed with its thresholds.
 

@@ -17,8 +17,7 @@ from sweeper.errors import ConfigError
 from sweeper.evidence.confirm import Design, Slot, fresh_seeds
 from sweeper.evidence.landscape import Landscape
 from sweeper.evidence.verdict import Comparison, Gain, verdict
-from sweeper.schedules import Trace
-from sweeper.schedules.controls import CONTROLS
+from sweeper.schedules import CONTROLS, Trace
 from sweeper.study import Control, Trial
 
 SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs

@@ -18,7 +18,7 @@ from sweeper.config import Escape, Recipe
 from sweeper.errors import SnapshotCorrupt
 from sweeper.evidence.barrier import Weights, barrier, distance, path_barrier
 from sweeper.evidence.verdict import Movement
-from sweeper.schedules import Trace, controls
+from sweeper.schedules import Trace, epochs_along, quench
 from sweeper.store import Store
 from sweeper.training.process import Epoch, TrainingProcess
 
@@ -86,7 +86,7 @@ def measure(
     """
     began = time.monotonic()
     steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-    tail = controls.quench(trace, trace.epochs, epochs=2)
+    tail = quench(trace, trace.epochs, epochs=2)
     spent = {"losses": 0, "quenches": 0}
 
     def quenched(state: bytes | None, order: int = 0) -> Weights:
@@ -108,7 +108,7 @@ def measure(
     way: list[int] = []
     path, along = direct.height, None
     if Movement(direct.height, own.height, seeds.height).state(settings)[0] != "no":
-        way = controls.along(trace, start, end, settings.snapshots)
+        way = epochs_along(trace, start, end, settings.snapshots)
         between = [quenched(state(epoch)) for epoch in way]
         walked = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
         path, along = walked.height, walked.along

@@ -1,13 +1,22 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.schedule import Schedule, begin_alike, parse
-from sweeper.schedules.spec import AT_RESTARTS, MAIN, flat, label, short, words
-from sweeper.schedules.time import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
-from sweeper.schedules.trace import Jump, Trace, prefix_keys
+from sweeper.schedules.schedule import AT_RESTARTS, MAIN, Schedule, begin_alike, flat, label, parse, short, words
+from sweeper.schedules.trace import (
+    CONTROLS,
+    Jump,
+    Trace,
+    counterfactual,
+    epochs_along,
+    matched_peak,
+    prefix_keys,
+    quench,
+)
+from sweeper.schedules.values import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
 
 __all__ = [
     "AT_RESTARTS",
+    "CONTROLS",
     "FAMILIES",
     "MAIN",
     "Duration",
@@ -16,12 +25,16 @@ __all__ = [
     "TimeBase",
     "Trace",
     "begin_alike",
+    "counterfactual",
+    "epochs_along",
     "epochs_from_iterations",
     "flat",
     "iterations_from_epochs",
     "label",
+    "matched_peak",
     "parse",
     "prefix_keys",
+    "quench",
     "short",
     "words",
 ]

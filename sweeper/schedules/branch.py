@@ -12,17 +12,18 @@ schedules of one trunk share every epoch before the first of them leaves it, so 
   (CAWB: the trunk's base LR). A trunk that names no ``lr`` has the branch's.
 - A group whose LR differs from the main group's where the branch begins keeps the ratio, unless ``groups`` says more.
 - Warm-up and momentum are the trunk's. A branch that would begin inside the warm-up is refused.
+
+In the functions below ``warm`` is the steps of the trunk's warm-up, and ``begin`` the step at which the branch begins.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules import cawb, checks
-from sweeper.schedules.checks import Key
-from sweeper.schedules.curves import Curve, quantise
+from sweeper.schedules import cawb
+from sweeper.schedules.decay import Curve, held
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.time import Duration, TimeBase
+from sweeper.schedules.values import IDLE, Duration, Key, TimeBase, length
 
 Params = Mapping[str, Any]
 
@@ -42,13 +43,6 @@ TRUNKS = {
 }
 
 
-class Begin(NamedTuple):
-    """Where a branch begins: its first ``step``, at or after the moment ``at`` (both in steps of the run)."""
-
-    step: int
-    at: float
-
-
 def keys(family: str, given: Params) -> dict[str, Key]:
     """The parameters of a branch of ``family``. ScheduleError for one that only its trunk can have."""
     known = dict(FAMILIES[family].keys(given))
@@ -59,25 +53,25 @@ def keys(family: str, given: Params) -> dict[str, Key]:
                 "write it below trunk"
             )
         del known[name]
-    if family == "cawb":
-        if given.get("mode", "clean") != "clean":
-            raise ScheduleError(
-                f"cawb: mode: {given['mode']} has a warm-up of its own and cannot begin at a trunk; expected clean"
-            )
-        if "from" in given:
-            raise ScheduleError("cawb: from: a CAWB branch begins at the first of its steps; take it out")
-        return known
-    return {**known, "lr": Key(known["lr"].check, checks.IDLE), "from": Key(checks.length)}
+    if family != "cawb":
+        return {**known, "lr": Key(known["lr"].check, IDLE), "from": Key(length)}
+    if given.get("mode", "clean") != "clean":
+        raise ScheduleError(
+            f"cawb: mode: {given['mode']} has a warm-up of its own and cannot begin at a trunk; expected clean"
+        )
+    if "from" in given:
+        raise ScheduleError("cawb: from: a CAWB branch begins at the first of its steps; take it out")
+    return known
 
 
-def begin(family: str, params: Params, time: TimeBase, warm: float) -> Begin | None:
-    """Where the branch begins, ``warm`` being the steps of its trunk's warm-up; None: it never leaves the trunk.
+def begins(family: str, params: Params, time: TimeBase, warm: float) -> int | None:
+    """The first step of the branch; None if it never leaves the trunk.
 
     ScheduleError for a place inside the warm-up, outside the run, or inside an epoch.
     """
     name, written = ("steps", params["steps"]) if family == "cawb" else ("from", [params["from"]])
-    places = [(Duration.parse(place, f"{family}: {name}").steps(time), place) for place in written]
-    for step, place in places:
+    steps = [Duration.parse(place, f"{family}: {name}").steps(time) for place in written]
+    for step, place in zip(steps, written, strict=True):
         if 0 < step < warm or (family == "cawb" and 0 < step == warm):
             raise ScheduleError(
                 f"{family}: {name}: {place} is inside the trunk's warm-up, which ends after "
@@ -85,38 +79,39 @@ def begin(family: str, params: Params, time: TimeBase, warm: float) -> Begin | N
             )
     if family == "cawb":
         cycles = _cycles(params, time, warm)
-        hold = time.steps_per_epoch if params["granularity"] == "epoch" else 1
-        first = -int(-cycles[0].start // hold) * hold if cycles else time.steps
-        return Begin(first, cycles[0].start) if first < time.steps else None
-    [(step, place)] = places
-    if not 0 < step < time.steps:
+        every = time.steps_per_epoch if params["granularity"] == "epoch" else 1
+        first = -int(-cycles[0].start // every) * every if cycles else time.steps
+        return first if first < time.steps else None
+    if not 0 < steps[0] < time.steps:
         raise ScheduleError(
-            f"{family}: from: {place} is outside the run; expected epochs above 0 and below {time.epochs}"
+            f"{family}: from: {params['from']} is outside the run; expected epochs above 0 and below {time.epochs}"
         )
-    if step % time.steps_per_epoch:
-        raise ScheduleError(f"{family}: from: {place} is not a whole number of epochs; expected for example 20ep")
-    return Begin(int(step), step)
+    if steps[0] % time.steps_per_epoch:
+        raise ScheduleError(
+            f"{family}: from: {params['from']} is not a whole number of epochs; expected for example 20ep"
+        )
+    return int(steps[0])
 
 
-def curve(family: str, params: Params, time: TimeBase, group: str, warm: float, at: Begin) -> Curve:
-    """The branch's LR by the step of the run, which is ``at.step`` or later; ``params`` have the group's own ``lr``."""
+def curve(family: str, params: Params, time: TimeBase, group: str, warm: float, begin: int) -> Curve:
+    """The branch's LR by the step of the run, from ``begin`` on; ``params`` have the group's ``lr``."""
     if family == "cawb":
         joined = cawb.joined(params, time, _cycles(params, time, warm))
-        return quantise(joined, time.steps_per_epoch) if params["granularity"] == "epoch" else joined
-    rest = _rest(time, at)
+        return held(joined, time.steps_per_epoch) if params["granularity"] == "epoch" else joined
+    rest = _rest(time, begin)
     try:
-        inner = FAMILIES[family].curve(_laid(family, params, time, at), rest, group)
+        inner = FAMILIES[family].curve(_laid(family, params, time, begin), rest, group)
     except ScheduleError as error:
         raise ScheduleError(f"{error} (the branch from {params['from']} has {rest.epochs} epochs)") from None
-    return lambda k: inner(k - at.step)
+    return lambda k: inner(k - begin)
 
 
-def marks(family: str, params: Params, time: TimeBase, warm: float, at: Begin) -> list[int]:
+def marks(family: str, params: Params, time: TimeBase, warm: float, begin: int) -> list[int]:
     """Steps of the run at which the branch breaks after its beginning."""
     if family == "cawb":
-        return cawb.breaks(params, time, _cycles(params, time, warm))
-    inner = FAMILIES[family].marks(_laid(family, params, time, at), _rest(time, at))
-    return [at.step + mark for mark in inner if mark > 0]
+        return [mark for mark in cawb.breaks(params, time, _cycles(params, time, warm)) if mark > begin]
+    inner = FAMILIES[family].marks(_laid(family, params, time, begin), _rest(time, begin))
+    return [begin + mark for mark in inner if mark > 0]
 
 
 def _cycles(params: Params, time: TimeBase, warm: float) -> list[cawb.Cycle]:
@@ -124,39 +119,36 @@ def _cycles(params: Params, time: TimeBase, warm: float) -> list[cawb.Cycle]:
     distinct = len({Duration.parse(step).steps(time) for step in params["steps"]})
     if not distinct:
         return []
-    lengths = params.get("horizon")
-    if isinstance(lengths, list):
-        if len(lengths) != distinct:
+    horizon = params.get("horizon")
+    if isinstance(horizon, list):
+        if len(horizon) != distinct:
             raise ScheduleError(
-                f"cawb: horizon: {len(lengths)} lengths do not fit {distinct} distinct steps; expected one each, or "
+                f"cawb: horizon: {len(horizon)} lengths do not fit {distinct} distinct steps; expected one each, or "
                 "one for all"
             )
-        lengths = ["end", *lengths]
-    horizon = {} if lengths is None else {"horizon": lengths}
-    return cawb.cycles({**params, **horizon, "warmup": f"{warm:.17g}it", "warmup_start": 0.0}, time)[1:]
+        horizon = ["end", *horizon]
+    plain = {**params, "horizon": horizon, "warmup": f"{warm:.17g}it", "warmup_start": 0.0}
+    return cawb.cycles(plain, time)[1:]
 
 
-def _rest(time: TimeBase, at: Begin) -> TimeBase:
-    return TimeBase(time.epochs - at.step // time.steps_per_epoch, time.steps_per_epoch, time.images)
+def _rest(time: TimeBase, begin: int) -> TimeBase:
+    return TimeBase(time.epochs - begin // time.steps_per_epoch, time.steps_per_epoch, time.images)
 
 
-def _laid(family: str, params: Params, time: TimeBase, at: Begin) -> dict[str, Any]:
+def _laid(family: str, params: Params, time: TimeBase, begin: int) -> dict[str, Any]:
     """The parameters as they are in a run that begins where the branch does."""
     laid = {**params, **{name: idle for name, idle in TRUNKS.items() if name in FAMILIES[family].keys(params)}}
     for name in LENGTHS:
         if laid.get(name) is not None and (written := Duration.parse(laid[name])).unit == "dur":
             laid[name] = f"{written.epochs(time):.17g}ep"
     for name in POINTS:
+        steps = [Duration.parse(point).steps(time) for point in laid.get(name, ())]
+        for step, point in zip(steps, laid.get(name, ()), strict=True):
+            if step < begin:
+                raise ScheduleError(
+                    f"{family}: {name}: {point} is before the branch, which begins after "
+                    f"{begin // time.steps_per_epoch} epochs; take it out"
+                )
         if name in laid:
-            laid[name] = [_shifted(family, name, point, time, at) for point in laid[name]]
+            laid[name] = [f"{step - begin:.17g}it" for step in steps]
     return laid
-
-
-def _shifted(family: str, name: str, point: object, time: TimeBase, at: Begin) -> str:
-    step = Duration.parse(point).steps(time)
-    if step < at.step:
-        raise ScheduleError(
-            f"{family}: {name}: {point} is before the branch, which begins after "
-            f"{at.step // time.steps_per_epoch} epochs; take it out"
-        )
-    return f"{step - at.step:.17g}it"

@@ -1,27 +1,28 @@
-"""Decays: functions that fall from 1 at the start of a cycle to a floor at its end, by name or written as arithmetic.
+"""Decays, by name or written as arithmetic, and the few ways in which curves are joined.
 
-Arithmetic may come from a stranger. It is read as a syntax tree and never run as code.
+A decay falls from 1 at the start of a cycle to a floor at its end. A curve maps optimizer steps to values. Arithmetic
+may come from a stranger: it is read as a syntax tree and never run as code.
 """
 
 import ast
-import difflib
 import math
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from sweeper.errors import ScheduleError, shorten
-from sweeper.schedules.time import FloatArray
+from sweeper.errors import ScheduleError, did_you_mean, shorten
+from sweeper.schedules.values import FloatArray
 
 Shape = Callable[[FloatArray, FloatArray | float], FloatArray]
 """shape(x, y): the value at ``x`` of a decay of length ``y``, both in epochs."""
 
-Unit = Callable[[FloatArray, float, float], FloatArray]
-"""unit(u, floor, power): the same with u = x/y."""
+Curve = Callable[[FloatArray], FloatArray]
+"""curve(k): the values at the steps ``k`` (float64, ascending, not negative)."""
 
-SHAPES: dict[str, Unit] = {
+SHAPES: dict[str, Callable[[FloatArray, float, float], FloatArray]] = {
     "constant": lambda u, floor, power: np.ones_like(u),
     "linear": lambda u, floor, power: (1 - u) * (1 - floor) + floor,
     "cosine": lambda u, floor, power: ((1 + np.cos(math.pi * u)) / 2) ** power * (1 - floor) + floor,
@@ -45,7 +46,7 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
     - ``exponential``: f^u, f > 0
     - ``1/sqrt``: 1/sqrt(1 + u(1/f^2 - 1)), f > 0
     - ``1-sqrt``: (1-sqrt(u))(1-f) + f            (Haegele et al., 2024)
-    - an expression, see :class:`~sweeper.schedules.decay.Expression`, has its own floor and power: these are idle
+    - an expression, see :func:`expression`; its floor and power are written in it, and these do nothing
 
     Nothing is clipped here. Raises ScheduleError for an unknown decay.
 
@@ -56,31 +57,20 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
     [1.0, 0.632, 0.5]
     """
     if decay not in SHAPES:
-        if decay.isidentifier() and decay not in ("x", "y", "u", "pi", "e"):
+        if decay.isidentifier() and decay not in (*_VARIABLES, *_CONSTANTS):
             raise ScheduleError(
                 f"decay: {decay!r} is not known; expected {', '.join(SHAPES)} or an expression in x and y"
-                + did_you_mean(decay, list(SHAPES))
+                + did_you_mean(decay, SHAPES)
             )
-        return Expression(decay)
+        return expression(decay)
     if decay in NEEDS_FLOOR and floor == 0:
         raise ScheduleError(f"floor: 0.0 cannot be reached by an {decay} decay; expected a floor above 0")
-    unit = SHAPES[decay]
 
     def named(x: FloatArray, y: FloatArray | float) -> FloatArray:
         with np.errstate(all="ignore"):  # a value that is not real is NaN here and refused with its step later
-            return unit(x / np.asarray(y, np.float64), floor, power)
+            return SHAPES[decay](x / np.asarray(y, np.float64), floor, power)
 
     return named
-
-
-def did_you_mean(word: object, known: list[str]) -> str:
-    """`` (did you mean cosine?)`` if a known word is near ``word``, else nothing.
-
-    >>> did_you_mean("warm_up", ["warmup", "steps"]), did_you_mean("zzz", ["warmup"])
-    (' (did you mean warmup?)', '')
-    """
-    near = difflib.get_close_matches(str(word), known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 MAX_LENGTH = 400  # characters
@@ -89,136 +79,118 @@ MAX_POWER = 100.0
 
 _VARIABLES = ("x", "y", "u")
 _CONSTANTS = {"pi": math.pi, "e": math.e}
-_FUNCTIONS: dict[str, tuple[int, Callable[..., FloatArray]]] = {
-    "cos": (1, np.cos),
-    "sin": (1, np.sin),
-    "tan": (1, np.tan),
-    "tanh": (1, np.tanh),
-    "exp": (1, np.exp),
-    "log": (1, np.log),
-    "sqrt": (1, np.sqrt),
-    "abs": (1, np.abs),
-    "floor": (1, np.floor),
-    "ceil": (1, np.ceil),
-    "min": (2, np.minimum),
-    "max": (2, np.maximum),
+_FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
+    "cos": np.cos,
+    "sin": np.sin,
+    "tan": np.tan,
+    "tanh": np.tanh,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "min": np.minimum,
+    "max": np.maximum,
 }
 _BINARY: dict[type[ast.operator], Callable[[FloatArray, FloatArray], FloatArray]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,
     ast.Div: np.divide,
-    ast.Pow: np.power,
+    # the only one that can make a number of what is none: NaN to the power of 0 is 1
+    ast.Pow: lambda base, power: np.where(np.isnan(base) | np.isnan(power), np.nan, np.power(base, power)),
 }
-_ALLOWED = f"+ - * / ** with {', '.join((*_VARIABLES, *_CONSTANTS, *_FUNCTIONS))} and numbers"
 
 
-@dataclass(frozen=True)
-class Expression:
+def expression(text: str) -> Shape:
     """Arithmetic in x (epochs since the cycle began), y (length of its decay in epochs) and u = x/y.
 
     Allowed are numbers, + - * / **, the names x, y, u, pi, e and the functions cos, sin, tan, tanh, exp, log, sqrt,
     abs, floor, ceil, min, max; at most 400 characters, 150 parts and a constant power of 100. Everything else
-    raises ScheduleError when it is read. Where any part of it is complex, undefined or infinite the value is NaN,
-    which a schedule refuses with the step.
+    raises ScheduleError here. Where any part of it is complex, undefined or infinite the value is NaN, which a
+    schedule refuses with the step.
 
-    >>> half = Expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
+    >>> half = expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
     >>> [round(float(v), 3) for v in half(np.array([0.0, 15.0, 30.0]), 30.0)]
     [1.0, 0.675, 0.35]
     """
+    if len(text) > MAX_LENGTH:
+        raise ScheduleError(
+            f"decay: an expression of {len(text)} characters is too long; expected at most {MAX_LENGTH}"
+        )
+    if (tree := _tree(text)) is None:
+        raise _not_arithmetic(text)
+    if (count := sum(1 for _ in ast.walk(tree))) > MAX_NODES:
+        raise ScheduleError(f"decay: {text!r} has {count} parts; expected at most {MAX_NODES}")
 
-    text: str
-
-    def __post_init__(self) -> None:
-        if len(self.text) > MAX_LENGTH:
-            raise ScheduleError(
-                f"decay: an expression of {len(self.text)} characters is too long; expected at most {MAX_LENGTH}"
-            )
-        tree = self._tree()
-        count = sum(1 for _ in ast.walk(tree))
-        if count > MAX_NODES:
-            raise ScheduleError(f"decay: {self.text!r} has {count} parts; expected at most {MAX_NODES}")
-        self._check(tree)
-
-    def __call__(self, x: FloatArray, y: FloatArray | float) -> FloatArray:
-        """Values at ``x`` (any shape) for a length ``y`` (a number or as ``x``); NaN where it is not a finite real."""
-        run = _Run(x, np.asarray(y, np.float64))
+    def evaluated(x: FloatArray, y: FloatArray | float) -> FloatArray:
+        x, y = np.asarray(x, np.float64), np.atleast_1d(np.asarray(y, np.float64))
         with np.errstate(all="ignore"):
-            result = run.value(self._tree())
-        return np.where(run.bad, np.nan, np.broadcast_to(result, np.shape(run.bad)))
+            names = {"x": x, "y": y, "u": x / y, **{name: np.asarray(value) for name, value in _CONSTANTS.items()}}
+            value = _value(text, tree, names)
+        return np.broadcast_to(value, np.broadcast_shapes(x.shape, y.shape)) + 0.0
 
-    def _tree(self) -> ast.expr:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "1(x)" warns; the tree refuses it anyway
-                return ast.parse(self.text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise self._refuse("it") from None
-
-    def _refuse(self, part: str) -> ScheduleError:
-        return ScheduleError(f"decay: {self.text!r}: {part} is not arithmetic; expected {_ALLOWED}")
-
-    def _check(self, node: ast.expr) -> bool:
-        """Refuse what is not on the list; True if the part is a constant."""
-        match node:
-            case ast.Constant(value=bool() | complex() | str() | bytes() | None):
-                pass
-            case ast.Constant(value=int() | float() as number):
-                if not math.isfinite(_number(number)):
-                    raise ScheduleError(f"decay: {self.text!r}: a number in it is not finite; expected finite numbers")
-                return True
-            case ast.Name(id=name) if name in _VARIABLES:
-                return False
-            case ast.Name(id=name) if name in _CONSTANTS:
-                return True
-            case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=operand):
-                return self._check(operand)
-            case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
-                constant = [self._check(left), self._check(right)]
-                if isinstance(op, ast.Pow) and constant[1]:
-                    self._check_power(right)
-                return all(constant)
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-                if len(args) != _FUNCTIONS[name][0]:
-                    raise ScheduleError(
-                        f"decay: {self.text!r}: {name} has {len(args)} arguments; expected {_FUNCTIONS[name][0]}"
-                    )
-                constants = [self._check(argument) for argument in args]
-                return all(constants)
-            case ast.Call(func=func):
-                raise self._refuse(_source(func))
-        raise self._refuse(_source(node))
-
-    def _check_power(self, exponent: ast.expr) -> None:
-        ones = np.ones(1)
-        with np.errstate(all="ignore"):
-            power = float(np.asarray(_Run(ones, ones).value(exponent)).flat[0])
-        if not abs(power) <= MAX_POWER:
-            raise ScheduleError(
-                f"decay: {self.text!r}: a power of {power:g} is too large; expected at most {MAX_POWER:g}"
-            )
+    evaluated(np.ones(1), 1.0)  # raises for whatever is no arithmetic
+    return evaluated
 
 
-def _source(node: ast.expr) -> str:
-    """A part of an expression as it is written, quoted."""
+def _tree(text: str) -> ast.expr | None:
     try:
-        return repr(ast.unparse(node))
-    except RecursionError:
-        return "it"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "1(x)" warns; it is refused anyway
+            return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _not_arithmetic(text: str, part: ast.expr | None = None) -> ScheduleError:
+    names = ", ".join((*_VARIABLES, *_CONSTANTS, *_FUNCTIONS))
+    what = "it" if part is None else repr(ast.unparse(part))
+    return ScheduleError(f"decay: {text!r}: {what} is not arithmetic; expected + - * / ** with {names} and numbers")
+
+
+def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatArray:
+    """The value of a part of the expression, NaN where it is not finite. What is constant has no dimension."""
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            if not abs(number) <= sys.float_info.max:
+                raise ScheduleError(f"decay: {text!r}: a number in it is not finite; expected finite numbers")
+            return np.asarray(float(number))
+        case ast.Name(id=name) if name in names:
+            return _finite(names[name])
+        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as op, operand=operand):
+            inner = _value(text, operand, names)
+            return -inner if isinstance(op, ast.USub) else inner
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
+            operands = _value(text, left, names), _value(text, right, names)
+            if isinstance(op, ast.Pow) and np.ndim(operands[1]) == 0 and not abs(operands[1]) <= MAX_POWER:
+                raise ScheduleError(
+                    f"decay: {text!r}: a power of {operands[1]:g} is too large; expected at most {MAX_POWER:g}"
+                )
+            return _finite(_BINARY[type(op)](*operands))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            if len(args) != (count := 2 if name in ("min", "max") else 1):
+                raise ScheduleError(f"decay: {text!r}: {name} has {len(args)} arguments; expected {count}")
+            return _finite(_FUNCTIONS[name](*(_value(text, argument, names) for argument in args)))
+        case ast.Call(func=func):
+            raise _not_arithmetic(text, func)
+    raise _not_arithmetic(text, node)
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def free_names(text: str) -> set[str]:
-    """The names in an expression that are not its variables, pi, e or a function: constants left open.
+    """The names in an expression that are not its variables, pi, e or a function: constants left open. None in what
+    is no arithmetic, which :func:`shape` refuses.
 
     >>> sorted(free_names("a*((1+cos(pi*x/y))/2)**b+(1-a)"))
     ['a', 'b']
     """
-    if len(text) > MAX_LENGTH:
-        return set()  # reading it as a decay raises the error
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()  # not arithmetic; reading it as a decay raises the error
+    if len(text) > MAX_LENGTH or (tree := _tree(text)) is None:
+        return set()
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return names - {*_VARIABLES, *_CONSTANTS, *_FUNCTIONS}
 
@@ -247,37 +219,53 @@ def filled(text: str, constants: Mapping[str, float]) -> str:
         ) from None
 
 
-class _Run:
-    """One evaluation; ``bad`` marks where any part was not a finite real number."""
+def segment(shape: Shape, length: float, period: float | None = None, unit: float = 1.0) -> Curve:
+    """``shape`` walked over ``period`` steps (default: ``length``) and cut after ``length``; held where either ends.
 
-    def __init__(self, x: FloatArray, y: FloatArray) -> None:
-        self.bad = np.zeros(np.broadcast_shapes(np.shape(x), np.shape(y)), bool)
-        self.names = {"x": np.asarray(x, np.float64), "y": y, **{k: np.asarray(v) for k, v in _CONSTANTS.items()}}
-
-    def value(self, node: ast.expr) -> FloatArray:
-        match node:
-            case ast.Constant(value=number):
-                result = np.asarray(_number(number))
-            case ast.Name(id="u"):
-                result = self.names["x"] / self.names["y"]
-            case ast.Name(id=name):
-                result = self.names[name]
-            case ast.UnaryOp(op=op, operand=operand):
-                inner = self.value(operand)
-                result = -inner if isinstance(op, ast.USub) else inner
-            case ast.BinOp(op=op, left=left, right=right):
-                result = _BINARY[type(op)](self.value(left), self.value(right))
-            case ast.Call(func=ast.Name(id=name), args=args):
-                result = _FUNCTIONS[name][1](*[self.value(argument) for argument in args])
-            case _:  # the check at construction let nothing else through
-                raise ScheduleError(f"decay: {ast.unparse(node)!r} is not arithmetic; expected {_ALLOWED}")
-        if not np.all(np.isfinite(result)):
-            self.bad |= ~np.isfinite(result)
-        return result
+    A period that is not the length is CAWB's stretch. ``unit``: steps per epoch, where the shape counts epochs.
+    """
+    walk = length if period is None else period
+    return lambda k: shape(np.clip(k, 0.0, min(length, walk)) / unit, walk / unit)
 
 
-def _number(value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (OverflowError, TypeError, ValueError):
-        return math.inf
+def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
+    """``curves[i]`` from step ``starts[i]`` on, each counting from its start; the last goes on for ever. ``starts``
+    ascend; steps before the first see its curve at 0.
+
+    >>> ramp = lambda k: k
+    >>> sequence([ramp, ramp], [0, 3])(np.arange(5.0)).tolist()
+    [0.0, 1.0, 2.0, 0.0, 1.0]
+    """
+
+    def joined(k: FloatArray) -> FloatArray:
+        out = np.empty_like(k)
+        edges = [0, *np.searchsorted(k, starts[1:]), len(k)]
+        for curve, start, (first, last) in zip(curves, starts, pairwise(edges), strict=True):
+            out[first:last] = curve(np.maximum(k[first:last] - start, 0.0))
+        return out
+
+    return joined
+
+
+def warmup_lerp(curve: Curve, length: float, start: float, target: float | None = None) -> Curve:
+    """From ``start`` (a value) to ``target`` over ``length`` steps; without ``target``, to where ``curve`` is at that
+    moment, a moving target (Ultralytics).
+
+    >>> warmup_lerp(lambda k: 1 - k / 10, 2, 0.0)(np.arange(4.0)).tolist()
+    [0.0, 0.45, 0.8, 0.7]
+    """
+    if length <= 0:
+        return curve
+
+    def lerped(k: FloatArray) -> FloatArray:
+        out = np.array(curve(k))
+        rising = k < length
+        out[rising] = start + ((out[rising] if target is None else target) - start) * (k[rising] / length)
+        return out
+
+    return lerped
+
+
+def held(curve: Curve, every: float) -> Curve:
+    """``curve`` held over each ``every`` steps at its value on their first step."""
+    return lambda k: curve(np.floor(k / every) * every)

@@ -12,7 +12,8 @@ cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up 
 warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
                CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
 multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR, Paddle)
-yolo_*         what Ultralytics 8.4.190 does by default, see :func:`sweeper.schedules.curves.yolo_curve`
+yolo_*         what Ultralytics 8.4.190 does by default: lr f(epoch), f from 1 to lrf over the run, linear or cosine;
+               the warm-up is a line from 0 (group bias: warmup_bias_lr) to that moving target
 onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR)
 wsd            lr held, then ``decay`` over the last decay_length to floor * lr (the trapezoid; Haegele et al., 2024)
 polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
@@ -35,26 +36,10 @@ from typing import Any
 
 import numpy as np
 
-from sweeper.errors import ScheduleError
-from sweeper.schedules import cawb, checks
-from sweeper.schedules.checks import Key, number
-from sweeper.schedules.curves import (
-    Curve,
-    cycle_starts,
-    piecewise,
-    quantise,
-    repeat,
-    scale,
-    segment,
-    sequence,
-    warmup_iterations,
-    warmup_overlay,
-    warmup_prefix,
-    yolo_curve,
-    yolo_momentum,
-)
-from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, shape
-from sweeper.schedules.time import Duration, FloatArray, TimeBase
+from sweeper.errors import ScheduleError, shorten
+from sweeper.schedules import cawb, values
+from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, Curve, held, segment, sequence, shape, warmup_lerp
+from sweeper.schedules.values import Duration, FloatArray, Key, TimeBase, number
 
 Params = Mapping[str, Any]
 
@@ -78,19 +63,21 @@ class Family:
     def curve(self, params: Params, time: TimeBase, group: str) -> Curve:
         """The LR; ``granularity: epoch`` holds the value of each epoch's first step."""
         curve = self.steps(params, time, group)
-        return quantise(curve, time.steps_per_epoch) if params.get("granularity") == "epoch" else curve
+        return held(curve, time.steps_per_epoch) if params.get("granularity") == "epoch" else curve
 
 
 LR = Key(number(0, 1e6, above=True))
 FRACTION = number(0, 1)
-GRANULARITY = Key(checks.choice("step", "epoch"), "step")
-WARMUP = {"warmup": Key(checks.duration, "0ep"), "warmup_start": Key(FRACTION, 0.0)}
-COMMON = {"lr": LR, **WARMUP, "granularity": GRANULARITY}
 FACTOR = number(0, 1e3, above=True)
+POWER = Key(number(0, 100, above=True), 1.0)
 ETA_MIN = Key(number(0, 1e6), 0.0)
-YOLO_KEYS: Mapping[str, Key] = {
-    "lrf": Key(number(0, 1), 0.01),
-    "warmup": Key(checks.duration, "3ep"),
+GRANULARITY = Key(values.choice("step", "epoch"), "step")
+LENGTH_OF_RUN = Key(values.optional(values.length), None)
+WARMUP = {"warmup": Key(values.duration, "0ep"), "warmup_start": Key(FRACTION, 0.0)}
+COMMON = {"lr": LR, **WARMUP, "granularity": GRANULARITY}
+#: The trainer's warm-up: the LR of the bias group falls, and the momentum rises, while the LR of the others rises.
+TRAINER: Mapping[str, Key] = {
+    "warmup": Key(values.duration, "3ep"),
     "warmup_bias_lr": Key(number(0, 1e6), 0.1),
     "warmup_momentum": Key(number(0, 1, below=True), 0.8),
     "momentum": Key(number(0, 1, below=True), 0.937),
@@ -101,55 +88,57 @@ def _plain(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:
     return lambda given: {**COMMON, **keys}
 
 
+def _decay(what: str, value: object) -> str:
+    """A decay's name or an expression in x and y."""
+    if not isinstance(value, str):
+        raise ScheduleError(f"{what}: {shorten(value)} is not known; expected {', '.join(SHAPES)} or an expression")
+    text = value.strip()
+    shape(text, floor=1.0 if text in NEEDS_FLOOR else 0.0)
+    return text
+
+
 def _shaped(given: Params, decay: str, floor: float) -> dict[str, Key]:
     """decay, and the floor and power that it uses; an expression has its own."""
     chosen = str(given.get("decay", decay)).strip()
     if chosen not in SHAPES:
-        idle = Key(checks.idle, checks.IDLE)
-        return {"decay": Key(checks.decay, decay), "floor": idle, "power": idle}
-    positive = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
-    power = Key(number(0, 100, above=True), 1.0)
-    return {"decay": Key(checks.decay, decay), "floor": Key(positive, floor), "power": power}
+        idle = Key(values.idle, values.IDLE)
+        return {"decay": Key(_decay, decay), "floor": idle, "power": idle}
+    fraction = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
+    return {"decay": Key(_decay, decay), "floor": Key(fraction, floor), "power": POWER}
 
 
 def _cawb_keys(given: Params) -> Mapping[str, Key]:
-    mode = checks.choice("clean", "article", "reference")("mode", given.get("mode", "clean"))
+    modes = values.choice("clean", "article", "reference")
+    mode = modes("mode", given.get("mode", "clean"))
     keys = {
         "lr": LR,
-        "mode": Key(checks.choice("clean", "article", "reference"), "clean"),
-        "steps": Key(checks.listed(checks.point), []),
-        "step_scale": Key(checks.listed(FACTOR, or_one=True) if mode == "clean" else FACTOR, 0.8),
+        "mode": Key(modes, "clean"),
+        "steps": Key(values.listed(values.point), []),
+        "step_scale": Key(values.listed(FACTOR, or_single=True) if mode == "clean" else FACTOR, 0.8),
         "epoch_scale": Key(number(-1e6, 1e6) if mode == "reference" else number(0, 1e6, above=True), 1.0),
         "warmup": WARMUP["warmup"],
         **_shaped(given, "cosine", 0.05),
     }
     if mode == "reference":
-        keys["last_epoch"] = Key(checks.whole(0, 10**9), 0)
-    if mode != "clean" and "warmup_kind" in given:
-        raise ScheduleError(f"cawb: warmup_kind: mode {mode} has a warm-up of its own; take it out, or mode: clean")
-    if mode == "clean":
-        kind = checks.choice("lr", "trainer")
-        keys |= {"warmup_kind": Key(kind, "lr"), "granularity": GRANULARITY}
-        if kind("cawb: warmup_kind", given.get("warmup_kind", "lr")) == "trainer":
-            keys |= {name: YOLO_KEYS[name] for name in ("warmup", "warmup_bias_lr", "warmup_momentum", "momentum")}
-        else:
-            keys["warmup_start"] = WARMUP["warmup_start"]
-        if given.get("horizon") is not None:
-            if given.get("epoch_scale") is not None:
-                raise ScheduleError("cawb: horizon: given beside epoch_scale; expected one of the two, take one out")
-            del keys["epoch_scale"]
-            keys["horizon"] = Key(checks.listed(checks.horizon, or_one=True))
-        else:
-            keys["horizon"] = Key(checks.optional(checks.horizon), None)
+        keys["last_epoch"] = Key(values.whole(0, 10**9), 0)
+    if mode != "clean":
+        if "warmup_kind" in given:
+            raise ScheduleError(f"cawb: warmup_kind: mode {mode} has a warm-up of its own; take it out, or mode: clean")
+        return keys
+    kind = values.choice("lr", "trainer")
+    keys |= {"warmup_kind": Key(kind, "lr"), "granularity": GRANULARITY}
+    if kind("cawb: warmup_kind", given.get("warmup_kind", "lr")) == "trainer":
+        keys |= TRAINER
+    else:
+        keys["warmup_start"] = WARMUP["warmup_start"]
+    if given.get("horizon") is None:
+        keys["horizon"] = Key(values.optional(values.horizon), None)
+        return keys
+    if given.get("epoch_scale") is not None:
+        raise ScheduleError("cawb: horizon: given beside epoch_scale; expected one of the two, take one out")
+    del keys["epoch_scale"]
+    keys["horizon"] = Key(values.listed(values.horizon, or_single=True))
     return keys
-
-
-def _cawb(params: Params, time: TimeBase, group: str) -> Curve:
-    return cawb.clean(params, time, group) if params["mode"] == "clean" else cawb.loop(params, time)
-
-
-def _cawb_marks(params: Params, time: TimeBase) -> list[int]:
-    return cawb.clean_marks(params, time) if params["mode"] == "clean" else cawb.loop_marks(params, time)
 
 
 def _warm(params: Params, time: TimeBase) -> float:
@@ -160,8 +149,10 @@ def _warm(params: Params, time: TimeBase) -> float:
     return warm
 
 
-def _prefixed(params: Params, time: TimeBase, curve: Curve) -> Curve:
-    return warmup_prefix(curve, _warm(params, time), params["warmup_start"], params["lr"])
+def _after_warmup(params: Params, time: TimeBase, curve: Curve) -> Curve:
+    """A line from warmup_start * lr to lr, and then ``curve`` from its step 0 (torch: SequentialLR of LinearLR)."""
+    warm, lr = _warm(params, time), params["lr"]
+    return warmup_lerp(sequence([curve], [warm]), warm, params["warmup_start"] * lr, lr)
 
 
 def _length(params: Params, key: str, time: TimeBase) -> float:
@@ -174,51 +165,92 @@ def _length(params: Params, key: str, time: TimeBase) -> float:
     return steps
 
 
+def _on_grid(steps: FloatArray, params: Params, time: TimeBase) -> list[int]:
+    """The first step at or after each of ``steps`` at which the LR changes."""
+    every = time.steps_per_epoch if params["granularity"] == "epoch" else 1
+    return sorted({int(step) for step in np.ceil(steps / every) * every})
+
+
 def _constant(params: Params, time: TimeBase, group: str) -> Curve:
-    return _prefixed(params, time, lambda k: np.full_like(k, params["lr"]))
+    return _after_warmup(params, time, lambda k: np.full_like(k, params["lr"]))
 
 
 def _cosine(params: Params, time: TimeBase, group: str) -> Curve:
-    """eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2: past T_max it mirrors back up, it does not restart."""
     low, period = params["eta_min"], _length(params, "T_max", time)
-    return _prefixed(params, time, lambda k: low + (params["lr"] - low) * (1 + np.cos(math.pi * k / period)) / 2)
+    return _after_warmup(params, time, lambda k: low + (params["lr"] - low) * (1 + np.cos(math.pi * k / period)) / 2)
+
+
+def _polynomial(params: Params, time: TimeBase, group: str) -> Curve:
+    curve = segment(shape("polynomial", 0.0, params["power"]), _length(params, "total_iters", time))
+    return _after_warmup(params, time, lambda k: params["lr"] * curve(k))
+
+
+def _exponential(params: Params, time: TimeBase, group: str) -> Curve:
+    return _after_warmup(params, time, lambda k: params["lr"] * params["gamma"] ** (k / time.steps_per_epoch))
+
+
+def _cycle_starts(first: float, growth: float, end: float) -> FloatArray:
+    """The steps below ``end`` at which cycles begin of which each is ``growth`` times as long as the one before."""
+    if growth == 1.0:
+        return np.arange(0.0, end, first)
+    starts = [0.0]
+    while starts[-1] + first < end:
+        starts.append(starts[-1] + first)
+        first *= growth
+    return np.asarray(starts)
 
 
 def _warm_restarts(params: Params, time: TimeBase, group: str) -> Curve:
-    """Cycle i lasts T_0 T_mult^i and falls from lr step_scale^i to eta_min along a cosine."""
-    low = params["eta_min"] / params["lr"]
-    curve = repeat(shape("cosine"), _length(params, "T_0", time), params["T_mult"], params["step_scale"], low)
-    return _prefixed(params, time, scale(curve, params["lr"]))
+    first, growth, factor = _length(params, "T_0", time), params["T_mult"], params["step_scale"]
+    lr, cosine = float(params["lr"]), shape("cosine")
+    low = float(params["eta_min"]) / lr
+
+    def cycles(k: FloatArray) -> FloatArray:
+        length: FloatArray | float
+        if growth == 1.0:
+            index = np.floor(k / first)
+            begun, length = index * first, first
+        else:
+            starts = _cycle_starts(first, growth, float(k.max(initial=0.0)) + 1.0)
+            index = np.searchsorted(starts, k, side="right") - 1
+            begun = starts[index]
+            length = np.append(np.diff(starts), first * growth ** (len(starts) - 1))[index]
+        height = np.power(factor, index.astype(np.float64)) - low
+        return lr * (low + height * cosine(k - begun, length))
+
+    return _after_warmup(params, time, cycles)
 
 
 def _warm_restarts_marks(params: Params, time: TimeBase) -> list[int]:
     warm = _warm(params, time)
-    starts = cycle_starts(_length(params, "T_0", time), params["T_mult"], time.steps - warm)[1:]
+    starts = _cycle_starts(_length(params, "T_0", time), params["T_mult"], time.steps - warm)[1:]
     return _on_grid(starts + warm, params, time)
 
 
+def _boundaries(params: Params, time: TimeBase) -> FloatArray:
+    return np.sort([Duration.parse(boundary).steps(time) for boundary in params["boundaries"]])
+
+
 def _multistep(params: Params, time: TimeBase, group: str) -> Curve:
-    """lr gamma^n (warmup_start (1-a) + a), n boundaries at or before the step, a = min(k/W, 1); boundaries absolute."""
-    edges = [Duration.parse(b).steps(time) for b in params["boundaries"]]
-    levels = [params["lr"] * params["gamma"] ** i for i in range(len(edges) + 1)]
-    return warmup_overlay(piecewise(edges, levels), _warm(params, time), params["warmup_start"])
+    """lr gamma^n (warmup_start (1-a) + a), n boundaries at or before the step, a = min(k/W, 1): the warm-up lies over
+    the stairs (timm, PaddlePaddle)."""
+    edges, warm, start = _boundaries(params, time), _warm(params, time), float(params["warmup_start"])
+    levels: FloatArray = np.asarray([params["lr"] * params["gamma"] ** i for i in range(len(edges) + 1)])
+
+    def stairs(k: FloatArray) -> FloatArray:
+        a = np.minimum(k / warm, 1.0) if warm else 1.0
+        return levels[np.searchsorted(edges, k, side="right")] * (start * (1 - a) + a)
+
+    return stairs
 
 
 def _multistep_marks(params: Params, time: TimeBase) -> list[int]:
-    if params["gamma"] == 1:
-        return []
-    return _on_grid(np.asarray([Duration.parse(b).steps(time) for b in params["boundaries"]]), params, time)
-
-
-def _on_grid(steps: FloatArray, params: Params, time: TimeBase) -> list[int]:
-    hold = time.steps_per_epoch if params["granularity"] == "epoch" else 1
-    return sorted({int(step) for step in np.ceil(steps / hold) * hold})
+    return [] if params["gamma"] == 1 else _on_grid(_boundaries(params, time), params, time)
 
 
 def _onecycle(params: Params, time: TimeBase, group: str) -> Curve:
-    """torch OneCycleLR over the run: from lr/div_factor up to lr, down to lr/div_factor/final_div_factor."""
-    top, bottom = params["lr"], params["lr"] / params["div_factor"]
-    return _onecycle_between(params, time, bottom, top, bottom / params["final_div_factor"])
+    low = params["lr"] / params["div_factor"]
+    return _onecycle_between(params, time, low, params["lr"], low / params["final_div_factor"])
 
 
 def _onecycle_momentum(params: Params, time: TimeBase) -> Curve | None:
@@ -229,92 +261,92 @@ def _onecycle_momentum(params: Params, time: TimeBase) -> Curve | None:
 
 
 def _onecycle_between(params: Params, time: TimeBase, start: float, top: float, end: float) -> Curve:
-    total = time.steps
-    peak, values = params["pct_start"] * total - 1, [start, top, end]
-    edges = [0.0, peak, total - 1.0]
+    total, peak = time.steps, params["pct_start"] * time.steps
+    edges, levels = [0.0, peak - 1, total - 1.0], [start, top, end]
     if params["three_phase"]:
-        edges, values = [0.0, peak, 2 * params["pct_start"] * total - 2, total - 1.0], [start, top, start, end]
+        edges, levels = [0.0, peak - 1, 2 * peak - 2, total - 1.0], [start, top, start, end]
     if any(b <= a for a, b in pairwise(edges)):
         raise ScheduleError(
             f"onecycle: pct_start: {params['pct_start']} leaves a phase of a run of {total} steps without a step; "
             "expected one nearer the middle, or a longer run"
         )
     ease = shape("cosine" if params["anneal"] == "cos" else "linear")
-    parts: list[Curve] = []
-    for a, b, low, high in zip(edges, edges[1:], values, values[1:], strict=False):
-        down = segment(ease, b - a)
-        parts.append(lambda k, down=down, a=low, b=high: b + (a - b) * down(k))  # type: ignore[misc]
-    return sequence(parts, edges[:-1])
+
+    def phase(length: float, before: float, after: float) -> Curve:
+        down = segment(ease, length)
+        return lambda k: after + (before - after) * down(k)
+
+    pieces = zip(pairwise(edges), pairwise(levels), strict=True)
+    return sequence([phase(b - a, before, after) for (a, b), (before, after) in pieces], edges[:-1])
 
 
 def _wsd(params: Params, time: TimeBase, group: str) -> Curve:
-    """Warm-up, the LR held, and a decay over the last ``decay_length`` to floor lr (the trapezoid)."""
-    warm, length = _warm(params, time), _length(params, "decay_length", time)
+    warm, length, lr = _warm(params, time), _length(params, "decay_length", time), params["lr"]
     if warm + length > time.steps:
         raise ScheduleError(
             f"wsd: decay_length: {params['decay_length']} and the warm-up of {params['warmup']} are longer than "
             f"the run of {time.epochs} epochs; shorten one"
         )
     decay = shape(params["decay"], params.get("floor", 0.0), params.get("power", 1.0))
-    held = time.steps - length - warm
-    parts = [scale(c, params["lr"]) for c in (np.ones_like, segment(decay, length, None, time.steps_per_epoch))]
-    return _prefixed(params, time, sequence(parts, [0.0, held]))
+    curve = sequence(
+        [np.ones_like, segment(decay, length, unit=time.steps_per_epoch)], [0.0, time.steps - length - warm]
+    )
+    return _after_warmup(params, time, lambda k: lr * curve(k))
 
 
-def _polynomial(params: Params, time: TimeBase, group: str) -> Curve:
-    """lr (1 - min(k, T)/T)^power, T = total_iters."""
-    curve = segment(shape("polynomial", 0.0, params["power"]), _length(params, "total_iters", time))
-    return _prefixed(params, time, scale(curve, params["lr"]))
+def _yolo(decay: str) -> Family:
+    """Source: ultralytics/engine/trainer.py, _setup_scheduler, and the warm-up of _do_train."""
+
+    def steps(params: Params, time: TimeBase, group: str) -> Curve:
+        unit, start = time.steps_per_epoch, params["warmup_bias_lr"] if group == "bias" else 0.0
+        stairs = held(segment(shape(decay, params["lrf"]), time.steps, unit=unit), unit)
+        return warmup_lerp(lambda k: params["lr"] * stairs(k), cawb.trainers_warmup(params, time), start)
+
+    return Family(
+        lambda given: {"lr": LR, "lrf": Key(FRACTION, 0.01), **TRAINER},
+        steps,
+        groups=lambda params: ("bias",),
+        momentum=_trainers_momentum,
+        warm=cawb.trainers_warmup,
+    )
 
 
-def _exponential(params: Params, time: TimeBase, group: str) -> Curve:
-    """lr gamma^t, t in epochs since the warm-up."""
-    return _prefixed(params, time, lambda k: params["lr"] * params["gamma"] ** (k / time.steps_per_epoch))
+def _trainers_momentum(params: Params, time: TimeBase) -> Curve:
+    """From warmup_momentum to momentum over the warm-up, then momentum."""
+    warm = cawb.trainers_warmup(params, time)
+    return warmup_lerp(lambda k: np.full_like(k, params["momentum"]), warm, params["warmup_momentum"])
 
 
-_BIAS = ("bias",)
-_RUN = Key(checks.optional(checks.length), None)
-_MOMENTUM = Key(checks.optional(number(0, 1, below=True)), None)
+_MOMENTUM = Key(values.optional(number(0, 1, below=True)), None)
 _ONECYCLE = {
     "lr": LR,
     "pct_start": Key(number(0, 1, above=True, below=True), 0.3),
-    "anneal": Key(checks.choice("cos", "linear"), "cos"),
+    "anneal": Key(values.choice("cos", "linear"), "cos"),
     "div_factor": Key(number(0, 1e9, above=True), 25.0),
     "final_div_factor": Key(number(0, 1e9, above=True), 1e4),
-    "three_phase": Key(checks.flag, False),
+    "three_phase": Key(values.flag, False),
     "base_momentum": _MOMENTUM,
     "max_momentum": _MOMENTUM,
     "granularity": GRANULARITY,
 }
 _WARM_RESTARTS = {
-    "T_0": Key(checks.length),
+    "T_0": Key(values.length),
     "T_mult": Key(number(1, 1e3), 1.0),
     "step_scale": Key(FACTOR, 1.0),
     "eta_min": ETA_MIN,
 }
-_MULTISTEP = {"boundaries": Key(checks.listed(checks.point)), "gamma": Key(FACTOR, 0.1)}
-
-
-def _yolo(decay: str) -> Family:
-    return Family(
-        lambda given: {"lr": LR, **YOLO_KEYS},
-        yolo_curve(decay),
-        groups=lambda params: _BIAS,
-        momentum=yolo_momentum,
-        warm=warmup_iterations,
-    )
-
+_MULTISTEP = {"boundaries": Key(values.listed(values.point)), "gamma": Key(FACTOR, 0.1)}
 
 FAMILIES: dict[str, Family] = {
     "cawb": Family(
         _cawb_keys,
-        _cawb,
-        _cawb_marks,
-        groups=lambda params: _BIAS if cawb.as_trainer(params) else (),
-        momentum=lambda params, time: yolo_momentum(params, time) if cawb.as_trainer(params) else None,
+        cawb.curve,
+        cawb.marks,
+        groups=lambda params: ("bias",) if cawb.as_trainer(params) else (),
+        momentum=lambda params, time: _trainers_momentum(params, time) if cawb.as_trainer(params) else None,
         warm=cawb.warm,
     ),
-    "cosine": Family(_plain(T_max=_RUN, eta_min=ETA_MIN), _cosine),
+    "cosine": Family(_plain(T_max=LENGTH_OF_RUN, eta_min=ETA_MIN), _cosine),
     "warm_restarts": Family(_plain(**_WARM_RESTARTS), _warm_restarts, _warm_restarts_marks),
     "multistep": Family(_plain(**_MULTISTEP), _multistep, _multistep_marks),
     "yolo_linear": _yolo("linear"),
@@ -326,9 +358,9 @@ FAMILIES: dict[str, Family] = {
         warm=lambda params, time: params["pct_start"] * time.steps,
     ),
     "wsd": Family(
-        lambda given: {**COMMON, "decay_length": Key(checks.length, "0.2dur"), **_shaped(given, "linear", 0.0)}, _wsd
+        lambda given: {**COMMON, "decay_length": Key(values.length, "0.2dur"), **_shaped(given, "linear", 0.0)}, _wsd
     ),
-    "polynomial": Family(_plain(total_iters=_RUN, power=Key(number(0, 100, above=True), 1.0)), _polynomial),
+    "polynomial": Family(_plain(total_iters=LENGTH_OF_RUN, power=POWER), _polynomial),
     "exponential": Family(_plain(gamma=Key(FACTOR)), _exponential),
     "constant": Family(_plain(), _constant),
 }

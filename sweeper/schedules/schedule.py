@@ -1,22 +1,22 @@
 """A schedule is a family and its parameters; :func:`parse` is the only way in, the trace the only way out."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sweeper.errors import ScheduleError
+from sweeper.errors import ScheduleError, did_you_mean
 from sweeper.schedules import branch
-from sweeper.schedules.checks import whole
-from sweeper.schedules.controls import CONTROLS, at_restart
-from sweeper.schedules.decay import did_you_mean
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.spec import MAIN, checked, groups_of, with_lr
-from sweeper.schedules.time import FloatArray, TimeBase
-from sweeper.schedules.trace import Trace
+from sweeper.schedules.trace import CONTROLS, Trace
+from sweeper.schedules.values import IDLE, FloatArray, TimeBase, whole
+
+MAIN = "main"
+MAX_GROUPS = 64
+#: What acts at restarts only, and so does nothing in a schedule without any.
+AT_RESTARTS = ("step_scale", "epoch_scale")
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class Schedule:
     """A checked schedule; make one with :func:`parse`. ``params`` has every default written out.
 
     ``groups``: what a parameter group has instead of the main group's parameters, by the group's name. ``trunk``: the
-    schedule that this one is a branch of, see :mod:`sweeper.schedules.branch`.
+    schedule that this one is a branch of, see :mod:`sweeper.schedules.branch`. ``of``: the schedule that this one is
+    a control run of.
     """
 
     family: str
     params: Mapping[str, Any]
-    groups: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trunk: "Schedule | None" = None
+    of: "Schedule | None" = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -41,13 +43,11 @@ class Schedule:
         """
         nested: dict[str, Any] = {} if self.trunk is None else {"trunk": self.trunk.spec}
         nested |= {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
-        return json.loads(json.dumps({"family": self.family, **self.params, **nested}))  # type: ignore[no-any-return]
+        control = {} if self.of is None else {"of": self.of.spec}
+        spec = {"family": self.family, **control, **self.params, **nested}
+        return json.loads(json.dumps(spec))  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
         return hash(json.dumps(self.spec, sort_keys=True))
 
     def values(self, time: TimeBase, group: str = MAIN) -> FloatArray:
@@ -59,7 +59,7 @@ class Schedule:
         >>> parse({"family": "cosine", "lr": 0.1, "T_max": "2it"}).values(TimeBase(1, 4)).round(3).tolist()
         [0.1, 0.05, 0.0, 0.05]
         """
-        return self.at(time, np.arange(self._rows(time) * time.steps_per_epoch, dtype=np.float64), group)
+        return self.at(time, np.arange(self._epochs(time) * time.steps_per_epoch, dtype=np.float64), group)
 
     def at(self, time: TimeBase, steps: FloatArray, group: str = MAIN) -> FloatArray:
         """The same at any ``steps`` (>= 0, ascending), also past the end of the run, where each family says what is.
@@ -67,13 +67,13 @@ class Schedule:
         >>> parse({"family": "cawb", "lr": 0.1}).at(TimeBase(10, 2), np.array([0.0, 20.0, 99.0])).round(4).tolist()
         [0.1, 0.005, 0.005]
         """
-        if self.family in CONTROLS:
-            column = self.trace(time).group(group).astype(np.float64)
-            return column[np.minimum(np.asarray(steps), len(column) - 1).astype(np.int64)]
         steps = np.asarray(steps, np.float64)
+        if self.of is not None:
+            column = self.trace(time).group(group).astype(np.float64)
+            return column[np.minimum(steps, len(column) - 1).astype(np.int64)]
+        params = {**self.params, **self.groups.get(group, {})}
         with np.errstate(all="ignore"):  # what is not finite is refused below, with its step
             if self.trunk is None:
-                params = {**self.params, **self.groups.get(group, {})}
                 values = FAMILIES[self.family].curve(params, time, group)(steps) + 0.0
             else:
                 values = self._branched(self.trunk, time, steps, group)
@@ -81,11 +81,10 @@ class Schedule:
         if bad.any():
             i = int(bad.argmax())
             step, what = int(steps[i]), "" if np.isfinite(values[i]) else " (complex, undefined or infinite)"
-            epoch = step // time.steps_per_epoch
             decay = f"decay {params['decay']!r}: " if "decay" in params else ""
             raise ScheduleError(
-                f"{self.family}: {decay}the LR is {values[i]:g}{what} at step {step} (epoch {epoch}); "
-                "expected a finite number of at least 0"
+                f"{self.family}: {decay}the LR is {values[i]:g}{what} at step {step} (epoch "
+                f"{step // time.steps_per_epoch}); expected a finite number of at least 0"
             )
         return values
 
@@ -96,24 +95,24 @@ class Schedule:
         >>> [(jump.step, jump.epoch, jump.kind) for jump in run.jumps()]
         [(10, 5, 'restart')]
         """
-        if self.family in CONTROLS:
-            return at_restart(self.family, parse(self.params["of"]).trace(time), self.params["restart"])
-        if self.trunk is not None:
-            return self._branch(self.trunk, time)
-        family = FAMILIES[self.family]
+        if self.of is not None:
+            return self._control(self.of.trace(time))
         lr = self.values(time)
-        momentum = family.momentum(self.params, time)
-        rows = self._rows(time)
-        axis = np.arange(len(lr), dtype=np.float64)
-        marks = [mark for mark in family.marks(self.params, time) if 0 < mark < len(lr)]
-        groups = sorted({*family.groups(self.params), *self.groups})
+        if self.trunk is not None:
+            stem = self.trunk.trace(time)
+            names, momentum, marks = {*stem.groups}, stem.momentum, self._marks(self.trunk, stem, time)
+        else:
+            family = FAMILIES[self.family]
+            curve = family.momentum(self.params, time)
+            momentum = None if curve is None else curve(np.arange(len(lr), dtype=np.float64)).astype(np.float32)
+            names, marks = {*family.groups(self.params)}, family.marks(self.params, time)
         return Trace(
             lr.astype(np.float32),
-            {name: self.values(time, name).astype(np.float32) for name in groups},
-            None if momentum is None else momentum(axis).astype(np.float32),
+            {name: self.values(time, name).astype(np.float32) for name in {*names, *self.groups}},
+            momentum,
             time.steps_per_epoch,
-            rows,
-            tuple(marks),
+            self._epochs(time),
+            tuple(mark for mark in marks if 0 < mark < len(lr)),
         )
 
     @property
@@ -122,11 +121,7 @@ class Schedule:
         return float(self.params["lr"]) if self.trunk is None else self.trunk.base
 
     def warm(self, time: TimeBase) -> float:
-        """The steps of the warm-up; a branch has its trunk's.
-
-        >>> parse({"family": "yolo_linear", "lr": 0.1}).warm(TimeBase(10, 4))
-        12.0
-        """
+        """The steps of the warm-up; a branch has its trunk's."""
         steps = self.trunk.warm(time) if self.trunk is not None else FAMILIES[self.family].warm(self.params, time)
         return float(steps)
 
@@ -138,58 +133,49 @@ class Schedule:
         """
         if self.trunk is None:
             return None
-        at = branch.begin(self.family, self.params, time, self.trunk.warm(time))
-        return None if at is None else at.step
+        return branch.begins(self.family, self.params, time, self.trunk.warm(time))
+
+    def _epochs(self, time: TimeBase) -> int:
+        """The epochs that are trained: all, but for a control run of, or a resume in, CAWB's reference mode."""
+        if self.of is not None:
+            return self.of._epochs(time)
+        return max(time.epochs - int(self.params.get("last_epoch", 0)), 1)
+
+    def _control(self, trace: Trace) -> Trace:
+        """The control of the run with this trace; ``restart`` counts its restarts from 1, drops do not count."""
+        restart, steps = self.params["restart"], [jump.step for jump in trace.jumps() if jump.kind == "restart"]
+        if restart > len(steps):
+            raise ScheduleError(f"{self.family}: restart: {restart} is not there; the run has {len(steps)} restarts")
+        return CONTROLS[self.family](trace, steps[restart - 1])
 
     def _branched(self, trunk: "Schedule", time: TimeBase, steps: FloatArray, group: str) -> FloatArray:
         """:meth:`at` of a branch: the trunk's values, and from the branch's first step on the family's."""
-        values = trunk.at(time, steps, group)
-        over, warm = self.groups.get(group, {}), trunk.warm(time)
+        over, values = self.groups.get(group, {}), trunk.at(time, steps, group)
         params = {**self.params, **over}
-        at = branch.begin(self.family, params, time, warm)
-        later = np.zeros(len(steps), bool) if at is None else steps >= at.step
-        if at is None or not later.any():
+        begin = branch.begins(self.family, params, time, trunk.warm(time))
+        later = np.zeros(len(steps), bool) if begin is None else steps >= begin
+        if begin is None or not later.any():
             return values
         if "lr" not in over:
-            here = np.array([at.step], np.float64)
+            here = np.array([begin], np.float64)
             main, base = (float(trunk.at(time, here, name)[0]) for name in (MAIN, group))
             params["lr"] = params["lr"] * (base / main if base != main and main else 1.0) if "lr" in params else base
         if not params["lr"]:
             raise ScheduleError(
                 f"{self.family}: from: {self.params['from']}: the trunk's LR is 0 there; give the branch an lr"
             )
-        values[later] = branch.curve(self.family, params, time, group, warm, at)(steps[later])
+        values[later] = branch.curve(self.family, params, time, group, trunk.warm(time), begin)(steps[later])
         return values
 
-    def _branch(self, trunk: "Schedule", time: TimeBase) -> Trace:
-        """:meth:`trace` of a branch; the momentum is the trunk's."""
-        whole, warm = trunk.trace(time), trunk.warm(time)
-        at = branch.begin(self.family, self.params, time, warm)
-        lr = self.values(time)
-        marks = whole.marks
-        if at is not None:
-            here = np.array([at.step], np.float64)
-            jumps = not np.isclose(self.at(time, here)[0], trunk.at(time, here)[0], rtol=1e-9, atol=0.0)
-            later = {"lr": self.base, **self.params}
-            inner = branch.marks(self.family, later, time, warm, at)
-            marks = (
-                *(mark for mark in marks if mark < at.step),
-                *sorted({*([at.step] if jumps else []), *(mark for mark in inner if at.step < mark < len(lr))}),
-            )
-        groups = sorted({*whole.groups, *self.groups})
-        return Trace(
-            lr.astype(np.float32),
-            {name: self.values(time, name).astype(np.float32) for name in groups},
-            whole.momentum,
-            time.steps_per_epoch,
-            time.epochs,
-            tuple(marks),
-        )
-
-    def _rows(self, time: TimeBase) -> int:
-        if self.family in CONTROLS:
-            return parse(self.params["of"])._rows(time)
-        return max(time.epochs - int(self.params.get("last_epoch", 0)), 1)
+    def _marks(self, trunk: "Schedule", stem: Trace, time: TimeBase) -> list[int]:
+        """The breaks of a branch: its trunk's (``stem`` is the trunk's trace) before it begins, and then its others."""
+        if (begin := self.begins(time)) is None:
+            return list(stem.marks)
+        here = np.array([begin], np.float64)
+        jumps = not np.isclose(self.at(time, here)[0], trunk.at(time, here)[0], rtol=1e-9, atol=0.0)
+        later = branch.marks(self.family, {"lr": self.base, **self.params}, time, trunk.warm(time), begin)
+        before = [mark for mark in stem.marks if mark < begin]
+        return [*before, *([begin] if jumps else []), *sorted(set(later))]
 
 
 def parse(spec: Mapping[str, Any] | Schedule) -> Schedule:
@@ -199,7 +185,7 @@ def parse(spec: Mapping[str, Any] | Schedule) -> Schedule:
     ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. Everything that does not
     depend on the length of the run is checked here. ``trunk``: the schedule (or its family's name) that this one is a
     branch of, see :mod:`sweeper.schedules.branch`. The control runs of a restart are schedules, too:
-    ``{family: counterfactual | matched_peak, of: SPEC, restart: 1}``, see :mod:`sweeper.schedules.controls`.
+    ``{family: counterfactual | matched_peak, of: SPEC, restart: 1}``, see :mod:`sweeper.schedules.trace`.
     Raises ScheduleError naming the parameter and what is allowed.
 
     >>> parse({"family": "cawb", "lr": 0.1, "steps": [31, 81], "warmup": "3ep"}).params["step_scale"]
@@ -208,71 +194,126 @@ def parse(spec: Mapping[str, Any] | Schedule) -> Schedule:
     Traceback (most recent call last):
         ...
     sweeper.errors.ScheduleError: cawb: step is not a parameter; known are lr, mode, steps, step_scale, epoch_scale, \
-warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, groups, trunk (did you mean steps?)
+warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, groups, trunk (did you mean 'steps'?)
     """
     if isinstance(spec, Schedule):
         return spec
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
-    name = spec.get("family")
-    if isinstance(name, str) and name in CONTROLS:
-        return _control(name, spec)
-    if not isinstance(name, str) or name not in FAMILIES:
+    family = spec.get("family")
+    if isinstance(family, str) and family in CONTROLS:
+        return _control(family, spec)
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ScheduleError(
-            f"family: {str(name)[:80]!r} is not known; expected one of {', '.join(FAMILIES)}"
-            + did_you_mean(name, list(FAMILIES))
+            f"family: {str(family)[:80]!r} is not known; expected one of {', '.join(FAMILIES)}"
+            + did_you_mean(family, FAMILIES)
         )
     given = {key: value for key, value in spec.items() if key not in ("family", "groups", "trunk")}
-    trunk = None if spec.get("trunk") is None else _trunk(name, spec["trunk"], given)
-    groups = groups_of(name, given, spec.get("groups"))
-    params = checked(name, given, branches=trunk is not None)
+    trunk = None if spec.get("trunk") is None else _trunk(family, spec["trunk"], given)
+    groups = _groups(family, given, spec.get("groups"))
+    params = _checked(family, family, given, trunk)
     overrides = {}
     for group, over in groups.items():
-        whole = checked(f"{name}: groups.{group}", {**given, **over}, name, branches=trunk is not None)
+        of_group = _checked(family, f"{family}: groups.{group}", {**given, **over}, trunk)
         for key in ("mode", "last_epoch", "warmup_kind"):
             if key in over:
-                raise ScheduleError(f"{name}: groups.{group}: {key} is one for all groups; move it out of groups")
-        differs = {key: value for key, value in whole.items() if key not in params or params[key] != value}
+                raise ScheduleError(f"{family}: groups.{group}: {key} is one for all groups; move it out of groups")
+        differs = {key: value for key, value in of_group.items() if key not in params or params[key] != value}
         if differs:
             overrides[group] = differs
-    return Schedule(name, params, dict(sorted(overrides.items())), trunk)
+    return Schedule(family, params, dict(sorted(overrides.items())), trunk)
 
 
-def _trunk(name: str, written: object, given: dict[str, Any]) -> Schedule:
+def _checked(family: str, where: str, given: Mapping[str, Any], trunk: Schedule | None) -> dict[str, Any]:
+    """Every parameter of the family, or of a branch of it, checked, in the family's order, defaults written out."""
+    keys = FAMILIES[family].keys(given) if trunk is None else branch.keys(family, given)
+    for key in given:
+        if key == "from" and key not in keys:
+            raise ScheduleError(f"{where}: from: says where a branch begins; expected trunk: beside it")
+        if key not in keys:
+            known = [*keys, "groups", "trunk"]
+            raise ScheduleError(
+                f"{where}: {str(key)[:80]} is not a parameter; known are {', '.join(known)}{did_you_mean(key, known)}"
+            )
+    params: dict[str, Any] = {}
+    for name, rule in keys.items():
+        if name not in given and rule.required:
+            raise ScheduleError(f"{where}: {name} is missing; it has no default")
+        value = rule.check(f"{where}: {name}", given[name]) if name in given else rule.default
+        if value is not IDLE:
+            params[name] = value
+    return params
+
+
+def _groups(family: str, given: dict[str, Any], groups: object) -> dict[str, dict[str, Any]]:
+    """The overrides by group as given; a list of base LRs is taken apart (``given`` keeps the first)."""
+    groups = {} if groups is None else groups
+    if not isinstance(groups, Mapping) or not all(isinstance(over, Mapping) for over in groups.values()):
+        raise ScheduleError(
+            f"{family}: groups: {str(groups)[:80]!r} is not allowed; expected for example bias: {{lr: 0.2}}"
+        )
+    overrides = {str(group): dict(over) for group, over in groups.items()}
+    if MAIN in overrides or "" in overrides:
+        raise ScheduleError(f"{family}: groups: {MAIN} is what the schedule itself says; expected other groups' names")
+    lr = given.get("lr")
+    if isinstance(lr, list | tuple):
+        if not lr:
+            raise ScheduleError(f"{family}: lr: [] is empty; expected one base LR per parameter group")
+        given["lr"] = lr[0]
+        for index, base in enumerate(lr[1:], start=1):
+            overrides.setdefault(str(index), {}).setdefault("lr", base)
+    if len(overrides) > MAX_GROUPS:
+        raise ScheduleError(f"{family}: groups: {len(overrides)} are too many; expected at most {MAX_GROUPS}")
+    return overrides
+
+
+def _trunk(family: str, written: object, given: dict[str, Any]) -> Schedule:
     """The trunk of a branch. Where it names no ``lr`` it has the branch's; a CAWB branch that names none has its."""
     spec = {"family": written} if isinstance(written, str) else written
     below, depth = spec, 0
     while isinstance(below, Mapping) and below.get("trunk") is not None:
         below, depth = below["trunk"], depth + 1
     if depth >= branch.DEEPEST:
-        raise ScheduleError(f"{name}: trunk: is a branch of a branch {depth} times; expected at most {branch.DEEPEST}")
+        raise ScheduleError(
+            f"{family}: trunk: is a branch of a branch {depth} times; expected at most {branch.DEEPEST}"
+        )
     if not isinstance(spec, Mapping):
         raise ScheduleError(
-            f"{name}: trunk: {str(spec)[:80]!r} is not a schedule; expected a family's name, or family: and its "
+            f"{family}: trunk: {str(spec)[:80]!r} is not a schedule; expected a family's name, or family: and its "
             "parameters"
         )
     if isinstance(spec.get("family"), str) and spec["family"] in CONTROLS:
-        raise ScheduleError(f"{name}: trunk: {spec['family']} is a control run; expected a schedule of its own")
+        raise ScheduleError(f"{family}: trunk: {spec['family']} is a control run; expected a schedule of its own")
     if spec.get("last_epoch"):
-        raise ScheduleError(f"{name}: trunk: last_epoch: a trunk begins with the run; take it out")
+        raise ScheduleError(f"{family}: trunk: last_epoch: a trunk begins with the run; take it out")
     try:
-        trunk = parse(with_lr(spec, given["lr"]) if "lr" in given else spec)
+        trunk = parse(_with_lr(spec, given["lr"]) if "lr" in given else spec)
     except ScheduleError as error:
-        raise ScheduleError(f"{name}: trunk: {error}") from None
-    if name == "cawb":
+        raise ScheduleError(f"{family}: trunk: {error}") from None
+    if family == "cawb":
         given.setdefault("lr", trunk.base)
     return trunk
 
 
-def _control(name: str, spec: Mapping[str, Any]) -> Schedule:
+def _with_lr(spec: Mapping[str, Any], lr: object) -> dict[str, Any]:
+    """``spec`` with ``lr`` where neither it nor a trunk below it names one."""
+    if "lr" in spec:
+        return dict(spec)
+    below = spec.get("trunk")
+    if below is None:
+        return {**spec, "lr": lr}
+    return {**spec, "trunk": _with_lr({"family": below} if isinstance(below, str) else below, lr)}
+
+
+def _control(family: str, spec: Mapping[str, Any]) -> Schedule:
     """A control run of the schedule ``of``, whose ``restart`` (from 1) it does without."""
     of, unknown = spec.get("of"), sorted(map(str, spec.keys() - {"family", "of", "restart"}))
     if unknown:
-        raise ScheduleError(f"{name}: {unknown[0][:80]} is not a parameter; known are of, restart")
+        raise ScheduleError(f"{family}: {unknown[0][:80]} is not a parameter; known are of, restart")
     if not isinstance(of, Mapping) or of.get("family") in CONTROLS:
-        raise ScheduleError(f"{name}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
-    restart = whole(1, 1_000)(f"{name}: restart", spec.get("restart", 1))
-    return Schedule(name, {"of": parse(of).spec, "restart": restart}, {})
+        raise ScheduleError(f"{family}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
+    restart = whole(1, 1_000)(f"{family}: restart", spec.get("restart", 1))
+    return Schedule(family, {"restart": restart}, of=parse(of))
 
 
 #: Beginnings count as alike when they differ by less than this share of the peak LR and by less than this momentum.
@@ -298,3 +339,76 @@ def begin_alike(schedule: Schedule, other: Schedule, time: TimeBase) -> bool:
     groups = (MAIN, *{*trace.groups, *reference.groups})
     differences = [np.abs(trace.group(name)[:steps] - reference.group(name)[:steps]).max() for name in groups]
     return bool(max(differences) <= ALIKE_LR * peak)
+
+
+def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, searched: Collection[str] = ()) -> str:
+    """The family of a schedule and those of its parameters that tell what it is: ``cawb steps=[20] step_scale=1``.
+
+    A parameter at its family's default is left out, and so is one that does nothing. ``held``: values, as a sweep file
+    writes them, that all compared schedules have and that therefore need no mention. ``searched``: parameters that are
+    shown at their default, too, because other schedules differ in them.
+
+    >>> cawb = {"family": "cawb", "lr": 0.02, "steps": [20], "step_scale": 1.0, "epoch_scale": 1.0, "decay": "cosine"}
+    >>> label(cawb), label(cawb, {"lr": "2e-2"}, ["decay"])
+    ('cawb lr=0.02 steps=[20] step_scale=1', 'cawb steps=[20] step_scale=1 decay=cosine')
+    >>> label({**cawb, "steps": []}, {"lr": 0.02}, ["steps", "step_scale"])
+    'cawb steps=[]'
+    >>> label({"family": "counterfactual", "of": cawb, "restart": 2}, {"lr": 0.02})
+    'counterfactual of (cawb steps=[20] step_scale=1) restart=2'
+    >>> label({"family": "cosine", "trunk": {"family": "yolo_linear", "lr": 0.1}, "from": "20ep"}, {"lr": 0.1})
+    'cosine trunk=(yolo_linear) from=20ep'
+    """
+    family = str(spec.get("family"))
+    if family in CONTROLS:
+        return f"{family} of ({label(spec['of'], held, searched)}) restart={spec['restart']}"
+    keys = FAMILIES[family].keys(spec) if family in FAMILIES else {}
+    defaults = {name: key.default for name, key in keys.items()}
+    for name, value in (held or {}).items():
+        if name in keys:
+            defaults[name] = keys[name].check(name, value)
+    trunk = spec.get("trunk")
+    words = [family]
+    if trunk != (held or {}).get("trunk"):
+        words.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
+    for name, value in flat({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
+        if not _idle(spec, name) and (name in searched or name not in defaults or defaults[name] != value):
+            words.append(f"{name}={'none' if value is None else short(value)}")
+    return " ".join(words)
+
+
+def _idle(spec: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter does nothing for want of a restart, which is also where a CAWB branch leaves its trunk."""
+    if spec.get("steps") != [] or name == "steps":
+        return False
+    return spec.get("trunk") is not None or (name in AT_RESTARTS and not isinstance(spec[name], list))
+
+
+def words(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Every parameter of a schedule by its own name, as text that reads back: what a program filters and plots.
+
+    Numbers and lists are written as JSON, which YAML reads, too; what lies below a parameter has a dotted name.
+
+    >>> words({"family": "cawb", "steps": [20, 40], "horizon": None, "groups": {"bias": {"lr": 0.1}}})
+    {'family': 'cawb', 'steps': '[20, 40]', 'horizon': 'null', 'groups.bias.lr': '0.1'}
+    """
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat(spec)}
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested keys joined by dots, with their values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def short(value: Any) -> str:
+    """A value in a table cell: no trailing digits, no quotes."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(short(item) for item in value) + "]"
+    return str(value)

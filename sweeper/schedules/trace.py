@@ -1,8 +1,12 @@
-"""The LR trace: a float32 value per optimizer step, rounded once at birth; what is hashed, trained with and logged."""
+"""The LR trace: a float32 value per optimizer step, rounded once at birth; what is hashed, trained with and logged.
+
+Below it are the traces that are made from a trace: the control runs of a restart, and a quench. They begin with the
+very same learning rates, so that their beginning is found among the stored states and is not trained again.
+"""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -10,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules.time import TimeBase
+from sweeper.schedules.values import FloatArray, TimeBase
 
 Float32Array = NDArray[np.float32]
 
@@ -50,10 +54,9 @@ class Trace:
         steps = TimeBase(self.epochs, self.steps_per_epoch).steps
         lr = _column("lr", self.lr, steps)
         groups = {name: _column(f"lr of group {name}", self.groups[name], steps) for name in sorted(self.groups)}
+        different = {name: values for name, values in groups.items() if not np.array_equal(values, lr)}
         object.__setattr__(self, "lr", lr)
-        object.__setattr__(
-            self, "groups", {n: values for n, values in groups.items() if not np.array_equal(values, lr)}
-        )
+        object.__setattr__(self, "groups", different)
         if self.momentum is not None:
             object.__setattr__(self, "momentum", _column("momentum", self.momentum, steps))
 
@@ -63,7 +66,7 @@ class Trace:
         return len(self.lr)
 
     def group(self, name: str) -> Float32Array:
-        """The LR of parameter group ``name``, float32[steps]: its own, or the main group's."""
+        """The LR of parameter group ``name``, float32[steps]; the main group's unless it has another."""
         return self.groups.get(name, self.lr)
 
     def chunk(self, epoch: int) -> bytes:
@@ -128,33 +131,24 @@ class Trace:
         return float(self.lr[-1])
 
     @property
-    def integral(self) -> float:
-        """The LR summed over the steps, divided by the steps per epoch: LR times epochs."""
-        return float(self.lr.sum(dtype=np.float64)) / self.steps_per_epoch
-
-    @property
     def top(self) -> int:
         """The step with the highest LR before the first jump: the first one after the warm-up."""
         return int(self.lr[: min((jump.step for jump in self.jumps()), default=None)].argmax())
 
     @property
     def warmup_fraction(self) -> float:
-        """The share of the steps before the LR is at the peak of its first cycle, the one before the first jump.
-
-        >>> Trace([0.0, 0.1, 0.05, 0.2], epochs=4, marks=(3,)).warmup_fraction
-        0.25
-        """
+        """The share of the steps before the LR is at the peak of its first cycle, the one before the first jump."""
         return self.top / self.steps
 
     def facts(self) -> dict[str, float]:
-        """Numbers for a table: epochs, steps, peak, final, integral, warmup_fraction, restarts, drops."""
+        """Numbers for a table; ``integral`` is the sum over the epochs of their mean LR."""
         kinds = [jump.kind for jump in self.jumps()]
         return {
             "epochs": self.epochs,
             "steps": self.steps,
             "peak": self.peak,
             "final": self.final,
-            "integral": self.integral,
+            "integral": float(self.lr.sum(dtype=np.float64)) / self.steps_per_epoch,
             "warmup_fraction": self.warmup_fraction,
             "restarts": kinds.count("restart"),
             "drops": kinds.count("drop"),
@@ -212,3 +206,110 @@ def prefix_keys(root: str, trace: Trace) -> list[str]:
     for epoch in range(trace.epochs):
         keys.append(hashlib.sha256(keys[-1].digest() + trace.chunk(epoch)))
     return [key.hexdigest() for key in keys]
+
+
+def counterfactual(trace: Trace, step: int) -> Trace:
+    """The run without its jump at ``step`` (the first step after the jump): the no-restart branch.
+
+    The same before ``step``, then half a cosine from the LR of the step before it to the run's final LR, in every
+    parameter group; later jumps are gone too. The momentum stays as it was.
+
+    >>> run = Trace([0.1, 0.05, 0.1, 0.05, 0.02], epochs=5, marks=(2,))
+    >>> [round(float(lr), 4) for lr in counterfactual(run, 2).lr]
+    [0.1, 0.05, 0.0425, 0.0275, 0.02]
+    """
+    _check_inside(trace, step)
+
+    def without(lr: Float32Array) -> FloatArray:
+        rest = _cosine(float(lr[step - 1]), float(lr[-1]), len(lr) - step + 1)[1:]
+        return np.concatenate([lr[:step].astype(np.float64), rest])
+
+    return _mapped(trace, without, tuple(mark for mark in trace.marks if mark < step))
+
+
+def matched_peak(trace: Trace, step: int) -> Trace:
+    """One anneal without restart whose peak is the LR of the restart at ``step``, over as many epochs.
+
+    The run's warm-up, stretched to end at that peak (it begins where it began, so a bias group may still fall), then
+    half a cosine to the run's final LR. What it reaches is what the restart's larger LR explains by itself.
+    """
+    _check_inside(trace, step)
+    warm, later = trace.top, [jump.step for jump in trace.jumps() if jump.step > step]
+    top_of_cycle = step + int(trace.lr[step : min(later, default=None)].argmax())
+
+    def anneal(lr: Float32Array) -> FloatArray:
+        start, top, peak = float(lr[0]), float(lr[warm]), float(lr[top_of_cycle])
+        share = (lr[:warm].astype(np.float64) - start) / (top - start) if top != start else np.ones(warm)
+        return np.concatenate([start + share * (peak - start), _cosine(peak, float(lr[-1]), len(lr) - warm)])
+
+    return _mapped(trace, anneal, ())
+
+
+#: Families of control runs: name -> (trace of the run, step of its restart) -> trace of the control.
+CONTROLS: dict[str, Callable[[Trace, int], Trace]] = {"counterfactual": counterfactual, "matched_peak": matched_peak}
+
+
+def quench(trace: Trace, epoch: int, *, epochs: int = 1, floor: float | None = None) -> Trace:
+    """The run up to the end of ``epoch - 1``, then ``epochs`` epochs at the ``floor`` LR (default: the run's lowest
+    LR after its warm-up): what lies at the bottom below the weights at the start of ``epoch``.
+
+    The floor is the same in every group; the momentum stays at its last value. ScheduleError for an epoch outside 1 to
+    the number of epochs.
+    """
+    if not 1 <= epoch <= trace.epochs or epochs < 1:
+        raise ScheduleError(f"quench after {epoch} epochs for {epochs}: expected 1 to {trace.epochs} epochs, then >= 1")
+    cut, added = epoch * trace.steps_per_epoch, epochs * trace.steps_per_epoch
+    low = float(trace.lr[trace.top :].min()) if floor is None else floor
+
+    def then(column: Float32Array, value: float) -> Float32Array:
+        return np.concatenate([column[:cut], np.full(added, value, dtype=np.float32)])
+
+    return replace(
+        trace,
+        lr=then(trace.lr, low),
+        groups={name: then(lr, low) for name, lr in trace.groups.items()},
+        momentum=None if trace.momentum is None else then(trace.momentum, float(trace.momentum[cut - 1])),
+        epochs=epoch + epochs,
+        marks=tuple(mark for mark in trace.marks if mark < cut),
+    )
+
+
+def epochs_along(trace: Trace, start: int, end: int, k: int) -> list[int]:
+    """Up to ``k`` epochs strictly between ``start`` and ``end`` at which to take the snapshots of the path.
+
+    Equal shares of the LR summed over the steps, not of the time: weights move fastest where the LR is high, and the
+    longest piece decides how much of a curved valley's wall a straight line through it still touches. Each number
+    counts finished epochs; fewer than k if there are not as many epochs.
+
+    >>> epochs_along(Trace([0.1] * 8 + [0.01] * 8, epochs=16), 0, 16, 3)
+    [2, 4, 7]
+    """
+    if not 0 <= start < end <= trace.epochs:
+        raise ScheduleError(f"snapshots between epochs {start} and {end}: expected 0 <= start < end <= {trace.epochs}")
+    per_epoch = trace.lr.astype(np.float64).reshape(trace.epochs, -1).sum(axis=1)[start:end]
+    way = np.cumsum(per_epoch) / max(float(per_epoch.sum()), 1e-300)
+    inner = list(range(start + 1, end))
+    if len(inner) <= k:
+        return inner
+    chosen: list[int] = []
+    for i in range(k):  # the closest epoch that leaves room for those still to come
+        first = chosen[-1] - start if chosen else 0
+        candidates = way[first : len(inner) - (k - i) + 1]
+        chosen.append(inner[first + int(np.abs(candidates - (i + 1) / (k + 1)).argmin())])
+    return chosen
+
+
+def _cosine(first: float, last: float, steps: int) -> FloatArray:
+    """``steps`` values from ``first`` to ``last``, both included."""
+    share = np.linspace(0.0, 1.0, steps) if steps > 1 else np.zeros(steps)
+    return last + (first - last) * (1 + np.cos(np.pi * share)) / 2
+
+
+def _check_inside(trace: Trace, step: int) -> None:
+    if not 0 < step < trace.steps:
+        raise ScheduleError(f"jump at step {step}: expected 1 to {trace.steps - 1}, the steps of this trace")
+
+
+def _mapped(trace: Trace, change: Callable[[Float32Array], FloatArray], marks: tuple[int, ...]) -> Trace:
+    groups = {name: change(lr).astype(np.float32) for name, lr in trace.groups.items()}
+    return replace(trace, lr=change(trace.lr).astype(np.float32), groups=groups, marks=marks)

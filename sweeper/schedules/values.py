@@ -1,0 +1,257 @@
+"""Values as people write them in a schedule: the run's length, durations, and a check for each kind of parameter."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeper.errors import ScheduleError, did_you_mean, shorten
+
+FloatArray = NDArray[np.float64]
+MAX_STEPS = 50_000_000
+MAX_LIST = 1_000
+_WRITTEN = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ep|it|img|dur)\s*")
+
+
+@dataclass(frozen=True)
+class TimeBase:
+    """How long a run is: ``epochs`` of ``steps_per_epoch`` optimizer steps.
+
+    ``images`` (per epoch) is needed only by durations written in images. Raises ScheduleError unless the numbers are
+    whole and at least 1.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        _count("epochs", self.epochs, "a length of a run")
+        _count("steps_per_epoch", self.steps_per_epoch, "a length of a run")
+        if self.images is not None:
+            _count("images", self.images)
+        if self.steps > MAX_STEPS:
+            raise ScheduleError(
+                f"epochs: {self.epochs} x {self.steps_per_epoch} steps are too many; expected at most {MAX_STEPS} steps"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @classmethod
+    def from_images(cls, images: int, batch: int, accumulate: int = 1, *, epochs: int) -> "TimeBase":
+        """The time base of a data set: images / batch batches, rounded up, and batches / accumulate steps, rounded up,
+        because an accumulation window ends with its epoch.
+
+        >>> TimeBase.from_images(118_287, 64, epochs=3).steps_per_epoch
+        1849
+        """
+        for name, value in (("images", images), ("batch", batch), ("accumulate", accumulate)):
+            _count(name, value)
+        return cls(epochs, math.ceil(math.ceil(images / batch) / accumulate), images)
+
+
+def _count(name: str, value: object, noun: str = "a size") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
+        raise ScheduleError(f"{name}: {shorten(value)} is not {noun}; expected a whole number from 1 to {MAX_STEPS}")
+
+
+def _number(value: object) -> float:
+    """``value`` as a number, also from a text such as 1e-3, which YAML does not read as one; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of time: ``value`` in ``unit``, one of ep (epochs), it (optimizer steps), img (images seen) and dur
+    (fraction of the run).
+
+    >>> time = TimeBase(epochs=150, steps_per_epoch=10)
+    >>> [Duration.parse(text).steps(time) for text in (0, "1.1ep", "7it", "0.02dur")]
+    [0.0, 11.0, 7.0, 30.0]
+    """
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, written: object, what: str = "duration") -> "Duration":
+        """Read a number (epochs) or a text with a unit; raises ScheduleError naming ``what``."""
+        value, unit = written, "ep"
+        if isinstance(written, str) and (match := _WRITTEN.fullmatch(written)):
+            value, unit = match.groups()
+        number = _number(value)
+        if not 0 <= number < 1e15:
+            raise ScheduleError(
+                f"{what}: {shorten(written)} is not a duration; expected a number of epochs or a text such as 3ep, "
+                "4000it, 256000img or 0.02dur, not negative"
+            )
+        return cls(number, unit)
+
+    def epochs(self, time: TimeBase) -> float:
+        """This duration in epochs of ``time``, not rounded."""
+        if self.unit == "ep":
+            return self.value
+        if self.unit == "it":
+            return self.value / time.steps_per_epoch
+        if self.unit == "dur":
+            return self.value * time.epochs
+        if time.images is None:
+            raise ScheduleError(f"{self}: images need a time base that knows the data set; write it in ep, it or dur")
+        return self.value / time.images
+
+    def steps(self, time: TimeBase) -> float:
+        """This duration in optimizer steps of ``time``; rounded only if within 1e-6 of a whole number, because 1.1
+        epochs of 10 steps are 11 steps and not 11.000000000000002."""
+        steps = self.value if self.unit == "it" else self.epochs(time) * time.steps_per_epoch
+        return float(round(steps)) if abs(steps - round(steps)) < 1e-6 else steps
+
+    def __str__(self) -> str:
+        return f"{int(self.value) if self.value == int(self.value) else self.value}{self.unit}"
+
+
+def epochs_from_iterations(iterations: float, images: int, batch: int) -> float:
+    """iterations * batch / images: how often ``iterations`` batches of ``batch`` go over ``images`` images.
+
+    A fraction, because a count of images is compared, not of batches (the last, smaller batch is not rounded up).
+    """
+    _count("images", images)
+    _count("batch", batch)
+    return Duration.parse(iterations, "iterations").value * batch / images
+
+
+def iterations_from_epochs(epochs: float, images: int, batch: int) -> float:
+    """epochs * images / batch, the inverse of :func:`epochs_from_iterations`. Not rounded."""
+    _count("images", images)
+    _count("batch", batch)
+    return Duration.parse(epochs, "epochs").value * images / batch
+
+
+Check = Callable[[str, object], object]
+"""check(what, value): the value in its one JSON-able form; ScheduleError naming ``what`` and what is allowed."""
+
+REQUIRED = object()
+IDLE = object()  # what a check gives for a parameter that does nothing and so is no part of the schedule
+
+
+@dataclass(frozen=True)
+class Key:
+    """A parameter: its check, and the default (already in its one form) if it may be left out."""
+
+    check: Check
+    default: object = REQUIRED
+
+    @property
+    def required(self) -> bool:
+        """No default: the parameter must be given."""
+        return self.default is REQUIRED
+
+
+def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Check:
+    """A finite number from ``low`` to ``high``; ``above``/``below`` exclude the ends."""
+    expected = f"a number {'>' if above else '>='} {low:g} and {'<' if below else '<='} {high:g}"
+
+    def check(what: str, value: object) -> float:
+        given = _number(value)
+        if not ((low < given if above else low <= given) and (given < high if below else given <= high)):
+            raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected {expected}")
+        return given + 0.0
+
+    return check
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number from ``low`` to ``high``."""
+
+    def check(what: str, value: object) -> int:
+        given = int(value) if isinstance(value, float) and value.is_integer() else value
+        if not isinstance(given, int) or isinstance(given, bool) or not low <= given <= high:
+            raise ScheduleError(
+                f"{what}: {shorten(value)} is not allowed; expected a whole number from {low} to {high}"
+            )
+        return given
+
+    return check
+
+
+def choice(*known: str) -> Check:
+    """One of the words ``known``."""
+
+    def check(what: str, value: object) -> str:
+        if value not in known:
+            raise ScheduleError(
+                f"{what}: {shorten(value)} is not known; expected {' or '.join(known)}{did_you_mean(value, known)}"
+            )
+        return str(value)
+
+    return check
+
+
+def flag(what: str, value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected true or false")
+    return value
+
+
+def duration(what: str, value: object) -> str:
+    """A duration as text, ``3ep``."""
+    return str(Duration.parse(value, what))
+
+
+def length(what: str, value: object) -> str:
+    """A duration above 0 as text."""
+    if Duration.parse(value, what).value == 0:
+        raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected a duration above 0")
+    return duration(what, value)
+
+
+def point(what: str, value: object) -> float | int | str:
+    """A duration in its short form: epochs as a plain number, the other units as text."""
+    parsed = Duration.parse(value, what)
+    if parsed.unit != "ep":
+        return str(parsed)
+    return int(parsed.value) if parsed.value == int(parsed.value) else parsed.value
+
+
+def horizon(what: str, value: object) -> float | int | str:
+    """The length of a cycle's decay: a duration above 0, or ``end`` (of the run)."""
+    if value == "end":
+        return "end"
+    length(what, value)
+    return point(what, value)
+
+
+def listed(check: Check, *, or_single: bool = False) -> Check:
+    """A list whose entries pass ``check``; with ``or_single`` also a single value that does."""
+
+    def checked(what: str, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            if or_single:
+                return check(what, value)
+            raise ScheduleError(f"{what}: {shorten(value)} is not a list; expected for example [31, 81]")
+        if len(value) > MAX_LIST:
+            raise ScheduleError(f"{what}: {len(value)} entries are too many; expected at most {MAX_LIST}")
+        return [check(f"{what}[{i}]", entry) for i, entry in enumerate(value)]
+
+    return checked
+
+
+def optional(check: Check) -> Check:
+    """``null`` or what passes ``check``."""
+    return lambda what, value: None if value is None else check(what, value)
+
+
+def idle(what: str, value: object) -> object:
+    """A finite number that does nothing, because the decay is an expression with its own (as in CAWB's code)."""
+    if not math.isfinite(_number(value)):
+        raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected a finite number")
+    return IDLE
