@@ -1,5 +1,6 @@
 """A budget in epochs or hours: what it buys, that it is kept, and that what was kept back is spent as announced."""
 
+import html
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,27 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert f"budget: {len(set(world.trained))} of 100 epochs spent" in told
     assert "trunk: " in told
     assert "over" in told
-    picked = sweeper(world, "pick")
+    picked, page = sweeper(world, "pick"), report.make(world.service).decode()
+    noise = world.service.status().race["noise"]
+    assert noise.startswith("noise: the standard deviation of a run over seeds is ")
+    assert f"of a branch's difference to {reference} " in noise
+    assert world.service.plan().race["noise"] == noise
+    for text in (told, picked, page):
+        assert html.escape(noise, quote=True).replace("&#x27;", "&#39;") in text or noise in text
     assert "in the race: mean difference to the trunk on the search seeds" in picked
     assert "the best baseline on 2 search seeds" in picked
-    page = report.make(world.service).decode()
     assert "raced on 2 seeds</span>" in page
+    answer = world.service.pick()
+    raced_rows = [row for row in answer.ranking if row["raced"]]  # a proposal that is a baseline's schedule is not
+    assert {row["name"] for row in raced_rows} == {entry["name"] for entry in world.service.status().race["standings"]}
+    for row in raced_rows:
+        standing = row["raced"]
+        assert standing["over"] == reference
+        assert f"over {reference} on {standing['n']} search seeds" in report.differences(answer)[row["run_id"]]
+    (candidate,) = answer.candidates
+    assert candidate.over.keys() == set(world.service.baselines())
+    assert f"raced on {answer.ranking[0]['raced']['n']} seeds: " in page
+    assert candidate.differences in picked
     assert "the best baseline on 2 search seeds" in page
 
 

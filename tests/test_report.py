@@ -16,7 +16,7 @@ import browser
 import invented
 import pytest
 
-from sweeper import evidence, report, schedules, stats
+from sweeper import evidence, names, report, schedules, stats
 from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
@@ -146,6 +146,10 @@ def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
     trained = sum(len(row.curve) for row in rows) - reused
     assert (trained, reused) == (22 * 16 + 6 + 9 - 4, 4)  # one failed after 6, one is at 9; an epoch takes a minute
     assert "1 trial is not finished" in page.text
+    for candidate in answer["candidates"]:
+        assert candidate["over"].keys() == {"yolo_linear", "yolo_cosine"}
+        assert f"{candidate['title']} : {candidate['differences']}" in page.text
+    assert "was not examined (sweeper confirm --escape --trial 5)" in page.text
     assert f"trained {trained} {trained / 60:.4g} saved by sharing {reused} {reused / 60:.4g}" in page.text
     assert shown.dataset.digest in page.text
 
@@ -160,6 +164,11 @@ def test_the_page_is_kept_in_mlflow(file: Path, shown: Service) -> None:
     assert shown.tracker.server.has_file(parent, "report.html")
     stored = list((shown.place.folder / "mlartifacts").rglob("report.html"))
     assert [path.read_bytes() for path in stored] == [file.read_bytes()]
+    answer = shown.pick()
+    assert shown.tracker.server.tag({names.KIND: "sweep"}, names.ANSWER) == answer.sentence
+    for candidate in answer.candidates:
+        trial = {names.KIND: "trial", names.TRIAL: str(candidate.trial)}
+        assert shown.tracker.server.tag(trial, names.DIFFERENCE) == candidate.differences
 
 
 def test_a_sweep_that_was_never_launched_has_no_page(shown_file: Path, tmp_path: Path) -> None:

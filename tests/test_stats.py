@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trials import run
 
 from sweeper import stats
 from sweeper.errors import ConfigError
+from sweeper.schedules import Trace
 from sweeper.study import Trial
 
 S_D = 0.003
@@ -231,6 +233,61 @@ def test_no_difference_says_what_the_design_would_have_seen() -> None:
     assert f"would have seen {answer.detectable:+.4f} over cosine with 80 % power" in answer.sentence
 
 
+def test_the_winner_s_sentence_says_what_else_may_explain_it() -> None:
+    rows = confirmed(0.02)
+    for row in [row for row in rows if row["name"] == "cosine" and row["stage"] == "confirm"]:
+        at, base = row["seed"], float(str(row["score"]))
+        rows.append(row | {"trial": 50 + int(str(at)), "name": "stock", "score": base - 0.001})
+        rows.append(row | {"trial": 70 + int(str(at)), "name": "wild", "score": base - 0.09 + 0.2 * (at == 1)})
+    peak = {"n": 6, "mean": 0.004, "low": -0.001, "high": 0.009}
+    examined: list[dict[str, Any]] = []
+
+    def sentence() -> str:
+        facts = {"restarts": 1} | ({"verdicts": examined} if examined else {})
+        answer = choose(rows, baselines=["cosine", "stock", "wild"], shown=lambda _: facts)
+        assert answer.winner is not None
+        assert answer.winner.over.keys() == {"cosine", "stock", "wild"}
+        assert answer.winner.over["cosine"] == answer.winner.pairs
+        return answer.sentence
+
+    assert "; stock does not explain it (+0.02" in sentence()
+    assert "; wild may be as good, and then explains it (+0.0" in sentence()
+    assert sentence().endswith(
+        "; whether a larger learning rate alone explains it was not examined (sweeper confirm --escape --trial 1)"
+    )
+    for changes, words in (
+        ({}, "a larger learning rate alone does not explain it (+0.0040 [-0.0010, +0.0090] over the matched peak of"),
+        ({"mean": -0.004, "high": -0.001}, "a larger learning rate alone explains it (-0.0040 [-0.0010, -0.0010]"),
+        ({"low": -0.003}, "whether a larger learning rate alone explains it is unclear (+0.0040 [-0.0030, +0.0090]"),
+        ({"low": None, "high": None}, "whether a larger learning rate alone explains it is unclear (+0.0040 over"),
+    ):
+        examined[:] = [{"epoch": 20, "over_peak": {**peak, **changes}, "thresholds": {"practical": 0.002}}]
+        assert f"; {words}" in sentence()
+        assert sentence().endswith("of the restart at epoch 20)")
+    alone = choose(confirmed(0.02), baselines=["cosine"]).sentence
+    assert alone.endswith("; no other baseline was compared"), "without a restart there is no peak to match"
+
+
+def test_without_a_winner_it_says_for_each_which_gain_is_ruled_out() -> None:
+    rows = confirmed(0.0)
+    for row in [row for row in rows if row["name"] == "cawb-1" and row["stage"] == "confirm"]:
+        rows.append(
+            row | {"trial": 40 + int(str(row["seed"])), "name": "cawb-2", "score": float(str(row["score"])) - 0.05}
+        )
+    answer = choose(rows, baselines=["cosine"])
+    assert answer.winner is None
+    best, worse = answer.candidates
+    assert best.pairs is not None
+    assert best.reason.endswith(f"and more than {best.pairs.high:+.4f} is ruled out")
+    assert worse.reason == "not above cosine, and any gain is ruled out"
+    assert best.reason in answer.sentence
+    assert answer.sentence.endswith("; ruled out is also any gain for cawb-2")
+    data = answer.to_dict()["candidates"][0]
+    assert data["differences"] == best.differences
+    assert f"{best.pairs.mean:+z.4f} [{best.pairs.low:+z.4f}, {best.pairs.high:+z.4f}] over cosine" in best.differences
+    assert "on 6 paired seeds: not " in best.differences
+
+
 def test_a_difference_too_small_to_matter_wins_nothing() -> None:
     rows = [row | {"score": 0.3} if row["name"] == "cosine" else row for row in confirmed(n=8)]
     for i, row in enumerate(row for row in rows if row["name"] == "cawb-1" and row["stage"] == "confirm"):
@@ -369,6 +426,59 @@ def test_the_interval_of_the_noise_covers_it_in_nineteen_of_twenty_sweeps(compar
         assert inside / 2000 == pytest.approx(0.95, abs=0.015)  # three standard errors
     else:  # several comparisons share a baseline, so the interval is as wide as that of one: wider than it has to be
         assert inside / 2000 >= 0.95
+
+
+def branched(rng: np.random.Generator, seeds: int, count: int = 9) -> tuple[list[Trial], dict[str, Trace]]:
+    """Runs of a trunk and of branches with a drop or a rise at a step, the noisier the further they depart."""
+    trunk = Trace(np.linspace(0.1, 0.01, 40), epochs=40)
+    luck, rows = rng.normal(0.48, 0.02, seeds), []
+    traces = {"trunk": trunk}
+    for number in range(count):
+        ratio, step = (0.9, 1.5, 3.0)[number % 3], 10 + 10 * (number // 3 % 3)
+        traces[f"trial {number}"] = Trace(trunk.lr * np.where(np.arange(40) < step, 1, ratio), epochs=40)
+    for number, (name, trace) in enumerate(traces.items()):
+        at = stats.Departure.of(trace, trunk)
+        noise = rng.normal(0, 0.01 * at.distance**0.75, seeds) if at else np.zeros(seeds)
+        stage = "search" if at else "baseline"
+        rows += [run(100 * number + s, name, stage, s, float(luck[s] + noise[s])) for s in range(seeds)]
+    return rows, traces
+
+
+def test_how_a_branch_departs_is_its_distance_and_when() -> None:
+    trunk = Trace([0.4, 0.3, 0.2, 0.1], epochs=2, steps_per_epoch=2)
+    at = stats.Departure.of(Trace([0.4, 0.3, 0.4, 0.1], epochs=2, steps_per_epoch=2), trunk)
+    assert at == stats.Departure(pytest.approx(0.2), 1, 0.5)
+    assert str(at) == "20% of the learning rate is another one from epoch 1 on"
+    assert stats.Departure.of(Trace(trunk.lr, epochs=2, steps_per_epoch=2), trunk) is None
+
+
+def test_the_noise_of_branches_is_learned_by_how_far_they_depart() -> None:
+    errors, runs = [], []
+    for start in range(30):
+        rows, traces = branched(np.random.default_rng(start), seeds=6)
+        noise = stats.branches(rows, "trunk", lambda row: stats.Departure.of(traces[row.name], traces["trunk"]))  # noqa: B023
+        assert (noise.branches, noise.pairs, noise.schedules) == (9, 54, 10)
+        for end in (noise.mildest, noise.strongest):
+            assert end is not None
+            errors.append(np.log(end[1] / (0.01 * end[0].distance ** 0.75)))
+        runs.append(noise.run)
+        assert "fitted: 0.00" in noise.sentence
+    assert np.mean(runs) == pytest.approx(0.02, rel=0.15)
+    assert abs(np.mean(errors)) < 0.15, "not biased"
+    assert np.quantile(np.abs(errors), 0.9) < np.log(2), "within a factor of two at both ends, which are ten apart"
+
+
+def test_before_pairs_nobody_knows_the_noise_of_branches() -> None:
+    rows, traces = branched(np.random.default_rng(0), seeds=1)
+    depart = lambda row: stats.Departure.of(traces[row.name], traces["trunk"])  # noqa: E731
+    assert stats.branches(rows, "trunk", depart).sentence == stats.UNKNOWN
+    assert "0.0044 to 0.0215, of a branch's difference to its trunk 0.0021 to 0.0139" in stats.UNKNOWN
+    few = [row for row in branched(np.random.default_rng(0), seeds=3)[0] if row.name in ("trunk", "trial 0", "trial 1")]
+    noise = stats.branches(few, "trunk", depart)
+    assert noise.mildest is None
+    assert "(2 branches, 6 pairs)" in noise.sentence, "too few to fit anything"
+    same = [row if row.name == "trunk" else replace(row, score=None, state="WAITING") for row in few]
+    assert stats.branches(same, "trunk", depart).sentence == stats.UNKNOWN
 
 
 def test_every_finished_seed_of_a_confirmation_teaches_the_noise() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sweeper import search
+from sweeper import search, stats
 from sweeper.cli import app
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
@@ -188,6 +188,8 @@ def test_plan_says_what_is_shared_with_the_baselines_and_where_pairing_buys_noth
     assert found["share_of_baselines"] == sum(min(spec["steps"]) for spec in draws) / (40 * len(draws)) > 0.2
     assert found["begin_otherwise"] == {"yolo_linear": 0, "yolo_cosine": 0}
     assert f"{found['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own" in printed
+    assert found["race"]["noise"] == stats.UNKNOWN
+    assert "noise      not known before pairs on two seeds are finished; measured elsewhere (BCCD, YOLO11n," in printed
     assert "warning" not in printed
 
 

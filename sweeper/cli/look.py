@@ -104,7 +104,7 @@ def write_report(service: "Service", output: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"{output}: {error.strerror}; expected a file in a folder that can be written") from None
     try:
-        service.tracker.sweep(artifacts={names.REPORT: page})
+        reports.tell(service, service.pick(), page)
     except TrackingError as error:
         console.print(f"not kept in MLflow: {error}")
     return page

@@ -79,6 +79,7 @@ def _race_planned(found: "Plan") -> Iterator[str]:
     if race is not None:
         yield f"trunk      {race['trunk']}"
         yield f"race       {race['rule']}"
+        yield race["noise"].replace("noise: ", "noise      ", 1)
     if race is None and cost["budget"] is None:
         return
     yield (
@@ -143,12 +144,8 @@ def answer(found: "Answer", objective: str) -> None:
         console.print("in the race: mean difference to the trunk on the search seeds, for which the best were chosen")
     console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
-        if (pairs := candidate.pairs) is not None:
-            console.print(
-                f"{candidate.title}: {pairs.mean:+z.4f} [{pairs.low:+z.4f}, {pairs.high:+z.4f}] "
-                f"on {pairs.n} paired seeds: {candidate.reason}",
-                soft_wrap=True,
-            )
+        if candidate.over:
+            console.print(f"{candidate.title}: {candidate.differences}", soft_wrap=True)
     for row in found.ranking[:JUMPS_OF]:
         for line in _jumps(row):
             console.print(line, soft_wrap=True)
@@ -186,6 +183,7 @@ def race(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {standing['name']}: {mean} over {found['trunk']} on {seeds} search seed{'s' * (seeds != '1')}"
     if (more := len(found["standings"]) - RACERS) > 0:
         yield f"  and {more} more; sweeper pick has all"
+    yield found["noise"]
 
 
 def spending(found: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from math import inf
 from typing import Any, Literal
 
 from sweeper.config import Escape
-from sweeper.stats import Paired
+from sweeper.stats import Paired, explains
 
 State = Literal["yes", "no", "unclear"]
 
@@ -146,12 +146,8 @@ def verdict(
         reasons.append("matched-peak control not run")
     else:
         reasons.append(_says("against the matched peak", over_peak))
-        if over_peak.mean <= -t.practical and over_peak.high < 0:
-            word = LARGER_LR
-        elif over_peak.low > -t.practical:
-            word = ESCAPE
-        else:
-            word = UNCLEAR
+        explained = explains(over_peak.mean, over_peak.low, over_peak.high, t.practical)
+        word = {True: LARGER_LR, False: ESCAPE, None: UNCLEAR}[explained]
     return Verdict(word, "; ".join(reasons), moved, better, movement, t)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sweeper import evidence, names
+from sweeper import evidence, names, stats
 from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.report.page import Configuration, Page, Verdict, render
@@ -73,6 +73,30 @@ def make(service: Service, link: str | None = None) -> bytes:
             unfinished=sum(status.counts[state] for state in ("waiting", "running")),
         )
     )
+
+
+def tell(service: Service, answer: Answer, page: bytes) -> None:
+    """The answer and the page onto the sweep's run in MLflow, and what each schedule differs by onto its own run.
+
+    Raises TrackingError if the server is away.
+    """
+    service.tracker.sweep(tags={names.ANSWER: answer.sentence}, artifacts={names.REPORT: page})
+    for run_id, difference in differences(answer).items():
+        service.tracker.server.send(run_id, [], {}, {names.DIFFERENCE: difference})
+
+
+def differences(answer: Answer) -> dict[str, str]:
+    """MLflow id of a schedule's first run -> its differences to baselines, on fresh seeds and in the race."""
+    candidates, texts = {candidate.name: candidate for candidate in answer.candidates}, {}
+    for entry in answer.ranking:
+        candidate, raced = candidates.get(entry["name"]), entry.get("raced")
+        parts = [candidate.differences] if candidate else []
+        if raced:
+            over = stats.difference(raced["mean"], raced["low"], raced["high"])
+            parts.append(f"in the race {over} over {raced['over']} on {raced['n']} search seeds")
+        if entry["run_id"] and parts:
+            texts[entry["run_id"]] = "; ".join(parts)
+    return texts
 
 
 def configurations(service: Service, rows: Sequence[Trial], link: str | None = None) -> list[Configuration]:

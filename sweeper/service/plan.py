@@ -179,7 +179,7 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
             needed_range=noise.needed_range,
             needs=noise.needs,
         ),
-        race=racing.planned(service),
+        race=racing.planned(service, finished),
         cost=spending.bought(service, [planned.spec for planned in proposals], seconds),
         problems=list(service.dataset.problems),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sweeper import evidence
+from sweeper import evidence, stats
 from sweeper.errors import ConfigError
 from sweeper.service.spending import Spending
 from sweeper.stats import Answer
@@ -40,7 +40,15 @@ def race(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
         "raced": raced,
         "rule": rule(service),
         "standings": [standing.to_dict() for standing in standings],
+        "noise": noise(service, rows, reference),
     }
+
+
+def noise(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
+    """What the sweep's own pairs say of the noise of runs and branches, or that nobody knows yet; in a sentence."""
+    if reference is None:
+        return stats.UNKNOWN
+    return stats.branches(rows, reference, lambda trial: service.departure(trial.spec or {}, reference)).sentence
 
 
 def rule(service: Service) -> str:
@@ -55,8 +63,11 @@ def rule(service: Service) -> str:
     )
 
 
-def planned(service: Service) -> dict[str, Any] | None:
-    """The race as it will be; None for a sweep without a trunk and with one search seed. JSON-able."""
+def planned(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
+    """The race as it will be; None for a sweep without a trunk and with one search seed. JSON-able.
+
+    ``rows``: the trials so far, of which the noise is known.
+    """
     settings, agenda = service.sweep.search, service.agenda
     if settings.seeds == 1 and settings.trunk is None:
         return None
@@ -68,7 +79,8 @@ def planned(service: Service) -> dict[str, Any] | None:
             sentence += f"; shown here as branches of {names[0]}"
     else:
         sentence = f"every proposal is a branch of {agenda.against}: the same training up to its first jump"
-    return {"trunk": sentence, "rule": rule(service), "seeds": agenda.seeds}
+    known = noise(service, rows, _reference(service, rows) if rows else None)
+    return {"trunk": sentence, "rule": rule(service), "seeds": agenda.seeds, "noise": known}
 
 
 def spending(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
@@ -84,7 +96,7 @@ def answered(service: Service, answer: Answer, rows: Sequence[Trial]) -> Answer:
     found = race(service, rows)
     if found is None:
         return answer
-    raced = {standing["trial"]: standing for standing in found["standings"]}
+    raced = {standing["trial"]: {**standing, "over": found["trunk"]} for standing in found["standings"]}
     places = {trial: place for place, trial in enumerate(raced)}
     runs: dict[str, list[float]] = {}
     for row in rows:
@@ -100,6 +112,8 @@ def answered(service: Service, answer: Answer, rows: Sequence[Trial]) -> Answer:
     if found["standings"] and service.sweep.search.seeds > 1:
         counts = ", ".join(f"{count} on {n}" for n, count in sorted(found["raced"].items()))
         notes.insert(1, f"race: {found['rule']}; so far proposals by seeds: {counts}")
+    if found["noise"] != stats.UNKNOWN:
+        notes.append(found["noise"])
     sentence = answer.sentence
     if answer.winner is None and not answer.pairs and answer.confirmation is None and raced and answer.learned:
         sentence = _leader(ranking, found)

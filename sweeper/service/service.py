@@ -56,6 +56,7 @@ class Service:
         self.looking = looking
         self._launched_as = launched_as or {}
         self._shared: dict[str, int] = {}
+        self._departures: dict[str, stats.Departure | None] = {}
         self._searched: tuple[str | None, Sweep] = None, sweep.with_trunk(None)
 
     @cached_property
@@ -289,6 +290,13 @@ class Service:
             alike = (sum(one == two for one, two in zip(keys, other, strict=True)) - 1 for other in others)
             self._shared[text] = max(alike, default=0)
         return self._shared[text]
+
+    def departure(self, spec: Mapping[str, Any], trunk: str) -> stats.Departure | None:
+        """How a schedule departs from the baseline ``trunk``; None if it does not."""
+        text = json.dumps([spec, trunk], sort_keys=True)
+        if text not in self._departures:
+            self._departures[text] = stats.Departure.of(self.trace(spec), self.trace(self.baselines()[trunk]))
+        return self._departures[text]
 
     def leaders(self, rows: Sequence[Trial]) -> list[int]:
         """The search's finished trials, best first: those of a race by what their mean is worth, else by score."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .failures import Failures
 from .noise import CLAIM, Spread
-from .pairs import Paired, luck_of_the_best
+from .pairs import Paired, difference, luck_of_the_best
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Candidate:
     these pairs would have seen with 80 % power at Holm's first, strictest level; ``low_family``, ``high_family`` is the
     interval at that level (they hold for all candidates together), ``pairs`` has the plain one. ``label`` says what it
     is, ``title`` is how sentences call it, and its runs share the ``name``. ``search`` is the score of the search run,
-    for the record only: it was selected for being high.
+    for the record only: it was selected for being high. ``over``: its pairs with every baseline, by name.
     """
 
     trial: int
@@ -37,9 +37,26 @@ class Candidate:
     facts: Mapping[str, Any]
     run_id: str | None
     run_ids: tuple[str, ...]
+    over: Mapping[str, Paired]
     p_holm: float | None = None
     wins: bool = False
     reason: str = ""
+
+    @property
+    def differences(self) -> str:
+        """Its differences to all baselines on the confirmation's seeds, and what follows."""
+        each = [
+            f"{difference(pairs.mean, pairs.low, pairs.high)} over {name} on {pairs.n} paired seeds"
+            for name, pairs in self.over.items()
+        ]
+        return f"{', '.join(each)}: {self.reason}" if each else self.reason
+
+    @property
+    def ruled_out(self) -> str:
+        """The gain that its interval rules out, in words; "" without pairs."""
+        if self.pairs is None:
+            return ""
+        return f"more than {self.pairs.high:+z.4f}" if self.pairs.high > 0 else "any gain"
 
 
 @dataclass(frozen=True)
@@ -97,10 +114,13 @@ class Answer:
     def to_dict(self, score: str = "score") -> dict[str, Any]:
         """Plain dicts, lists, numbers and None, as JSON wants them; ``score`` is the key of the scores in them."""
         data = asdict(self)
-        for one in (data["winner"], data["baseline"], *(data[key] for key in ("candidates", "ranking", "baselines"))):
-            for entry in one if isinstance(one, list | tuple) else [one]:
-                if entry is not None:
-                    entry[score] = entry.pop("score")
+        confirmed = ((data["winner"], self.winner), *zip(data["candidates"], self.candidates, strict=True))
+        for entry, candidate in confirmed:
+            if candidate is not None:
+                entry["differences"] = candidate.differences
+        for entry in (data["winner"], data["baseline"], *data["candidates"], *data["ranking"], *data["baselines"]):
+            if entry is not None:
+                entry[score] = entry.pop("score")
         data["failures"] = self.failures.to_dict()
         plain: dict[str, Any] = _plain(data)
         return plain
@@ -116,7 +136,7 @@ def sentence(answer: Answer, objective: str) -> str:
         return (
             f"winner: {answer.winner.title}, {p.mean:+z.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
             f"{p.low:+z.4f} to {p.high:+z.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
-            f"{len(answer.candidates)}, {answer.tried} configurations tried)"
+            f"{len(answer.candidates)}, {answer.tried} configurations tried); {explained(answer.winner, name)}"
         )
     if not answer.ranking:
         return f"no winner yet: nothing to compare; {need}"
@@ -136,10 +156,58 @@ def sentence(answer: Answer, objective: str) -> str:
     if all(c.p_holm is None for c in answer.candidates):
         return f"no winner yet: {best.title}: {best.reason}; {need}"
     gap = f"; the best was {best.title} at {best.pairs.mean:+z.4f}: {best.reason}" if best.pairs else ""
+    if others := [f"{c.ruled_out} for {c.name}" for c in answer.candidates[1:] if c.p_holm is not None]:
+        gap += f"; ruled out is also {', '.join(others)}"
     return (
         f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
         f"{answer.detectable:+z.4f} over {name} with 80 % power{gap}"
     )
+
+
+def explained(winner: Candidate, baseline: str) -> str:
+    """Whether another baseline than ``baseline``, or a larger learning rate without the restart, explains a gain."""
+    others = {name: pairs for name, pairs in winner.over.items() if name != baseline}
+    parts = [
+        f"{name} {'does not explain' if pairs.low > 0 else 'may be as good, and then explains'} it "
+        f"({difference(pairs.mean, pairs.low, pairs.high)} over {name})"
+        for name, pairs in others.items()
+    ] or ["no other baseline was compared"]
+    if winner.facts.get("restarts"):
+        parts.append(_by_a_larger_rate(winner))
+    return "; ".join(parts)
+
+
+def _by_a_larger_rate(winner: Candidate) -> str:
+    examined = [verdict for verdict in winner.facts.get("verdicts") or () if verdict.get("over_peak")]
+    question = "whether a larger learning rate alone explains it"
+    if not examined:
+        return f"{question} was not examined (sweeper confirm --escape --trial {winner.trial})"
+    parts = []
+    words = {True: "a larger learning rate alone explains it", None: f"{question} is unclear"}
+    words[False] = "a larger learning rate alone does not explain it"
+    for verdict in examined:
+        mean, low, high = (verdict["over_peak"][key] for key in ("mean", "low", "high"))
+        parts.append(
+            f"{words[explains(mean, low, high, verdict['thresholds']['practical'])]} "
+            f"({difference(mean, low, high)} over the matched peak of the restart at epoch {verdict['epoch']})"
+        )
+    return "; ".join(parts)
+
+
+def explains(mean: float, low: float | None, high: float | None, practical: float) -> bool | None:
+    """Whether a control explains a gain, by the difference of run and control with its interval (None: no interval).
+
+    It does where the run is worse by ``practical`` and its interval below 0, not where the interval excludes a loss of
+    that size. None: unclear.
+
+    >>> explains(-0.01, -0.02, -0.001, 0.002), explains(0.0, -0.001, 0.001, 0.002), explains(0.01, None, None, 0.002)
+    (True, False, None)
+    """
+    if low is None or high is None:
+        return None
+    if mean <= -practical and high < 0:
+        return True
+    return False if low > -practical else None
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ from sweeper.study import Trial
 
 from .answer import Answer, Candidate, Progress, sentence
 from .failures import failures, learned, nothing_learned
-from .noise import Spread, scores_by_seed, spread
-from .pairs import detectable_effect, holm, paired
+from .noise import Spread, paired_by_seed, scores_by_seed, spread
+from .pairs import detectable_effect, holm
 
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
 
@@ -67,7 +67,7 @@ def choose(
     level = alpha / max(len(groups), 1)
     drafts = []
     for name, own in groups.items():
-        draft = _candidate(own, searched.get(name), reference_scores, alpha, level, equivalence, shown)
+        draft = _candidate(own, searched.get(name), scores, reference, alpha, level, equivalence, shown)
         drafts.append(replace(draft, reason=_obstacle(draft, [r for r in rivals if r.name == name], everything, names)))
     if progress and not progress.complete:
         drafts = [replace(draft, reason="the confirmation is not finished") for draft in drafts]
@@ -168,18 +168,17 @@ def _baseline(
 def _candidate(
     own: list[Trial],
     search: Trial | None,
-    baseline: Mapping[int, float],
+    baselines: Mapping[str, Mapping[int, float]],
+    reference: str | None,
     alpha: float,
     level: float,
     equivalence: float,
     shown: Callable[[Trial], dict[str, Any]],
 ) -> Candidate:
     scores = scores_by_seed(own, [own[0].name]).get(own[0].name, {})
-    seeds = sorted(scores.keys() & baseline.keys())
-    pairs = family = None
-    if len(seeds) >= 2:
-        ours, theirs = [scores[s] for s in seeds], [baseline[s] for s in seeds]
-        pairs, family = paired(ours, theirs, alpha=alpha), paired(ours, theirs, alpha=level)
+    over = {name: p for name, theirs in baselines.items() if (p := paired_by_seed(scores, theirs, alpha)) is not None}
+    pairs = over.get(reference or "")
+    family = paired_by_seed(scores, baselines.get(reference or "", {}), level)
     first = search or own[0]
     return Candidate(
         trial=first.number,
@@ -196,6 +195,7 @@ def _candidate(
         facts=shown(first),
         run_id=first.facts.run_id,
         run_ids=tuple(row.facts.run_id for row in own if row.facts.run_id),
+        over=over,
     )
 
 
@@ -228,7 +228,9 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
             reason = f"not told from {baseline} (p {p_holm:.2g} after Holm)"
         elif p.mean < equivalence:
             reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter"
-        wins, reason = not reason, reason or f"better than {baseline} (p {p_holm:.2g} after Holm)"
+        wins = not reason
+        reason = f"{reason}, and {c.ruled_out} is ruled out" if reason else ""
+        reason = reason or f"better than {baseline} (p {p_holm:.2g} after Holm)"
         judged.append(replace(c, p_holm=p_holm, wins=wins, reason=reason))
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
 

@@ -1,18 +1,20 @@
 """How much paired differences scatter: from the sweep's own pairs, else the range over data sets that were measured."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
 from scipy import special
 
+from sweeper.schedules import Trace
 from sweeper.study import Trial
 
 from .pairs import Paired, paired, pairs_needed
 
 CLAIM = 0.004  # the source article's own difference: what a design should be able to see
+FITTED = 3  # branches with pairs from which the dependence on the departure is fitted
 COVER = 0.95  # of the interval around a standard deviation
 
 
@@ -133,15 +135,118 @@ def spread(trials: Iterable[Trial], *, baselines: Iterable[str]) -> Spread:
             (product(rivals, known), "schedules with baselines"),
             (combinations(known, 2), "baselines with each other"),
         ):
-            pairs = [p for one, other in couples if (p := _pairs(scores[one], scores[other])) is not None]
+            pairs = [p for one, other in couples if (p := paired_by_seed(scores[one], scores[other])) is not None]
             if pairs:
                 return Spread.of(pairs, f"{what} in {where}")
     return ELSEWHERE
 
 
-def _pairs(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | None:
+@dataclass(frozen=True)
+class Departure:
+    """How a branch departs from its trunk: ``distance`` is the share of the trunk's summed learning rate that is
+    another one; it begins in ``epoch`` (from 0), with the share ``left`` of the run to come."""
+
+    distance: float
+    epoch: int
+    left: float
+
+    @classmethod
+    def of(cls, trace: Trace, trunk: Trace) -> "Departure | None":
+        """That of a trace; None where its learning rate is the trunk's."""
+        differs = np.flatnonzero(trace.lr != trunk.lr)
+        if not len(differs):
+            return None
+        distance = float(np.abs(trace.lr.astype(np.float64) - trunk.lr).sum() / trunk.lr.sum(dtype=np.float64))
+        return cls(distance, int(differs[0]) // trace.steps_per_epoch, 1 - int(differs[0]) / trace.steps)
+
+    def __str__(self) -> str:
+        return f"{self.distance:.0%} of the learning rate is another one from epoch {self.epoch} on"
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The noise of runs and of branches as a sweep's own pairs show it; for those who look, nothing is decided by it.
+
+    ``run``: the standard deviation of a run over seeds, pooled over ``schedules``. ``s_d``: that of the difference of a
+    branch to the ``trunk``, pooled over ``branches`` with ``pairs`` in all (None: none has two seeds yet). ``mildest``,
+    ``strongest``: the branches that depart least and most, each with the ``s_d`` that is fitted for it (None: too few).
+    """
+
+    trunk: str
+    run: float | None
+    schedules: int
+    s_d: float | None
+    branches: int
+    pairs: int
+    mildest: tuple[Departure, float] | None = None
+    strongest: tuple[Departure, float] | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is known, in a line."""
+        if self.s_d is None or self.run is None:
+            return UNKNOWN
+        text = (
+            f"noise: the standard deviation of a run over seeds is {self.run:.4f} ({self.schedules} schedules), that "
+            f"of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, {self.pairs} pairs)"
+        )
+        if self.mildest is None or self.strongest is None:
+            return text
+        (mild, low), (strong, high) = self.mildest, self.strongest
+        return f"{text}; fitted: {low:.4f} where {mild}, {high:.4f} where {strong}"
+
+
+_OF_RUNS, _OF_BRANCHES = KNOWN[2], KNOWN[4]
+UNKNOWN = (
+    "noise: not known before pairs on two seeds are finished; measured elsewhere "
+    f"({_OF_BRANCHES.data}): standard deviation of a run over seeds {_OF_RUNS.low / math.sqrt(2):.4f} to "
+    f"{_OF_RUNS.high / math.sqrt(2):.4f}, of a branch's difference to its trunk {_OF_BRANCHES.low:.4f} to "
+    f"{_OF_BRANCHES.high:.4f}"
+)
+
+
+def branches(trials: Iterable[Trial], trunk: str, departure: Callable[[Trial], Departure | None]) -> Branches:
+    """The noise of these runs; ``departure`` of a trial's schedule from the ``trunk``, None for one that has none.
+
+    Fitted is log s_d = a + b log(distance) + c log(left), each branch by the degrees of freedom of its own s_d. Few
+    pairs leave b and c close to 0 (a normal prior with standard deviation 1).
+    """
+    runs = [trial for trial in trials if trial.stage != "control"]
+    scores = scores_by_seed(runs, {trial.name for trial in runs})
+    several = [np.array(list(by_seed.values())) for by_seed in scores.values() if len(by_seed) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    run = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in several) / freedom) if several else None
+    found: list[tuple[Departure, Paired]] = []
+    for trial in {trial.name: trial for trial in reversed(runs) if trial.stage == "search"}.values():
+        pairs = paired_by_seed(scores.get(trial.name, {}), scores.get(trunk, {}))
+        if pairs is not None and pairs.s_d > 0 and (at := departure(trial)) is not None:
+            found.append((at, pairs))
+    if not found:
+        return Branches(trunk, run, len(several), None, 0, 0)
+    f = np.array([p.n - 1 for _, p in found])
+    variances = np.array([p.s_d**2 for _, p in found])
+    pooled = math.sqrt(float(np.average(variances, weights=f)))
+    known = Branches(trunk, run, len(several), pooled, len(found), sum(p.n for _, p in found))
+    if len(found) < FITTED:
+        return known
+    x = np.log([[at.distance, at.left] for at, _ in found])
+    x -= x.mean(axis=0)
+    # E log s^2 = log sigma^2 + digamma(f/2) - log(f/2), with the variance trigamma(f/2)
+    y = np.log(variances) - special.digamma(f / 2) + np.log(f / 2)
+    weight = 1 / np.sqrt(special.polygamma(1, f / 2))
+    prior = np.diag([0.0, 0.5, 0.5])  # of the exponents of a variance, which are twice those of s_d
+    design = np.vstack([np.column_stack([np.ones(len(x)), x]) * weight[:, None], prior])
+    solved, *_ = np.linalg.lstsq(design, np.concatenate([y * weight, np.zeros(3)]), rcond=None)
+    fitted = np.exp((solved[0] + x @ solved[1:]) / 2)
+    order = np.argsort([at.distance for at, _ in found])
+    ends = [(found[i][0], float(fitted[i])) for i in (order[0], order[-1])]
+    return replace(known, mildest=ends[0], strongest=ends[1])
+
+
+def paired_by_seed(one: Mapping[int, float], other: Mapping[int, float], alpha: float = 0.05) -> Paired | None:
+    """The comparison of two schedules by their scores on the seeds that both have; None with fewer than two."""
     seeds = sorted(one.keys() & other.keys())
-    return paired([one[s] for s in seeds], [other[s] for s in seeds]) if len(seeds) >= 2 else None
+    return paired([one[s] for s in seeds], [other[s] for s in seeds], alpha=alpha) if len(seeds) >= 2 else None
 
 
 def scores_by_seed(trials: Iterable[Trial], names: Iterable[str]) -> dict[str, dict[int, float]]:

@@ -62,6 +62,16 @@ def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) ->
     return Paired(n, mean, s_d, mean - half, mean + half, p_t, sigma, r)
 
 
+def difference(mean: float, low: float | None = None, high: float | None = None) -> str:
+    """A mean difference with its interval, as it is written everywhere.
+
+    >>> difference(0.0065, 0.0038, 0.0092), difference(-0.001)
+    ('+0.0065 [+0.0038, +0.0092]', '-0.0010')
+    """
+    known = low is not None and high is not None and math.isfinite(low)
+    return f"{mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" if known else f"{mean:+z.4f}"
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p values, in the order given; compare each with alpha for the family.
 
