@@ -33,7 +33,7 @@ DIFFERENT = {
     "device": "has one training on each GPU that it names, not one training on all of them",
     "name": "names the sweep, its study and its experiment in MLflow",
     "data": "may also be a folder in COCO layout, or digits; nothing is downloaded",
-    "model": "may also be one of torchvision's detectors; only detectors, and nothing is downloaded",
+    "model": "may also be one of torchvision's detectors; only detectors, YOLO's and RT-DETR",
     "batch": "is a number of images; there is no search for one that fits",
     "imgsz": "is one number, a multiple of 32; it is not rounded",
     "lr0": "is the base of every schedule that names no lr",

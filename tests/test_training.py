@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from plain import EPOCHS, PlainTrainer, with_stock_data
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sweeper import data, training
-from sweeper.config import Recipe
 from sweeper.errors import (
     ConfigError,
     DataError,
@@ -29,13 +29,11 @@ from sweeper.errors import (
 )
 from sweeper.schedules import Trace
 from sweeper.training import snapshot
-from sweeper.training.parts import SAME_NAMES, Parts, described
+from sweeper.training.parts import Parts, described
 
 # isort: split
 import ultralytics
-from ultralytics.models.yolo.detect import DetectionTrainer
 
-EPOCHS = 3
 YOLO = {"family": "yolo_linear", "lr": 0.01, "warmup": "1ep"}
 STEADY = {"family": "constant", "lr": 0.01}
 slow = pytest.mark.slow
@@ -66,75 +64,6 @@ def trainer(opened: tuple[training.Trainer, bytes]) -> training.Trainer:
 
 def steady(trainer: training.Trainer) -> Trace:
     return exact.trace(STEADY, trainer.steps_per_epoch, EPOCHS)
-
-
-class PlainTrainer(DetectionTrainer):
-    """Ultralytics as it is, made to remember what its optimizer used; with loader processes, as is their default."""
-
-    def __init__(self, recipe: Recipe, path: Path, folder: Path, **overrides: Any) -> None:
-        self.used: list[list[tuple[str, np.float32, float | None]]] = []
-        self.path, self.rounds = path, recipe.optimizer != "SGD"
-        same = {name: getattr(recipe, name) for name in SAME_NAMES}
-        super().__init__(
-            overrides={
-                **same,
-                "data": str(path),
-                "epochs": EPOCHS,
-                "lr0": 0.01,
-                "warmup_epochs": 1.0,
-                "device": "cpu",
-                "close_mosaic": 0,
-                "amp": False,
-                "plots": False,
-                "save": False,
-                "save_dir": str(folder),
-                **overrides,
-            }
-        )
-        self.args.workers = 2
-        torch.set_num_threads(1)
-
-    def get_dataset(self) -> dict[str, Any]:
-        return described(self.path)  # theirs looks for a font on the internet
-
-    def optimizer_step(self) -> None:
-        used = []
-        for group in self.optimizer.param_groups:
-            times = round(group["initial_lr"] / 0.01)  # 3 in some groups of MuSGD
-            schedule = np.float32(group["lr"] / times)
-            if self.rounds:  # SGD itself rounds to float32, the others compute in double first
-                group["lr"] = times * float(schedule)
-                group |= {"momentum": float(np.float32(group["momentum"]))} if "momentum" in group else {}
-            used.append((group["param_group"], schedule, group.get("momentum")))
-        self.used.append(used)
-        super().optimizer_step()
-
-    def final_eval(self) -> None:
-        """Theirs reads the checkpoint that is not saved here."""
-
-
-class Marked:
-    """Ultralytics' own loader of its own data set, whose batches say their epoch."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader, self.epoch = loader, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
-            yield batch | {"epoch": [self.epoch]}
-        self.epoch += 1
-
-
-def with_stock_data(self: Parts, path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-    self.args.workers = 2
-    loader = DetectionTrainer.get_dataloader(self, path, batch_size, rank, mode)
-    return Marked(loader) if mode == "train" else loader
 
 
 @pytest.mark.parametrize(
@@ -325,7 +254,10 @@ def test_a_damaged_or_foreign_snapshot_is_refused(trainer: training.Trainer) -> 
     ("model", "said"),
     [
         ("yolo11n", "is not a model; expected a name such as yolo11n.yaml or a .pt file"),
-        ("nowhere/yolo11n.pt", r"put the weights at .*/nowhere/yolo11n.pt \(nothing is downloaded\)"),
+        (
+            "nowhere/mine.pt",
+            r"publishes none of this name\); put the weights at .*/nowhere/mine.pt",
+        ),
         ("yolo11q.yaml", "neither a file nor one of Ultralytics' models; near it: .*yolo11"),
         ("https://example.com/yolo11n.yaml", "is not a model"),
         ("yolo11n-seg.yaml", "ends in Segment; expected a detector"),
@@ -337,6 +269,22 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_built(
     with pytest.raises(ConfigError, match=said):
         exact.open_trainer(exact.recipe(source, model=model), tmp_path / "files")
     assert not (tmp_path / "files").exists()
+
+
+def test_weights_by_name_without_a_network_are_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ConfigError) as caught:
+        training.fingerprint(exact.recipe(source, model="yolo11n.pt"), "cpu", 1)
+    assert str(caught.value).startswith("model: yolo11n.pt is not there (could not be fetched: ")
+    assert str(caught.value).endswith(
+        f"; put the weights at {tmp_path}/yolo11n.pt, or start untrained with yolo11n.yaml"
+    )
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.pt*"))
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,12 @@ def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Traine
         from sweeper.training.torchvision import TorchvisionTrainer
 
         return TorchvisionTrainer(recipe, device=device, threads=threads, folder=folder)
+    from sweeper.training.models import is_rtdetr
+    from sweeper.training.rtdetr import RTDETRTrainer
     from sweeper.training.ultralytics import UltralyticsTrainer
 
-    return UltralyticsTrainer(recipe, device=device, threads=threads, folder=folder)
+    kind = RTDETRTrainer if is_rtdetr(recipe.model) else UltralyticsTrainer
+    return kind(recipe, device=device, threads=threads, folder=folder)
 
 
 def loader_workers(cores: int, per_device: int = 1) -> int:

@@ -28,11 +28,13 @@ Image = tuple[np.ndarray, tuple[int, int], tuple[int, int]]  # pixels, (height, 
 
 
 def reseed(*key: int) -> None:
-    """Set the random states of python, numpy and torch (CPU) to a hash of ``key``; some 10 microseconds."""
+    """Set the random states of python, numpy and torch to a hash of ``key``; some 10 microseconds."""
     value = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     torch.default_generator.manual_seed(value)  # torch.manual_seed asks every kind of device: ten times slower
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not so in loader processes
+        torch.cuda.manual_seed(value)
 
 
 class ImageCache:

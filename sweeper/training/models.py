@@ -27,27 +27,28 @@ from sweeper.training import TORCHVISION, isolated  # noqa: F401  before Ultraly
 # isort: split
 import ultralytics
 from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, ROOT
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 if TYPE_CHECKING:
     from sweeper.config import Recipe
 
-HEADS = ("Detect", "v10Detect")
+RTDETR = "RTDETRDecoder"
+HEADS = ("Detect", "v10Detect", RTDETR)
+YOLO_ONLY = ("box", "cls", "dfl", "rect")  # of a recipe: without a meaning for RT-DETR
 
 
 def architecture(model: str) -> dict[str, Any]:
     """The architecture that ``model`` names: Ultralytics' ``yolo11n.yaml``, a YAML file, or weights (``.pt``).
 
-    Nothing is downloaded. Raises ConfigError where there is no such model or it is not one of YOLO's detectors.
+    Weights that Ultralytics publishes are fetched, as ``yolo`` does. Raises ConfigError where there is no such model or
+    it is no detector.
     """
     path = Path(model)
     if path.suffix == ".pt":
         if not path.is_file():
-            raise ConfigError(
-                f"model: {model} is not there; put the weights at {path.absolute()} (nothing is downloaded), "
-                f"or start untrained with {path.stem}.yaml"
-            )
+            _fetch(path)
         try:
             cfg: dict[str, Any] = load_checkpoint(path)[0].yaml
         except Exception as error:  # a pickle raises anything
@@ -73,6 +74,26 @@ def architecture(model: str) -> dict[str, Any]:
     return cfg
 
 
+def _fetch(path: Path) -> None:
+    """Put weights that Ultralytics publishes under this name at ``path``; another process never sees half a file."""
+    why = "Ultralytics publishes none of this name"
+    if path.name in GITHUB_ASSETS_NAMES:
+        try:
+            Path(attempt_download_asset(path, retry=1, progress=False)).rename(path)
+            return
+        except Exception as error:  # no network, a full disk, a file cut short
+            why = f"could not be fetched: {_line(error).strip('❌ .')}"
+    raise ConfigError(
+        f"model: {path} is not there ({why}); put the weights at {path.absolute()}, or start untrained with "
+        f"{path.stem}.yaml"
+    ) from None
+
+
+def is_rtdetr(model: str) -> bool:
+    """Whether ``model`` is an RT-DETR; of models that ``check`` has let pass."""
+    return bool(architecture(model)["head"][-1][2] == RTDETR)
+
+
 def check(recipe: "Recipe") -> dict[str, Any]:
     """The architecture of a recipe's model, which can be built and goes with the rest of the recipe.
 
@@ -87,6 +108,12 @@ def check(recipe: "Recipe") -> dict[str, Any]:
             f"imgsz: {recipe.imgsz} is not a multiple of {stride}, the largest stride of {recipe.model}; "
             f"expected for example {near}"
         )
+    if cfg["head"][-1][2] == RTDETR:
+        for name in YOLO_ONLY:
+            if getattr(recipe, name) != type(recipe).model_fields[name].default:
+                raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
+        if recipe.optimizer == "MuSGD":
+            raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
     frozen = set(recipe.freeze if isinstance(recipe.freeze, list) else range(recipe.freeze or 0))
     if frozen and (max(frozen) >= layers or len(frozen) == layers):
         raise ConfigError(
@@ -108,7 +135,7 @@ def _built(model: str, cfg: str) -> tuple[int, int]:
 
 
 def _unknown(model: str) -> ConfigError:
-    known = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("yolo*.yaml"))
+    known = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml"))
     near = difflib.get_close_matches(Path(model).name, known, n=3, cutoff=0.5)
     hint = f"near it: {', '.join(near)}" if near else "for example yolo11n.yaml"
     return ConfigError(f"model: {model} is neither a file nor one of Ultralytics' models; {hint}")
@@ -180,7 +207,8 @@ def model_file(recipe: "Recipe", names: Sequence[str], weights: bytes, arguments
         content: Any = _filled(standalone(recipe.model, len(names), recipe.imgsz), state, recipe.model)
     else:
         Detect.legacy = False  # a class attribute that loading an old model may have changed
-        model = DetectionModel(architecture(recipe.model), ch=3, nc=len(names), verbose=False)
+        kind = RTDETRDetectionModel if is_rtdetr(recipe.model) else DetectionModel
+        model = kind(architecture(recipe.model), ch=3, nc=len(names), verbose=False)
         known = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
         model.args = {**DEFAULT_CFG_DICT, **known, "task": "detect", "model": recipe.model}
         model.names, model.nc, model.task = dict(enumerate(names)), len(names), "detect"

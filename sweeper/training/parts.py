@@ -76,6 +76,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' trainer, of which only the set-up and single parts are used, never its loop."""
 
     validator_of: type[Validator] = Validator
+    dataset_of: type[ExactDataset] = ExactDataset
+    rectangular = True  # whether images keep their shape where a batch has one shape
 
     def __init__(self, recipe: "Recipe", device: torch.device, folder: Path) -> None:
         self._recipe, self._folder = recipe, folder
@@ -159,12 +161,12 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         budget = (cache_mb(memory()) if recipe.cache_mb == "auto" else recipe.cache_mb) * 2**20
         if not training:
             budget -= self.train_loader.dataset.cache_bytes
-        dataset = ExactDataset(
+        dataset = self.dataset_of(
             dataset_path,
             imgsz=self.args.imgsz,
             augment=training,
             hyp=self.args,
-            rect=recipe.rect or not training,
+            rect=self.rectangular and (recipe.rect or not training),
             batch_size=batch_size,
             stride=self.stride,
             pad=0.0 if training else 0.5,

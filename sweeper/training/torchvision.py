@@ -163,8 +163,6 @@ class Detector(torch.nn.Module):
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.eval()
             reseed(0)  # Faster R-CNN draws the regions that count
-        if batch["img"].is_cuda:  # on CPU the loop has seeded
-            torch.cuda.manual_seed(torch.initial_seed())
         try:
             losses = self.net(list(batch["img"]), list(self._targets(batch)))
         finally:
