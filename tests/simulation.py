@@ -90,6 +90,9 @@ class Toy:
     def fingerprint(self, recipe: Recipe) -> dict[str, Any]:
         return {"device": "paper and pencil"}
 
+    def state_bytes(self, recipe: Recipe) -> int:
+        return 64 + self._world.ballast
+
     def train(
         self, recipe: Recipe, trace: Trace, *, start: int, state: bytes | None, detecting: Callable[[int], bool]
     ) -> Iterator[Epoch]:

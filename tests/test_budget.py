@@ -85,13 +85,37 @@ def test_a_budget_that_leaves_nothing_proposes_nothing(
 ) -> None:
     world = World(home, tmp_path, raced(budget="50ep"))
     plan = world.service.plan()
-    assert plan.cost["proposals"] == 0
+    assert plan.cost.proposals == 0
     world.run()
     rows = world.service.study.trials()
     assert {row.stage for row in rows} == {"baseline"}
     assert world.service.study.done
     show.plan(plan)
     assert "nothing is left for the search: raise the budget" in capsys.readouterr().out
+
+
+def test_plan_says_what_a_budget_buys_as_far_as_it_is_known(
+    home: Home,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world = World(home, tmp_path, raced(budget="70ep"))
+    plan, cost = world.service.plan(), world.service.plan().cost
+    assert plan.trials == cost.proposals == plan.drawn > 1
+    assert plan.disk.states == cost.baselines + cost.confirmation + plan.drawn * cost.branch * cost.seeds_per_proposal
+    world = World(home, tmp_path / "hours", raced(budget="8h", name="hours"))
+    before = world.service.plan()
+    assert (before.trials, before.cost.proposals, before.disk.states, before.duration) == (None, None, None, None)
+    show.plan(before)
+    shown = capsys.readouterr().out
+    assert f"{before.drawn} proposals as a sample" in shown
+    assert "8h: what it buys is known after the first epochs" in shown
+    world.run()
+    after = world.service.plan()
+    assert after.cost.epochs == 8 * 3600 / 36
+    assert after.trials == after.cost.proposals
+    assert after.duration is not None
+    assert after.duration.worker_hours <= 8
 
 
 def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # noqa: F811

@@ -1,5 +1,6 @@
 """``sweeper plan`` refuses what cannot run, as a launch does, and answers for any number of trials."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,17 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from simulation import Home, World
+from test_worker import home  # noqa: F401  # a fixture
+from test_worker import written as toy
 from typer.testing import CliRunner
 
-from sweeper.cli import app
+from sweeper.cli import app, show
 from sweeper.config import Recipe, Sweep
 from sweeper.errors import ConfigError
 from sweeper.service import Place, Service
+from sweeper.service.plan import Duration
+from sweeper.training.process import Epoch
 
 RECIPE: dict[str, Any] = {**tiny.SWEEP, "epochs": 40, "trials": 6}
 WIDE = {
@@ -151,3 +157,54 @@ def test_a_device_that_is_not_here_is_said_and_no_reason_not_to_plan(tmp_path: P
     shown = CliRunner().invoke(app, ["plan", str(file), "device=4321", "--store", str(tmp_path / "store")])
     assert shown.exit_code == 0, shown.output
     assert "device     device 4321 is not there" in shown.stdout
+
+
+GIVEN = [{"family": "multistep", "lr": 0.3, "boundaries": [at], "gamma": 0.5} for at in (1, 2, 3)]
+
+
+def test_disk_and_hours_are_those_of_the_sweep(
+    home: Home,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world = World(home, tmp_path, toy(enqueue=GIVEN, trials=3, workers=2, device="cpu"), ballast=100_000)
+    before = world.service.plan()
+    assert (before.disk.state_bytes, before.disk.measured, before.duration) == (100_064, False, None)
+    assert before.disk.free is not None
+    assert 0 < before.disk.limit < min(before.disk.free, 100e9)
+    show.plan(before)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"disk {before.disk.states} states of about 0.1 MB" in shown
+    assert "time known after the first epochs" in shown
+    world.run()
+    after, usage = world.service.plan(), world.service.store.usage()
+    assert after.disk.states == before.disk.states == usage.count == len(set(world.trained))
+    assert after.disk.measured
+    assert after.disk.needed == pytest.approx(usage.bytes, rel=0.1)
+    assert after.duration == Duration(
+        epochs=usage.count,
+        worker_hours=usage.count * 36 / 3600,
+        workers=2,
+        devices=1,
+        wall_hours=usage.count * 36 / 3600 / 2,
+        device_hours=usage.count * 36 / 3600 / 2,
+    )
+    json.dumps(after.to_dict(), allow_nan=False)
+    world.sweep = world.sweep.model_copy(update={"store_gb": 2.0, "device": "77"})
+    show.plan(Service(world.sweep, world.service.place, training=world.service.training).plan())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "all are kept (store_gb: 2)" in shown
+    assert f"{usage.count} epochs at 36 s: {usage.count / 100:.2g} hours of one worker" in shown
+    assert "device hours" not in shown
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_state_has_about_the_size_that_plan_says(tmp_path: Path, data: Path, optimizer: str) -> None:
+    sweep = Sweep.load(written(tmp_path, data, optimizer=optimizer, epochs=2, freeze=None))
+    service = Service(sweep, Place(str(tmp_path / "store")))
+    recipe = service.recipe(0)
+    with service.training(device="cpu", folder=tmp_path / "child", stall_s=300) as child:
+        trace = service.trace(next(iter(service.baselines().values())))
+        with contextlib.closing(child.train(recipe, trace, start=0, state=None)) as events:
+            epoch = next(event for event in events if isinstance(event, Epoch))
+        assert child.state_bytes(recipe) == pytest.approx(len(epoch.state), rel=0.05)

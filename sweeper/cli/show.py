@@ -44,14 +44,15 @@ def plan(found: "Plan") -> None:
             table.add_row("...", f"{more} more (--json has all)")
     console.print(table)
     sampled, trials = found.sampled, found.trials
-    drawn = f"{found.drawn} proposals"
+    by_budget = found.cost.budget is not None and found.cost.proposals == trials
+    drawn = f"{found.drawn} proposals" + (" as a sample" if trials is None else "")
     if sampled is not None:
         drawn = f"{sampled} of {trials} proposals as a sample"
-    elif found.drawn < trials:
-        drawn = f"{found.drawn} proposals for {trials} trials: the space has no more, the others cost no epoch"
+    elif trials is not None and found.drawn < trials:
+        what = f"the {trials} that the budget buys" if by_budget else f"{trials} trials"
+        drawn = f"{found.drawn} proposals for {what}: the space has no more, the others cost no epoch"
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     (train, val), confirm = found.images, found.confirm
-    hours = f", about {found.hours:.2g} hours of one worker" if found.hours else ""
     seen = "{:+z.4f} to {:+z.4f}".format(*confirm.detectable_range)
     if confirm.detectable is not None:
         seen = f"about {confirm.detectable:+z.4f} ({seen})"
@@ -60,9 +61,11 @@ def plan(found: "Plan") -> None:
         f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
         f"drawn      {drawn}, {found.distinct} distinct schedules (uniformly; a sampler learns)",
         f"epochs     {found.epochs_asked} asked for, {most}{found.epochs_to_train} to train: "
-        f"{least}{found.share_saved:.0%} shared{hours}",
+        f"{least}{found.share_saved:.0%} shared",
         *_beside_baselines(found),
         *_race_planned(found),
+        _time(found),
+        *_disk(found),
         f"evidence   with {confirm.seeds} paired seeds for the best {confirm.best}: {seen} would be seen "
         "with 80 % power",
         f"           +0.004 in one comparison needs {confirm.needs}",
@@ -80,20 +83,53 @@ def _race_planned(found: "Plan") -> Iterator[str]:
         yield f"trunk      {race['trunk']}"
         yield f"race       {race['rule']}"
         yield race["noise"].replace("noise: ", "noise      ", 1)
-    if race is None and cost["budget"] is None:
+    if race is None and cost.budget is None:
         return
     yield (
-        f"cost       baselines {cost['baselines']:,.0f} epochs; a proposal {cost['branch']:.3g} on a seed, on "
-        f"{cost['seeds_per_proposal']:.3g} seeds on average; confirmation {cost['confirmation']:,.0f} (baselines and "
+        f"cost       baselines {cost.baselines:,.0f} epochs; a proposal {cost.branch:.3g} on a seed, on "
+        f"{cost.seeds_per_proposal:.3g} seeds on average; confirmation {cost.confirmation:,.0f} (baselines and "
         f"the best {confirm.best} on {confirm.seeds} fresh seeds)"
     )
-    if cost["budget"] is not None:
-        buys = "an epoch has not been timed yet, so what it buys is not known"
-        if cost["proposals"] is not None:
-            buys = f"the confirmation is kept back, the rest buys about {cost['proposals']} proposals"
-        yield f"budget     {cost['budget']}: {buys}; the search is followed by the confirmation"
-        if cost["proposals"] == 0:
+    if cost.budget is not None:
+        buys = "what it buys is known after the first epochs"
+        if cost.proposals is not None:
+            buys = f"the confirmation is kept back, the rest buys about {cost.proposals} proposals"
+        yield f"budget     {cost.budget}: {buys}; the search is followed by the confirmation"
+        if cost.proposals == 0:
             yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
+
+
+def _time(found: "Plan") -> str:
+    """How long it takes, as far as epochs were timed."""
+    took = found.duration
+    if took is None or found.seconds_per_epoch is None:
+        return "time       known after the first epochs, which are timed: plan again then"
+    line = (
+        f"time       {took.epochs:,} epochs at {found.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
+        "worker"
+    )
+    if took.wall_hours is None:
+        return line
+    devices = f"{took.devices} device{'s' * (took.devices > 1)}"
+    return (
+        f"{line}; with {took.workers} on {devices} here about {took.wall_hours:.2g} hours, "
+        f"{took.device_hours:.2g} device hours"
+    )
+
+
+def _disk(found: "Plan") -> Iterator[str]:
+    """What the states take, and how many of them are kept."""
+    disk, limit = found.disk, f"{found.disk.limit / 1e9:.3g} GB"
+    size = f"{'' if disk.measured else 'about '}{disk.state_bytes / 1e6:.3g} MB"
+    free = f"; {disk.free / 1e9:.3g} GB are free" if disk.free is not None else ""
+    if disk.needed is None:
+        yield f"disk       a state of each epoch, {size}; up to {limit} of them are kept (store_gb){free}"
+        return
+    kept = "all are kept" if disk.needed <= disk.limit else f"the last used {limit} are kept"
+    allowed = f"store_gb: {disk.limit / 1e9:.3g}"
+    yield f"disk       {disk.states:,} states of {size}, {disk.needed / 1e9:.3g} GB: {kept} ({allowed}){free}"
+    if disk.free is not None and not disk.measured and min(disk.needed, disk.limit) > disk.free:
+        yield "warning    that is more than is free: lower store_gb, or choose another --store"
 
 
 def _beside_baselines(found: "Plan") -> Iterator[str]:

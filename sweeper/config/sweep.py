@@ -77,7 +77,12 @@ class Sweep(Model):
     stall_s: float = Field(
         900, gt=0, le=MAX_SECONDS, description="seconds without a finished batch after which a training counts as hung"
     )
-    store_gb: float = Field(default=20.0, gt=0, le=1e9)
+    store_gb: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="of states that are kept; null: half of what the disk has free, up to 100",
+    )
     weights: Literal["all", "none"] = "all"
 
     #: May change after the first trial; everything else makes another sweep.

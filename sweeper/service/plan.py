@@ -1,16 +1,19 @@
 """What a sweep would do, before anything is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper import search
+from sweeper.errors import DeviceError
 from sweeper.schedules import Trace, begin_alike, parse, prefix_keys
-from sweeper.service import racing, spending
+from sweeper.service import racing
+from sweeper.service.run import slots
+from sweeper.service.spending import Cost
 from sweeper.stats import MIN_PAIRS, detectable_effect
-from sweeper.study import samplers
+from sweeper.study import Trial, samplers
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -19,7 +22,7 @@ SAMPLE = 1000  # proposals that a plan draws at most: a second or two
 SAMPLE_STEPS = 50_000_000  # optimizer steps of all of them: some seconds
 SAMPLE_EPOCHS = 1_000_000  # and epochs, each with a key
 SAMPLE_LEAST = 20
-DRAWN = 20  # proposals that are drawn where only a budget says how many there will be
+DRAWN = 20  # proposals by which it is reckoned what a budget buys
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,51 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """The disk that a sweep's states take: ``states``, one for each epoch that is trained, of ``state_bytes`` each.
+
+    ``states`` is None while nobody knows what a budget buys. ``measured``: that size is the mean of states in the
+    store, else it is reckoned from the model. ``limit``: bytes of the states that are kept, the last used ones.
+    ``free``: bytes of the disk, None where that is not known.
+    """
+
+    states: int | None
+    state_bytes: int
+    measured: bool
+    limit: int
+    free: int | None
+
+    @property
+    def needed(self) -> int | None:
+        """Bytes of all states."""
+        return None if self.states is None else self.states * self.state_bytes
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a sweep takes: ``epochs`` in hours of one worker, and with the ``workers`` and ``devices`` of this
+    machine in hours on the clock (``wall``) and hours of a device; None where its device is not here."""
+
+    epochs: int
+    worker_hours: float
+    workers: int
+    devices: int
+    wall_hours: float | None
+    device_hours: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep would do. ``images``: training and validation images.
 
-    ``trials`` proposals are asked for, of which ``drawn`` were drawn; ``sampled``: as a sample, None for all of them;
-    ``distinct`` schedules among them. ``epochs_asked`` in all trials, ``epochs_to_train`` as far as none is there
-    already, ``share_saved`` thereby. ``share_of_baselines``: of the proposals' epochs that are the baselines' own;
-    ``begin_otherwise``: how many proposals do not begin as a baseline, by its name; ``trunk``: its spec. ``hours`` of
-    one worker and ``seconds_per_epoch``: None where no epoch was timed. ``confirm``: what the confirmation could tell;
-    ``race``: the race over seeds, None without one; ``cost``: see ``spending.bought``. ``problems`` of the data.
+    ``trials`` proposals are asked for, or are what the budget buys (None: not known yet), of which ``drawn`` were
+    drawn; ``sampled``: as a sample, None for all of them; ``distinct`` schedules among them. ``epochs_asked`` in all
+    trials, on one seed each, ``epochs_to_train`` as far as none is there already, ``share_saved`` thereby.
+    ``share_of_baselines``: of the proposals' epochs that are the baselines' own; ``begin_otherwise``: how many
+    proposals do not begin as a baseline, by its name; ``trunk``: its spec. ``hours`` of one worker for
+    ``epochs_to_train`` and ``seconds_per_epoch``: None where no epoch was timed. ``confirm``: what the confirmation
+    could tell; ``race``: the race over seeds, None without one. ``duration`` of the whole search with its race, and
+    with a budget of the confirmation; None where no epoch was timed. ``problems`` of the data.
     """
 
     sweep: str
@@ -81,7 +120,7 @@ class Plan:
     steps_per_epoch: int
     images: tuple[int, int]
     schedules: Sequence[Planned]
-    trials: int
+    trials: int | None
     drawn: int
     sampled: int | None
     distinct: int
@@ -95,7 +134,9 @@ class Plan:
     seconds_per_epoch: float | None
     confirm: Evidence
     race: Mapping[str, Any] | None
-    cost: Mapping[str, Any]
+    cost: Cost
+    disk: Disk
+    duration: Duration | None
     problems: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +147,9 @@ class Plan:
             "images": {"train": train, "val": val},
             "schedules": [{key: value for key, value in entry.items() if key != "facts"} for entry in shown],
             "confirm": self.confirm.to_dict(),
+            "cost": asdict(self.cost),
+            "disk": asdict(self.disk),
+            "duration": None if self.duration is None else asdict(self.duration),
         }
 
 
@@ -117,17 +161,23 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     is drawn (``sampled`` says how many, else None). What the others train is then bounded by what the second half of
     the sample adds to the first, as each further proposal finds more of its beginning there already.
     """
-    service.check_sweep()
+    reckoned_bytes = service.check_sweep()
     samplers.make(service.sweep.sampler, seed=0, number=0)
-    baselines, time = service.baselines(), service.time
-    asked_for = DRAWN if service.sweep.trials is None else service.sweep.trials
-    trials = asked_for if draws is None else draws
+    baselines, time, finished = service.baselines(), service.time, service.rows_if_launched()
+    timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
+    seconds = median(timed) if timed else None
+    trials = service.sweep.trials if draws is None else draws
+    cost = None
+    if trials is None:
+        cost = Cost.of(service, [spec for spec, _ in _drawn(service, DRAWN)], seconds)
+        trials = cost.proposals
+    wanted = DRAWN if trials is None else trials
     limit = max(min(SAMPLE, SAMPLE_STEPS // time.steps, SAMPLE_EPOCHS // time.epochs), SAMPLE_LEAST)
     reckoned = _Reckoned(service, baselines)
-    for number, (spec, trace) in enumerate(_drawn(service, min(trials, limit))):
+    for number, (spec, trace) in enumerate(_drawn(service, min(wanted, limit))):
         reckoned.draw(f"draw {number}", spec, trace)
     drawn = len(reckoned.added)
-    sampled = drawn if drawn == limit < trials else None
+    sampled = drawn if drawn == limit < wanted else None
     corners = {trace.digest: (spec, trace) for spec, trace in _corners(service)}
     shown = [
         *reckoned.shown,
@@ -136,18 +186,20 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     asked, trained = (len(baselines) + drawn) * time.epochs, len(reckoned.keys)
     if sampled is not None:
         late = reckoned.added[-(sampled // 2) :]
-        asked += (trials - sampled) * time.epochs
-        trained += round((trials - sampled) * sum(late) / len(late))
-    confirm, finished = service.sweep.confirm, service.rows_if_launched()
+        asked += (wanted - sampled) * time.epochs
+        trained += round((wanted - sampled) * sum(late) / len(late))
+    confirm = service.sweep.confirm
     noise = service.answer(finished).noise
 
     def seen(s_d: float) -> float:
         alpha = confirm.alpha / confirm.best
         return detectable_effect(s_d, confirm.seeds, alpha=alpha, equivalence=confirm.equivalence)
 
-    timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
-    seconds = median(timed) if timed else None
     proposals = [planned for planned in reckoned.shown if planned.kind == "search"]
+    cost = cost or Cost.of(service, [planned.spec for planned in proposals], seconds)
+    whole: int | None = trained
+    if service.sweep.search.seeds > 1 or service.sweep.budget is not None:
+        whole = None if trials is None else round(cost.total(trials if sampled is not None else drawn))
     return Plan(
         sweep=service.sweep.name,
         epochs=service.sweep.epochs,
@@ -180,9 +232,27 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
             needs=noise.needs,
         ),
         race=racing.planned(service, finished),
-        cost=spending.bought(service, [planned.spec for planned in proposals], seconds),
+        cost=cost,
+        disk=_disk(service, whole, reckoned_bytes, finished),
+        duration=None if seconds is None or whole is None else _duration(service, whole, seconds),
         problems=list(service.dataset.problems),
     )
+
+
+def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequence[Trial]) -> Disk:
+    measured = service.state_bytes(trials)
+    limit, free = service.room()
+    return Disk(states, reckoned if measured is None else round(measured), measured is not None, limit, free)
+
+
+def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
+    hours = epochs * seconds / 3600
+    try:
+        where = slots(service.sweep)
+    except DeviceError:
+        return Duration(epochs, hours, 0, 0, None, None)
+    workers, devices = len(where), len(set(where))
+    return Duration(epochs, hours, workers, devices, hours / workers, hours / workers * devices)
 
 
 class _Reckoned:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,6 +27,9 @@ from sweeper.training.process import TrainingProcess
 
 if TYPE_CHECKING:
     from sweeper.service.place import Place
+
+MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
+MEASURED = 100  # trials whose last states say how large a state is
 
 #: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
 _NOTED = ("store", "train_images", "classes", "free", "overrides")
@@ -91,9 +95,37 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        budget, make = int(self.sweep.store_gb * 1e9), not self.looking
-        reserve, known = self.place.reserve if make else 0, self._launched_as.get("store")
-        return Store(self.place.snapshots, self.database, budget, reserve, id=known, make=make)
+        make, known = not self.looking, self._launched_as.get("store")
+        reserve = self.place.reserve if make else 0
+        store = Store(self.place.snapshots, self.database, None, reserve, id=known, make=make)
+        store.max_bytes = self._limit(store.usage().bytes)
+        return store
+
+    def room(self) -> tuple[int, int | None]:
+        """Bytes of the states that are kept, and bytes that the disk has free (None: not known)."""
+        try:
+            return self.store.max_bytes or 0, self._free
+        except database.NothingThere:
+            return self._limit(0), self._free
+
+    def _limit(self, held: int) -> int:
+        """How many bytes of states are kept, where ``held`` are there already."""
+        if self.sweep.store_gb is not None:
+            return int(self.sweep.store_gb * 1e9)
+        return REMOTE if self._free is None else min((held + self._free) // 2, MOST)
+
+    @property
+    def _free(self) -> int | None:
+        if "://" in self.place.snapshots:
+            return None
+        states = Path(self.place.snapshots)
+        return shutil.disk_usage(next(folder for folder in (states, *states.parents) if folder.exists())).free
+
+    def state_bytes(self, trials: Sequence[Trial]) -> float | None:
+        """The mean size of the states that these trials have reached and the store has; None where there is none."""
+        begun = [trial for trial in trials if trial.schedule is not None and trial.facts.recipe and trial.curve]
+        keys = {prefix_keys(str(t.facts.recipe), self.trace(t.schedule or {}))[len(t.curve)] for t in begun[-MEASURED:]}
+        return self.store.mean_bytes(keys) if keys else None
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -193,8 +225,11 @@ class Service:
         self.store.check()
         self._experiment.check()
 
-    def check_sweep(self) -> None:
-        """Of that what needs no store and no server: the space, the data, and whether the model can be built."""
+    def check_sweep(self) -> int:
+        """Of that what needs no store and no server: the space, the data, and whether the model can be built.
+
+        Gives about how many bytes a state will take.
+        """
         for sweep in self.sweep.with_each_trunk():
             search.check(sweep)
             search.check(sweep, self.time)
@@ -208,6 +243,7 @@ class Service:
             ) as child,
         ):
             child.fingerprint(self.sweep.recipe)
+            return child.state_bytes(self.sweep.recipe)
 
     def recipe(self, seed: int) -> Any:
         """The sweep's recipe with this seed, its data where the trainer finds them."""

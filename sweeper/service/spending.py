@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,52 @@ from sweeper.study import REPLICATE, Trial
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
+
+MANY = 100_000  # proposals that a budget buys at most
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep costs, in trained epochs, before anything is trained.
+
+    ``baselines`` of the search and the ``confirmation``; ``branch``: an average proposal on one seed, of which it is
+    trained on ``seeds_per_proposal``. ``budget`` as the sweep file says it, ``epochs``: the same in epochs,
+    ``proposals``: how many it buys beside the baselines and the confirmation; None without a budget, and the last two
+    also where an epoch was not timed yet.
+    """
+
+    budget: str | None
+    baselines: float
+    confirmation: float
+    branch: float
+    seeds_per_proposal: float
+    epochs: float | None = None
+    proposals: int | None = None
+
+    @classmethod
+    def of(cls, service: Service, draws: Sequence[Mapping[str, Any]], seconds: float | None) -> Cost:
+        """``draws``: the specs of proposals as they may come; ``seconds``: of an epoch, None where none was timed."""
+        sweep, epochs = service.sweep, service.sweep.epochs
+        settings, confirm, budget = sweep.search, sweep.confirm, sweep.budget
+        branch = fmean([epochs - service.shared(spec) for spec in draws]) if draws else float(epochs)
+        cost = cls(
+            budget=str(budget) if budget is not None else None,
+            baselines=float(epochs * len(service.agenda.baselines())),
+            confirmation=confirm.seeds * (epochs * len(service.baselines()) + confirm.best * branch),
+            branch=branch,
+            seeds_per_proposal=expected_seeds(settings.seeds, settings.race, settings.begin),
+        )
+        if budget is None or (budget.unit != "ep" and not seconds):
+            return cost
+        amount = budget.amount if budget.unit == "ep" or not seconds else budget.amount * 3600 / seconds
+        left = max(amount - cost.baselines - cost.confirmation, 0.0)
+        bought = int(left / (branch * cost.seeds_per_proposal)) if branch else MANY
+        return replace(cost, epochs=amount, proposals=min(bought, MANY if sweep.trials is None else sweep.trials))
+
+    def total(self, proposals: int) -> float:
+        """Epochs of the search with so many proposals; with a budget those that it has, the confirmation included."""
+        search = self.baselines + proposals * self.branch * self.seeds_per_proposal
+        return search if self.epochs is None else min(search + self.confirmation, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -105,41 +151,6 @@ class Spending:
             "left": self.budget.amount - self.spent,
             "left_for_search": max(self.left, 0.0),
         }
-
-
-def bought(service: Service, draws: Sequence[Mapping[str, Any]], seconds: float | None) -> dict[str, Any]:
-    """What the sweep's budget buys, before anything is trained: JSON-able, amounts in trained epochs.
-
-    ``draws``: proposals as they may come; ``seconds``: of an epoch, None where none was timed. ``proposals`` is what is
-    left for the search over what an average proposal costs on the seeds that it races on; None where a budget in hours
-    cannot be told in epochs yet.
-    """
-    sweep, epochs = service.sweep, service.sweep.epochs
-    settings, confirm, names = sweep.search, sweep.confirm, len(service.baselines())
-    branch = fmean([epochs - service.shared(spec) for spec in draws]) if draws else float(epochs)
-    seeds = expected_seeds(settings.seeds, settings.race, settings.begin)
-    trunks = float(epochs * len(service.agenda.baselines()))
-    judged = confirm.seeds * (epochs * names + confirm.best * branch)
-    found: dict[str, Any] = {
-        "budget": str(sweep.budget) if sweep.budget is not None else None,
-        "baselines": trunks,
-        "confirmation": judged,
-        "branch": branch,
-        "seeds_per_proposal": seeds,
-        "epochs": None,
-        "proposals": None,
-    }
-    if sweep.budget is not None:
-        if sweep.budget.unit == "ep":
-            found["epochs"] = sweep.budget.amount
-        elif seconds:
-            found["epochs"] = sweep.budget.amount * 3600 / seconds
-        if found["epochs"] is not None:
-            left = max(found["epochs"] - trunks - judged, 0.0)
-            found["proposals"] = int(left / (branch * seeds))
-            if sweep.trials is not None:
-                found["proposals"] = min(found["proposals"], sweep.trials)
-    return found
 
 
 def expected_seeds(seeds: int, race: float, begin: int) -> float:

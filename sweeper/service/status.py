@@ -145,7 +145,7 @@ def status(service: "Service") -> Status:
         proposals=_proposals(trials),
         hours_saved=reused * (seconds or 0.0) / 3600,
         seconds_per_epoch=seconds,
-        store=Stored(**asdict(service.store.usage()), budget=int(service.sweep.store_gb * 1e9)),
+        store=Stored(**asdict(service.store.usage()), budget=service.room()[0]),
         mismatches=service.mismatches(),
         workers=[
             AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))

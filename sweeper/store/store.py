@@ -316,6 +316,13 @@ class Store:
         (count, size), (reads, read_bytes) = self._database.transaction(ask)
         return Usage(int(count), int(size), int(reads), int(read_bytes), self._place.free())
 
+    def mean_bytes(self, keys: Collection[str]) -> float | None:
+        """The mean size of those of ``keys`` that are stored; None where none is."""
+        t = self._tables.snapshots
+        mean = select(func.avg(t.c.bytes)).where(t.c.store == self.id, t.c.key.in_(keys))
+        found = self._database.transaction(lambda connection: connection.execute(mean).scalar())
+        return None if found is None else float(found)
+
     def check(self) -> int | None:
         """Write, read and remove a small file; returns the free bytes where known. Raises StoreError."""
         return self._place.check()

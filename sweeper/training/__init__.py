@@ -32,6 +32,7 @@ __all__ = [
     "loader_workers",
     "memory",
     "open",
+    "state_bytes",
     "torch_sees",
 ]
 
@@ -208,3 +209,16 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
     from sweeper.training.models import fingerprint as of_ultralytics
 
     return of_ultralytics(recipe, device, threads)
+
+
+def state_bytes(recipe: "Recipe") -> int:
+    """About how many bytes a stored state takes: the model, its EMA, and what the optimizer keeps of each weight.
+
+    Raises ConfigError for a model that cannot be built.
+    """
+    if recipe.model.startswith(TORCHVISION):
+        from sweeper.training.torchvision import model_bytes
+    else:
+        from sweeper.training.models import model_bytes
+    kept = 1 if recipe.optimizer in ("SGD", "MuSGD") else 2  # momentum; Adam and its like keep two means
+    return model_bytes(recipe) * (2 + kept)

@@ -85,6 +85,9 @@ def serve(
             if message[0] == "fingerprint":
                 pipe.send(training.fingerprint(message[1], device=device, threads=message[1].threads))
                 continue
+            if message[0] == "state_bytes":
+                pipe.send(training.state_bytes(message[1]))
+                continue
             recipe, state = message[1], message[-1]
             if trainer is None or opened != recipe:
                 _limit_memory(device, share)

@@ -101,7 +101,7 @@ def check(recipe: "Recipe") -> dict[str, Any]:
     layers to freeze that it does not have.
     """
     cfg = architecture(recipe.model)
-    layers, stride = _built(recipe.model, json.dumps(cfg, default=str))
+    layers, stride, _ = _built(recipe.model, json.dumps(cfg, default=str))
     if recipe.imgsz % stride:
         near = max(round(recipe.imgsz / stride), 1) * stride
         raise ConfigError(
@@ -123,15 +123,21 @@ def check(recipe: "Recipe") -> dict[str, Any]:
     return cfg
 
 
+def model_bytes(recipe: "Recipe") -> int:
+    """Bytes of the weights and buffers of a recipe's model, with as many classes as its file says."""
+    return _built(recipe.model, json.dumps(architecture(recipe.model), default=str))[2]
+
+
 @functools.cache
-def _built(model: str, cfg: str) -> tuple[int, int]:
-    """How many layers a model has, and its largest stride, found by building it; no random number is used up."""
+def _built(model: str, cfg: str) -> tuple[int, int, int]:
+    """How many layers a model has, its largest stride and its bytes, found by building it; no random number is used
+    up."""
     try:
         with torch.random.fork_rng(devices=[]):
             net = DetectionModel(json.loads(cfg), verbose=False)
     except Exception as error:  # whatever an architecture can have wrong
         raise ConfigError(f"model: {model} cannot be built: {_line(error)}") from None
-    return len(net.model), int(net.stride.max())
+    return len(net.model), int(net.stride.max()), sum(value.nbytes for value in net.state_dict().values())
 
 
 def _unknown(model: str) -> ConfigError:

@@ -76,6 +76,11 @@ class TrainingProcess:
         answer: dict[str, Any] = self._ask(("fingerprint", recipe))
         return answer
 
+    def state_bytes(self, recipe: Recipe) -> int:
+        """About how many bytes a state of ``recipe`` takes, from the model's size."""
+        answer: int = self._ask(("state_bytes", recipe))
+        return answer
+
     def train(
         self,
         recipe: Recipe,

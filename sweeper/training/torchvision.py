@@ -65,6 +65,12 @@ def check(recipe: "Recipe") -> None:
         raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
 
 
+def model_bytes(recipe: "Recipe") -> int:
+    """Bytes of the weights and buffers of a recipe's model, but for its classes."""
+    with torch.device("meta"):
+        return sum(value.nbytes for value in build(recipe.model, classes=1).state_dict().values())
+
+
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
     """See ``sweeper.training.fingerprint``. The name and torchvision's version determine the architecture."""
     check(recipe)

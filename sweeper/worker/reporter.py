@@ -102,6 +102,8 @@ class Reporter:
         log.epoch(row["epoch"], numbers, row["time"])
         if row["epoch"] not in slot.curve:
             slot.report(row["epoch"], row[self._metric])
+            if len(slot.curve) == 2:  # what the first one took says little; from now on plan can say hours
+                slot.set("epoch_seconds", row["seconds"])
 
     def finish(
         self,
