@@ -1,5 +1,6 @@
 """Sweeps by name: those that come with the package, and those that were launched."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,25 @@ def test_short_help_and_completion() -> None:
     done = CliRunner().invoke(app, ["-h"])
     assert done.exit_code == 0
     assert "--install-completion" in done.output
+
+
+def test_list_shows_the_launched_sweeps_and_creates_nothing(shown: Service, tmp_path: Path) -> None:
+    store = ["--store", str(shown.place.folder)]
+    shown.study.beat("inventor", host="here", pid=1, device="cuda:1", number=7, epoch=9)
+    done = CliRunner().invoke(app, ["list", *store])
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.output.splitlines() if line.split()[:1] == ["shown"]]
+    best = max(trial.score or 0.0 for trial in shown.study.trials() if trial.state == "COMPLETE")
+    winner = shown.pick().winner
+    assert winner is not None
+    assert line.split()[:7] == ["shown", "running", "23", "of", "24", f"{best:.4f}", "mAP50-95"]
+    assert winner.title in line
+    assert line.rstrip().endswith("s ago")
+    (listed,) = json.loads(CliRunner().invoke(app, ["list", *store, "--json"]).output)
+    assert (listed["name"], listed["best"], listed["winner"]) == ("shown", best, winner.title)
+    assert listed["counts"]["total"] == 24
+    nowhere = CliRunner().invoke(app, ["list", "--store", str(tmp_path / "nowhere")])
+    assert nowhere.exit_code == 0
+    assert nowhere.output == f"no sweep was launched in {tmp_path / 'nowhere'}\n"
+    assert CliRunner().invoke(app, ["list", "--store", str(tmp_path / "nowhere"), "--json"]).output == "[]\n"
+    assert not list(tmp_path.iterdir())

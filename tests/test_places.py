@@ -94,7 +94,18 @@ def test_what_can_be_meant_is_taken(tmp_path: Path) -> None:
     "command",
     [
         *(["run"], ["launch"], ["worker"], ["worker", "--launch"], ["confirm"], ["confirm", "--escape"]),
-        *(["plan"], ["status"], ["status", "--watch"], ["pick"], ["ui"], ["report"], ["export"], ["doctor"], ["gc"]),
+        *(
+            ["plan"],
+            ["status"],
+            ["status", "--watch"],
+            ["pick"],
+            ["ui"],
+            ["report"],
+            ["export"],
+            ["doctor"],
+            ["gc"],
+            ["list"],
+        ),
     ],
     ids=" ".join,
 )
@@ -111,7 +122,7 @@ def test_every_command_refuses_it_from_option_and_environment(
     variable = {"--tracking-uri": "MLFLOW_TRACKING_URI"}.get(
         option
     ) or f"SWEEPER_{option[2:].upper().replace('-', '_')}"
-    given = [*command, *([] if command == ["gc"] else [str(file)])]
+    given = [*command, *([] if command in (["gc"], ["list"]) else [str(file)])]
     for arguments, environment in (([*given, option, "s3:/head"], {}), (given, {variable: "s3:/head"})):
         done = CliRunner(env={variable: None, **environment}).invoke(app, arguments)
         assert isinstance(done.exception, SweeperError), done.output

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
-from sweeper.cli.schedules import register
+from sweeper.cli import app
 from sweeper.errors import ConfigError, SweeperError
 from sweeper.schedules import FAMILIES, TimeBase, parse
 
@@ -21,8 +20,6 @@ RUN = ["--epochs", "150", "--steps-per-epoch", "4"]
 
 
 def sweeper(*words: str) -> str:
-    app = typer.Typer()
-    register(app)
     result = CliRunner().invoke(app, list(words))
     if isinstance(result.exception, SweeperError):
         raise result.exception

@@ -5,14 +5,7 @@ import sys
 import typer
 
 from sweeper import __version__
-from sweeper.cli.confirm import register as confirm
-from sweeper.cli.data import register as data
-from sweeper.cli.doctor import register as doctor
-from sweeper.cli.look import register as look
-from sweeper.cli.ray import register as ray
-from sweeper.cli.schedules import register as schedules
-from sweeper.cli.store import register as store
-from sweeper.cli.sweeps import register as sweeps
+from sweeper.cli import look, schedules, sweeps, tools
 from sweeper.errors import SweeperError
 
 INTERRUPTED = 130
@@ -40,8 +33,14 @@ def _root(
     pass
 
 
-for register in (sweeps, confirm, ray, look, doctor, schedules, data, store):
-    register(app)
+for command in (sweeps.run, sweeps.init, sweeps.plan, sweeps.launch, sweeps.worker, sweeps.confirm, sweeps.ray):
+    app.command()(command)
+for command in (look.status, look.pick, look.ui, look.report, look.export):
+    app.command()(command)
+app.command("list")(look.list_sweeps)
+for command in (tools.doctor, tools.gc, schedules.trace, schedules.families, schedules.convert):
+    app.command()(command)
+app.add_typer(tools.data, name="data")
 
 
 def main() -> None:

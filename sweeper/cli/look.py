@@ -1,18 +1,19 @@
-"""The commands that show what came out: ui, report, export."""
+"""The commands that look at a launched sweep and take away what came out: status, pick, list, ui, report, export."""
 
+import json
 import signal
 import time
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from sweeper import names
-from sweeper.cli import show as shown
-from sweeper.cli.options import Target, on_sweep
+from sweeper.cli import live, show
+from sweeper.cli.options import STORE, DatabaseOption, JsonOption, StoreOption, Target, TrackingOption, on_sweep, say
 from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -21,7 +22,69 @@ if TYPE_CHECKING:
 
 PORT = 5000  # MLflow's own
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+@on_sweep
+def status(
+    target: Target,
+    watch: Annotated[bool, typer.Option("--watch", help="Until it is done: live on a terminal, else lines.")] = False,
+    every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
+    service = target.launched()
+    if watch:
+        last = live.watch(service.status, as_json=as_json, every_s=every)
+        leave(last is not None and last.failures.every)
+        return
+    found = service.status()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        show.status(found)
+    leave(found.failures.every)
+
+
+@on_sweep
+def pick(
+    target: Target,
+    as_json: JsonOption = False,
+) -> None:
+    """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
+    service = target.launched()
+    answer, mismatches = service.pick(), service.mismatches()
+    objective = service.sweep.objective
+    if as_json:
+        told = {"objective": objective, **answer.to_dict(score=objective), "mismatches": mismatches}
+        typer.echo(json.dumps(told, indent=1))
+    else:
+        show.answer(answer, objective)
+        show.exactness(mismatches)
+    leave(answer.failures.every)
+
+
+def list_sweeps(
+    store: StoreOption = STORE,
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The sweeps that were launched in this store or database, with their state; nothing is created."""
+    from sweeper.service import Place, sweeps
+
+    place = Place(store, database_url, tracking_uri)
+    launched = sweeps(place)
+    if as_json:
+        typer.echo(json.dumps([asdict(sweep) for sweep in launched], indent=1))
+    elif launched:
+        show.sweeps(launched)
+    else:
+        typer.echo(f"no sweep was launched in {store if database_url is None else 'this database'}")
+
+
+def leave(every_failed: bool) -> None:
+    """End the command with exit status 1 if every trial of the sweep failed."""
+    if every_failed:
+        raise typer.Exit(1)
 
 
 @on_sweep
@@ -30,7 +93,7 @@ def ui(
     port: Annotated[
         int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, any (0: any).")
     ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
+    opened: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
 ) -> None:
     """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
     from sweeper import report as reports
@@ -39,7 +102,7 @@ def ui(
 
     service = target.launched()
     answer = service.pick()
-    send_journals(service, 20, console.print)
+    send_journals(service, 20, say)
     for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, _leave)
@@ -50,14 +113,14 @@ def ui(
         winner = answer.winner.run_id if answer.winner else None
         prepared = view.publish(tracker, reports.axes(service.sweep), reports.best_runs(answer), winner)
         if prepared.note:
-            console.print(prepared.note)
+            say(prepared.note)
         if not prepared.runs:
-            console.print("no trial has a run yet: the charts fill as trials begin")
+            say("no trial has a run yet: the charts fill as trials begin")
         typer.echo(prepared.link(url))
-        if show:
+        if opened:
             webbrowser.open(prepared.link(url))
         if started is not None:
-            console.print("MLflow runs until Ctrl-C")
+            say("MLflow runs until Ctrl-C")
             _until_interrupted(started)
     finally:
         if started is not None:
@@ -77,14 +140,8 @@ def report(
     page = write_report(service, output)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
     failed = service.status().failures
-    shown.failures(failed)
+    show.failures(failed)
     leave(failed.every)
-
-
-def leave(every_failed: bool) -> None:
-    """End the command with exit status 1 if every trial of the sweep failed."""
-    if every_failed:
-        raise typer.Exit(1)
 
 
 def write_report(service: "Service", output: Path) -> bytes:
@@ -106,7 +163,7 @@ def write_report(service: "Service", output: Path) -> bytes:
     try:
         reports.tell(service, service.pick(), page)
     except TrackingError as error:
-        console.print(f"not kept in MLflow: {error}")
+        say(f"not kept in MLflow: {error}")
     return page
 
 
@@ -142,7 +199,7 @@ def export(
     written = [*found.files, *(["weights.pt", "model.pt"] if weights is not None else [])]
     typer.echo(f"wrote {folder}: {', '.join(written)}")
     if weights is None or found.run_id is None:
-        console.print(f"trial {found.trial} has no weights in MLflow: nothing to register")
+        say(f"trial {found.trial} has no weights in MLflow: nothing to register")
     elif register:
         version = server.register(found.run_id, name, found.alias, {names.TRIAL: str(found.trial)})
         typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
@@ -166,14 +223,14 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
             if port is not None:
                 raise TrackingError(f"{url} shows another store; choose another port, or leave --port out") from None
     log = service.place.folder / "work" / "mlflow-ui.log"
-    console.print("starting MLflow, some 10 s")
+    say("starting MLflow, some 10 s")
     try:
         started = ui.serve(uri, port=PORT if port is None else port, log=log)
     except TrackingError as error:
         if port is not None or "taken" not in str(error):
             raise
         started = ui.serve(uri, port=0, log=log)
-        console.print(f"port {PORT} is taken by another program")
+        say(f"port {PORT} is taken by another program")
     return started.url, started
 
 
@@ -189,9 +246,3 @@ def _until_interrupted(started: "Served") -> None:
     except KeyboardInterrupt:
         return
     raise TrackingError(f"mlflow server ended with {code}; see its log in the store, work/mlflow-ui.log")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (ui, report, export):
-        app.command()(command)

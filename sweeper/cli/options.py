@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from sweeper.config import Sweep
 
@@ -32,6 +33,9 @@ TrackingOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 STORE = "sweeper_store"
+
+messages = Console(stderr=True, highlight=False, soft_wrap=True)  # what is no result
+say = messages.print
 
 
 @dataclass(frozen=True)

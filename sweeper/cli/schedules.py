@@ -41,13 +41,6 @@ class Shown(NamedTuple):
     begins: int | None
 
 
-def register(parent: typer.Typer) -> None:
-    """Add ``trace``, ``families`` and ``convert`` to the command line."""
-    parent.command("trace")(trace)
-    parent.command("families")(families)
-    parent.command("convert")(convert)
-
-
 def trace(
     schedule: Annotated[
         list[str],

@@ -13,6 +13,7 @@ from sweeper.schedules import short
 from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
+    from sweeper.service import SweepSummary
     from sweeper.service.plan import Plan
     from sweeper.service.status import Status
     from sweeper.stats import Answer, Failures
@@ -325,6 +326,32 @@ def status(found: "Status") -> None:
     exactness(found.mismatches)
     if found.tracking_problem:
         console.print(f"tracking: {found.tracking_problem}", soft_wrap=True)
+
+
+def sweeps(launched: "Sequence[SweepSummary]") -> None:
+    """What ``sweeper list`` prints."""
+    table = plain_table("sweep", "state", "trials", "best", "", "winner", "worker heard of", right=("trials", "best"))
+    for sweep in launched:
+        ended = sum(sweep.counts.get(state, 0) for state in ("complete", "pruned", "fail"))
+        best = f"{sweep.best:.4f}" if sweep.best is not None else "-"
+        heard = f"{_ago(sweep.heard_s)} ago" if sweep.heard_s is not None else "-"
+        trials = f"{ended} of {sweep.counts['total']}"
+        table.add_row(sweep.name, sweep.state, trials, best, sweep.objective, sweep.winner or "-", heard)
+    console.print(table)
+    for sweep in launched:
+        if sweep.problem:
+            console.print(f"{sweep.name}: {sweep.problem}", soft_wrap=True)
+
+
+def _ago(seconds: float) -> str:
+    """
+    >>> _ago(4.6), _ago(600), _ago(7200), _ago(3 * 86400)
+    ('5 s', '10 min', '2 h', '3 days')
+    """
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,5 @@
-"""The commands about a sweep: init, plan, run, launch, worker, status, pick."""
+"""The commands that begin or train a sweep: init, plan, run, launch, worker, confirm, ray."""
 
-import functools
 import json
 import logging
 import os
@@ -12,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from sweeper import fleet
+from sweeper import fleet, names
 from sweeper.cli import live, look, show
-from sweeper.cli.options import JsonOption, Target, on_sweep
-from sweeper.errors import ConfigError, DeviceError
+from sweeper.cli.options import JsonOption, Target, messages, on_sweep, say
+from sweeper.errors import ConfigError, DeviceError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
+    from sweeper.study import Trial
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-say = functools.partial(console.print, soft_wrap=True)
+AUTO_LOADERS = 4  # loader processes of a worker on a GPU of a cluster, whose machines nobody has seen yet
+LEAST_SHARE = 0.01  # of a GPU, as for `sweeper worker --share`
 
 
 def init(
@@ -143,7 +142,7 @@ def train_all(service: "Service", where: list[str]) -> None:
     from sweeper.service.run import train
 
     stop = stop_on_signals(signal.SIGTERM)
-    with live.progress(console) as update:
+    with live.progress(messages) as update:
         train(service, where, stop=stop, say=say, tick=lambda: update(service.status))
 
 
@@ -168,7 +167,7 @@ def stop_on_signals(*signals: signal.Signals) -> threading.Event:
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print(f"{signal.Signals(number).name}: stopping after this epoch; SIGINT (Ctrl-C) once more: now")
+        say(f"{signal.Signals(number).name}: stopping after this epoch; SIGINT (Ctrl-C) once more: now")
 
     for number in signals:
         signal.signal(number, leave)
@@ -176,45 +175,115 @@ def stop_on_signals(*signals: signal.Signals) -> threading.Event:
 
 
 @on_sweep
-def status(
+def confirm(
     target: Target,
-    watch: Annotated[bool, typer.Option("--watch", help="Until it is done: live on a terminal, else lines.")] = False,
-    every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
-    as_json: JsonOption = False,
+    escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
+    trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the search's best one.")] = None,
 ) -> None:
-    """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
-    service = target.launched()
-    if watch:
-        last = live.watch(service.status, as_json=as_json, every_s=every)
-        look.leave(last is not None and last.failures.every)
+    """Fresh, paired seeds for the best of a finished search and the baselines. Ctrl-C is safe, as with `run`.
+
+    The first call fixes the design: which schedules, how many seeds, and the rule. Looking in between and calling
+    again changes nothing. With --escape: the control runs and measures that tell whether a restart escaped.
+    """
+    if trial is not None and not escape:
+        raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
+    from sweeper.service.run import slots
+
+    service = target.more().service()
+    where = slots(service.sweep)
+    service.study  # noqa: B018  there is one, of this sweep
+    service.check()
+    if escape:
+        _examine(service, trial, where, target.sweep)
         return
-    found = service.status()
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
-    else:
-        show.status(found)
-    look.leave(found.failures.every)
+    chosen = service.confirm()
+    if service.sweep.confirm.best > len(chosen):
+        say(
+            f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: the search had no more "
+            "when the confirmation began"
+        )
+    train_all(service, where)
+    show.answer(service.pick(), service.sweep.objective)
+
+
+def _examine(service: "Service", trial: int | None, where: list[str], sweep: Path) -> None:
+    from sweeper import evidence, stats
+
+    rows = service.study.trials()
+    subject = evidence.subject(rows, trial)
+    if len(evidence.seeds_of(rows, subject)) == 1:
+        say(
+            f"trial {subject.number} was not confirmed: one seed, no interval, and so no word on a gain. First: "
+            f"sweeper confirm {sweep}"
+        )
+    for asked in service.examine(subject):
+        if asked:
+            train_all(service, where)
+    found = service.verdicts(subject)
+    _tell(service, subject, found)
+    show.verdicts(subject.number, found)
+    controls = evidence.controls_of(service.study.trials(), subject)
+    show.failures(stats.failures([trial for trial, _ in controls]))
+
+
+def _tell(service: "Service", subject: "Trial", found: list[dict[str, Any]]) -> None:
+    """The verdicts onto the trial's run; without a server they still stand in the study."""
+    tags = {names.VERDICT: "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
+    try:
+        service.tracker.add(subject.number, tags, {names.VERDICTS: json.dumps(found, indent=1).encode()})
+    except TrackingError as error:
+        say(str(error))
 
 
 @on_sweep
-def pick(
+def ray(
     target: Target,
-    as_json: JsonOption = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="By default one for each free share, now and as the cluster changes.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, max=1, help="GPU for each: 1, 0.5, ...; 0: CPU. By default 1 if there are.")
+    ] = None,
+    cpus: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="CPUs; by default `threads`, on a GPU 1 + loader_workers (auto: 4)."),
+    ] = None,
+    address: Annotated[str, typer.Option(help="The cluster; auto: RAY_ADDRESS, or the one of this machine.")] = "auto",
 ) -> None:
-    """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
-    service = target.launched()
-    answer, mismatches = service.pick(), service.mismatches()
-    objective = service.sweep.objective
-    if as_json:
-        told = {"objective": objective, **answer.to_dict(score=objective), "mismatches": mismatches}
-        typer.echo(json.dumps(told, indent=1))
-    else:
-        show.answer(answer, objective)
-        show.exactness(mismatches)
-    look.leave(answer.failures.every)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (run, init, plan, launch, worker, status, pick):
-        app.command()(command)
+    """All of it, with the workers on a Ray cluster. Ctrl-C is safe: the same command goes on where it stopped."""
+    if gpus and gpus < LEAST_SHARE:
+        raise ConfigError(f"--gpus {gpus:g}: is too little for a worker; expected 0 (CPU), or {LEAST_SHARE:g} to 1")
+    try:
+        from sweeper import on_ray
+        from sweeper.service.run import open_trials, settle, tend
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'ray>=2.40,<3'") from None
+    service = target.service()
+    recipe, on_cpu = service.sweep.recipe, service.sweep.device == fleet.CPU
+    on_ray.connect(address)
+    on_ray.check(service.place.database, service.place.tracking)
+    if gpus is None:
+        gpus = 1.0 if on_ray.has_gpus() and not on_cpu else 0.0
+    on_cpu = on_cpu or not gpus
+    automatic = 0 if on_cpu else AUTO_LOADERS if cpus is None else max(int(cpus) - 1, 0)
+    loaders = automatic if recipe.loader_workers == "auto" else recipe.loader_workers
+    if cpus is None:
+        cpus = recipe.threads if on_cpu else 1 + loaders
+    service.launch()
+    stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
+    if left := open_trials(service):
+        arguments = target.arguments(target.store if "://" in target.store else str(service.place.folder))
+        device = (
+            ["--devices", fleet.CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]
+        )  # the only one it sees
+        crew = on_ray.RayFleet(
+            ["-m", "sweeper", "worker", *arguments, f"loader_workers={loaders}", *device],
+            workers=workers and min(workers, left),
+            gpus=gpus,
+            cpus=cpus,
+            threads=recipe.threads if on_cpu else 0,
+            wanted=lambda: open_trials(service),
+        )
+        tend(service, crew, stop=stop, say=say)
+    settle(service, stop, say)
+    answer(service, target.name)
