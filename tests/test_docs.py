@@ -50,3 +50,10 @@ def test_every_command_stands_in_the_table_of_commands() -> None:
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {words.split()[0] for row in rows for words in re.findall(r"`([^`]+)`", row)}
     assert named == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_article_is_linked_where_a_page_speaks_of_it() -> None:
+    pages = [page for page in [*PAGES, *(HERE / "jobs").glob("*.yaml")] if page.name != "CHANGELOG.md"]
+    speak = [page for page in pages if re.search(r"\b[Tt]he article\b", page.read_text(encoding="utf-8"))]
+    assert len(speak) > 3
+    assert [page.name for page in speak if "https://github.com/Huangdebo/CAWB" not in page.read_text("utf-8")] == []
