@@ -10,21 +10,25 @@ from pathlib import Path
 import pytest
 import tiny
 
-from sweeper import database
+from sweeper import database, fleet
 from sweeper.config import Sweep
 from sweeper.errors import StoreError
 from sweeper.service import Place, Service
 from sweeper.service.doctor import examine
 from sweeper.study import Study
+from sweeper.training import cache_mb, memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
-    sweep = tiny.write(tmp_path)
+    sweep = tiny.write(tmp_path, device="cpu")
     found = {finding.what: finding for finding in examine(Place(str(tmp_path / "store")), Sweep.load(sweep))}
     assert list(found) == ["versions", "device", "threads", "database", "tracking", "store", "data", "study"]
     assert all(finding.good for finding in found.values()), found
+    assert "; a worker has 0 loader processes, and " in found["device"].says
+    megabytes = cache_mb(memory(), fleet.cores())
+    assert found["device"].says.endswith(f"and {megabytes} MB for decoded images")
     assert "holds no sweep yet: the first launch makes its tables" in found["database"].says
     assert "not there yet: the first launch makes it" in found["tracking"].says
     assert "nothing is stored there yet, " in found["store"].says

@@ -37,7 +37,7 @@ def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
     threads = 1 if sweep is None else sweep.recipe.threads
     look: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
-        ("device", lambda: _device(device)),
+        ("device", lambda: _device(device, threads, sweep)),
         ("threads", lambda: _threads(threads)),
         ("database", lambda: _database(place)),
         ("tracking", lambda: _tracking(place, "doctor" if sweep is None else sweep.name)),
@@ -68,16 +68,21 @@ def _versions() -> str:
     return ", ".join([f"python {platform.python_version()}", version("lr-sweeper"), *map(version, LIBRARIES)])
 
 
-def _device(wanted: str) -> str:
-    slots, torch = fleet.slots(wanted), training.torch_sees()
+def _device(wanted: str, threads: int, sweep: Sweep | None) -> str:
+    slots, torch = fleet.slots(wanted, None, threads=threads), training.torch_sees()
     if fleet.CPU in slots:
-        return f"cpu, {platform.machine()}; torch {torch.version}" + (", no GPU here" if not fleet.gpus() else "")
-    if len(torch.gpus) < len(fleet.gpus()):
+        there = f"cpu, {platform.machine()}; torch {torch.version}" + (", no GPU here" if not fleet.gpus() else "")
+    elif len(torch.gpus) < len(fleet.gpus()):
         raise SweeperError(
             f"{len(fleet.gpus())} GPUs, but torch {torch.version} sees {len(torch.gpus)} of them; "
             "install a torch built for this driver's CUDA (nvidia-smi names its version)"
         )
-    return f"{len(slots)} x {', '.join(sorted(set(torch.gpus)))}; torch {torch.version}"
+    else:
+        there = f"{len(slots)} x {', '.join(sorted(set(torch.gpus)))}; torch {torch.version}"
+    loaders, cache = ("auto", "auto") if sweep is None else (sweep.recipe.loader_workers, sweep.recipe.cache_mb)
+    megabytes = training.cache_mb(training.memory(), len(slots)) if cache == "auto" else cache
+    count = fleet.loaders(loaders, slots)
+    return f"{there}; a worker has {count} loader process{'es' * (count != 1)}, and {megabytes} MB for decoded images"
 
 
 def _threads(threads: int) -> str:
