@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 
 from sweeper import database
-from sweeper.study import Study
+from sweeper.study import Study, Wanted
 from sweeper.study.fence import open_storage
 
 REPORTS, PARAMETERS = 40, 8
@@ -66,7 +66,7 @@ def bare(url: str, name: str, trials: int) -> Times:
 def prepare(url: str, finished: int, slots: int) -> str:
     """A study of ours with ``finished`` trials and ``slots`` waiting ones."""
     opened, name = database.open(url), uuid.uuid4().hex[:8]
-    study = Study.create(opened, name, config={}, slots=[], sampler="random", seed=0)
+    study = Study.create(opened, name, config={}, trials=[], sampler="random", seed=0)
     optuna_study = optuna.load_study(study_name=name, storage=open_storage(opened))
     distribution = optuna.distributions.FloatDistribution(0.0, 1.0)
     params = {f"x{i}": 0.5 for i in range(PARAMETERS)}
@@ -74,7 +74,7 @@ def prepare(url: str, finished: int, slots: int) -> str:
         optuna.trial.create_trial(params=params, distributions=dict.fromkeys(params, distribution), value=0.5)
         for _ in range(finished)
     )
-    study.add([{"stage": "search", "schedule": None, "seed": 0}] * slots)
+    study.add([Wanted("search", 0)] * slots)
     return name
 
 

@@ -42,7 +42,7 @@ from sweeper.config import Sweep
 from sweeper.schedules import TimeBase, Trace, parse, prefix_keys
 from sweeper.search import Entrant
 from sweeper.service import Place, Service
-from sweeper.study import REPLICATE, Study, Trial
+from sweeper.study import Study, Trial, Wanted
 from sweeper.study.trial import Facts
 
 logging.disable(logging.WARNING)
@@ -270,23 +270,24 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
     service, rows, known, draws = service_of(sweep, method, folder), list[Trial](), set[str](), itertools.count()
     asked: list[str] = []
 
-    def work(slots: Sequence[Mapping[str, Any]]) -> bool:
+    def work(trials: Sequence[Wanted]) -> bool:
         have, added = Counter(asked), False
-        for slot in slots:
-            text = json.dumps(dict(slot), sort_keys=True)
+        for wanted in trials:
+            text = json.dumps(wanted.given, sort_keys=True)
             have[text] -= 1
             if have[text] >= 0:
                 continue
             asked.append(text)
-            added, spec = True, rows[slot[REPLICATE]].spec if REPLICATE in slot else slot.get("schedule")
+            added = True
+            spec = wanted.schedule if wanted.replicate_of is None else rows[wanted.replicate_of].spec
             while spec is None:
                 drawn = search.propose(service.searched, search.Drawn(world.start * 1000 + next(draws)), TIME)
                 spec = drawn if world.trace(drawn).digest not in known else None
             trace = world.trace(spec)
-            known.update([trace.digest] if slot["stage"] == "search" else [])
-            score = world.train(trace, slot["seed"])
-            facts = Facts.of({**slot, "trace": trace.digest})
-            rows.append(Trial(len(rows), slot["stage"], slot["seed"], "COMPLETE", spec, score, facts=facts))
+            known.update([trace.digest] if wanted.stage == "search" else [])
+            score = world.train(trace, wanted.seed)
+            facts = Facts.of({**wanted.given, "trace": trace.digest})
+            rows.append(Trial(len(rows), wanted.stage, wanted.seed, "COMPLETE", spec, score, facts=facts))
         return added
 
     while work(service.agenda.slots(rows)):
@@ -305,7 +306,13 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
     vars(service)["database"] = there
     agenda = service.agenda
     study = Study.create(
-        there, name, config={}, slots=agenda.slots([]), sampler=sweep.sampler, seed=sweep.recipe.seed, lease_seconds=6e5
+        there,
+        name,
+        config={},
+        trials=agenda.slots([]),
+        sampler=sweep.sampler,
+        seed=sweep.recipe.seed,
+        lease_seconds=6e5,
     )
     study.told = method.told
     if agenda.grows:

@@ -79,8 +79,8 @@ class NullSweep:
         baselines = self.service.baselines()
         design = evidence.Design.begin(self.rows, list(baselines), self.service.sweep.confirm, 0)
         first = len(self.rows)
-        for slot in evidence.confirm_slots(self.rows, baselines, design):
-            self._add(slot["stage"], slot["seed"], name=slot["name"], design=slot["design"])
+        for wanted in evidence.confirm_slots(self.rows, baselines, design):
+            self._add(wanted.stage, wanted.seed, name=wanted.name, design=wanted.design)
         finished = self.rows
         step = len(design.baselines) + len(design.candidates)
         for end in range(first if looks else len(finished), len(finished) + 1, step):

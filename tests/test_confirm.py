@@ -67,12 +67,12 @@ SEARCHED = [row(0, "baseline", 0.5, name="yolo_linear"), row(1, "search", 0.4), 
 def test_the_design_is_that_of_the_first_slot_whatever_comes_later() -> None:
     begun = evidence.Design.begin(SEARCHED, list(BASELINES), Confirm(best=1, seeds=2), 0)
     first = evidence.confirm_slots(SEARCHED, BASELINES, begun)
-    assert [(slot["name"], slot["seed"]) for slot in first] == [
+    assert [(wanted.name, wanted.seed) for wanted in first] == [
         (name, seed) for seed in evidence.fresh_seeds(0, 2) for name in ("yolo_linear", "trial 2")
     ]
     assert evidence.Design.of(SEARCHED) is None
     # one slot was made, then the power failed; meanwhile the search got a better trial
-    stored = json.loads(json.dumps(first[0]))
+    stored = json.loads(json.dumps(first[0].given))
     there = row(3, "confirm", **{key: stored[key] for key in ("name", "design", "seed", "schedule")})
     later = [*SEARCHED, there, row(4, "search", 0.99)]
     design = evidence.Design.of(later)
@@ -95,10 +95,10 @@ def test_the_default_subject_is_chosen_by_the_search_alone_among_those_that_are_
     assert evidence.subject(rows).number == 2
     rows += [row(3, "search", 0.6, **up), row(4, "search", 0.5, **up)]
     design = evidence.Design((1, 3, 4), ("linear",), 3, (7,), 0.05, 0.002)
-    for slot, value in zip(
+    for wanted, value in zip(
         evidence.confirm_slots(rows, {"linear": RESTART}, design), (0.1, 0.2, 0.3, 0.9), strict=True
     ):
-        rows.append(row(len(rows), "confirm", value, **{key: slot[key] for key in ("name", "seed", "design")}))
+        rows.append(row(len(rows), "confirm", value, **{key: wanted.given[key] for key in ("name", "seed", "design")}))
     assert evidence.subject(rows).number == 3, "trial 4 was luckier on the fresh seed, trial 2 was not confirmed"
     assert evidence.subject(rows, 1).number == 1
     assert evidence.subject(rows[:2]).number == 1, "no restart at all: the drop, to say that it is none"
@@ -114,15 +114,15 @@ TRACE = parse({**RESTART, "steps": [20], "warmup": "3ep"}).trace(TimeBase(40, 13
 def test_every_seed_gets_its_controls_and_one_the_landscape() -> None:
     rows = [row(2, "search", 0.7), *(row(n, "confirm", 0.6, seed=n, name="trial 2") for n in (5, 6, 7))]
     slots = evidence.control_slots(rows, rows[0], TRACE, 0)
-    assert {(slot["schedule"]["family"], slot["seed"]) for slot in slots} == {
+    assert {((wanted.schedule or {})["family"], wanted.seed) for wanted in slots} == {
         (f, s) for f in CONTROLS for s in (5, 6, 7)
     }
     [measuring] = evidence.barrier_slots(rows, rows[0], TRACE, 0, Escape())
-    assert (measuring["seed"], measuring["control"]["other"], measuring["schedule"]) == (5, 6, RESTART)
+    assert (measuring.seed, (measuring.control or {})["other"], measuring.schedule) == (5, 6, RESTART)
 
     alone = evidence.control_slots(rows[:1], rows[0], TRACE, 0)
-    assert [slot["seed"] for slot in alone] == [0, 0, *evidence.fresh_seeds(0, 1)], "its own seed, and another run"
-    json.dumps(alone)
+    assert [wanted.seed for wanted in alone] == [0, 0, *evidence.fresh_seeds(0, 1)], "its own seed, and another run"
+    json.dumps([wanted.given for wanted in alone])
 
 
 def test_a_control_is_a_spec_like_any_other_and_shares_what_comes_before_the_restart() -> None:

@@ -70,7 +70,7 @@ def test_a_machine_that_sees_another_store_is_refused_before_it_trains(tmp_path:
         database.open(url),
         sweep.name,
         config={**sweep.identity(), "data_digest": here.dataset.digest, "store": here.store.id},
-        slots=[],
+        trials=[],
         sampler=sweep.sampler,
         seed=0,
     )

@@ -10,7 +10,7 @@ from test_study import claim, launch, space
 
 from sweeper.config import Search
 from sweeper.search import Entrant, promotions, rungs, search_seeds, shrunk
-from sweeper.study import Study, Suggest
+from sweeper.study import Study, Suggest, Wanted
 from sweeper.study.raced import learned, reference_scores
 
 SEEDS = search_seeds(0, 8)
@@ -123,7 +123,7 @@ def test_a_replicate_is_the_same_schedule_and_parameters_on_another_seed(url: st
     first = claim(study)
     spec = first.propose(space)
     first.tell(0.5)
-    slots = [{"stage": "search", "replicate_of": first.number, "seed": seed} for seed in (11, 12)]
+    slots = [Wanted("search", seed, replicate_of=first.number) for seed in (11, 12)]
     for _ in range(3):  # any worker may ask for them, any number of times
         study.add(slots)
     again = claim(study)  # before the second proposal, which has a lower number
@@ -188,9 +188,10 @@ def test_a_search_finds_what_is_good_although_seeds_differ_more(url: str) -> Non
         return 0.5 - (x - 0.8) ** 2 + (random.Random(seed).random() - 0.5) * 20
 
     def hunt(reference: str | None) -> Study:
-        slots: list[dict[str, Any]] = [
-            {"stage": "baseline", "schedule": {"family": "cosine"}, "seed": seed, "name": "trunk"} for seed in range(60)
-        ] + [{"stage": "search", "schedule": None, "seed": 0} for _ in range(60)]
+        slots = [
+            *(Wanted("baseline", seed, schedule={"family": "cosine"}, name="trunk") for seed in range(60)),
+            *[Wanted("search", 0)] * 60,
+        ]
         study = launch(url, slots, sampler="tpe", name=f"sweep-{reference}")
         while (slot := study.claim("w")) is not None:
             if slot.stage == "baseline":

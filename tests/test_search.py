@@ -13,7 +13,7 @@ from sweeper.config import Sweep
 from sweeper.config.sweep import SAMPLERS
 from sweeper.errors import ConfigError
 from sweeper.schedules import Duration, TimeBase, parse
-from sweeper.study import Study, samplers
+from sweeper.study import Study, Wanted, samplers
 
 RECIPE = {"name": "s", "data": "digits", "model": "yolo11n.yaml", "lr0": 0.01, "trials": 8, "baselines": []}
 SPACE = {
@@ -474,12 +474,11 @@ def test_the_space_of_a_study_is_frozen_and_a_change_is_told(tmp_path: Path) -> 
 
 
 def launched(sweep: Sweep, folder: Path, count: int) -> Study:
-    slots = [{"stage": "search", "schedule": None, "seed": 0}] * count
     return Study.create(
         database.open(f"sqlite:///{folder}/s.db"),
         sweep.name,
         config=sweep.identity(),
-        slots=slots,
+        trials=[Wanted("search", 0)] * count,
         sampler=sweep.sampler,
         seed=0,
         free_keys=Sweep.FREE,

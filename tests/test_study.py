@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,33 +23,33 @@ from postgres import Postgres
 from sweeper import database
 from sweeper.errors import ConfigError, DatabaseError, LeaseLost, NotFinite
 from sweeper.store import Snapshot, Store
-from sweeper.study import Slot, Study, Suggest, check_optuna, fence, history, unfinished
+from sweeper.study import Slot, Study, Suggest, Wanted, check_optuna, fence, history, unfinished
 
 CONFIG = {"epochs": 4, "recipe": {"imgsz": 320, "batch": 8}, "trials": 3}
 COSINE = {"family": "cosine", "lr": 0.1}
 FORK = get_context("fork")
 
 
-def search(count: int, **more: Any) -> list[dict[str, Any]]:
-    return [{"stage": "search", "schedule": None, "seed": 7, **more} for _ in range(count)]
+def search(count: int, **more: Any) -> list[Wanted]:
+    return [Wanted("search", 7, **more)] * count
 
 
-def baseline(**more: Any) -> dict[str, Any]:
-    return {"stage": "baseline", "schedule": COSINE, "seed": 7, **more}
+def baseline(name: str | None = None) -> Wanted:
+    return Wanted("baseline", 7, schedule=COSINE, name=name)
 
 
 def launch(
     url: str,
-    slots: Sequence[Mapping[str, Any]] | int = 3,
+    trials: Sequence[Wanted] | int = 3,
     config: Mapping[str, Any] = CONFIG,
     sampler: str = "random",
     seed: int = 1,
     name: str = "sweep",
     **options: Any,
 ) -> Study:
-    slots = search(slots) if isinstance(slots, int) else slots
+    trials = search(trials) if isinstance(trials, int) else trials
     opened = database.open(url)
-    return Study.create(opened, name, config=config, slots=slots, sampler=sampler, seed=seed, **options)
+    return Study.create(opened, name, config=config, trials=trials, sampler=sampler, seed=seed, **options)
 
 
 def foreign(url: str, name: str = "sweep") -> optuna.Study:
@@ -94,7 +95,7 @@ def test_every_slot_is_a_waiting_trial_with_a_known_number(url: str) -> None:
 
 
 def test_baselines_come_first_then_the_lowest_number(url: str) -> None:
-    study = launch(url, [*search(2), baseline(), {**baseline(), "stage": "confirm"}])
+    study = launch(url, [*search(2), baseline(), replace(baseline(), stage="confirm")])
     assert [claim(study).number for _ in range(4)] == [2, 0, 1, 3]
     assert study.claim("w") is None
     assert not study.done
@@ -109,9 +110,30 @@ def test_launching_again_adds_only_what_is_missing(url: str) -> None:
     assert [row.stage for row in study.trials()] == ["baseline"] * 2 + ["search"] * 5
 
 
+def test_trials_are_known_by_the_names_that_earlier_versions_gave_them() -> None:
+    """Otherwise a study that was launched with one would get all of its trials a second time."""
+    spec, settings = {"family": "cosine", "lr": 0.1}, {"alpha": 0.05, "equivalence": 0.002}
+    design = {"candidates": [3], "baselines": ["linear"], "best": 1, "seeds": [11], **settings}
+    control = {"trial": 3, "kind": "counterfactual", "restart": 1, "epoch": 20, "ratio": None, "end": 40}
+    known = [
+        ("baseline/31b9ec59081e2aaa", Wanted("baseline", 7, schedule=spec, name="cosine")),
+        ("search/2cc713f53d4e2de4", Wanted("search", 7)),
+        ("search/4822234d6661cb8e", Wanted("search", 7, name="enqueued 1", params={"floor": 0.1})),
+        ("search/2cba9e8c52d23d0d", Wanted("search", 7, schedule=spec, name="enqueued 2")),
+        ("search/1ac36eca26e3dedb", Wanted("search", 11, replicate_of=3)),
+        ("search/17b1851fead82631", Wanted("search", 12, replicate_of=3, name="enqueued 1")),
+        ("confirm/42b1d35478fd118a", Wanted("confirm", 11, schedule=spec, name="trial 3", design=design)),
+        (
+            "control/ac2167808813347a",
+            Wanted("control", 11, schedule=spec, name="trial 3: no restart (epoch 20)", control=control),
+        ),
+    ]
+    assert [wanted.item for _, wanted in known] == [name for name, _ in known]
+
+
 def test_slots_added_later_are_added_once(url: str) -> None:
     study = launch(url, 2)
-    confirm = [{"stage": "confirm", "schedule": COSINE, "seed": seed, "of": 1} for seed in (11, 12)]
+    confirm = [Wanted("confirm", seed, schedule=COSINE, name="trial 1") for seed in (11, 12)]
     study.add(confirm)
     Study.open(database.open(url), "sweep").add(confirm)
     launch(url, 3)
@@ -439,7 +461,7 @@ def test_a_proposal_depends_on_seed_number_and_searched_history_alone(tmp_path: 
 
     alone = proposals("alone", [])
     assert proposals("again", []) == alone
-    assert proposals("among", [baseline(note=index) for index in range(4)]) == alone
+    assert proposals("among", [baseline(f"b{index}") for index in range(4)]) == alone
     if sampler == "grid":
         assert len({json.dumps(point) for point in alone}) == count
 
@@ -450,7 +472,7 @@ def _grid(suggest: Suggest) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_samplers_learn_while_there_are_baselines(tmp_path: Any, sampler: str) -> None:
-    slots = [baseline(note=index) for index in range(12)] + search(24)
+    slots = [baseline(f"b{index}") for index in range(12)] + search(24)
     study = launch(f"sqlite:///{tmp_path}/sweep.db", slots, sampler=sampler)
     found = []
     while (slot := study.claim("w")) is not None:

@@ -14,11 +14,11 @@ from typing import Any
 from sweeper import stats
 from sweeper.config import Escape
 from sweeper.errors import ConfigError
-from sweeper.evidence.confirm import Design, Slot, fresh_seeds
+from sweeper.evidence.confirm import Design, fresh_seeds
 from sweeper.evidence.landscape import Landscape
 from sweeper.evidence.verdict import Comparison, Gain, verdict
 from sweeper.schedules import CONTROLS, Trace
-from sweeper.study import Control, Trial
+from sweeper.study import Control, Trial, Wanted
 
 SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs
 
@@ -94,7 +94,7 @@ def seeds_of(rows: Sequence[Trial], row: Trial) -> list[int]:
     return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [row.seed]
 
 
-def control_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int) -> list[Slot]:
+def control_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int) -> list[Wanted]:
     """The runs that the battery on ``row`` (with this ``trace``) compares with; ``seed`` is the sweep's. None for a
     run without restarts."""
     seeds, found = seeds_of(rows, row), restarts(trace)
@@ -109,7 +109,7 @@ def control_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int) ->
     return slots
 
 
-def barrier_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int, settings: Escape) -> list[Slot]:
+def barrier_slots(rows: Sequence[Trial], row: Trial, trace: Trace, seed: int, settings: Escape) -> list[Wanted]:
     """The measuring trials of the battery, for after the control runs. Other ``settings`` measure anew."""
     first, *others = seeds_of(rows, row)
     other = others[0] if others else fresh_seeds(seed, 1)[0]
@@ -174,16 +174,16 @@ def verdicts(rows: Sequence[Trial], row: Trial, settings: Escape) -> list[dict[s
     return sorted(found, key=lambda one: int(one["epoch"]))
 
 
-def _slot(row: Trial, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Slot:
+def _slot(row: Trial, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Wanted:
     words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
     place = {"restart": at.number, "epoch": at.epoch, "ratio": at.ratio, "end": at.end} if at else {}
-    return {
-        "stage": "control",
-        "schedule": spec,
-        "seed": seed,
-        "name": f"{row.name}: {words}" + (f" (epoch {at.epoch})" if at else ""),
-        "control": {"trial": row.number, "kind": kind, **place, **more},
-    }
+    return Wanted(
+        "control",
+        seed,
+        schedule=spec,
+        name=f"{row.name}: {words}" + (f" (epoch {at.epoch})" if at else ""),
+        control={"trial": row.number, "kind": kind, **place, **more},
+    )
 
 
 def controls_of(rows: Sequence[Trial], row: Trial) -> list[tuple[Trial, Control]]:

@@ -10,9 +10,7 @@ from typing import Any
 
 from sweeper.config import Confirm
 from sweeper.errors import ConfigError
-from sweeper.study import Trial
-
-Slot = dict[str, Any]
+from sweeper.study import Trial, Wanted
 
 
 def fresh_seeds(seed: int, count: int) -> list[int]:
@@ -123,7 +121,7 @@ def chosen(rows: Sequence[Trial], best: int, leaders: Sequence[int] | None = Non
     return found
 
 
-def confirm_slots(rows: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Slot]:
+def confirm_slots(rows: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Wanted]:
     """The slots of the whole confirmation, seed by seed: what is finished early makes pairs.
 
     ``baselines``: name -> spec. Those that exist already are among them; ``Study.add`` makes what is missing.
@@ -132,6 +130,5 @@ def confirm_slots(rows: Sequence[Trial], baselines: Mapping[str, Mapping[str, An
     specs |= {row.name: dict(row.spec or {}) for row in rows if row.number in design.candidates}
     written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(design).items()}
     return [
-        {"stage": "confirm", "schedule": specs[name], "seed": seed, "name": name, "design": written}
-        for name, seed in design.runs(rows)
+        Wanted("confirm", seed, schedule=specs[name], name=name, design=written) for name, seed in design.runs(rows)
     ]

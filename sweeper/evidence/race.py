@@ -9,9 +9,8 @@ from typing import Any
 
 from sweeper import stats
 from sweeper.errors import ConfigError
-from sweeper.evidence.confirm import Slot
 from sweeper.search import Entrant, promotions, shrunk
-from sweeper.study import REPLICATE, Trial
+from sweeper.study import Trial, Wanted
 
 
 @dataclass(frozen=True)
@@ -169,18 +168,17 @@ def _score(row: Trial) -> float | None:
     return row.score if row.usable else None
 
 
-def replicates(rows: Sequence[Trial], reference: str, seeds: Sequence[int], race: float, begin: int = 1) -> list[Slot]:
-    """The slots of all replicates that the race wants so far; ``Study.add`` makes those that are missing."""
+def replicates(
+    rows: Sequence[Trial], reference: str, seeds: Sequence[int], race: float, begin: int = 1
+) -> list[Wanted]:
+    """All replicates that the race wants so far; ``Study.add`` makes those that are missing."""
     return slots_of(rows, promotions(entrants(rows, reference), seeds, race, begin))
 
 
-def slots_of(rows: Sequence[Trial], wanted: Iterable[tuple[int, int]]) -> list[Slot]:
-    """The slots of these replicates, each the number of a proposal and the seed to repeat it on."""
+def slots_of(rows: Sequence[Trial], wanted: Iterable[tuple[int, int]]) -> list[Wanted]:
+    """These replicates, each the number of a proposal and the seed to repeat it on."""
     names = {row.number: row.facts.name for row in rows}
-    return [
-        {"stage": "search", REPLICATE: trial, "seed": seed} | ({"name": names[trial]} if names[trial] else {})
-        for trial, seed in wanted
-    ]
+    return [Wanted("search", seed, name=names[trial], replicate_of=trial) for trial, seed in wanted]
 
 
 def standings(rows: Sequence[Trial], reference: str) -> list[Standing]:

@@ -8,12 +8,12 @@ finished, because proposals are branches of the best one; then proposals, and re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeper import evidence, search
 from sweeper.config import BEST, Sweep
 from sweeper.service.spending import Spending
-from sweeper.study import REPLICATE, Trial
+from sweeper.study import Trial, Wanted
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -49,7 +49,7 @@ class Agenda:
         """The baseline that proposals are compared with, as far as it is known; see :meth:`reference`."""
         return self.chosen if self.waits else self._sweep.trunk_name()
 
-    def now(self) -> list[dict[str, Any]]:
+    def now(self) -> list[Wanted]:
         """The slots as they should be by now. Raises ConfigError if the search cannot begin."""
         study = self._service.study
         noted = study.notes.get(NOTE) if self.waits and self.chosen is None else None
@@ -63,7 +63,7 @@ class Agenda:
             study.note(NOTE, {"name": self.chosen})
         return slots
 
-    def slots(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
+    def slots(self, rows: Sequence[Trial]) -> list[Wanted]:
         """The same for these trials."""
         slots = self.baselines()
         if self.waits and self.reference(rows) is None:
@@ -74,8 +74,8 @@ class Agenda:
         budget = Spending.of(self._service, rows) if self._sweep.budget is not None else None
         if budget is None:
             return slots + raced + self.proposals(self._sweep.trials or 0)
-        existing = {(slot[REPLICATE], slot["seed"]) for slot in raced} & {(row.original, row.seed) for row in rows}
-        affordable = budget.affordable([slot for slot in raced if (slot[REPLICATE], slot["seed"]) not in existing])
+        existing = {(row.original, row.seed) for row in rows}
+        affordable = budget.affordable([each for each in raced if (each.replicate_of, each.seed) not in existing])
         made = sum(row.stage == "search" and row.original is None for row in rows)
         return slots + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
 
@@ -92,35 +92,35 @@ class Agenda:
         """The best baseline on the search seeds; None while one of them is not finished there."""
         return evidence.best_baseline(rows, list(self._service.baselines()), self.seeds)
 
-    def baselines(self) -> list[dict[str, Any]]:
+    def baselines(self) -> list[Wanted]:
         """The baselines' slots, seed by seed. Where the trunk is named, the others run on the first seed only."""
         trunk = None if self.waits else self._sweep.trunk_name()
         return [
-            {"stage": "baseline", "schedule": spec, "seed": seed, "name": name}
+            Wanted("baseline", seed, schedule=spec, name=name)
             for place, seed in enumerate(self.seeds)
             for name, spec in self._service.baselines().items()
             if place == 0 or trunk in (None, name)
         ]
 
-    def proposals(self, count: int) -> list[dict[str, Any]]:
+    def proposals(self, count: int) -> list[Wanted]:
         """The first ``count`` proposals' slots; those that the sweep file gives come first."""
         seed, sweep = self._sweep.recipe.seed, self._service.searched
         given = search.enqueued(sweep, self._service.time)
         slots = [
-            {"stage": "search", "schedule": None, "seed": seed, "name": f"enqueued {number}", **one}
-            for number, one in enumerate(given, start=1)
+            Wanted("search", seed, name=f"enqueued {number}", **answers)
+            for number, answers in enumerate(given, start=1)
         ]
-        slots += [{"stage": "search", "schedule": None, "seed": seed}] * (count - len(given))
+        slots += [Wanted("search", seed)] * (count - len(given))
         return slots[:count]
 
-    def race(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
+    def race(self, rows: Sequence[Trial]) -> list[Wanted]:
         """The replicates that the race wants by now."""
         settings, reference = self._sweep.search, self.reference(rows)
         if settings.seeds == 1 or reference is None:
             return []
         return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
 
-    def _over(self, rows: Sequence[Trial], slots: Sequence[dict[str, Any]]) -> bool:
+    def _over(self, rows: Sequence[Trial], slots: Sequence[Wanted]) -> bool:
         """Whether the search has ended: no trial of it is open, and none is to be added."""
         began = any(row.stage == "confirm" for row in rows)
         trained = [row for row in rows if row.stage in ("baseline", "search")]

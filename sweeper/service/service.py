@@ -20,7 +20,7 @@ from sweeper.service.plan import Plan, plan
 from sweeper.service.status import Status, status
 from sweeper.stats import Answer, choose
 from sweeper.store import Store
-from sweeper.study import Study, Trial
+from sweeper.study import Study, Trial, Wanted
 from sweeper.tracking import Tracker
 from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
@@ -283,7 +283,7 @@ class Service:
             self.database,
             self.sweep.name,
             config={**self._config, "amp": self._amp, **self._notes()},
-            slots=slots,
+            trials=slots,
             sampler=self.sweep.sampler,
             seed=self.sweep.sampler_seed,
             free_keys=self._free_keys(there.config if there is not None else {}),
@@ -393,7 +393,7 @@ class Service:
         self.study.add(evidence.confirm_slots(rows, baselines, design))
         return list(design.candidates)
 
-    def confirmation(self, rows: Sequence[Trial]) -> list[dict[str, Any]]:
+    def confirmation(self, rows: Sequence[Trial]) -> list[Wanted]:
         """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
 
         Every worker that asks comes to the same ones, because the search's trials are finished.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import evidence, search
 from sweeper.config import Budget
-from sweeper.study import REPLICATE, Trial
+from sweeper.study import Trial, Wanted
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -119,14 +119,14 @@ class Spending:
         """What the search may still spend: without what is promised and the confirmation."""
         return self.budget.amount - self.spent - self.promised - self.kept
 
-    def affordable(self, replicates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
         """As many of these replicates, in their order, as there is something left for."""
         left, found = self.left, []
-        for slot in replicates:
-            left -= self.cost.get(int(slot[REPLICATE]), self.typical)
+        for wanted in replicates:
+            left -= self.cost.get(wanted.replicate_of or 0, self.typical)
             if left < 0:
                 break
-            found.append(slot)
+            found.append(wanted)
         return found
 
     def another(self, made: int, *, idle: bool) -> bool:

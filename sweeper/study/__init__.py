@@ -9,9 +9,9 @@ from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
 from sweeper.study.slot import Slot, Suggest
 from sweeper.study.study import Study, WorkerRow
-from sweeper.study.trial import REPLICATE, Control, Facts, Stage, State, Trial
+from sweeper.study.trial import Control, Facts, Stage, State, Trial, Wanted
 
 __all__ = [
-    "REPLICATE", "Control", "Facts", "Slot", "Stage", "State", "Study", "Suggest", "Trial", "WorkerRow",
-    "check_optuna", "unfinished",
+    "Control", "Facts", "Slot", "Stage", "State", "Study", "Suggest", "Trial", "Wanted",
+    "WorkerRow", "check_optuna", "unfinished",
 ]  # fmt: skip

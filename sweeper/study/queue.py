@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from sweeper.errors import DatabaseError, LeaseLost
 from sweeper.study.fence import FencedStorage
 from sweeper.study.history import TRIALS
 from sweeper.study.slot import Lease
-from sweeper.study.trial import REPLICATE
+from sweeper.study.trial import Wanted
 
 
 def unfinished(database: Database) -> list[str]:
@@ -41,36 +40,34 @@ class Queue:
     lease_seconds: float
     attempts: int
 
-    def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, trials: Sequence[Wanted]) -> None:
         """See :meth:`Study.add`."""
-        for item, slot in self.missing(slots).items():
+        for item, wanted in self.missing(trials).items():
             with contextlib.suppress(IntegrityError):  # another worker has made it in the meantime
-                self._enqueue(slot, item)
+                self._enqueue(wanted, item)
 
-    def missing(self, slots: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """Those of ``slots`` for which there is no trial yet, by the name under which they are known."""
+    def missing(self, trials: Sequence[Wanted]) -> dict[str, Wanted]:
+        """Those of ``trials`` that are not there yet, by the name under which they are known."""
         t = self.database.tables.slots
         known = select(t.c.item).where(t.c.study == self.study)
         have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
         seen: Counter[str] = Counter()
         found = {}
-        for slot in slots:
-            by_place = slot.get("schedule") is None and REPLICATE not in slot
-            content = json.dumps({**slot, "seed": 0} if by_place else dict(slot), sort_keys=True)
-            name = f"{slot['stage']}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        for wanted in trials:
+            name = wanted.item
             item = f"{name}/{seen[name]}"
             seen[name] += 1
             if item not in have:
-                found[item] = slot
+                found[item] = wanted
         return found
 
-    def _enqueue(self, slot: Mapping[str, Any], item: str) -> None:
+    def _enqueue(self, wanted: Wanted, item: str) -> None:
         """A WAITING trial and its slot, in one transaction."""
-        attrs = {key: value for key, value in slot.items() if value is not None and key != "params"}
-        fixed = {"fixed_params": dict(slot["params"])} if slot.get("params") else {}
+        attrs = {key: value for key, value in wanted.given.items() if key != "params"}
+        fixed = {"fixed_params": dict(wanted.params)} if wanted.params else {}
         waiting = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=fixed)
-        if REPLICATE in slot:  # what the sampler answered then, and the schedule that came of it, are this trial's, too
-            original = self._numbered(int(slot[REPLICATE]))
+        if wanted.replicate_of is not None:  # the sampler's answers and the schedule are those of the original
+            original = self._numbered(wanted.replicate_of)
             waiting.params, waiting.distributions = original.params, original.distributions
             waiting.set_user_attr("schedule", original.user_attrs["schedule"])
         slots = self.database.tables.slots
@@ -81,7 +78,8 @@ class Queue:
             mine = select(TRIALS.c.trial_id, TRIALS.c.number).where(TRIALS.c.study_id == self.study_id)
             trial_id, number = session.execute(mine.order_by(TRIALS.c.trial_id.desc()).limit(1)).one()
             row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item}
-            session.execute(slots.insert().values(**row, first=slot["stage"] == "baseline" or REPLICATE in slot))
+            first = wanted.stage == "baseline" or wanted.replicate_of is not None
+            session.execute(slots.insert().values(**row, first=first))
 
         with self.storage.fenced(guard):
             self.database.retry(lambda: self.storage.create_new_trial(self.study_id, waiting))

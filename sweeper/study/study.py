@@ -20,7 +20,7 @@ from sweeper.study.history import TRIALS, History
 from sweeper.study.queue import Queue
 from sweeper.study.raced import Told, importance
 from sweeper.study.slot import Lease, Slot
-from sweeper.study.trial import Trial
+from sweeper.study.trial import Trial, Wanted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -50,8 +50,8 @@ class Study:
         self.seed: int = row.seed
         self.id = str(row.id)  #: random: a study made anew under the name has another
         self._database = database
-        #: Names the slots that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
-        self.agenda: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+        #: Names the trials that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
+        self.agenda: Callable[[], Sequence[Wanted]] | None = None
         self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
         self._history = History(database, storage, row.study_id)
         self._optuna = database.retry(
@@ -65,7 +65,7 @@ class Study:
         name: str,
         *,
         config: Mapping[str, Any],
-        slots: Sequence[Mapping[str, Any]],
+        trials: Sequence[Wanted],
         sampler: str,
         seed: int,
         free_keys: Sequence[str] = (),
@@ -75,7 +75,7 @@ class Study:
         """Make the study and its slots, or whatever of them is missing; any number of workers may do so at once.
 
         ``config`` (JSON) must be the launched one but for ``free_keys`` (names of keys, dotted where nested; a name
-        stands for all below it). ``slots`` are as in :meth:`add`. ``lease_seconds`` and ``attempts`` are this
+        stands for all below it). ``trials`` are as in :meth:`add`. ``lease_seconds`` and ``attempts`` are this
         process's own. Raises ConfigError saying which keys changed, for an unknown sampler, or for a study of that
         name that somebody else made; DatabaseError.
         """
@@ -117,7 +117,7 @@ class Study:
             return connection.execute(select(studies).where(studies.c.id == row.id)).one()
 
         study = cls(database, storage, database.transaction(register), lease_seconds, attempts)
-        study.add(slots)
+        study.add(trials)
         return study
 
     @classmethod
@@ -170,16 +170,13 @@ class Study:
 
     # -- slots
 
-    def add(self, slots: Sequence[Mapping[str, Any]]) -> None:
-        """See to it that there is a trial for each of ``slots``; those that exist already are left alone.
+    def add(self, trials: Sequence[Wanted]) -> None:
+        """See to it that there are all of ``trials``; those that exist already are left alone.
 
-        A slot is {"stage": "baseline"|"search"|"confirm"|"control", "schedule": spec or None, "seed": int, ...}; it
-        becomes the trial's user attributes. A slot with a schedule is known by its content, one without by its place
-        among those of its stage; so to raise the budget, pass the whole longer list. "params" (name -> value) fixes
-        what the sampler would propose for a search slot. "replicate_of" (a trial's number) makes a slot that repeats
-        that trial's parameters and schedule on the slot's own seed; replicates are claimed before proposals.
+        One with a schedule is known by its content, one that is yet to be proposed by its place among those of its
+        stage: to raise the budget, pass the whole longer list.
         """
-        self._queue.add(slots)
+        self._queue.add(trials)
 
     def claim(
         self,
@@ -214,12 +211,12 @@ class Study:
 
     @property
     def grows(self) -> bool:
-        """Whether the agenda has slots to add by now."""
+        """Whether the agenda has trials to add by now."""
         return self.agenda is not None and self.missing(self.agenda())
 
-    def missing(self, slots: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether there is no trial yet for one of ``slots``."""
-        return bool(self._queue.missing(slots))
+    def missing(self, trials: Sequence[Wanted]) -> bool:
+        """Whether one of ``trials`` is not there yet."""
+        return bool(self._queue.missing(trials))
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,39 @@ from sweeper.schedules import Schedule, parse
 Stage = Literal["baseline", "search", "confirm", "control"]
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
-REPLICATE = "replicate_of"  #: the key of a slot, and the attribute, that names the trial whose schedule is repeated
+REPLICATE = "replicate_of"  #: the attribute that names the trial whose schedule is repeated
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A trial that there should be; what is given becomes its attributes, see :class:`Facts`.
+
+    ``schedule``: a spec; None: one is proposed, with the answers in ``params`` where the sampler would be asked, or
+    that of the trial ``replicate_of`` is repeated on another seed.
+    """
+
+    stage: Stage
+    seed: int
+    schedule: Mapping[str, Any] | None = None
+    name: str | None = None
+    params: Mapping[str, Any] | None = None
+    replicate_of: int | None = None
+    design: Mapping[str, Any] | None = None
+    control: Mapping[str, Any] | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
+    def item(self) -> str:
+        """The name by which the study knows whether it is there: of its content, without the seed where a schedule is
+        yet to be proposed."""
+        proposed = self.schedule is None and self.replicate_of is None
+        content = self.given | ({"schedule": None, "seed": 0} if proposed else {})
+        text = json.dumps(content, sort_keys=True)
+        return f"{self.stage}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
