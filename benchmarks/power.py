@@ -281,7 +281,7 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
             added = True
             spec = wanted.schedule if wanted.replicate_of is None else rows[wanted.replicate_of].spec
             while spec is None:
-                drawn = search.propose(service.searched, search.Drawn(world.start * 1000 + next(draws)), TIME)
+                drawn = search.propose(service.searched, search.Drawn(world.start * 1000 + next(draws)), TIME).spec
                 spec = drawn if world.trace(drawn).digest not in known else None
             trace = world.trace(spec)
             known.update([trace.digest] if wanted.stage == "search" else [])
@@ -323,7 +323,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
         known: set[str] = set()
         while (slot := study.claim("worker")) is not None:
             spec = slot.propose(
-                lambda suggest: search.propose(service.searched, suggest, TIME),
+                lambda suggest: search.propose(service.searched, suggest, TIME).spec,
                 known=lambda spec: world.trace(spec).digest in known,
                 reference=agenda.against,
             )

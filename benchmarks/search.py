@@ -118,7 +118,7 @@ def best(told: list[Trial], epochs: float) -> Trial:
 
 
 def default_space(suggest: Any) -> dict[str, Any]:
-    return search.propose(DEFAULT, suggest, TIME)
+    return search.propose(DEFAULT, suggest, TIME).spec
 
 
 def plain_script(trial: Any) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def budget(number: int, epochs: int) -> dict[str, Any]:
 def pruners(number: int, count: int) -> dict[str, Any]:
     """``count`` random schedules of the default space, one after the other: good ones stopped, epochs not trained."""
     land = Landscape(number)
-    traces = [parse(search.propose(DEFAULT, search.Drawn(number * 1_000 + i), TIME)).trace(TIME) for i in range(count)]
+    traces = [search.propose(DEFAULT, search.Drawn(number * 1_000 + i), TIME).trace(TIME) for i in range(count)]
     curves, truths = [land.curve(trace) for trace in traces], [land.truth(trace) for trace in traces]
     good = np.array(truths) >= np.quantile(truths, 0.9)
     optunas: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
@@ -271,12 +271,12 @@ def encodings(number: int, trials: int) -> dict[str, Any]:
 
     land = Landscape(number)
     tried: dict[str, tuple[Propose, str]] = {
-        "slots": (lambda suggest: search.propose(slots, suggest, TIME), "tpe"),
+        "slots": (lambda suggest: search.propose(slots, suggest, TIME).spec, "tpe"),
         "relative gaps": (relative_gaps, "tpe"),
         "fixed gaps": (fixed_gaps, "tpe"),
         "shares of the run": (sticks, "tpe"),
         "sorted positions": (positions, "tpe"),
-        "slots, random": (lambda suggest: search.propose(slots, suggest, TIME), "random"),
+        "slots, random": (lambda suggest: search.propose(slots, suggest, TIME).spec, "random"),
     }
     truths, seen = {}, []
     for name, (propose, sampler) in tried.items():

@@ -97,7 +97,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
     study, tracker = service.study, service.tracker
     while (slot := study.claim("inventor")) is not None:
         study.beat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=0)
-        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest))
+        spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest).spec)
         trace = service.trace(spec)
         name = str(slot.facts.name or f"trial {slot.number}")
         called = service.sweep.label(spec)

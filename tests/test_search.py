@@ -75,7 +75,7 @@ class Walk:
 def walked(sweep: Sweep) -> list[dict[str, Any]]:
     walk, found = Walk(), []
     while True:
-        found.append(search.propose(sweep, walk, time(sweep)))
+        found.append(search.propose(sweep, walk, time(sweep)).spec)
         if not walk.forward():
             return found
 
@@ -102,7 +102,7 @@ def test_every_proposal_is_valid_and_keeps_to_the_limits(
         places = search.slots(sweep, time(sweep))
     except ConfigError:  # they do not fit; that is said, not drawn
         return
-    spec = search.propose(sweep, search.Drawn(seed), time(sweep))
+    spec = search.propose(sweep, search.Drawn(seed), time(sweep)).spec
     steps = spec["steps"]
     assert restarts["min"] <= len(steps) <= restarts["max"]
     assert all(later - earlier >= restarts["distance"] for earlier, later in pairwise(steps))
@@ -130,7 +130,7 @@ def test_the_corners_of_a_space_that_fits_are_schedules(restarts: dict[str, int]
     except ConfigError:
         return
     search.check(sweep, time(sweep))
-    counts = {len(spec["steps"]) for spec in search.corners(sweep, time(sweep))}
+    counts = {len(corner.params["steps"]) for corner in search.corners(sweep, time(sweep))}
     assert counts == {restarts["min"], restarts["max"]}
 
 
@@ -175,7 +175,7 @@ def test_what_changes_nothing_is_not_asked_for() -> None:
     sweep = build({**SPACE, "floor": [0.0, 0.1]})
     for seed in range(40):
         noted = Noted(seed)
-        spec = search.propose(sweep, noted, time(sweep))
+        spec = search.propose(sweep, noted, time(sweep)).spec
         assert len(noted.names) == len(set(noted.names))
         for name in ("steps_", "step_scale_"):
             assert sum(asked.startswith(name) for asked in noted.names) == len(spec["steps"])
@@ -188,7 +188,7 @@ def test_a_gaussian_process_is_asked_everything_every_time() -> None:
     asked = set()
     for seed in range(40):
         noted = Noted(seed)
-        spec = search.propose(sweep, noted, time(sweep))
+        spec = search.propose(sweep, noted, time(sweep)).spec
         asked.add(frozenset(noted.names))
         assert len(spec["steps"]) <= 3
         assert spec["power"] == 1.0 or spec["decay"] == "cosine"
@@ -209,7 +209,7 @@ def test_a_choice_has_parameters_of_its_own() -> None:
     search.check(sweep)
     seen = set()
     for seed in range(60):
-        spec = search.propose(sweep, search.Drawn(seed))
+        spec = search.propose(sweep, search.Drawn(seed)).spec
         seen.add(spec["decay"].split(" ")[0])
         if spec["decay"] == "cosine":
             assert 0.5 <= spec["power"] <= 2
@@ -231,7 +231,7 @@ def test_a_choices_own_parameter_wins_wherever_it_stands(sampler: str) -> None:
         search.check(sweep)
         for seed in range(20):
             noted = Noted(seed)
-            spec = search.propose(sweep, noted, time(sweep))
+            spec = search.propose(sweep, noted, time(sweep)).spec
             own = spec["decay"] == "cosine"
             assert spec["floor"] in ((0.2, 0.3) if own else (0.0, 0.1))
             assert sampler == "gp" or ("floor" in noted.names) != own
@@ -242,7 +242,7 @@ def test_fixed_steps_have_cycles_too(sampler: str) -> None:
     space = {key: value for key, value in SPACE.items() if key != "restarts"} | {"steps": [30, "60ep"]}
     sweep = build(space, sampler=sampler)
     search.check(sweep)
-    seen = {tuple(search.propose(sweep, search.Drawn(seed), time(sweep))["step_scale"]) for seed in range(200)}
+    seen = {tuple(search.propose(sweep, search.Drawn(seed), time(sweep)).spec["step_scale"]) for seed in range(200)}
     assert len(seen) == 9
     assert all(len(scales) == 2 for scales in seen)
 
@@ -345,23 +345,23 @@ def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
     held = {key: value for key, value in SPACE.items() if key != "warmup"}
     sweep = build({**held, "warmup_kind": "trainer"}, momentum=0.9)
     search.check(sweep, time(sweep))
-    spec = search.propose(sweep, search.Drawn(0), time(sweep))
+    spec = search.propose(sweep, search.Drawn(0), time(sweep)).spec
     assert (spec["warmup"], spec["momentum"], spec["warmup_kind"]) == ("3ep", 0.9, "trainer")
     kinds = ["lr", {"trainer": {"warmup": ["3ep", "12ep"], "warmup_bias_lr": [0.05, 0.1]}}]
     sweep = build({**held, "warmup": "1ep", "warmup_kind": kinds})
     search.check(sweep, time(sweep))
     assert search.slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
-    found = [search.propose(sweep, search.Drawn(seed), time(sweep)) for seed in range(30)]
+    found = [search.propose(sweep, search.Drawn(seed), time(sweep)).spec for seed in range(30)]
     assert {(spec["warmup_kind"], spec["warmup"]) for spec in found} == {
         ("lr", "1ep"),
         ("trainer", "3ep"),
         ("trainer", "12ep"),
     }
     given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[found[0]]), time(sweep))
-    assert set(given[0]) == {"schedule"}  # its warm-up is not the space's
+    assert given[0].schedule == sweep.schedule(found[0])  # its warm-up is not the space's
     own = {"family": "cawb", "warmup_kind": "lr", "horizon": "end"}
     given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[own]), time(sweep))
-    assert given[0]["params"]["warmup_kind"] == "lr"
+    assert (given[0].answers or {})["warmup_kind"] == "lr"
 
 
 def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -> None:
@@ -371,8 +371,9 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
     plain = {"family": "cawb", "warmup": "3ep"}
     sweep = build(enqueue=[inside, outside, {**inside, "steps": [31, 70]}, answers, plain, "yolo_cosine"])
     found = search.enqueued(sweep, time(sweep))
-    assert [next(iter(one)) for one in found] == ["params", "schedule", "schedule", "params", "params", "schedule"]
-    assert found[0]["params"] == {
+    assert [one.answers is None for one in found] == [False, True, True, False, False, True]
+    assert all((one.answers is None) == (one.schedule is not None) for one in found)
+    assert found[0].answers == {
         "restart_1": "on",
         "steps_1": 30,
         "restart_2": "off",
@@ -381,8 +382,8 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
         "step_scale_1": 0.7,
         "step_scale_2": 1.0,
     }
-    assert found[3]["params"] == answers
-    assert found[4]["params"] == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
+    assert found[3].answers == answers
+    assert found[4].answers == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -410,7 +411,7 @@ def test_a_switch_is_on_without_quotes(sampler: str) -> None:
     """YAML 1.1 reads `on` as true."""
     sweep = build(enqueue=[{"restart_1": True, "steps_1": 30, "restart_2": False}], sampler=sampler)
     (found,) = search.enqueued(sweep, time(sweep))
-    assert found["params"].items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
+    assert (found.answers or {}).items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
 
 
 def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
@@ -418,14 +419,14 @@ def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
     space = {**SPACE, "restarts": {"max": 3, "every": 10, "distance": 20}}
     sweep = build(space, enqueue=[{"restart_2": "on", "steps_2": 50}], sampler="grid")
     (found,) = search.enqueued(sweep, time(sweep))
-    assert found["params"] == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
+    assert found.answers == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
 
 
 def test_answers_are_not_drawn() -> None:
     sweep = build({**SPACE, "floor": {"low": 0.0, "high": 0.1}})
     for seed in range(10):
         answers = {"restart_1": "on", "steps_1": 30, "floor": 0.05}
-        spec = search.propose(sweep, search.Drawn(seed, answers), time(sweep))
+        spec = search.propose(sweep, search.Drawn(seed, answers), time(sweep)).spec
         assert spec["steps"][0] == 30
         assert spec["floor"] == 0.05
 
@@ -456,7 +457,7 @@ def test_the_grid_is_walked_once_by_the_sampler(tmp_path: Path) -> None:
     while (slot := study.claim("a")) is not None:
         other = study.claim("b")
         for held in filter(None, (slot, other)):
-            seen.append(digest(sweep, held.propose(lambda suggest: search.propose(sweep, suggest, time(sweep)))))
+            seen.append(digest(sweep, held.propose(lambda suggest: search.propose(sweep, suggest, time(sweep)).spec)))
         for held in filter(None, (slot, other)):
             held.tell(0.5)
     assert set(seen) == everything
@@ -496,7 +497,8 @@ def test_what_is_known_is_asked_for_again(tmp_path: Path, sampler: str) -> None:
     study, seen = launched(sweep, tmp_path, len(everything) + 1), []
     while (slot := study.claim("w")) is not None:
         spec = slot.propose(
-            lambda suggest: search.propose(sweep, suggest, time(sweep)), known=lambda spec: digest(sweep, spec) in seen
+            lambda suggest: search.propose(sweep, suggest, time(sweep)).spec,
+            known=lambda spec: digest(sweep, spec) in seen,
         )
         seen.append(digest(sweep, spec))
         slot.tell(0.5 if spec["steps"] else 0.6)

@@ -20,7 +20,9 @@ OPTIMIZERS = ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSP
 class Model(BaseModel):
     """A part of a sweep file: unknown keys are errors, and what was read never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, validate_by_name=True, serialize_by_alias=True
+    )
 
 
 class Recipe(Model):

@@ -33,20 +33,31 @@ class Range(Model):
             raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
         return self
 
+    @property
+    def last(self) -> float:
+        """The highest value that a draw can give."""
+        return self.high if self.step is None else self.low + self.step * int((self.high - self.low) / self.step + 1e-9)
+
+    def grid(self) -> list[float]:
+        """Every value on the grid of ``step``, or of 1 where it is continuous."""
+        step = self.step or 1.0
+        return [self.low + step * number for number in range(int((self.high - self.low) / step + 1e-9) + 1)]
+
 
 class Parameter(Model):
     """What one schedule parameter may be: a fixed ``value``, one of ``choices``, or within a ``range``.
 
     In YAML: a scalar; a list; ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one a cycle. A
     choice may have parameters of its own, ``- cosine: {power: [1, 2]}``, which exist only where it is chosen; of a
-    decay written as arithmetic they are also the constants that it leaves open. ``own`` has them by :meth:`label`.
+    decay written as arithmetic they are also the constants that it leaves open. ``conditional`` has them by
+    :meth:`label`; a stored sweep calls it ``own``.
     """
 
     value: Any = None
     choices: tuple[Scalar | None, ...] | None = None
     range: Range | None = None
     per_cycle: bool = False
-    own: dict[str, dict[str, "Parameter"]] = Field(default_factory=dict)
+    conditional: dict[str, dict[str, "Parameter"]] = Field(default_factory=dict, alias="own")
 
     @classmethod
     def read(cls, written: Any) -> "Parameter":
@@ -121,7 +132,7 @@ class Parameter(Model):
             raise ValueError("a choice drawn per cycle cannot have parameters of its own")
         if any(inner.per_cycle for below in named.values() for inner in below.values()):
             raise ValueError("a choice's own parameter cannot be drawn per cycle")
-        return parameter.model_copy(update={"own": named})
+        return parameter.model_copy(update={"conditional": named})
 
     @classmethod
     def _read_own(cls, choice: Any, name: str, written: Any) -> "Parameter":
@@ -143,7 +154,7 @@ class Parameter(Model):
     def examples(self) -> tuple[Any, ...]:
         """The ends of the range, every choice, or the value: what a check before training looks at."""
         if self.range is not None:
-            return (self.range.low, self.range.high)
+            return (self.range.low, self.range.last)
         return self.choices if self.choices is not None else (self.value,)
 
 
@@ -233,7 +244,7 @@ class Search(Model):
         names = {name for name, parameter in self.params.items() if parameter.searched}
         for name, parameter in self.params.items():
             if parameter.choices is not None and spec.get(name) in parameter.choices:
-                names.update(parameter.own.get(parameter.label(spec[name]), {}))
+                names.update(parameter.conditional.get(parameter.label(spec[name]), {}))
         return names if self.restarts is None else {"steps", *names}
 
     @model_validator(mode="after")

@@ -2,98 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from sweeper import schedules
-from sweeper.config import Parameter, Search, Sweep
+from sweeper.config import Parameter, Range, Sweep
 from sweeper.errors import ConfigError, ScheduleError
-from sweeper.schedules import TimeBase, Trace
+from sweeper.schedules import FAMILIES, Schedule, TimeBase
 from sweeper.schedules.decay import free_names
 from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
 DRAWS = 50  # proposals that a check tries beside the corners
-
-
-class Given:
-    """A ``Suggest`` that answers from ``answers``, else with the low end or first choice; ``asked`` records all.
-
-    Raises ConfigError for an answer that is not among those allowed.
-    """
-
-    def __init__(self, answers: Mapping[str, Any]) -> None:
-        self.answers = answers
-        self.asked: dict[str, Any] = {}
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        value = self.answers.get(name, low)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        on_grid = number and (step is None or abs((value - low) / step - round((value - low) / step)) < 1e-9)
-        return float(self._checked(name, value, number and low <= value <= high and on_grid, f"{low:g} to {high:g}"))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        value = self.answers.get(name, low)
-        allowed = value in range(low, high + 1, step)
-        return int(self._checked(name, value, allowed, f"{low} to {high} in steps of {step}"))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        value = self.answers.get(name, choices[0])
-        return self._checked(name, value, value in choices, f"one of {', '.join(map(str, choices))}")
-
-    def _checked(self, name: str, value: Any, allowed: bool, expected: str) -> Any:
-        if not allowed:
-            raise ConfigError(f"{name}: {value!r} is not in the search space; expected {expected}")
-        self.asked[name] = value
-        return value
-
-
-def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[dict[str, Any]]:
-    """Schedules at the edges of the space: each parameter at each of its ends or choices, with no and most restarts."""
-    restarts = sweep.search.restarts
-    most = restarts.max if restarts is not None else 0
-    cycles, places = most_cycles(sweep.search), slots(sweep, time)
-    for on in ("off", "on") if restarts is not None else ("off",):
-        for end in (0, -1):
-            begun: dict[str, Any] = {f"restart_{slot + 1}": on for slot in range(most)}
-            begun |= {f"steps_{slot + 1}": place[end] for slot, place in enumerate(places)} if on == "on" else {}
-            for name, parameter in {"-": Parameter(), **sweep.search.params}.items():
-                names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
-                for answers in _edges(name, parameter):
-                    spread = dict.fromkeys(names, answers[name]) if name in answers else {}
-                    given = Given({**answers, **spread, **begun})
-                    yield propose(_with_fixed_ranges(sweep), given, time)
-
-
-def _with_fixed_ranges(sweep: Sweep) -> Sweep:
-    """The sweep as ``tpe`` sees it: fixed ranges, in which any answer is allowed."""
-    return sweep.model_copy(update={"sampler": "tpe"})
-
-
-def _edges(name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
-    """Answers for a parameter, by Optuna's names: one after the other its ends, or its choices with theirs."""
-    if parameter.range is not None:
-        yield from ({name: end} for end in _ends(parameter))
-        return
-    if parameter.choices is None:
-        yield {}
-        return
-    for choice in parameter.choices:
-        label = parameter.label(choice)
-        below = parameter.own.get(label, {})
-        yield {name: choice}
-        for inner, inner_parameter in below.items():
-            for answers in _edges(f"{inner}_{label}", inner_parameter):
-                yield {name: choice, **answers}
-
-
-def _ends(parameter: Parameter) -> tuple[float, float]:
-    """A range's low end and the highest value that a draw can give."""
-    assert parameter.range is not None
-    low, high, step = parameter.range.low, parameter.range.high, parameter.range.step
-    return low, high if step is None else low + step * int((high - low) / step + 1e-9)
 
 
 def check(sweep: Sweep, time: TimeBase | None = None) -> None:
@@ -102,12 +22,9 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     Without a time base the steps per epoch are not known yet; epochs are, and most mistakes are about those. What is
     written in steps or images is then left to the second look.
     """
-    known = time is not None
-    time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=STEPS)
     _check_names(sweep)
-    _check_questions(sweep.search)
-    most, pruner = most_cycles(sweep.search), sweep.pruner
-    if most == 1 and (scale := sweep.search.params.get("step_scale")) is not None and scale.per_cycle:
+    scale, pruner = sweep.search.params.get("step_scale"), sweep.pruner
+    if scale is not None and scale.per_cycle and most_cycles(sweep.search) == 1:
         raise ConfigError(
             "search.step_scale: is one for each restart, and there are none; expected search.restarts, "
             "steps: [30, 60], or a single step_scale"
@@ -117,19 +34,19 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
             f"pruner.from_epoch: {pruner.from_epoch} is not inside the run, nothing would be stopped; expected less "
             f"than {sweep.epochs}, or pruner=none"
         )
-    if known or not _in_steps(sweep):
-        slots(sweep, time)
-        drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
-        for where, specs in (
-            ("baselines", sweep.named_baselines.values()),
-            ("search", chain(corners(sweep, time), drawn)),
-        ):
-            try:
-                for spec in specs:
-                    schedules.parse(spec).trace(time)
-            except ScheduleError as error:
-                raise ConfigError(f"{where}: {error}") from None
-        enqueued(sweep, time)
+    if time is None and _in_steps(sweep):
+        return
+    time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=STEPS)
+    slots(sweep, time)
+    drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
+    proposals = chain(_everything(sweep, time), corners(sweep, time), drawn)
+    for where, tried in (("baselines", sweep.named_baselines.values()), ("search", proposals)):
+        try:
+            for schedule in tried:
+                schedule.trace(time)
+        except ScheduleError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    enqueued(sweep, time)
 
 
 def _in_steps(sweep: Sweep) -> bool:
@@ -139,13 +56,13 @@ def _in_steps(sweep: Sweep) -> bool:
 
 
 def _check_names(sweep: Sweep) -> None:
-    """Own parameters must be the family's or a constant of their choice; a grid's are countable."""
+    """The parameters of a choice must be the family's, or constants of the choice, of which none may be left open."""
     search = sweep.search
     for name, parameter in search.params.items():
         for choice in parameter.choices or (parameter.value,):
-            below = parameter.own.get(parameter.label(choice), {}) if parameter.choices else {}
+            below = parameter.conditional.get(parameter.label(choice), {}) if parameter.choices else {}
             open_names = free_names(choice) if isinstance(choice, str) and not choice.isidentifier() else set()
-            family = schedules.FAMILIES.get(search.family)
+            family = FAMILIES.get(search.family)
             known = {} if family is None else {**family.keys({}), **family.keys({name: choice})}
             for inner in below.keys() - known.keys() - open_names:
                 constants = f" or of its constants {', '.join(sorted(open_names))}" if open_names else ""
@@ -158,71 +75,72 @@ def _check_names(sweep: Sweep) -> None:
                     f"search.decay: {choice!r} leaves {', '.join(missing)} open; expected for example "
                     f"- {choice}: {{{missing[0]}: {{low: 0.5, high: 2}}}}"
                 )
-    if sweep.sampler == "grid":
-        for name, range_ in _ranges(search.params):
-            if range_.step is None:
-                raise ConfigError(
-                    f"search.{name}: {range_.low:g} to {range_.high:g} has no step, and a grid cannot be walked; "
-                    "expected a step, a list, or another sampler"
-                )
 
 
-def _check_questions(search: Search) -> None:
-    """One name, one distribution: Optuna refuses another one in the middle of a study."""
-    seen: dict[str, tuple[str, Any]] = {}
-    for where, name, distribution in _questions(search):
-        before, known = seen.setdefault(name, (where, distribution))
-        if known != distribution:
+def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
+    """A proposal for which every parameter is asked. A name must have one meaning, and a grid a number of values."""
+    drawn = Drawn(None)
+    yield propose(sweep.model_copy(update={"sampler": "gp"}), drawn, time)
+    for name, limits in drawn.limits.items() if sweep.sampler == "grid" else ():
+        if isinstance(limits, Range) and limits.step is None:
             raise ConfigError(
-                f"search.{where}: its {name} would have the name of another parameter, {before}'s; expected the same "
-                "values for both, or one of them held"
+                f"search.{name}: {limits.low:g} to {limits.high:g} has no step, and a grid cannot be walked; expected "
+                "a step, a list, or another sampler"
             )
 
 
-def _questions(search: Search) -> Iterator[tuple[str, str, Any]]:
-    """(where it is written, Optuna's name, distribution) of everything that may be asked for."""
-    if search.restarts is not None:
-        for slot in range(1, search.restarts.max + 1):
-            yield "restarts", f"restart_{slot}", "a switch"
-            yield "restarts", f"steps_{slot}", "a position"
-    for name, parameter in search.params.items():
-        numbers = range(1, most_cycles(search) + 2 - first_cycle(search, name))
-        for asked in [f"{name}_{number}" for number in numbers] if parameter.per_cycle else [name]:
-            yield from ((name, *question) for question in _asked(asked, parameter))
+def _fixed(sweep: Sweep) -> Sweep:
+    """The sweep as ``tpe`` sees it: ranges do not depend on earlier answers, so that any answer is allowed."""
+    return sweep.model_copy(update={"sampler": "tpe"})
 
 
-def _asked(name: str, parameter: Parameter) -> Iterator[tuple[str, Any]]:
-    if parameter.searched:
-        yield name, (parameter.choices, parameter.range)
-    for label, below in parameter.own.items():
-        for inner, inner_parameter in below.items():
-            yield from _asked(f"{inner}_{label}", inner_parameter)
+def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[Schedule]:
+    """Schedules at the edges of the space: each parameter at each of its ends or choices, with no and most restarts."""
+    restarts, places, cycles = sweep.search.restarts, slots(sweep, time), most_cycles(sweep.search)
+    for on in ("off", "on") if restarts is not None else ("off",):
+        for end in (0, -1):
+            begun: dict[str, Any] = {}
+            for number, place in enumerate(places, start=1):
+                begun |= {f"restart_{number}": on} | ({f"steps_{number}": place[end]} if on == "on" else {})
+            for name, parameter in {"-": Parameter(), **sweep.search.params}.items():
+                names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
+                for answers in _edges(name, parameter):
+                    spread = dict.fromkeys(names, answers[name]) if name in answers else {}
+                    yield propose(_fixed(sweep), Drawn(None, {**answers, **spread, **begun}), time)
 
 
-def _ranges(params: Mapping[str, Parameter]) -> Iterator[tuple[str, Any]]:
-    for name, parameter in params.items():
-        if parameter.range is not None:
-            yield name, parameter.range
-        for below in parameter.own.values():
-            yield from _ranges(below)
+def _edges(name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
+    """Answers for a parameter, by Optuna's names: one after the other its ends, or its choices with theirs."""
+    if parameter.range is None and parameter.choices is None:
+        yield {}
+        return
+    for value in parameter.examples():
+        yield {name: value}
+        label = "" if parameter.choices is None else parameter.label(value)
+        for inner, inner_parameter in parameter.conditional.get(label, {}).items():
+            yield from ({name: value, **answers} for answers in _edges(f"{inner}_{label}", inner_parameter))
 
 
-def enqueued(sweep: Sweep, time: TimeBase) -> list[dict[str, Any]]:
-    """What the first search slots are given, one for each of ``sweep.enqueue``.
+@dataclass(frozen=True)
+class Enqueued:
+    """What a search slot is given: ``answers`` to the search's questions, from which the sampler learns, or for a
+    schedule that the space does not contain the ``schedule``, which is trained as it is."""
 
-    {"params": answers} for a schedule that lies in the space, so that the sampler learns from it, and for answers
-    written as such; else {"schedule": spec}, which is trained as it is. Raises ConfigError.
-    """
-    given: list[dict[str, Any]] = []
+    answers: Mapping[str, Any] | None = None
+    schedule: Schedule | None = None
+
+
+def enqueued(sweep: Sweep, time: TimeBase) -> list[Enqueued]:
+    """What the first search slots are given, one for each of ``sweep.enqueue``. Raises ConfigError."""
+    given: list[Enqueued] = []
     for number, written in enumerate(sweep.enqueue, start=1):
         try:
             if isinstance(written, str) or "family" in written:
-                spec = sweep.spec(written)
-                trace = schedules.parse(spec).trace(time)
-                answers = _encoded(sweep, spec, trace, time)
-                given.append({"schedule": spec} if answers is None else {"params": answers})
+                schedule = sweep.schedule(written)
+                answers = _encoded(sweep, schedule, time)
+                given.append(Enqueued(schedule=schedule) if answers is None else Enqueued(answers))
             else:
-                given.append({"params": _checked_answers(sweep, written, time)})
+                given.append(Enqueued(_checked_answers(sweep, written, time)))
         except ConfigError as error:
             raise ConfigError(f"enqueue: {number}: {error}") from None
     if sweep.trials is not None and len(given) > sweep.trials:
@@ -240,67 +158,65 @@ def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -
     """
     # YAML reads on without quotes as true
     switches = {True: "on", False: "off"}
-    written = {
+    answers = {
         name: switches[value] if isinstance(value, bool) and name.startswith("restart_") else value
         for name, value in written.items()
     }
-    everything = Given(written)
-    propose(sweep.model_copy(update={"sampler": "gp"}), everything, time)  # asks for every parameter there is
-    for name in written:
-        if name not in everything.asked:
-            raise ConfigError(
-                f"{name}: is not a parameter of the search; expected a schedule with its family, or some of "
-                f"{', '.join(everything.asked)}"
-            )
-    given = Given(written)
-    spec = propose(sweep, given, time)
-    schedules.parse(spec).trace(time)
-    if (restarts := sweep.search.restarts) is None:
-        return written
-    off = sum(written.get(f"restart_{slot}") == "off" for slot in range(1, restarts.max + 1))
-    if off > restarts.max - restarts.min:
+    everything = Drawn(None, answers)
+    propose(sweep.model_copy(update={"sampler": "gp"}), everything, time)
+    if unknown := [name for name in answers if name not in everything.asked]:
         raise ConfigError(
-            f"{off} restarts are off; expected at most {restarts.max - restarts.min}, min is {restarts.min}"
+            f"{unknown[0]}: is not a parameter of the search; expected a schedule with its family, or some of "
+            f"{', '.join(everything.asked)}"
         )
-    for slot in range(1, restarts.max + 1):
-        on, at = written.get(f"restart_{slot}"), written.get(f"steps_{slot}")
-        if at is not None and (on == "on" or restarts.min == restarts.max) and at not in spec["steps"]:
+    drawn = Drawn(None, answers)
+    schedule = propose(sweep, drawn, time)
+    schedule.trace(time)
+    if (restarts := sweep.search.restarts) is None:
+        return answers
+    numbers, most = range(1, restarts.max + 1), restarts.max - restarts.min
+    if (off := sum(answers.get(f"restart_{number}") == "off" for number in numbers)) > most:
+        raise ConfigError(f"{off} restarts are off; expected at most {most}, min is {restarts.min}")
+    for number in numbers:
+        on, at, steps = answers.get(f"restart_{number}"), answers.get(f"steps_{number}"), schedule.params["steps"]
+        if at is not None and (on == "on" or most == 0) and at not in steps:
             raise ConfigError(
-                f"steps_{slot}: {at} comes out otherwise, with restarts at {', '.join(map(str, spec['steps']))}; "
+                f"steps_{number}: {at} comes out otherwise, with restarts at {', '.join(map(str, steps))}; "
                 f"expected restarts at least {restarts.distance} epochs apart"
             )
-    slot_names = [name for name in given.asked if re.fullmatch(r"(restart|steps)_[0-9]+", name)]
-    if sweep.sampler == "grid" and any(name in written for name in slot_names):
+    of_restarts = [name for name in drawn.asked if re.fullmatch(r"(restart|steps)_[0-9]+", name)]
+    if sweep.sampler == "grid" and any(name in answers for name in of_restarts):
         # In a grid the places of a restart depend on the restarts before it. So no restart may be left to the sampler:
         # it could make a later answer impossible.
-        return {name: given.asked[name] for name in slot_names} | written
-    return written
+        return {name: drawn.asked[name] for name in of_restarts} | answers
+    return answers
 
 
-def _encoded(sweep: Sweep, spec: Mapping[str, Any], trace: Trace, time: TimeBase) -> dict[str, Any] | None:
-    """The answers with which the space gives this very trace; None if it lies outside."""
-    if spec["family"] != sweep.search.family or (sweep.search.restarts is None and spec.get("steps")):
+def _encoded(sweep: Sweep, schedule: Schedule, time: TimeBase) -> dict[str, Any] | None:
+    """The answers with which the space gives the very trace of ``schedule``; None if it lies outside."""
+    trace, params = schedule.trace(time), schedule.params
+    if schedule.family != sweep.search.family or (sweep.search.restarts is None and params.get("steps")):
         return None
     answers: dict[str, Any] = {}
-    steps = [step for step in spec.get("steps", []) if isinstance(step, int)]
-    for index, place in enumerate(slots(sweep, time)):
+    steps = [step for step in params.get("steps", []) if isinstance(step, int)]
+    for number, place in enumerate(slots(sweep, time), start=1):
         inside = [step for step in steps if step in place]
-        answers[f"restart_{index + 1}"] = "on" if inside else "off"
-        answers |= {f"steps_{index + 1}": inside[0]} if inside else {}
+        answers[f"restart_{number}"] = "on" if inside else "off"
+        answers |= {f"steps_{number}": inside[0]} if inside else {}
     for name, parameter in sweep.search.params.items():
-        value = spec.get(name)
+        value = params.get(name)
         if parameter.per_cycle:
             count = len(steps) + 2 - first_cycle(sweep.search, name)
             values = value[-count:] if isinstance(value, list) and count else [value] * count
-            answers |= {f"{name}_{index + 1}": each for index, each in enumerate(values)}
+            answers |= {f"{name}_{number}": each for number, each in enumerate(values, start=1)}
         elif parameter.searched:
             answers[name] = value
-        for label, below in parameter.own.items():
-            answers |= {f"{inner}_{label}": spec[inner] for inner in below if inner in spec}
-    given = Given(answers)
+        for label, below in parameter.conditional.items():
+            answers |= {f"{inner}_{label}": params[inner] for inner in below if inner in params}
+    drawn = Drawn(None, answers)
     try:
-        asking = sweep if sweep.sampler == "grid" else _with_fixed_ranges(sweep)  # a grid has none
-        same = schedules.parse(propose(asking, given, time)).trace(time) == trace
+        # the ranges of a grid do depend on earlier answers
+        same = propose(sweep if sweep.sampler == "grid" else _fixed(sweep), drawn, time).trace(time) == trace
     except ConfigError:  # an answer that the space does not have
         return None
-    return given.asked if same else None
+    return drawn.asked if same else None

@@ -14,12 +14,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sweeper.config import Parameter, Restarts, Search, Sweep
+from sweeper.config import Parameter, Range, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
-from sweeper.schedules import AT_RESTARTS, Duration, TimeBase
+from sweeper.schedules import AT_RESTARTS, Duration, Schedule, TimeBase
 from sweeper.schedules.decay import filled, free_names
 
 STEPS = 4  # assumed per epoch while the data set is not known
+
+
+Limits = Range | range | tuple[Any, ...]
+"""What may be answered: a range of numbers or of whole numbers, or one of some choices."""
 
 
 class Suggest(Protocol):
@@ -33,57 +37,87 @@ class Suggest(Protocol):
 
 
 class Drawn:
-    """A ``Suggest`` that draws uniformly: what a study without history proposes. For plans and checks.
+    """A ``Suggest`` without a study: it gives ``answers``, and draws the others uniformly with ``seed``; without a seed
+    they are the low end or the first choice.
 
-    What ``answers`` has is not drawn, as in a trial that was enqueued with them.
+    ``asked`` has everything that was asked for with its answer, ``limits`` what may be answered. Raises ConfigError for
+    an answer that may not be, and for a name that is asked for a second time with other limits, which Optuna would
+    refuse in the middle of a study.
     """
 
-    def __init__(self, seed: int, answers: Mapping[str, Any] | None = None) -> None:
-        self._random = np.random.default_rng(seed)
+    def __init__(self, seed: int | None, answers: Mapping[str, Any] | None = None) -> None:
+        self._random = None if seed is None else np.random.default_rng(seed)
         self._answers = answers or {}
+        self.asked: dict[str, Any] = {}
+        self.limits: dict[str, Limits] = {}
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        value = low
         if name in self._answers:
-            return float(self._answers[name])
-        if step is not None:
-            return low + step * int(self._random.integers(0, int((high - low) / step + 1e-9) + 1))
-        if log:
-            return float(np.exp(self._random.uniform(np.log(low), np.log(high))))
-        return float(self._random.uniform(low, high))
+            value = self._answers[name]
+        elif self._random is not None and step is not None:
+            value = low + step * int(self._random.integers(0, int((high - low) / step + 1e-9) + 1))
+        elif self._random is not None and log:
+            value = float(np.exp(self._random.uniform(np.log(low), np.log(high))))
+        elif self._random is not None:
+            value = float(self._random.uniform(low, high))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        on_grid = number and (step is None or abs((value - low) / step - round((value - low) / step)) < 1e-9)
+        limits = Range(low=low, high=high, step=step, log=log)
+        self._note(name, value, limits, on_grid and low <= value <= high, f"{low:g} to {high:g}")
+        return float(value)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        value = low
         if name in self._answers:
-            return int(self._answers[name])
-        return low + step * int(self._random.integers(0, (high - low) // step + 1))
+            value = self._answers[name]
+        elif self._random is not None:
+            value = low + step * int(self._random.integers(0, (high - low) // step + 1))
+        grid = range(low, high + 1, step)
+        self._note(name, value, grid, value in grid, f"{low} to {high} in steps of {step}")
+        return int(value)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        value = choices[0]
         if name in self._answers:
-            return self._answers[name]
-        return choices[int(self._random.integers(0, len(choices)))]
+            value = self._answers[name]
+        elif self._random is not None:
+            value = choices[int(self._random.integers(0, len(choices)))]
+        self._note(name, value, tuple(choices), value in choices, f"one of {', '.join(map(str, choices))}")
+        return value
+
+    def _note(self, name: str, value: Any, limits: Limits, allowed: bool, expected: str) -> None:
+        if not allowed:
+            raise ConfigError(f"{name}: {value!r} is not in the search space; expected {expected}")
+        if self.limits.setdefault(name, limits) != limits:
+            raise ConfigError(
+                f"search: {name} would be the name of two parameters that differ; expected the same values for both, "
+                "or one of them held"
+            )
+        self.asked[name] = value
 
 
-def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dict[str, Any]:
-    """One schedule as a spec (all defaults written out), drawn from ``sweep.search`` through ``suggest``.
+def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Schedule:
+    """One schedule, drawn from ``sweep.search`` through ``suggest``.
 
     ``time`` is needed where a warm-up is written in steps or images: restarts come after it. Raises ConfigError for a
     space that cannot be.
     """
     search, whole = sweep.search, sweep.sampler == "gp"
     written: dict[str, Any] = {"family": search.family}
-    if (trunk := sweep.trunk) is not None:
-        written["trunk"] = trunk.spec
+    if sweep.trunk is not None:
+        written["trunk"] = sweep.trunk.spec
     cycles = most = most_cycles(search)
     if search.restarts is not None:
-        places = slots(sweep, time)
         draw = _free_restarts if sweep.sampler == "grid" else _restarts
-        written["steps"] = draw(places, search.restarts, suggest, whole)
+        written["steps"] = draw(slots(sweep, time), search.restarts, suggest, whole)
         cycles = len(written["steps"]) + 1
     of_choice: dict[str, Any] = {}
     # A parameter that belongs to the choice made overrides a parameter of the same name for all choices.
-    for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].own):
-        idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or trunk is not None)
+    for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].conditional):
+        idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or sweep.trunk is not None)
         acting = name not in of_choice and not idle
         if not (acting or whole):
             continue
@@ -93,14 +127,11 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> dic
             of_choice.update(answers if acting else {})
             continue
         first = first_cycle(search, name)
-        last = most if whole else cycles
-        drawn = [
-            _answers(f"{name}_{number - first + 1}", parameter, suggest, whole) for number in range(first, last + 1)
-        ]
-        values = [next(iter(answers.values())) for answers in drawn[: cycles - first + 1]]
-        if values and acting:
+        numbers = range(1, (most if whole else cycles) - first + 2)
+        drawn = [_answers(f"{name}_{number}", parameter, suggest, whole)[f"{name}_{number}"] for number in numbers]
+        if acting and (values := drawn[: cycles - first + 1]):
             written[name] = values
-    return sweep.spec({**written, **of_choice})
+    return sweep.schedule({**written, **of_choice})
 
 
 def first_cycle(search: Search, name: str) -> int:
@@ -118,26 +149,25 @@ def most_cycles(search: Search) -> int:
 
 def _answers(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
     """A parameter's value and those of the parameters that belong to the choice made, by name."""
-    if parameter.choices is not None:
-        choices = list(parameter.choices)
-        choice: Any = suggest.suggest_categorical(name, choices) if parameter.searched else choices[0]
-        of_choice: dict[str, Any] = {}
-        for label, below in parameter.own.items():
-            chosen = label == parameter.label(choice)
-            for inner, inner_parameter in below.items():
-                if chosen or whole:
-                    answers = _answers(f"{inner}_{label}", inner_parameter, suggest, whole)
-                    of_choice.update({inner: answers[f"{inner}_{label}"]} if chosen else {})
-        if of_choice and isinstance(choice, str):
-            choice = filled(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
-        return {name: choice, **of_choice}
-    if parameter.range is None:
+    if (limits := parameter.range) is not None:
+        low, high, step = limits.low, limits.high, limits.step
+        if step is not None and low.is_integer() and high.is_integer() and step.is_integer():
+            return {name: suggest.suggest_int(name, int(low), int(high), step=int(step))}
+        return {name: suggest.suggest_float(name, low, high, step=step, log=limits.log)}
+    if parameter.choices is None:
         return {name: parameter.value}
-    limits = parameter.range
-    whole_numbers = all(float(value).is_integer() for value in (limits.low, limits.high, limits.step or 0.5))
-    if whole_numbers and limits.step is not None:
-        return {name: suggest.suggest_int(name, int(limits.low), int(limits.high), step=int(limits.step))}
-    return {name: suggest.suggest_float(name, limits.low, limits.high, step=limits.step, log=limits.log)}
+    choices = list(parameter.choices)
+    choice: Any = suggest.suggest_categorical(name, choices) if parameter.searched else choices[0]
+    of_choice: dict[str, Any] = {}
+    for label, below in parameter.conditional.items():
+        chosen = label == parameter.label(choice)
+        for inner, inner_parameter in below.items():
+            if chosen or whole:
+                answers = _answers(f"{inner}_{label}", inner_parameter, suggest, whole)
+                of_choice.update({inner: answers[f"{inner}_{label}"]} if chosen else {})
+    if of_choice and isinstance(choice, str):
+        choice = filled(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
+    return {name: choice, **of_choice}
 
 
 def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
@@ -145,17 +175,17 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 
     A restart comes after the (longest) warm-up. Raises ConfigError where the restarts do not fit; [] without any.
     """
-    search, restarts = sweep.search, sweep.search.restarts
+    restarts = sweep.search.restarts
     if restarts is None:
         return []
-    every = restarts.every
     earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29, not 28.999999999999996
-    first, last = _first_and_last(restarts, sweep.epochs, earliest, "the " if search.trunk is None else "the trunk's ")
-    grid = range(first, last + 1, every)
+    whose = "the " if sweep.search.trunk is None else "the trunk's "
+    first, last = _first_and_last(restarts, sweep.epochs, earliest, whose)
+    grid = range(first, last + 1, restarts.every)
     if not len(grid) or (restarts.max - 1) * _gap(restarts) > grid[-1] - first:
         raise ConfigError(
             f"search.restarts: {restarts.max} restarts do not fit between epochs {first} and {last} in steps of "
-            f"{every} with distance {restarts.distance}; expected fewer or a longer run"
+            f"{restarts.every} with distance {restarts.distance}; expected fewer or a longer run"
         )
     edges = [round(len(grid) * slot / restarts.max) for slot in range(restarts.max + 1)]
     return [grid[low:high] for low, high in pairwise(edges)]
@@ -164,53 +194,47 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) -> tuple[int, int]:
     """The first and the last epoch at which a restart may come in a run of ``epochs``, of which ``earliest`` is the
     first after the warm-up. Raises ConfigError if there is no such epoch."""
+    where = "search.restarts:"
     if earliest >= epochs:
         raise ConfigError(
-            f"search.restarts: {whose}warm-up leaves no epoch of {epochs} for a restart; expected a shorter warm-up or "
-            "a longer run"
+            f"{where} {whose}warm-up leaves no epoch of {epochs} for a restart; expected a shorter warm-up or a longer "
+            "run"
         )
     for name, epoch in (("first", restarts.first), ("last", restarts.last)):
         if epoch is not None and epoch < earliest:
             raise ConfigError(
-                f"search.restarts: {name} {epoch} is not after {whose}warm-up; expected epoch {earliest} or later, "
-                "or a shorter warm-up"
+                f"{where} {name} {epoch} is not after {whose}warm-up; expected epoch {earliest} or later, or a shorter "
+                "warm-up"
             )
         if epoch is not None and epoch >= epochs:
             raise ConfigError(
-                f"search.restarts: {name} {epoch} does not lie inside the run; expected {earliest} (after {whose}"
-                f"warm-up) to {epochs - 1}"
+                f"{where} {name} {epoch} does not lie inside the run; expected {earliest} (after {whose}warm-up) to "
+                f"{epochs - 1}"
             )
-    first = restarts.first
+    first, last, distance = restarts.first, restarts.last, restarts.distance
     if first is None:
-        behind = max(earliest - restarts.distance, 0)
-        first = restarts.distance + -(-behind // restarts.every) * restarts.every
-    last = restarts.last if restarts.last is not None else epochs - restarts.distance
-    if first > last and restarts.last is None:
-        raise ConfigError(
-            f"search.restarts: a run of {epochs} epochs is too short for a restart from epoch {first} on that is "
-            f"{restarts.distance} epochs (distance) before the end; expected at least {first + restarts.distance} "
-            "epochs or a smaller distance"
-        )
+        first = distance + -(-max(earliest - distance, 0) // restarts.every) * restarts.every
+    if last is None:
+        last = epochs - distance
+        if first > last:
+            raise ConfigError(
+                f"{where} a run of {epochs} epochs is too short for a restart from epoch {first} on that is {distance} "
+                f"epochs (distance) before the end; expected at least {first + distance} epochs or a smaller distance"
+            )
     if first > last:
-        raise ConfigError(f"search.restarts: first {first} is after last {last}; expected a last of {first} or more")
+        raise ConfigError(f"{where} first {first} is after last {last}; expected a last of {first} or more")
     return first, last
 
 
 def parts(sweep: Sweep, time: TimeBase) -> set[int]:
     """The epochs after which schedules of the sweep may part: possible restarts, and where branches begin."""
     epochs = set().union(*slots(sweep, time))
-    params = sweep.search.params
-    fixed = params["steps"].value if "steps" in params else None
-    for written in fixed if isinstance(fixed, list | tuple) else ():
-        epochs.add(floor(Duration.parse(written, "steps").epochs(time)))
-    if (places := params.get("from")) is not None:
-        written = places.examples()
-        if places.range is not None:
-            low, high, step = places.range.low, places.range.high, places.range.step or 1.0
-            written = tuple(low + step * number for number in range(int((high - low) / step + 1e-9) + 1))
-        epochs |= {floor(Duration.parse(each, "from").epochs(time)) for each in written}
-    begins = [schedule.begins(time) for schedule in sweep.named_baselines.values()]
-    return epochs | {step // time.steps_per_epoch for step in begins if step is not None}
+    steps, begins = (sweep.search.params.get(name, Parameter()) for name in ("steps", "from"))
+    places = list(steps.value) if isinstance(steps.value, list | tuple) else []
+    places += begins.range.grid() if begins.range is not None else begins.examples()
+    epochs |= {floor(Duration.parse(place).epochs(time)) for place in places if place is not None}
+    baselines = [schedule.begins(time) for schedule in sweep.named_baselines.values()]
+    return epochs | {step // time.steps_per_epoch for step in baselines if step is not None}
 
 
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
@@ -218,16 +242,13 @@ def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     if sweep.trunk is not None:
         known = time or TimeBase(sweep.epochs, STEPS)
         return sweep.trunk.warm(known) / known.steps_per_epoch
-    longest, params = 0.0, sweep.search.params
-    kinds = params.get("warmup_kind", Parameter())
-    default = "3ep" if "trainer" in kinds.examples() else 0  # the trainer's own
+    params = sweep.search.params
+    default = "3ep" if "trainer" in params.get("warmup_kind", Parameter()).examples() else 0  # the trainer's own
     warmups = [params.get("warmup", Parameter(value=default))]
-    warmups += [below["warmup"] for each in params.values() for below in each.own.values() if "warmup" in below]
-    for written in (written for each in warmups for written in each.examples()):
-        length = Duration.parse(written, "warmup")
-        if time is not None or length.unit in ("ep", "dur"):
-            longest = max(longest, length.epochs(time or TimeBase(sweep.epochs, 1)))
-    return longest
+    warmups += [below["warmup"] for each in params.values() for below in each.conditional.values() if "warmup" in below]
+    lengths = [Duration.parse(written, "warmup") for each in warmups for written in each.examples()]
+    certain = [length for length in lengths if time is not None or length.unit in ("ep", "dur")]
+    return max((length.epochs(time or TimeBase(sweep.epochs, 1)) for length in certain), default=0.0)
 
 
 def _gap(restarts: Restarts) -> int:
@@ -245,9 +266,7 @@ def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: 
         if not forced or (whole and restarts.min < restarts.max):
             on = suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "on" or forced
         if on or whole:
-            at = place[0]
-            if len(place) > 1:
-                at = suggest.suggest_int(f"steps_{index + 1}", place[0], place[-1], step=restarts.every)
+            at = _place(place, index, restarts, suggest)
             steps += [at] if on else []
     gap = _gap(restarts)
     for index in range(1, len(steps)):
@@ -256,6 +275,12 @@ def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: 
     for index in reversed(range(len(steps))):
         steps[index] = end = min(steps[index], end - gap)
     return steps
+
+
+def _place(free: Sequence[int], index: int, restarts: Restarts, suggest: Suggest) -> int:
+    if len(free) == 1:
+        return free[0]
+    return suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
 
 
 def _free_restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
@@ -276,16 +301,12 @@ def _free_restarts(places: list[range], restarts: Restarts, suggest: Suggest, wh
 
     steps: list[int] = []
     for index, place in enumerate(places):
-        after = steps[-1] if steps else -gap
-        need = restarts.min - len(steps)
+        after, need = steps[-1] if steps else -gap, restarts.min - len(steps)
         free = [at for at in place if at >= after + gap and 1 + room(index + 1, at) >= need]
-        may_be_off = room(index + 1, after) >= need
         if not free:
             continue
+        may_be_off = room(index + 1, after) >= need
         if may_be_off and suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "off":
             continue
-        at = free[0]
-        if len(free) > 1:
-            at = suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
-        steps.append(at)
+        steps.append(_place(free, index, restarts, suggest))
     return steps

@@ -107,8 +107,14 @@ class Agenda:
         seed, sweep = self._sweep.recipe.seed, self._service.searched
         given = search.enqueued(sweep, self._service.time)
         slots = [
-            Wanted("search", seed, name=f"enqueued {number}", **answers)
-            for number, answers in enumerate(given, start=1)
+            Wanted(
+                "search",
+                seed,
+                schedule=None if start.schedule is None else start.schedule.spec,
+                params=start.answers,
+                name=f"enqueued {number}",
+            )
+            for number, start in enumerate(given, start=1)
         ]
         slots += [Wanted("search", seed)] * (count - len(given))
         return slots[:count]

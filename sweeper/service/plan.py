@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import search
 from sweeper.errors import DeviceError
-from sweeper.schedules import Trace, begin_alike, parse, prefix_keys
+from sweeper.schedules import Schedule, Trace, begin_alike, prefix_keys
 from sweeper.service import racing
 from sweeper.service.run import slots
 from sweeper.service.spending import Cost
@@ -169,16 +169,17 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     trials = service.sweep.trials if draws is None else draws
     cost = None
     if trials is None:
-        cost = Cost.of(service, [spec for spec, _ in _drawn(service, DRAWN)], seconds)
+        cost = Cost.of(service, [schedule.spec for schedule, _ in _drawn(service, DRAWN)], seconds)
         trials = cost.proposals
     wanted = DRAWN if trials is None else trials
     limit = max(min(SAMPLE, SAMPLE_STEPS // time.steps, SAMPLE_EPOCHS // time.epochs), SAMPLE_LEAST)
-    reckoned = _Reckoned(service, baselines)
-    for number, (spec, trace) in enumerate(_drawn(service, min(wanted, limit))):
-        reckoned.draw(f"draw {number}", spec, trace)
+    reckoned = _Reckoned(service)
+    for number, (schedule, trace) in enumerate(_drawn(service, min(wanted, limit))):
+        reckoned.draw(f"draw {number}", schedule, trace)
     drawn = len(reckoned.added)
     sampled = drawn if drawn == limit < wanted else None
-    corners = {trace.digest: (spec, trace) for spec, trace in _corners(service)}
+    traced = ((corner, service.trace(corner)) for corner in search.corners(service.searched, service.time))
+    corners = {trace.digest: (corner, trace) for corner, trace in traced}
     shown = [
         *reckoned.shown,
         *(_planned(service, "corner", f"corner {n}", *one) for n, one in enumerate(corners.values())),
@@ -258,34 +259,33 @@ def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
 class _Reckoned:
     """What is known of the schedules that were tried so far; no trace is kept."""
 
-    def __init__(self, service: "Service", baselines: Mapping[str, Mapping[str, Any]]) -> None:
-        self._service, self._baselines = service, baselines
+    def __init__(self, service: "Service") -> None:
+        self._service, self._baselines = service, service.sweep.named_baselines
         self.keys: set[str] = set()  # of the states that are reached, each once
         self.shown: list[Planned] = []
-        for name, spec in baselines.items():
-            trace = service.trace(spec)
+        for name, schedule in self._baselines.items():
+            trace = service.trace(schedule)
             self.keys.update(prefix_keys("plan", trace)[1:])
-            self.shown.append(_planned(service, "baseline", name, spec, trace))
+            self.shown.append(_planned(service, "baseline", name, schedule, trace))
         self._known = frozenset(self.keys)
         self.added: list[int] = []  # states that each proposal adds to those before
         self.of_baselines = 0  # states of the proposals that are the baselines', too
-        self.begin_otherwise = dict.fromkeys(baselines, 0)  # proposals that do not begin as this baseline
+        self.begin_otherwise = dict.fromkeys(self._baselines, 0)  # proposals that do not begin as this baseline
         self._alike: dict[tuple[str, int, str], bool] = {}
 
-    def draw(self, name: str, spec: dict[str, Any], trace: Trace) -> None:
+    def draw(self, name: str, schedule: Schedule, trace: Trace) -> None:
         """Add a proposal."""
         keys, before = prefix_keys("plan", trace), len(self.keys)
         self.keys.update(keys[1:])
         self.added.append(len(self.keys) - before)
         self.of_baselines += sum(key in self._known for key in keys[1:])
-        self.shown.append(_planned(self._service, "search", name, spec, trace))
+        self.shown.append(_planned(self._service, "search", name, schedule, trace))
         for baseline, other in self._baselines.items():
-            self.begin_otherwise[baseline] += not self._begin_alike(spec, keys, baseline, other)
+            self.begin_otherwise[baseline] += not self._begin_alike(schedule, keys, baseline, other)
 
-    def _begin_alike(self, spec: dict[str, Any], keys: list[str], baseline: str, other: Mapping[str, Any]) -> bool:
+    def _begin_alike(self, schedule: Schedule, keys: list[str], baseline: str, reference: Schedule) -> bool:
         """``begin_alike``, computed once for all proposals that have the whole beginning in common."""
         time = self._service.time
-        schedule, reference = parse(spec), parse(other)
         warm = max(schedule.warm(time), reference.warm(time))
         epochs = min(max(ceil(warm / time.steps_per_epoch), 1), time.epochs)
         place = (baseline, epochs, keys[epochs])
@@ -294,15 +294,12 @@ class _Reckoned:
         return self._alike[place]
 
 
-def _corners(service: "Service") -> Iterator[tuple[dict[str, Any], Trace]]:
-    return ((spec, service.trace(spec)) for spec in search.corners(service.searched, service.time))
-
-
-def _planned(service: "Service", kind: str, name: str, spec: Mapping[str, Any], trace: Trace) -> Planned:
+def _planned(service: "Service", kind: str, name: str, schedule: Schedule, trace: Trace) -> Planned:
+    spec = schedule.spec
     return Planned(kind, name, spec, trace.digest, trace.facts(), service.searched.label(spec))
 
 
-def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Trace]]:
+def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
     """``count`` proposals without a sampler, with their traces; fewer where the space seems to have no more schedules.
 
     What enqueued answers leave open is drawn.
@@ -310,23 +307,22 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[dict[str, Any], Tra
     first = service.sweep.sampler_seed * 1_000_003
     seen: set[str] = set()
     given = search.enqueued(service.searched, service.time)
-    for number, one in enumerate(given[:count]):
-        spec = one.get("schedule")
-        if spec is None:
-            spec = search.propose(service.searched, search.Drawn(first + number, one["params"]), service.time)
-        trace = service.trace(spec)
+    for number, start in enumerate(given[:count]):
+        suggest = search.Drawn(first + number, start.answers)
+        schedule = start.schedule or search.propose(service.searched, suggest, service.time)
+        trace = service.trace(schedule)
         seen.add(trace.digest)
-        yield spec, trace
+        yield schedule, trace
     left, misses = count - len(given), 0
     for number in range(first, first + 50 * count):
         # ten times as many misses as there are schedules: the chance that a space still had one is e^-10
         if left <= 0 or misses > 10 * (len(seen) + 10):
             break
-        spec = search.propose(service.searched, search.Drawn(number), service.time)
-        trace = service.trace(spec)
+        schedule = search.propose(service.searched, search.Drawn(number), service.time)
+        trace = service.trace(schedule)
         if trace.digest in seen:
             misses += 1
             continue
         seen.add(trace.digest)
         left, misses = left - 1, 0
-        yield spec, trace
+        yield schedule, trace

@@ -1,12 +1,12 @@
 """What the other trials of a study tell about a trial: its trunk, a twin, and whether it is worth its epochs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sweeper import names
 from sweeper.errors import ScheduleError
-from sweeper.schedules import Trace
+from sweeper.schedules import Schedule, Trace
 from sweeper.search import prune
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -40,10 +40,10 @@ class Known:
             for row in open_rows
         )
 
-    def trained(self, slot: Slot, spec: Mapping[str, Any]) -> bool:
-        """Whether another trial of this seed has the trace of ``spec``, or ``spec`` is no schedule at all."""
+    def trained(self, slot: Slot, schedule: Schedule) -> bool:
+        """Whether another trial of this seed has the trace of ``schedule``, or no run of it can have one."""
         try:
-            digest = self._service.trace(spec).digest
+            digest = schedule.trace(self._service.time).digest
         except ScheduleError:
             return True
         if self._traces is None or self._traces[0] != slot.number:

@@ -76,7 +76,7 @@ class Reporter:
         slot, trace = task.slot, task.trace
         jumps = ", ".join(f"{jump.kind} at epoch {jump.epoch} x{jump.ratio:.2g}" for jump in trace.jumps())
         there = f"; {reused} of {trace.epochs} epochs are there already" if reused else ""
-        say.info("trial %d: %s, %s%s", slot.number, task.spec["family"], jumps or "no jump", there)
+        say.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", there)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
         # "facts" for programs; one by one they are columns and axes in optuna-dashboard
         shown = {key: facts[key] for key in SHOWN}
@@ -86,7 +86,7 @@ class Reporter:
         if slot.facts.epochs_reused is None:
             slot.set("epochs_reused", reused)
         log = self.log(slot)
-        log.params(names.params(words(task.spec), facts, slot.seed))
+        log.params(names.params(words(task.schedule.spec), facts, slot.seed))
         if not slot.curve:  # the pictures are the same in every attempt
             steps = charts.steps_shown(trace, SHOWN_STEPS)
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})

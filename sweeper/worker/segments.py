@@ -11,7 +11,7 @@ from typing import Any
 from sweeper import evidence, names
 from sweeper.config import Recipe
 from sweeper.errors import LeaseLost, SnapshotCorrupt, StoreError, SweeperError
-from sweeper.schedules import Trace, prefix_keys
+from sweeper.schedules import Schedule, Trace, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
@@ -36,7 +36,7 @@ class Task:
     """
 
     slot: Slot
-    spec: dict[str, Any]
+    schedule: Schedule
     trace: Trace
     recipe: Recipe
     facts: dict[str, Any]

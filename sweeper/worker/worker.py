@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sweeper import search
@@ -30,10 +31,10 @@ from sweeper.errors import (
     TrackingRefused,
     TrainingError,
 )
-from sweeper.schedules import prefix_keys
+from sweeper.schedules import Schedule, parse, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
-from sweeper.study import Slot
+from sweeper.study import Slot, Suggest
 from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
 from sweeper.worker.known import Known
@@ -226,15 +227,20 @@ class Worker:
     def _task(self, slot: Slot, child: TrainingProcess) -> Task:
         """The trial's schedule, proposed if it has none yet, and all that determines its training."""
         service = self.service
+        proposals: list[Schedule] = []
+
+        def propose(suggest: Suggest) -> Mapping[str, Any]:
+            proposals.append(search.propose(service.searched, suggest, service.time))
+            return proposals[-1].spec
+
         spec = slot.propose(
-            lambda suggest: search.propose(service.searched, suggest, service.time),
-            known=lambda spec: self._known.trained(slot, spec),
-            reference=service.agenda.against,
+            propose, known=lambda spec: self._known.trained(slot, proposals[-1]), reference=service.agenda.against
         )
-        trace, recipe = service.trace(spec), service.recipe(slot.seed)
+        schedule = proposals[-1] if proposals else parse(spec)
+        trace, recipe = schedule.trace(service.time), service.recipe(slot.seed)
         facts = service.facts(child.fingerprint(recipe))
         digest = recipe.digest(facts)
-        return Task(slot, spec, trace, recipe, facts, digest, prefix_keys(digest, trace), service.branches(trace))
+        return Task(slot, schedule, trace, recipe, facts, digest, prefix_keys(digest, trace), service.branches(trace))
 
     def _replay(self, task: Task, log: TrialLog, state: Snapshot) -> tuple[Snapshot, str | None]:
         """Record the epochs that come with a stored state; it is cut where the trial is pruned, for the reason given.
