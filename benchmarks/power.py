@@ -86,11 +86,11 @@ class World:
     trained: set[tuple[int, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        yolo = sweep_of("", {}).spec("yolo_linear")
-        plain = {**sweep_of("", {}).spec({**_plain(SPACE), "steps": []}), "warmup": "3ep"}
+        yolo = sweep_of("", {}).schedule("yolo_linear").spec
+        plain = {**sweep_of("", {}).schedule({**_plain(SPACE), "steps": []}).spec, "warmup": "3ep"}
         self.roots = {"yolo": self.trace(yolo), "cawb": self.trace(plain)}
         branch = {**_plain(SPACE), **MIDDLE} | ({"trunk": "yolo_linear"} if self.trunk else {"warmup": "3ep"})
-        self.known = self.trace(sweep_of("", {}).spec(branch))
+        self.known = self.trace(sweep_of("", {}).schedule(branch).spec)
         self.middle = self.departure(self.known)
 
     def trace(self, spec: Mapping[str, Any]) -> Trace:

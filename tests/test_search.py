@@ -474,6 +474,23 @@ def test_the_space_of_a_study_is_frozen_and_a_change_is_told(tmp_path: Path) -> 
     assert "sampler" in str(caught.value)
 
 
+def test_the_samplers_seed_and_the_trainings_are_two_keys(tmp_path: Path) -> None:
+    def proposals(name: str, **more: Any) -> list[str]:
+        sweep = build(**more)
+        (tmp_path / name).mkdir()
+        study, digests = launched(sweep, tmp_path / name, 4), []
+        while (slot := study.claim("w")) is not None:
+            digests.append(
+                digest(sweep, slot.propose(lambda suggest: search.propose(sweep, suggest, time(sweep)).spec))
+            )
+            slot.tell(0.5)
+        return digests
+
+    assert proposals("a", seed=3) == proposals("b", sampler_seed=3) != proposals("c", sampler_seed=4)
+    assert proposals("d", seed=4, sampler_seed=3) == proposals("e", seed=3)
+    assert build(sampler_seed=4).recipe == build().recipe != build(seed=4).recipe
+
+
 def launched(sweep: Sweep, folder: Path, count: int) -> Study:
     return Study.create(
         database.open(f"sqlite:///{folder}/s.db"),
@@ -481,7 +498,7 @@ def launched(sweep: Sweep, folder: Path, count: int) -> Study:
         config=sweep.identity(),
         trials=[Wanted("search", 0)] * count,
         sampler=sweep.sampler,
-        seed=0,
+        seed=sweep.sampling_seed,
         free_keys=Sweep.FREE,
     )
 

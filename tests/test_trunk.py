@@ -42,7 +42,7 @@ def without(key: str, **more: Any) -> dict[str, Any]:
 def test_every_proposal_is_the_trunk_up_to_its_first_restart(seed: int, sampler: str, least: int) -> None:
     sweep = build({**SPACE, "restarts": {**SPACE["restarts"], "min": least}}, sampler=sampler)
     spec = search.propose(sweep, search.Drawn(seed), TIME).spec
-    trace, trunk = parse(spec).trace(TIME), parse(sweep.spec("yolo_linear")).trace(TIME)
+    trace, trunk = parse(spec).trace(TIME), sweep.schedule("yolo_linear").trace(TIME)
     first = min(spec["steps"], default=40)
     assert prefix_keys("recipe", trace)[: first + 1] == prefix_keys("recipe", trunk)[: first + 1]
     assert len(spec["steps"]) >= least
@@ -81,10 +81,10 @@ def test_restarts_come_after_the_trunks_warmup() -> None:
 
 def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:
     short = {"family": "yolo_linear", "warmup": "1ep"}
-    spec = build(SPACE).spec(short)
-    assert build(SPACE, baselines=[short]).trunk == parse(spec)
-    assert build({**SPACE, "trunk": short}, baselines=["yolo_linear", short]).trunk == parse(spec)
-    assert build({**SPACE, "trunk": "yolo_linear-2"}, baselines=["yolo_linear", short]).trunk == parse(spec)
+    schedule = build(SPACE).schedule(short)
+    assert build(SPACE, baselines=[short]).trunk == schedule
+    assert build({**SPACE, "trunk": short}, baselines=["yolo_linear", short]).trunk == schedule
+    assert build({**SPACE, "trunk": "yolo_linear-2"}, baselines=["yolo_linear", short]).trunk == schedule
     swept = build({**SPACE, "lr": [0.01, 0.02]})
     specs = [search.propose(swept, search.Drawn(seed), TIME).spec for seed in range(20)]
     assert {spec["trunk"]["lr"] for spec in specs} == {0.02}

@@ -174,7 +174,7 @@ def test_whose_lease_is_lost_ends_politely_and_what_it_trained_is_kept(
 
 def states(world: World, spec: dict[str, Any]) -> list[int]:
     """After which epochs of a schedule there is a stored state."""
-    keys = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(spec)))
+    keys = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.schedule(spec)))
     return [epoch for epoch in range(1, EPOCHS + 1) if world.service.store.deepest(["", keys[epoch]])]
 
 
@@ -271,7 +271,7 @@ def test_damaged_states_are_named_dropped_and_trained_again(
     named = [line for line in caplog.messages if "dropped, it is trained again" in line]
     assert [line.split()[6] for line in named] == ["3:", "2:", "1:"]  # deepest first, down to where nothing is left
     assert all({"cut": "bytes of", "flip": "altered", "remove": "is missing"}[harm] in line for line in named)
-    assert world.service.store.get(world.keys(0, world.service.trace(world.sweep.spec(STAY)))[2]).epoch == 2
+    assert world.service.store.get(world.keys(0, world.service.trace(world.sweep.schedule(STAY)))[2]).epoch == 2
 
 
 def test_another_training_of_the_same_key_is_reported_once_and_the_sweep_goes_on(
@@ -288,9 +288,8 @@ def test_another_training_of_the_same_key_is_reported_once_and_the_sweep_goes_on
         world.run(workers=1)
     said = [line for line in caplog.messages if "two trainings of" in line]
     assert len(said) == 1
-    here = (
-        f"{digest(train(begin(0), 0, world.service.trace(world.sweep.spec(STAY)), 0))[:12]} on {gethostname()} (paper"
-    )
+    trained = train(begin(0), 0, world.service.trace(world.sweep.schedule(STAY)), 0)
+    here = f"{digest(trained)[:12]} on {gethostname()} (paper"
     assert f"{forged(0).state_digest[:12]} on elsewhere (abacus)" in said[0]
     assert here in said[0]
     rows = world.service.study.trials()
@@ -345,7 +344,7 @@ def test_a_full_disk_costs_states_not_the_trial(
 def test_a_state_that_does_not_load_is_dropped_and_trained_again(home: Home, tmp_path: Path) -> None:
     """One of the right bytes, which the trainer does not take: nobody else would, either."""
     world = World(home, tmp_path, written(baselines=[STAY]))
-    bad = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[2]
+    bad = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.schedule(STAY)))[2]
     rows = [{"epoch": epoch, "time": 1795169283123, "by": "x/0", "seconds": 1.0} for epoch in range(2)]
     rows = [row | {"curve/lr": 1.0, "curve/mAP50-95": 0.1, "curve/mAP50": 0.1} for row in rows]
     world.service.store.put(bad, Snapshot(2, b"not a state", rows, "x"))
@@ -395,7 +394,7 @@ def test_a_server_that_refuses_the_password_ends_the_worker_before_it_trains(hom
 def test_a_worker_that_waits_for_hours_goes_on(home: Home, tmp_path: Path) -> None:
     """More looks in a row than a power of two has room for; then the one who held the segment is gone."""
     world = World(home, tmp_path, written(baselines=[STAY]))
-    first = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[1]
+    first = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.schedule(STAY)))[1]
     waits: list[float] = []
     for stop in world._stops:
         stop.waited = lambda seconds: (
@@ -470,7 +469,7 @@ def test_a_last_state_that_does_not_load_is_trained_again(home: Home, tmp_path: 
             return state
 
     world = World(home, tmp_path, written(baselines=[STAY], weights="all", attempts=2))
-    last = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.spec(STAY)))[EPOCHS]
+    last = world.keys(world.sweep.recipe.seed, world.service.trace(world.sweep.schedule(STAY)))[EPOCHS]
     rows = [{"epoch": epoch, "time": 1795169283123, "by": "x/0", "seconds": 1.0} for epoch in range(EPOCHS)]
     rows = [row | {"curve/lr": 1.0, "curve/mAP50-95": 0.1, "curve/mAP50": 0.1} for row in rows]
     world.service.store.put(last, Snapshot(EPOCHS, b"not a state", rows, "x"))

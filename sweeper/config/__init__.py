@@ -5,9 +5,8 @@ for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``).
 it, dots go deeper.
 """
 
-from sweeper.config.confirm import Budget, Confirm, Escape
-from sweeper.config.recipe import Recipe
-from sweeper.config.space import Parameter, Pruner, Range, Restarts, Search
+from sweeper.config.parts import Budget, Confirm, Escape, Pruner, Recipe
+from sweeper.config.space import Parameter, Range, Restarts, Search
 from sweeper.config.sweep import BEST, Sweep, built_in, file_of
 
 __all__ = [

@@ -1,12 +1,12 @@
 """``Search``: the space that Optuna searches, as a sweep file writes it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from sweeper.config.recipe import Model, Positive
-from sweeper.config.written import Scalar, meant
+from sweeper.config.parts import Model, Positive
+from sweeper.config.written import Scalar, one_line
 from sweeper.errors import shorten
 
 MAX_CHOICES = 1000  # of one parameter; a check before training tries each
@@ -33,24 +33,24 @@ class Range(Model):
             raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
         return self
 
-    @property
-    def last(self) -> float:
-        """The highest value that a draw can give."""
-        return self.high if self.step is None else self.low + self.step * int((self.high - self.low) / self.step + 1e-9)
-
     def grid(self) -> list[float]:
         """Every value on the grid of ``step``, or of 1 where it is continuous."""
         step = self.step or 1.0
         return [self.low + step * number for number in range(int((self.high - self.low) / step + 1e-9) + 1)]
+
+    @property
+    def last(self) -> float:
+        """The highest value that a draw can give."""
+        return self.high if self.step is None else self.low + self.step * int((self.high - self.low) / self.step + 1e-9)
 
 
 class Parameter(Model):
     """What one schedule parameter may be: a fixed ``value``, one of ``choices``, or within a ``range``.
 
     In YAML: a scalar; a list; ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one a cycle. A
-    choice may have parameters of its own, ``- cosine: {power: [1, 2]}``, which exist only where it is chosen; of a
-    decay written as arithmetic they are also the constants that it leaves open. ``conditional`` has them by
-    :meth:`label`; a stored sweep calls it ``own``.
+    choice may have parameters that exist only where it is chosen, ``- cosine: {power: [1, 2]}``; of a decay written as
+    arithmetic they are also the constants that it leaves open. ``conditional`` has them by :meth:`label`; where a
+    launched sweep is stored it is called ``own``.
     """
 
     value: Any = None
@@ -64,47 +64,18 @@ class Parameter(Model):
         """From what stands in the YAML. Raises ValueError saying what is allowed."""
         if isinstance(written, Parameter):
             return written
-        per_cycle = False
-        if isinstance(written, Mapping) and "per" in written:
-            written = dict(written)
-            if (per := written.pop("per")) != "cycle":
-                raise ValueError(f"per: {shorten(per)}; expected 'cycle'")
-            per_cycle = True
+        per_cycle = isinstance(written, Mapping) and "per" in written
+        if per_cycle:
+            if written["per"] != "cycle":
+                raise ValueError(f"per: {shorten(written['per'])}; expected 'cycle'")
+            written = {key: value for key, value in written.items() if key != "per"}
         if isinstance(written, Mapping) and set(written) == {"choices"}:
             written = written["choices"]
         if isinstance(written, list | tuple):
             return cls._read_choices(list(written), per_cycle)
         if isinstance(written, Mapping):
-            return cls(range=cls._read_range(written), per_cycle=per_cycle)
+            return cls(range=_read_range(written), per_cycle=per_cycle)
         return cls(value=written)
-
-    @classmethod
-    def _read_range(cls, written: Mapping[Any, Any]) -> Range:
-        if len(written) == 1 and isinstance(next(iter(written.values())), Mapping):
-            [(choice, own)] = written.items()
-            raise ValueError(
-                f"{shorten(choice)} with parameters of its own is one of several choices; expected a list: "
-                f"[{{{choice}: {{{', '.join(map(str, own))}: ...}}}}]"
-            )
-        for key in written:
-            if key not in Range.model_fields:
-                hint = meant(str(key), Range.model_fields)
-                raise ValueError(
-                    f"{shorten(key)} is not a key of a range{hint}; expected low, high and, if need be, step or log"
-                )
-        if missing := [key for key in ("low", "high") if key not in written]:
-            raise ValueError(
-                f"is a range without {' and '.join(missing)}; expected {{low: ..., high: ...}}, or a list of choices"
-            )
-        try:
-            return Range.model_validate(written)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if not first["loc"]:
-                raise ValueError(first["msg"].removeprefix("Value error, ")) from None
-            key = str(first["loc"][0])
-            kind = {"step": "a number above 0", "log": "true or false"}.get(key, "a number")
-            raise ValueError(f"{key}: {shorten(written[key])} is not allowed; expected {kind}") from None
 
     @classmethod
     def _read_choices(cls, written: list[Any], per_cycle: bool) -> "Parameter":
@@ -112,7 +83,7 @@ class Parameter(Model):
             raise ValueError("is an empty list; expected at least one choice")
         if len(written) > MAX_CHOICES:
             raise ValueError(f"has {len(written)} choices; expected at most {MAX_CHOICES}, or a range")
-        choices, belongs = [], []
+        choices: dict[Any, dict[str, Parameter]] = {}
         for item in written:
             choice: Any = item
             inner: Any = {}
@@ -122,27 +93,26 @@ class Parameter(Model):
                 raise ValueError(
                     "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
                 )
-            choices.append(choice)
-            belongs.append({str(name): cls._read_own(choice, str(name), value) for name, value in inner.items()})
-        if len(set(choices)) < len(choices):
-            raise ValueError("names a choice twice")
+            if choice in choices:
+                raise ValueError("names a choice twice")
+            choices[choice] = {str(name): cls._read_below(choice, str(name), value) for name, value in inner.items()}
         parameter = cls(choices=tuple(choices), per_cycle=per_cycle)
-        named = {parameter.label(choice): below for choice, below in zip(choices, belongs, strict=True) if below}
-        if per_cycle and named:
+        conditional = {parameter.label(choice): below for choice, below in choices.items() if below}
+        if per_cycle and conditional:
             raise ValueError("a choice drawn per cycle cannot have parameters of its own")
-        if any(inner.per_cycle for below in named.values() for inner in below.values()):
+        if any(inner.per_cycle for below in conditional.values() for inner in below.values()):
             raise ValueError("a choice's own parameter cannot be drawn per cycle")
-        return parameter.model_copy(update={"conditional": named})
+        return parameter.model_copy(update={"conditional": conditional})
 
     @classmethod
-    def _read_own(cls, choice: Any, name: str, written: Any) -> "Parameter":
+    def _read_below(cls, choice: Any, name: str, written: Any) -> "Parameter":
         try:
             return cls.read(written)
         except ValueError as error:
             raise ValueError(f"{choice}: {name}: {error}") from None
 
     def label(self, choice: Any) -> str:
-        """A choice's name in the names of its own parameters: itself if it is a word, else its place (from 1)."""
+        """A choice's name in the names of its parameters: itself if it is a word, else its place (from 1)."""
         assert self.choices is not None
         return choice if isinstance(choice, str) and choice.isidentifier() else str(self.choices.index(choice) + 1)
 
@@ -152,10 +122,23 @@ class Parameter(Model):
         return self.range is not None or (self.choices is not None and len(self.choices) > 1)
 
     def examples(self) -> tuple[Any, ...]:
-        """The ends of the range, every choice, or the value: what a check before training looks at."""
+        """The lowest and the highest value that a range gives, every choice, or the value."""
         if self.range is not None:
-            return (self.range.low, self.range.last)
+            return self.range.low, self.range.last
         return self.choices if self.choices is not None else (self.value,)
+
+
+def _read_range(written: Mapping[Any, Any]) -> Range:
+    if len(written) == 1 and isinstance(next(iter(written.values())), Mapping):
+        [(choice, below)] = written.items()
+        raise ValueError(
+            f"{shorten(choice)} with parameters of its own is one of several choices; expected a list: "
+            f"[{{{choice}: {{{', '.join(map(str, below))}: ...}}}}]"
+        )
+    try:
+        return Range.model_validate(written)
+    except ValidationError as error:
+        raise ValueError(one_line(error, Range)) from None
 
 
 class Restarts(Model):
@@ -205,16 +188,16 @@ class Search(Model):
     params: dict[str, Parameter] = Field(default_factory=dict)
 
     #: Keys that are no parameters of the family.
-    OWN: ClassVar[tuple[str, ...]] = ("family", "trunk", "restarts", "seeds", "race", "begin")
+    SETTINGS: ClassVar[tuple[str, ...]] = ("family", "trunk", "restarts", "seeds", "race", "begin")
 
     @model_validator(mode="before")
     @classmethod
     def _other_keys_are_parameters(cls, written: Any) -> Any:
         if not isinstance(written, Mapping):
             raise ValueError("is not a mapping; expected family, restarts and the family's parameters")
-        fixed = {key: written[key] for key in cls.OWN if key in written}
-        if isinstance(seeds := fixed.get("seeds"), int):
-            fixed.setdefault("begin", max(seeds // 4, 1))
+        settings = {key: written[key] for key in cls.SETTINGS if key in written}
+        if isinstance(seeds := settings.get("seeds"), int):
+            settings.setdefault("begin", max(seeds // 4, 1))
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
@@ -222,22 +205,28 @@ class Search(Model):
             )
         params = dict(params)
         for key, value in written.items():
-            if key in (*cls.OWN, "params"):
+            if key in (*cls.SETTINGS, "params"):
                 continue
             try:
                 # `steps` as a list is one schedule's restart steps, not a choice between them
                 params[key] = Parameter(value=value) if key in ("steps", "groups") else Parameter.read(value)
+            except ValidationError as error:
+                raise ValueError(f"{key}: {one_line(error, Parameter)}") from None
             except ValueError as error:
-                message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-                raise ValueError(f"{key}: {message.removeprefix('Value error, ')}") from None
-        if fixed.get("restarts") is not None and "steps" in params:
+                raise ValueError(f"{key}: {error}") from None
+        if settings.get("restarts") is not None and "steps" in params:
             raise ValueError("restarts and steps both say where restarts are; expected one of them")
-        return {**fixed, "params": params}
+        return {**settings, "params": params}
+
+    @model_validator(mode="after")
+    def _begins_within_its_seeds(self) -> Self:
+        if self.begin > self.seeds:
+            raise ValueError(f"begin {self.begin} is above seeds {self.seeds}; expected at most as many")
+        return self
 
     def held(self) -> dict[str, Any]:
         """The parameters that are the same in every proposal, with their values."""
-        fixed = {name: parameter for name, parameter in self.params.items() if not parameter.searched}
-        return {name: each.choices[0] if each.choices else each.value for name, each in fixed.items()}
+        return {name: each.examples()[0] for name, each in self.params.items() if not each.searched}
 
     def searched(self, spec: Mapping[str, Any]) -> set[str]:
         """The parameters of a proposal in which it may differ from others, those of the choices made among them."""
@@ -246,28 +235,3 @@ class Search(Model):
             if parameter.choices is not None and spec.get(name) in parameter.choices:
                 names.update(parameter.conditional.get(parameter.label(spec[name]), {}))
         return names if self.restarts is None else {"steps", *names}
-
-    @model_validator(mode="after")
-    def _begins_within_its_seeds(self) -> Self:
-        if self.begin > self.seeds:
-            raise ValueError(f"begin {self.begin} is above seeds {self.seeds}; expected at most as many")
-        return self
-
-
-class Pruner(Model):
-    """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
-
-    ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: a
-    third of the run), stop a trial whose best so far is below the lowest ``share`` of what at least ``others`` other
-    trials had reached by that epoch. Three epochs' means are compared; see :mod:`sweeper.search.prune`.
-    """
-
-    name: Literal["none", "cycle_end"] = "none"
-    from_epoch: int | None = Field(default=None, ge=1)
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    others: int = Field(default=5, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_name_is_enough(cls, written: Any) -> Any:
-        return {"name": written} if isinstance(written, str) else written

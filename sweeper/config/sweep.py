@@ -12,22 +12,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from sweeper import names, schedules
-from sweeper.config.confirm import Budget, Confirm, Escape
-from sweeper.config.recipe import Model, Positive, Recipe
-from sweeper.config.space import Pruner, Search
-from sweeper.config.written import meant, one_line, override, read
+from sweeper.config.parts import Budget, Confirm, Escape, Model, Positive, Pruner, Recipe
+from sweeper.config.space import Search
+from sweeper.config.written import one_line, override, read
 from sweeper.config.yolo import ELSEWHERE
-from sweeper.errors import ConfigError, ScheduleError, shorten
+from sweeper.errors import ConfigError, ScheduleError, did_you_mean, shorten
 from sweeper.schedules import Schedule
 
 MAX_SECONDS = 604_800  # a week
-
+MOST_TRUNKS = 8  # below each other, when names are looked up
 BEST = "best"  # search.trunk: the baseline that is the best on the search seeds
 #: Names of samplers; any other of Optuna's is written module:Class.
 SAMPLERS = ("tpe", "random", "gp", "grid")
-
-
-MOST_TRUNKS = 8  # below each other, when names are looked up
 
 #: What a study may maximise, and the name of the metric in a run: Ultralytics' own, or COCO's by pycocotools.
 OBJECTIVES = {
@@ -38,7 +34,6 @@ OBJECTIVES = {
         for name in ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100")
     },
 }
-
 
 #: Schedules as they are written in a sweep file.
 Listed = Annotated[tuple[str | dict[str, Any], ...], Field(max_length=1000)]
@@ -63,6 +58,7 @@ class Sweep(Model):
         default=(), description="epochs after which COCO's metrics are taken, beside the last; a number: every so many"
     )
     sampler: str = "tpe"
+    sampler_seed: int | None = Field(default=None, ge=0, lt=2**31, description="of the proposals; null: seed")
     pruner: Pruner = Field(default_factory=Pruner)
     dead_after: int | None = Field(
         default=None, ge=1, description="epochs after which a search trial whose mAP never left 0 is given up"
@@ -96,7 +92,7 @@ class Sweep(Model):
     def _sampler_is_known(cls, value: str) -> str:
         if value not in SAMPLERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             raise ValueError(
-                f"is not a sampler{meant(value, SAMPLERS)}; expected one of {', '.join(SAMPLERS)}, "
+                f"is not a sampler{did_you_mean(value, SAMPLERS)}; expected one of {', '.join(SAMPLERS)}, "
                 "or module:Class of an Optuna sampler"
             )
         return value
@@ -112,7 +108,8 @@ class Sweep(Model):
     @classmethod
     def _objective_is_known(cls, value: str) -> str:
         if value not in OBJECTIVES:
-            raise ValueError(f"is not an objective{meant(value, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
+            hint = did_you_mean(value, OBJECTIVES)
+            raise ValueError(f"is not an objective{hint}; expected one of {', '.join(OBJECTIVES)}")
         return value
 
     @field_validator("coco_epochs")
@@ -123,9 +120,9 @@ class Sweep(Model):
         return value
 
     @property
-    def sampler_seed(self) -> int:
-        """The seed of the sampler. A sweep file has one key ``seed`` for it and for the trainings (``recipe.seed``)."""
-        return self.recipe.seed
+    def sampling_seed(self) -> int:
+        """The seed of the sampler: ``sampler_seed``, or where it is not given the trainings' ``seed``."""
+        return self.recipe.seed if self.sampler_seed is None else self.sampler_seed
 
     @property
     def metric(self) -> str:
@@ -149,10 +146,6 @@ class Sweep(Model):
         A ``trunk`` that is a name is the baseline of that name, or else a family. Raises ScheduleError.
         """
         return schedules.parse(self._written(written))
-
-    def spec(self, written: str | Mapping[str, Any]) -> dict[str, Any]:
-        """The same as plain data with all defaults: ``schedule(written).spec``."""
-        return self.schedule(written).spec
 
     def _written(self, schedule: str | Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
         written: dict[str, Any] = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
@@ -182,45 +175,36 @@ class Sweep(Model):
         """The baselines by name, which is the family; a second one of a family gets a number: ``cawb-2``."""
         return {name: self.schedule(written) for name, written in self._named_baselines().items()}
 
-    @cached_property
+    @property
     def trunk(self) -> Schedule | None:
         """``search.trunk``, which is one of the baselines, else ConfigError; None without a trunk.
 
         For ``best`` it is the first baseline, which stands for all of them until the best is known.
         """
-        if (written := self.search.trunk) is None:
+        written, baselines = self.search.trunk, self.named_baselines
+        if written is None:
             return None
-        baselines = self.named_baselines
         if written == BEST and baselines:
             return next(iter(baselines.values()))
-        if isinstance(written, str) and written in baselines:
-            return baselines[written]
         try:
-            trunk = None if isinstance(written, str) else self.schedule(written)
+            trunk = baselines.get(written) if isinstance(written, str) else self.schedule(written)
         except ScheduleError as error:
             raise ConfigError(f"search.trunk: {error}") from None
         if trunk is None or trunk not in baselines.values():
             what = written if isinstance(written, str) else f"this {written.get('family')}"
             raise ConfigError(
-                f"search.trunk: {what} is not among the baselines{meant(str(written), baselines)}; expected "
+                f"search.trunk: {what} is not among the baselines{did_you_mean(written, baselines)}; expected "
                 + (f"one of {', '.join(baselines)}" if baselines else "baselines, and one of them")
             )
         return trunk
 
     def label(self, spec: Mapping[str, Any]) -> str:
-        """What a schedule is called: see ``schedules.label``; what every trial of the sweep has is not said."""
-        proposed = spec.get("of", spec)
+        """What a schedule is called: see ``schedules.label``; what every trial of the sweep has is left out."""
+        held, proposed = {"lr": self.lr0, "momentum": self.recipe.momentum}, spec.get("of", spec)
         if proposed.get("family") != self.search.family:
-            return schedules.label(spec, self._held)
-        return schedules.label(spec, self._held | self._held_by_proposals, self.search.searched(proposed))
-
-    @property
-    def _held(self) -> dict[str, Any]:
-        return {"lr": self.lr0, "momentum": self.recipe.momentum}
-
-    @cached_property
-    def _held_by_proposals(self) -> dict[str, Any]:
-        return {**self.search.held(), "trunk": None if self.trunk is None else self.trunk.spec}
+            return schedules.label(spec, held)
+        trunk = None if self.trunk is None else self.trunk.spec
+        return schedules.label(spec, {**held, **self.search.held(), "trunk": trunk}, self.search.searched(proposed))
 
     def trunk_name(self) -> str | None:
         """The name of the baseline that is ``search.trunk``; None without a trunk, or while it is to be the best."""
@@ -233,10 +217,7 @@ class Sweep(Model):
         if self.search.trunk != BEST:
             return self
         chosen = name or next(iter(self.named_baselines))
-        decided = self.model_copy(update={"search": self.search.model_copy(update={"trunk": chosen})})
-        for kept in ("trunk", "_held_by_proposals"):  # a copy has what was kept of the original
-            vars(decided).pop(kept, None)
-        return decided
+        return self.model_copy(update={"search": self.search.model_copy(update={"trunk": chosen})})
 
     def with_each_trunk(self) -> "list[Sweep]":
         """The sweep as it may come to be searched: with each baseline as its trunk where the best is to be chosen."""
@@ -303,7 +284,7 @@ class Sweep(Model):
             if key in ELSEWHERE:
                 raise ConfigError(f"{where}: {key}: {ELSEWHERE[key]}")
             if key not in known:
-                hint = meant(str(key), known) or f"; expected one of {', '.join(known)}"
+                hint = did_you_mean(key, known) or f"; expected one of {', '.join(known)}"
                 raise ConfigError(f"{where}: {shorten(key)} is not a key of a sweep{hint}")
         parts: dict[str, Any] = {key: value for key, value in written.items() if key not in recipe_keys}
         parts["recipe"] = {key: value for key, value in written.items() if key in recipe_keys}

@@ -1,13 +1,12 @@
 """A sweep as it is written: the mapping in a file, what ``key=value`` puts into it, and what is wrong in one line."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from sweeper.errors import ConfigError, shorten
+from sweeper.errors import ConfigError, did_you_mean, shorten
 from sweeper.reading import MAX_DEPTH, NotYaml, TooMuch, parse_yaml, read_text, why
 
 Scalar = bool | int | float | str
@@ -39,26 +38,30 @@ WORDS = {
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong with a ``model``: the first thing that is wrong, in words, and what else is."""
-    errors = error.errors()
-    if missing := [_place(each) for each in errors if each["type"] == "missing"]:
+    # a mistyped key comes first, because it may be why another one is missing
+    errors = sorted(error.errors(), key=lambda each: {"extra_forbidden": 0, "missing": 1}.get(each["type"], 2))
+    first, value, path = errors[0], errors[0]["input"], _place(errors[0]).split(".")
+    if first["type"] == "extra_forbidden":
+        text, count = f"{'.'.join(path)} is not a key here{did_you_mean(path[-1], _keys(model, path[:-1]))}", 1
+    elif first["type"] == "missing":
+        missing = [_place(each) for each in errors if each["type"] == "missing"]
         verb, wanted = ("is", "a value") if len(missing) == 1 else ("are", "a value for each")
-        text = f"{', '.join(missing)} {verb} missing; expected {wanted}"
-        return text + _others(each for each in errors if each["type"] != "missing")
-    first, value = errors[0], errors[0]["input"]
-    path = _place(first).split(".")
-    # where several types are allowed, pydantic reports an error for each of them
-    union = [each for each in errors if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
-    if len(union) > 1 and first["type"] != "extra_forbidden":
-        says = " and ".join(_says(model, each, path[:-1]) for each in union)
-        text = f"{'.'.join(path[:-1])}: {shorten(value)} {says}"
-        errors = [first] + [each for each in errors if each not in union]
-    elif first["type"] == "extra_forbidden":
-        text = f"{'.'.join(path)} is not a key here{meant(path[-1], _keys(model, path[:-1]))}"
+        text, count = f"{', '.join(missing)} {verb} missing; expected {wanted}", len(missing)
     else:
-        message = _says(model, first, path)
-        shown = f"{shorten(value)} " if _shown(value, message) else ""
-        text = f"{'.'.join(path)}: {shown}{message}"
-    return text + _others(errors[1:])
+        # where several types are allowed, pydantic reports an error for each of them
+        union = [each for each in errors if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
+        count = len(union)
+        if count > 1:
+            words = " and ".join(_words(model, each, path[:-1]) for each in union)
+            text = f"{'.'.join(path[:-1])}: {shorten(value)} {words}"
+            errors = union + [each for each in errors if each not in union]
+        else:
+            words = _words(model, first, path)
+            shown = f"{shorten(value)} " if _is_shown(value, words) else ""
+            text = f"{'.'.join(path)}: {shown}{words}" if first["loc"] else words
+    others = list(dict.fromkeys(_place(each).partition(".")[0] for each in errors[count:]))
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    return text + (f"; also wrong: {', '.join(others[:NAMED])}{more}" if others else "")
 
 
 def _place(error: Any) -> str:
@@ -66,24 +69,17 @@ def _place(error: Any) -> str:
     return ".".join(str(part) for part in error["loc"] if part != "recipe")
 
 
-def _others(errors: Iterable[Any]) -> str:
-    """The keys of further errors, each once, to stand behind the first one's message."""
-    places = list(dict.fromkeys(_place(error).partition(".")[0] for error in errors))
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-    return f"; also wrong: {', '.join(places[:NAMED])}{more}" if places else ""
-
-
-def _says(model: type[BaseModel], error: Any, path: Sequence[str]) -> str:
+def _words(model: type[BaseModel], error: Any, path: Sequence[str]) -> str:
     """What is wrong with a value, to stand behind it."""
     if error["type"] in WORDS:
         return WORDS[error["type"]].format(**error.get("ctx", {}))
     if error["type"] in ("model_type", "dict_type"):
         return f"is not a mapping; expected {', '.join(_keys(model, path)) or 'keys and values'}"
     message: str = error["msg"].removeprefix("Value error, ")
-    return message[0].lower() + message[1:] if _shown(error["input"], message) else message
+    return message[0].lower() + message[1:] if _is_shown(error["input"], message) else message
 
 
-def _shown(value: Any, message: str) -> bool:
+def _is_shown(value: Any, message: str) -> bool:
     return (isinstance(value, Scalar) and shorten(value) not in message) or message.startswith(("is ", "does not "))
 
 
@@ -94,12 +90,6 @@ def _keys(model: Any, path: Sequence[str]) -> list[str]:
         kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
         model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """The nearest of ``known``, as a question to stand behind ``word``; empty where none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -304,7 +304,7 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
 
     What enqueued answers leave open is drawn.
     """
-    first = service.sweep.sampler_seed * 1_000_003
+    first = service.sweep.sampling_seed * 1_000_003
     seen: set[str] = set()
     given = search.enqueued(service.searched, service.time)
     for number, start in enumerate(given[:count]):

@@ -285,7 +285,7 @@ class Service:
             config={**self._config, "amp": self._amp, **self._notes()},
             trials=slots,
             sampler=self.sweep.sampler,
-            seed=self.sweep.sampler_seed,
+            seed=self.sweep.sampling_seed,
             free_keys=self._free_keys(there.config if there is not None else {}),
             **self._leases,
         )
