@@ -1,12 +1,11 @@
 """`sweeper init --data`: what is chosen for a data set and a machine, and that the file written is a sweep."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from test_data import as_voc
 from typer.testing import CliRunner, Result
 
 from sweeper import search
@@ -54,36 +53,11 @@ def written(path: Path | str, tmp_path: Path, machine: Machine = CPU) -> tuple[S
     return Sweep.load(file), comments
 
 
-def voc_of(bccd: Path, top: Path) -> Path:
-    """BCCD's photographs with their annotations in Pascal VOC's layout, in which it was published."""
-    names = yaml.safe_load((bccd / "data.yaml").read_text())["names"]
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (top / folder).mkdir(parents=True)
-    for split in ("train", "val"):
-        images = sorted((bccd / "images" / split).iterdir())
-        (top / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image.stem}\n" for image in images))
-        for image in images:
-            (top / "JPEGImages" / image.name).symlink_to(image)
-            annotation = ElementTree.Element("annotation")
-            rows = np.loadtxt(bccd / "labels" / split / f"{image.stem}.txt", ndmin=2)
-            for kind, x, y, width, height in rows:
-                entry = ElementTree.SubElement(annotation, "object")
-                ElementTree.SubElement(entry, "name").text = names[int(kind)]
-                bounds = ElementTree.SubElement(entry, "bndbox")
-                corners = {"xmin": x - width / 2, "xmax": x + width / 2, "ymin": y - height / 2, "ymax": y + height / 2}
-                for corner, share in corners.items():
-                    first = 1 if corner.endswith("min") else 0  # VOC counts pixels from 1
-                    pixels = share * (640 if corner.startswith("x") else 480)
-                    ElementTree.SubElement(bounds, corner).text = str(round(pixels) + first)
-            ElementTree.ElementTree(annotation).write(top / "Annotations" / f"{image.stem}.xml")
-    return top
-
-
 def test_photographs_in_yolos_and_in_vocs_layout_lead_to_the_same_recipe(bccd: Path, tmp_path: Path) -> None:
     (tmp_path / "yolo").mkdir()
     (tmp_path / "voc").mkdir()
     of_yolo, reasons = written(bccd / "data.yaml", tmp_path / "yolo")
-    of_voc, _ = written(voc_of(bccd, tmp_path / "BCCD"), tmp_path / "voc")
+    of_voc, _ = written(as_voc(bccd, tmp_path / "BCCD"), tmp_path / "voc")
     recipe = of_yolo.recipe
     assert (recipe.imgsz, recipe.batch, recipe.nbs, of_yolo.epochs) == (288, 16, 16, 50)
     assert "smallest class, Platelets, is then typically 17 pixels" in reasons["imgsz"]
@@ -108,7 +82,7 @@ def test_plan_accepts_what_was_written_for_photographs(
     bccd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    voc_of(bccd, tmp_path / "BCCD")
+    as_voc(bccd, tmp_path / "BCCD")
     done = invoke("init", "--data", "BCCD", "jobs.yaml")
     assert done.exit_code == 0, done.output
     assert done.output == "wrote jobs.yaml; sweeper plan jobs.yaml\n"

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sweeper.data import coco, digits, voc, yolo
+from sweeper.data import coco, voc, yolo
 from sweeper.data.checks import Findings
-from sweeper.data.layout import SPLITS, Dataset, Hashes, Sample, Source, lay_out
-from sweeper.data.subset import coco_subset
+from sweeper.data.layout import SPLITS, Dataset, Sample, Source, lay_out
+from sweeper.data.made import coco_subset, digits_made, make_digits
 from sweeper.errors import DataError
 
 __all__ = ["Dataset", "coco_subset", "open"]
@@ -54,11 +54,11 @@ def _open(
 ) -> Dataset:
     place = folder if keep else _scratch()
     if str(name_or_path) == "digits":
-        path = digits.make(folder if digits.made(folder) else place).absolute()
+        path = make_digits(folder if digits_made(folder) else place).absolute()
     else:
         path = Path(name_or_path).expanduser().absolute()
-    findings, hashes = Findings(path), Hashes(folder, path)
-    source = _read(path, hashes, findings)
+    findings = Findings(path, folder)
+    source = _read(path, findings)
     if fraction != 1:
         train = sorted(source.samples["train"], key=lambda sample: str(sample.path))
         count = fraction if isinstance(fraction, int) else max(1, round(len(train) * fraction))
@@ -75,7 +75,7 @@ def _open(
             raise DataError(f"{path}: {split}: none of {len(source.samples[split])} images has a label; add them{hint}")
     dataset = lay_out(source, folder, str(name_or_path), problems, place)
     if keep:
-        hashes.save()
+        findings.save()
     return dataset
 
 
@@ -100,16 +100,16 @@ def _scratch() -> Path:
     return Path(folder.name)
 
 
-def _read(path: Path, hashes: Hashes, findings: Findings) -> Source:
+def _read(path: Path, findings: Findings) -> Source:
     is_folder = os.path.isdir(path)  # as Path.is_dir, but False for a name that no file can have
     if is_folder and voc.is_voc(path):
-        return voc.read_folder(path, hashes, findings)
+        return voc.read_folder(path, findings)
     if is_folder:
-        return coco.read_folder(path, hashes, findings)
+        return coco.read_folder(path, findings)
     described = yolo.read_yaml(path)
     if "annotations" in described:
-        return coco.read_described(path, described, hashes, findings)
-    return yolo.read(path, described, hashes, findings)
+        return coco.read_described(path, described, findings)
+    return yolo.read(path, described, findings)
 
 
 def _check_across(source: Source, findings: Findings) -> None:

@@ -1,19 +1,18 @@
 """What can be wrong with a data set, found before anything is trained."""
 
+import contextlib
 import hashlib
-import math
-import os
+import json
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import PIL.Image
 
+from sweeper.data.layout import write
 from sweeper.errors import DataError
-from sweeper.reading import MAX_IMAGE, MAX_TEXT, check_file, read_text, why
+from sweeper.reading import MAX_IMAGE, check_file
 
-ROUNDING = 1e-3  # how far a label's number may lie outside [0, 1]: writers round, Ultralytics itself allows 1e-2
 SMALLEST = 10  # pixels; Ultralytics drops smaller images without a word
 EXIF_ORIENTATION = 274
 JPEGS = ("JPEG", "MPO")
@@ -21,17 +20,24 @@ JPEG_END = b"\xff\xd9"
 SUFFIXES = frozenset({".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 
 
-@dataclass
 class Findings:
     """What the checks found in ``source``, by kind, each kind with its count and first example.
 
     A *fault* would silently change or spoil a training (a broken image, an impossible label); a *note* is only worth
-    knowing (a duplicate, an image without labels).
+    knowing (a duplicate, an image without labels). In ``folder`` the facts of image files are remembered by path, size
+    and modification time, so that opening a data set again is quick.
     """
 
-    source: Path
-    faults: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, source: Path, folder: Path | None = None) -> None:
+        self.source = source
+        self.faults: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}
+        name = f"{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json"
+        self._file = None if folder is None else folder / "hashes" / name
+        self._known: dict[str, list[Any]] = {}
+        self._now: dict[str, list[Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._known = json.loads(self._file.read_text()) if self._file else {}
 
     def fault(self, kind: str, example: str) -> None:
         """Count one more fault of this kind."""
@@ -43,17 +49,34 @@ class Findings:
 
     def settle(self, invalid: str) -> tuple[str, ...]:
         """One line per kind, faults first; with ``invalid="refuse"`` a fault raises DataError instead."""
-        if self.faults and invalid == "refuse":
-            faults = "; ".join(_line(kind, examples) for kind, examples in self.faults.items())
-            raise DataError(f"{self.source}: {faults}; mend the data, or leave these out with invalid: skip")
-        return (
-            *(f"skipped: {_line(kind, examples)}" for kind, examples in self.faults.items()),
-            *(_line(kind, examples) for kind, examples in self.notes.items()),
+        faults, notes = (
+            [f"{kind}: {len(examples)}, first {examples[0]}" for kind, examples in kinds.items()]
+            for kinds in (self.faults, self.notes)
         )
+        if faults and invalid == "refuse":
+            raise DataError(f"{self.source}: {'; '.join(faults)}; mend the data, or leave these out with invalid: skip")
+        return (*(f"skipped: {fault}" for fault in faults), *notes)
 
+    def facts(self, image: Path) -> tuple[str, int, int] | None:
+        """(SHA-256, width, height) of an image file, or None for a broken one, which becomes a fault."""
+        try:
+            stat = image.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            known = self._known.get(str(image))
+            digest, width, height, remark = known[2:] if known and known[:2] == stamp else image_facts(image)
+        except (OSError, ValueError) as error:
+            self.fault("broken images", f"{image} ({error})")
+            return None
+        self._now[str(image)] = [*stamp, digest, width, height, remark]
+        if remark:
+            self.note("JPEG files without their end marker, which Ultralytics encodes anew in our copy", str(image))
+        return digest, width, height
 
-def _line(kind: str, examples: list[str]) -> str:
-    return f"{kind}: {len(examples)}, first {examples[0]}"
+    def save(self) -> None:
+        """Remember the facts of image files, if there are new ones; a folder that cannot be written is no error."""
+        if self._file and self._now != self._known:
+            with contextlib.suppress(OSError):
+                write(self._file, json.dumps(self._now))
 
 
 def image_facts(path: Path) -> tuple[str, int, int, str]:
@@ -92,60 +115,3 @@ def _open(path: Path) -> PIL.Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # PIL warns from half of that on
         return PIL.Image.open(path)
-
-
-def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.ndarray:
-    """The rows of a YOLO label file as float64 (n, 5): class, centre x, centre y, width, height in parts of the image.
-
-    A polygon (class x y x y x y ...) stands for the box around it. A missing file gives no rows. Impossible rows go to
-    ``findings`` as faults and are left out, repeated rows as notes.
-    """
-    if not os.path.exists(path):
-        return np.empty((0, 5))
-    try:
-        lines = read_text(path, MAX_TEXT).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        findings.fault("unreadable label files", f"{shown} ({why(error)})")
-        return np.empty((0, 5))
-    rows: list[tuple[float, ...]] = []
-    seen: set[bytes] = set()
-    for number, line in enumerate(lines, 1):
-        where = f"{shown} line {number}"
-        if not line.strip():
-            continue
-        row = _five(line)
-        if row is not None and len(line.split()) > 5:
-            findings.note("label rows that are polygons, taken for the boxes around them", where)
-        if row is None:
-            what = f"{len(line.split())} words {line.strip()[:40]!r}"
-            findings.fault("label rows that are not five numbers (class x y width height)", f"{where}: {what}")
-        elif row[0] != int(row[0]) or not 0 <= row[0] < classes:
-            known = f"the data have {classes} classes, 0 to {classes - 1}"
-            findings.fault("labels of a class that does not exist", f"{where}: class {row[0]:g}, {known}")
-        elif min(row[1:]) < -ROUNDING or max(row[1:]) > 1 + ROUNDING:
-            worst = max(row[1:], key=lambda value: abs(value - 0.5))
-            findings.fault("label coordinates outside 0 to 1", f"{where}: {worst:g}")
-        elif min(row[3:]) <= 0:
-            findings.fault("boxes without area", f"{where}: width {row[3]:g}, height {row[4]:g}")
-        elif (
-            key := np.asarray(row, np.float32).tobytes()
-        ) in seen:  # Ultralytics drops these; so must the ground truth
-            findings.note("repeated label rows, used once", where)
-        else:
-            seen.add(key)
-            rows.append(row)
-    return np.array(rows, dtype=np.float64).reshape(-1, 5)
-
-
-def _five(line: str) -> tuple[float, ...] | None:
-    try:
-        row = tuple(float(word) for word in line.split())
-    except ValueError:
-        return None
-    if not all(map(math.isfinite, row)):
-        return None
-    if len(row) >= 7 and len(row) % 2:  # class x y x y ...: a polygon, as in Ultralytics' labels of COCO
-        xs, ys = row[1::2], row[2::2]
-        (left, right), (top, bottom) = (min(xs), max(xs)), (min(ys), max(ys))
-        return row[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-    return row if len(row) == 5 else None

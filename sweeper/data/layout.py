@@ -5,7 +5,6 @@ is laid out once in a folder of our own: sources are never written to, and becau
 of image and labels, the order of the images, and with it the training, follows from the digest alone.
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sweeper.data.checks import Findings, image_facts
 from sweeper.errors import DataError
 
 SPLITS = ("train", "val")
@@ -89,39 +87,6 @@ class Source:
     names: tuple[str, ...]
     categories: tuple[int, ...]
     samples: Mapping[str, Sequence[Sample]]
-
-
-class Hashes:
-    """Facts of image files, remembered by path, size and modification time, so that opening again is quick."""
-
-    def __init__(self, folder: Path, source: Path) -> None:
-        self._file = folder / "hashes" / f"{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json"
-        try:
-            self._known: dict[str, list[Any]] = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            self._known = {}
-        self._now: dict[str, list[Any]] = {}
-
-    def facts(self, path: Path, findings: Findings) -> tuple[str, int, int] | None:
-        """(SHA-256, width, height), or None for a broken image, which becomes a fault."""
-        try:
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            known = self._known.get(str(path))
-            digest, width, height, remark = known[2:] if known and known[:2] == stamp else image_facts(path)
-        except (OSError, ValueError) as error:
-            findings.fault("broken images", f"{path} ({error})")
-            return None
-        self._now[str(path)] = [*stamp, digest, width, height, remark]
-        if remark:
-            findings.note("JPEG files without their end marker, which Ultralytics encodes anew in our copy", str(path))
-        return digest, width, height
-
-    def save(self) -> None:
-        """Write the facts atomically, if there are new ones; a folder that cannot be written is no error."""
-        if self._now != self._known:
-            with contextlib.suppress(OSError):
-                write(self._file, json.dumps(self._now))
 
 
 def write(path: Path, text: str) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 
 from sweeper.data.checks import SUFFIXES, Findings
 from sweeper.data.coco import row_of
-from sweeper.data.layout import SPLITS, Hashes, Sample, Source
+from sweeper.data.layout import SPLITS, Sample, Source
+from sweeper.data.yolo import read_list
 from sweeper.errors import DataError
-from sweeper.reading import MAX_TEXT, read_bytes, read_text, why
+from sweeper.reading import read_bytes
 
 LISTS = {"train": ("train.txt", "trainval.txt"), "val": ("val.txt", "test.txt")}
 ONE_IN = 5  # images of a folder without lists that are for validation
@@ -25,10 +26,11 @@ MOST_BYTES = 10_000_000  # of an annotation file
 
 @dataclass(frozen=True)
 class Box:
-    """An object in an annotation file: class, corners in pixels from 1, and whether VOC's evaluation skips it."""
+    """An object in an annotation file: class, x, y, width and height in pixels, and whether VOC's evaluation skips
+    it."""
 
     name: str
-    corners: tuple[float, float, float, float]
+    bounds: list[float]
     difficult: bool
 
 
@@ -37,7 +39,7 @@ def is_voc(folder: Path) -> bool:
     return (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml"))
 
 
-def read_folder(folder: Path, hashes: Hashes, findings: Findings) -> Source:
+def read_folder(folder: Path, findings: Findings) -> Source:
     """Both splits of ``folder``. Classes are in alphabetical order, as VOC's own are.
 
     Objects marked ``difficult`` are left out, as VOC's evaluation does. Without ``ImageSets/Main/train.txt`` and
@@ -51,30 +53,30 @@ def read_folder(folder: Path, hashes: Hashes, findings: Findings) -> Source:
     names = sorted({box.name for found in boxes.values() for box in found if not box.difficult})
     if not names:
         raise DataError(f"{folder}: Annotations: no object in {len(boxes)} files; expected <object> with <bndbox>")
-    images = _images(folder)
-    samples = {
-        split: [
-            made
-            for stem in stems[split]
-            if (made := _sample(stem, images.get(stem), boxes[stem], names, hashes, findings)) is not None
-        ]
-        for split in SPLITS
-    }
+    place = next((folder / name for name in ("JPEGImages", "images", "Images") if (folder / name).is_dir()), folder)
+    images = {file.stem: file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES}
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for stem in stems[split]:
+            if stem not in images:
+                findings.fault("missing images", f"{stem}, an image of its name in JPEGImages")
+            elif (facts := findings.facts(images[stem])) is not None:
+                rows = _rows(stem, facts[1], facts[2], boxes[stem], names, findings)
+                samples[split].append(Sample(images[stem], *facts, rows))
     return Source(tuple(names), tuple(range(1, len(names) + 1)), samples)
 
 
 def _splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
     """The images' names without their suffix, by split."""
     lists = folder / "ImageSets" / "Main"
-    files = {split: next((lists / name for name in LISTS[split] if (lists / name).is_file()), None) for split in SPLITS}
-    if files["train"] and files["val"]:
-        stems = {split: _listed(file) for split, file in files.items() if file is not None}
-        if both := sorted(set(stems["train"]) & set(stems["val"])):
-            raise DataError(
-                f"{lists}: {both[0]} is in {files['train'].name} and in {files['val'].name}; expected two sets that "
-                "share no image"
-            )
-        return stems
+    train, val = (next(filter(Path.is_file, (lists / name for name in LISTS[split])), None) for split in SPLITS)
+    if train is not None and val is not None:
+        # lists of one class have a second column: 1 for images with an object of it
+        stems = [list(dict.fromkeys(line.split()[0] for line in read_list(file, str(file)))) for file in (train, val)]
+        if both := sorted(set(stems[0]) & set(stems[1])):
+            expected = "expected two sets that share no image"
+            raise DataError(f"{lists}: {both[0]} is in {train.name} and in {val.name}; {expected}")
+        return dict(zip(SPLITS, stems, strict=True))
     everything = sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
     chosen = {stem for stem in everything if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % ONE_IN == 0}
     findings.note(
@@ -82,21 +84,6 @@ def _splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
         f"{len(chosen)} of {len(everything)} images for validation (expected {lists}/train.txt and val.txt)",
     )
     return {"train": [stem for stem in everything if stem not in chosen], "val": sorted(chosen)}
-
-
-def _listed(file: Path) -> list[str]:
-    try:
-        lines = read_text(file, MAX_TEXT).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as a list of images ({why(error)})") from None
-    # lists of one class have a second column: 1 for images with an object of it
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> image file."""
-    place = next((folder / name for name in ("JPEGImages", "images", "Images") if (folder / name).is_dir()), folder)
-    return {file.stem: file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES}
 
 
 def _objects(file: Path, findings: Findings) -> list[Box]:
@@ -116,34 +103,27 @@ def _box(entry: ElementTree.Element) -> Box:
         left, top, right, bottom = (float(bounds.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         raise ValueError(f"{name}: a <bndbox> without four numbers xmin, ymin, xmax, ymax") from None
-    return Box(name, (left, top, right, bottom), (entry.findtext("difficult") or "0").strip() == "1")
+    difficult = (entry.findtext("difficult") or "0").strip() == "1"
+    return Box(name, [left - 1, top - 1, right - left + 1, bottom - top + 1], difficult)
 
 
-def _sample(
-    stem: str, path: Path | None, boxes: Sequence[Box], names: Sequence[str], hashes: Hashes, findings: Findings
-) -> Sample | None:
-    if path is None:
-        findings.fault("missing images", f"{stem}, an image of its name in JPEGImages")
-        return None
-    facts = hashes.facts(path, findings)
-    if facts is None:
-        return None
-    _, width, height = facts
+def _rows(
+    stem: str, width: int, height: int, boxes: Sequence[Box], names: Sequence[str], findings: Findings
+) -> np.ndarray:
+    """The label rows of an image, float64 (n, 5)."""
     rows: list[tuple[float, ...]] = []
     for box in boxes:
-        left, top, right, bottom = box.corners
+        where = f"{stem}: {box.name}"
         if box.difficult:
-            findings.note("objects marked difficult, left out", f"{stem}: {box.name}")
+            findings.note("objects marked difficult, left out", where)
             continue
         try:
-            row = row_of(
-                {"bbox": [left - 1, top - 1, right - left + 1, bottom - top + 1]}, width, height, names.index(box.name)
-            )
+            row = row_of(box.bounds, width, height, names.index(box.name))
         except ValueError as error:
-            findings.fault("boxes that cannot be", f"{stem}: {box.name}: {error}")
+            findings.fault("boxes that cannot be", f"{where}: {error}")
             continue
         if row in rows:
-            findings.note("repeated boxes, used once", f"{stem}: {box.name}")
+            findings.note("repeated boxes, used once", where)
         else:
             rows.append(row)
-    return Sample(path, *facts, np.array(rows, dtype=np.float64).reshape(-1, 5))
+    return np.array(rows, dtype=np.float64).reshape(-1, 5)

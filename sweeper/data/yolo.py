@@ -1,18 +1,22 @@
 """Reads Ultralytics' ``data.yaml``: images in folders or lists, labels found by replacing ``images`` by ``labels``."""
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sweeper.data.checks import SUFFIXES, Findings, read_labels
-from sweeper.data.layout import SPLITS, Hashes, Sample, Source
+import numpy as np
+
+from sweeper.data.checks import SUFFIXES, Findings
+from sweeper.data.layout import SPLITS, Sample, Source
 from sweeper.errors import DataError, shorten
 from sweeper.reading import MAX_TEXT, NotYaml, parse_yaml, read_text, why
 
+ROUNDING = 1e-3  # how far a label's number may lie outside [0, 1]: writers round, Ultralytics itself allows 1e-2
 MAX_CLASSES = 100_000
-MAX_FOLDERS = 100_000  # of one split, those reached through links counted again
+MAX_FOLDERS = 100_000  # of one split
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -35,26 +39,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return described
 
 
-def read(path: Path, described: dict[str, Any], hashes: Hashes, findings: Findings) -> Source:
+def read(path: Path, described: dict[str, Any], findings: Findings) -> Source:
     """The samples that a data.yaml describes, with what is wrong about them in ``findings``."""
     names = class_names(path, described)
     top = root(path, described)
-    samples = {}
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         wanted = described.get(split) or (described.get("validation") if split == "val" else None)
         if not wanted:
-            raise DataError(
-                f"{path}: {split}: is missing; expected a folder, a list of folders or a .txt list of images"
-            )
+            expected = "expected a folder, a list of folders or a .txt list of images"
+            raise DataError(f"{path}: {split}: is missing; {expected}")
         files = list(_listed(path, split, top, wanted if isinstance(wanted, list) else [wanted]))
         if not files:
-            raise DataError(
-                f"{path}: {split}: no images in {wanted}; expected files ending in {' '.join(sorted(SUFFIXES))}"
-            )
-        samples[split] = [made for file in sorted(files) if (made := _sample(file, top, len(names), hashes, findings))]
-        unlabelled = [sample.path for sample in samples[split] if not label_path(sample.path).is_file()]
-        for image in unlabelled:
-            findings.note(f"{split} images without a label file, taken as background", shown(image, top))
+            endings = " ".join(sorted(SUFFIXES))
+            raise DataError(f"{path}: {split}: no images in {wanted}; expected files ending in {endings}")
+        for image in sorted(files):
+            rows = read_labels(label_path(image), _shown(label_path(image), top), len(names), findings)
+            if (facts := findings.facts(image)) is None:
+                continue
+            samples[split].append(Sample(image, *facts, rows))
+            if not label_path(image).is_file():
+                findings.note(f"{split} images without a label file, taken as background", _shown(image, top))
     return Source(names, tuple(range(1, len(names) + 1)), samples)
 
 
@@ -85,9 +90,8 @@ def root(path: Path, described: dict[str, Any]) -> Path:
     """The folder to which a data.yaml's paths are relative: ``path:`` (itself relative to the file), or the file's."""
     top = path.parent / str(described.get("path") or ".")
     if not top.is_dir():
-        raise DataError(
-            f"{path}: path: {described['path']} is no folder ({top}); nothing is downloaded, put the data there"
-        )
+        missing = f"{described['path']} is no folder ({top})"
+        raise DataError(f"{path}: path: {missing}; nothing is downloaded, put the data there")
     return top.resolve()
 
 
@@ -97,63 +101,101 @@ def label_path(image: Path) -> Path:
     return Path(changed).with_suffix(".txt")
 
 
-def shown(path: Path, top: Path) -> str:
+def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.ndarray:
+    """The rows of a YOLO label file as float64 (n, 5): class, centre x, centre y, width, height in parts of the image.
+
+    A polygon (class x y x y x y ...) stands for the box around it. A missing file gives no rows. Impossible rows go to
+    ``findings`` as faults and are left out, repeated rows as notes.
+    """
+    lines: list[str] = []
+    if os.path.exists(path):
+        try:
+            lines = read_text(path, MAX_TEXT).splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            findings.fault("unreadable label files", f"{shown} ({why(error)})")
+    rows: dict[bytes, tuple[float, ...]] = {}
+    for number, line in enumerate(lines, 1):
+        where, words = f"{shown} line {number}", len(line.split())
+        if not words:
+            continue
+        row = _five(line)
+        if row is not None and words > 5:
+            findings.note("label rows that are polygons, taken for the boxes around them", where)
+        if row is None:
+            what = f"{words} words {line.strip()[:40]!r}"
+            findings.fault("label rows that are not five numbers (class x y width height)", f"{where}: {what}")
+        elif row[0] != int(row[0]) or not 0 <= row[0] < classes:
+            known = f"the data have {classes} classes, 0 to {classes - 1}"
+            findings.fault("labels of a class that does not exist", f"{where}: class {row[0]:g}, {known}")
+        elif min(row[1:]) < -ROUNDING or max(row[1:]) > 1 + ROUNDING:
+            worst = max(row[1:], key=lambda value: abs(value - 0.5))
+            findings.fault("label coordinates outside 0 to 1", f"{where}: {worst:g}")
+        elif min(row[3:]) <= 0:
+            findings.fault("boxes without area", f"{where}: width {row[3]:g}, height {row[4]:g}")
+        elif (key := np.asarray(row, np.float32).tobytes()) in rows:  # Ultralytics drops these, so the truth must, too
+            findings.note("repeated label rows, used once", where)
+        else:
+            rows[key] = row
+    return np.array(list(rows.values()), dtype=np.float64).reshape(-1, 5)
+
+
+def _five(line: str) -> tuple[float, ...] | None:
+    """Class, centre, width and height; None for a line that does not say them."""
+    try:
+        row = tuple(float(word) for word in line.split())
+    except ValueError:
+        return None
+    if not all(map(math.isfinite, row)):
+        return None
+    if len(row) >= 7 and len(row) % 2:  # class x y x y ...: a polygon, as in Ultralytics' labels of COCO
+        xs, ys = row[1::2], row[2::2]
+        (left, right), (top, bottom) = (min(xs), max(xs)), (min(ys), max(ys))
+        return row[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    return row if len(row) == 5 else None
+
+
+def _shown(path: Path, top: Path) -> str:
     """``path`` as short as it is clear."""
     return str(path.relative_to(top)) if path.is_relative_to(top) else str(path)
 
 
-def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterable[Path]:
+def read_list(file: Path, where: str) -> list[str]:
+    """The lines of a list of images, without empty ones; DataError, beginning with ``where``, if it is none."""
+    try:
+        return [line.strip() for line in read_text(file, MAX_TEXT).splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{where} cannot be read as a list of images ({why(error)})") from None
+
+
+def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterator[Path]:
     """Image files of folders (and all below), .txt lists and single files; not resolved, for the label rule's sake."""
     for entry in entries:
         where = Path(os.path.normpath(top / str(entry)))
         if where.is_dir():
-            for folder, files in _walk(where):
-                visible = (folder / name for name in files if not name.startswith("."))
-                yield from (file for file in visible if file.suffix.lower() in SUFFIXES)
+            yield from (file for file in _walk(where) if file.suffix.lower() in SUFFIXES)
         elif where.is_file() and where.suffix.lower() in SUFFIXES:
             yield where
         elif where.is_file():
-            try:
-                lines = read_text(where, MAX_TEXT).splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = f"{entry} cannot be read as a list of images ({why(error)})"
-                raise DataError(f"{path}: {split}: {reason}") from None
-            for line in filter(None, map(str.strip, lines)):
+            for line in read_list(where, f"{path}: {split}: {entry}"):
                 yield Path(os.path.normpath((where.parent if line.startswith("./") else top) / line))
         else:
-            raise DataError(
-                f"{path}: {split}: {entry} is not there ({where}); nothing is downloaded, put the data there"
-            )
+            missing = f"{entry} is not there ({where})"
+            raise DataError(f"{path}: {split}: {missing}; nothing is downloaded, put the data there")
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
-    """``top`` and the folders below, each with its files, also through links; a link to a folder above is passed over.
+def _walk(top: Path) -> Iterator[Path]:
+    """The files in ``top`` and in the folders below, also through links, each folder once; none that is hidden.
 
     Raises DataError where there are more than MAX_FOLDERS.
     """
-    above = {str(top): frozenset[tuple[int, int]]()}  # by folder: device and inode of those that it lies in
-    for count, (folder, below, files) in enumerate(os.walk(top, followlinks=True)):
-        if count >= MAX_FOLDERS:
-            raise DataError(f"{top}: has more than {MAX_FOLDERS} folders; expected a folder of images")
+    seen: set[tuple[int, int]] = set()  # a link may lead back up
+    for folder, below, files in os.walk(top, followlinks=True):
         stat = os.stat(folder)
-        chain = above.pop(folder) | {(stat.st_dev, stat.st_ino)}
-        below[:] = sorted(name for name in below if not name.startswith(".") and not _is_one_of(chain, folder, name))
-        above |= {os.path.join(folder, name): chain for name in below}
-        yield Path(folder), files
-
-
-def _is_one_of(chain: frozenset[tuple[int, int]], folder: str, name: str) -> bool:
-    path = os.path.join(folder, name)
-    if not os.path.islink(path):
-        return False
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return True
-    return (stat.st_dev, stat.st_ino) in chain
-
-
-def _sample(file: Path, top: Path, classes: int, hashes: Hashes, findings: Findings) -> Sample | None:
-    rows = read_labels(label_path(file), shown(label_path(file), top), classes, findings)
-    facts = hashes.facts(file, findings)
-    return Sample(file, *facts, rows) if facts else None
+        if (stat.st_dev, stat.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        if len(seen) > MAX_FOLDERS:
+            raise DataError(f"{top}: has more than {MAX_FOLDERS} folders; expected a folder of images")
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not name.startswith("."))

@@ -1,0 +1,268 @@
+"""The data sets that are made here: handwritten digits, and the draw from COCO that the article on CAWB trained on.
+
+The digits are scikit-learn's real ones (8 x 8 pixels), laid out as a detection problem.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import yaml
+
+from sweeper.data.checks import Findings
+from sweeper.data.coco import Annotations, find_annotations
+from sweeper.data.layout import SPLITS, Sample, aside, label_text, publish, write
+from sweeper.errors import DataError
+from sweeper.reading import MAX_TEXT, read_bytes
+
+MARKER = "digits.json"  # written last
+VERSION = 1  # of the pictures; another version is another folder and another digest
+SEED = 20240611
+IMAGES = {"train": 352, "val": 96}
+SIDE = 128  # pixels of a canvas
+DIGITS = (2, 6)  # on a canvas, both included
+GLYPH = (26, 52)  # pixels of a glyph's height before it is trimmed to its ink
+VAL_GLYPHS = 360  # of 1797 handwritten digits; they never appear in training
+INK = 48  # of 255: what is lighter belongs to the ground, not to the box
+GAP = 2  # pixels between boxes
+
+
+def digits_made(folder: Path) -> bool:
+    """Whether :func:`make_digits` would find the data set there."""
+    return (folder / f"digits-{VERSION}" / MARKER).is_file()
+
+
+def make_digits(folder: Path) -> Path:
+    """Write the data set to ``folder/digits-1`` unless it is there, and return its data.yaml.
+
+    The same bytes every time (one seed, PNG), by whichever of several processes is first: a folder appears finished or
+    not at all.
+    """
+    home = folder.resolve() / f"digits-{VERSION}"
+    if not digits_made(folder):
+        made = aside(home)
+        _draw_digits(made)
+        publish(made, home, MARKER)
+    return home / "data.yaml"
+
+
+def _draw_digits(folder: Path) -> None:
+    from sklearn.datasets import load_digits  # a second's import, needed once
+
+    raw = load_digits()
+    glyphs = np.asarray(raw.images * (255 / 16), np.uint8)
+    order = np.random.default_rng(SEED).permutation(len(glyphs))
+    pools = {"train": order[VAL_GLYPHS:], "val": order[:VAL_GLYPHS]}
+    for number, split in enumerate(SPLITS):
+        rng = np.random.default_rng([SEED, number])
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        coco: dict[str, Any] = {"images": [], "annotations": []}
+        for image in range(1, IMAGES[split] + 1):
+            pixels, boxes = _canvas(rng, glyphs, raw.target, pools[split])
+            name = f"{image:04d}"
+            PIL.Image.fromarray(pixels).save(folder / "images" / split / f"{name}.png")
+            rows = np.array(
+                [(c, (x + w / 2) / SIDE, (y + h / 2) / SIDE, w / SIDE, h / SIDE) for c, x, y, w, h in boxes]
+            )
+            write(folder / "labels" / split / f"{name}.txt", label_text(rows))
+            coco["images"].append({"id": image, "file_name": f"{name}.png", "width": SIDE, "height": SIDE})
+            for c, x, y, w, h in boxes:
+                ids = {"id": len(coco["annotations"]) + 1, "image_id": image, "category_id": c + 1}
+                coco["annotations"].append({**ids, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+        coco["categories"] = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        write(folder / "annotations" / f"instances_{split}.json", json.dumps(coco))
+    _describe(folder, {digit: str(digit) for digit in range(10)})
+    write(folder / MARKER, json.dumps({"seed": SEED, "version": VERSION, **IMAGES}))
+
+
+def _canvas(
+    rng: np.random.Generator, glyphs: np.ndarray, classes: np.ndarray, pool: np.ndarray
+) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:
+    """One canvas uint8 (128, 128, 3) and its digits as (class, x, y, width, height) in pixels."""
+    canvas = _ground(rng)
+    boxes: list[tuple[int, int, int, int, int]] = []
+    wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
+    while len(boxes) < wanted:
+        chosen = int(rng.choice(pool))
+        ink = _glyph(glyphs[chosen], int(rng.integers(GLYPH[0], GLYPH[1] + 1)), float(rng.uniform(0.8, 1.2)))
+        height, width = ink.shape
+        spots = _free(boxes, width, height)
+        if not len(spots):
+            continue  # no room for one of this size: draw a smaller one
+        x, y = (int(value) for value in spots[rng.integers(len(spots))])
+        patch = canvas[y : y + height, x : x + width]
+        colour = rng.uniform(0, 70, 3) if patch.mean() > 110 else rng.uniform(185, 255, 3)
+        patch += (colour - patch) * (ink / 255 * rng.uniform(0.85, 1.0))[..., None]
+        boxes.append((int(classes[chosen]), x, y, width, height))
+    return np.clip(canvas + rng.normal(0, 5, canvas.shape), 0, 255).astype(np.uint8), boxes
+
+
+def _free(boxes: list[tuple[int, int, int, int, int]], width: int, height: int) -> np.ndarray:
+    """All places (n, 2) as x, y where a box of this size touches no other."""
+    free = np.ones((SIDE - height + 1, SIDE - width + 1), bool)
+    for _, x, y, w, h in boxes:
+        free[max(y - height - GAP + 1, 0) : y + h + GAP, max(x - width - GAP + 1, 0) : x + w + GAP] = False
+    return np.argwhere(free)[:, ::-1]
+
+
+def _glyph(glyph: np.ndarray, height: int, stretch: float) -> np.ndarray:
+    """The glyph as ink from 0 to 255, enlarged and trimmed to where there is ink."""
+    width = max(round(height * stretch), 8)
+    ink = np.asarray(PIL.Image.fromarray(glyph).resize((width, height), PIL.Image.Resampling.BICUBIC), np.float64)
+    rows, columns = np.nonzero((ink > INK).any(1))[0], np.nonzero((ink > INK).any(0))[0]
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _ground(rng: np.random.Generator) -> np.ndarray:
+    """A textured ground, float64 (128, 128, 3): a tint under clouds of two sizes, partly the same in all colours."""
+    ground = np.ones((SIDE, SIDE, 3)) * rng.uniform(50, 190, 3)
+    for cells, strength in ((4, 32.0), (20, 16.0)):
+        noise = rng.uniform(0, 255, (cells, cells, 3)) * 0.4 + rng.uniform(0, 255, (cells, cells, 1)) * 0.6
+        clouds = PIL.Image.fromarray(noise.astype(np.uint8)).resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)
+        ground += (np.asarray(clouds, np.float64) / 127.5 - 1) * strength
+    return ground
+
+
+def coco_subset(
+    coco_dir: Path, out: Path, *, train: int = 10000, val: int = 1000, seed: int = 0, stratified: bool = False
+) -> dict[str, Any]:
+    """Draw ``train`` images of the training and ``val`` of the validation set, and lay them out under ``out``.
+
+    The result is a COCO layout (links to the images, the annotations of the images drawn, word for word) with YOLO
+    labels and a data.yaml beside, and ``manifest.json``, which is returned: ids, seed, options and a digest over ids
+    and contents. The same arguments draw the same images anywhere. The two sets share no image, by content: training
+    images that are also drawn for validation are passed over. ``stratified`` draws the same share of every stratum,
+    an image's stratum being its rarest class, so that class frequencies stay what they were.
+
+    Images that are missing or broken are passed over and listed under ``problems``. Raises DataError where too few are
+    left, or where ``out`` holds something else.
+    """
+    coco_dir, out = Path(coco_dir).absolute(), Path(out).absolute()
+    options = {"train": train, "val": val, "seed": seed, "stratified": stratified}
+    if out.exists():
+        return _there(out, options)
+    if min(train, val) < 1:
+        raise DataError(f"train {train}, val {val}: expected at least one image each")
+    source = {split: Annotations(split, file, coco_dir) for split, file in find_annotations(coco_dir).items()}
+    findings = Findings(coco_dir)
+    drawn: dict[str, list[Sample]] = {"train": [], "val": []}
+    for split, count in (("val", val), ("train", train)):  # val first: its images are the ones to keep out of training
+        rng = np.random.default_rng([seed, SPLITS.index(split)])
+        validated = {sample.sha for sample in drawn["val"]}
+        drawn[split] = _draw(source[split], count, rng, stratified, validated, findings)
+        if len(drawn[split]) < count:
+            problems = "; ".join(findings.settle("skip"))
+            there = f"only {len(drawn[split])} images to draw from{' (' + problems + ')' if problems else ''}"
+            raise DataError(f"{source[split].file}: {split} {count}: {there}; ask for fewer, or complete the images")
+    content = {split: sorted((_id(sample), sample.sha) for sample in drawn[split]) for split in SPLITS}
+    manifest = {
+        **options,
+        "digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "problems": list(findings.settle("skip")),
+        "source": {split: source[split].file.name for split in SPLITS},
+        "ids": {split: [number for number, _ in content[split]] for split in SPLITS},
+    }
+    made = aside(out)
+    for split in SPLITS:
+        _write(made, source[split], sorted(drawn[split], key=_id))
+    _describe(made, dict(enumerate(source["train"].categories.values())))
+    write(made / "manifest.json", json.dumps(manifest, indent=1))
+    publish(made, out, "manifest.json")
+    return manifest
+
+
+def _draw(
+    source: Annotations,
+    count: int,
+    rng: np.random.Generator,
+    stratified: bool,
+    validated: Container[str],
+    findings: Findings,
+) -> list[Sample]:
+    """So many images of one split, in the order of the draw; what cannot be used is passed over and listed."""
+    records = source.images(findings)
+    boxes = source.boxes(records, findings)
+    drawn: list[Sample] = []
+    for record in _order(records, boxes, count, rng, stratified):
+        if len(drawn) == count:
+            break
+        if (sample := source.sample(record, boxes[record["id"]], findings)) is None:
+            continue
+        if sample.sha in validated:
+            findings.note("training images passed over because they are drawn for validation", str(sample.path))
+        else:
+            drawn.append(sample)
+    return drawn
+
+
+def _there(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of an earlier draw with the same options; anything else under this name is left alone."""
+    try:
+        manifest = dict(json.loads(read_bytes(out / "manifest.json", MAX_TEXT)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise DataError(f"{out}: exists and is no subset; name a folder that does not exist yet") from None
+    if differ := [f"{key} {manifest.get(key)}" for key, value in options.items() if manifest.get(key) != value]:
+        raise DataError(f"{out}: holds another draw ({', '.join(differ)}); name another folder or remove this one")
+    return manifest
+
+
+def _order(
+    records: Sequence[dict[str, Any]],
+    boxes: Mapping[int, Sequence[Mapping[str, Any]]],
+    count: int,
+    rng: np.random.Generator,
+    stratified: bool,
+) -> list[dict[str, Any]]:
+    """All images in the order in which they are drawn, independent of the order in which the file lists them."""
+    records = sorted(records, key=lambda record: int(record["id"]))
+    shuffled = [records[i] for i in rng.permutation(len(records))]
+    if not stratified:
+        return shuffled
+    classes = {image: {annotation["category_id"] for annotation in listed} for image, listed in boxes.items()}
+    often = Counter(category for present in classes.values() for category in present)
+    strata: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for record in shuffled:
+        present = classes.get(record["id"])
+        strata[min(present, key=lambda category: (often[category], category)) if present else -1].append(record)
+    share = min(count / len(records), 1.0)
+    quota = {stratum: int(len(members) * share) for stratum, members in strata.items()}
+    by_remainder = sorted(strata, key=lambda s: (quota[s] - len(strata[s]) * share, s))  # the largest remainders first
+    for stratum in by_remainder[: max(min(count, len(records)) - sum(quota.values()), 0)]:
+        quota[stratum] += 1
+    first = [record for stratum, members in strata.items() for record in members[: quota[stratum]]]
+    rest = [record for stratum, members in strata.items() for record in members[quota[stratum] :]]
+    return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest only where an image has to be passed over
+
+
+def _write(out: Path, source: Annotations, drawn: Sequence[Sample]) -> None:
+    """Links, labels, and the annotations of the images drawn, word for word."""
+    for sample in drawn:
+        name = str((sample.record or {})["file_name"])
+        link = out / "images" / source.split / name
+        labels = (out / "labels" / source.split / name).with_suffix(".txt")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(sample.path.resolve())
+        labels.write_text(label_text(sample.rows), encoding="utf-8")
+    ids = {_id(sample) for sample in drawn}
+    annotations = [annotation for annotation in source.content["annotations"] if annotation.get("image_id") in ids]
+    kept = {**source.content, "images": [sample.record for sample in drawn], "annotations": annotations}
+    write(out / "annotations" / f"instances_{source.split}.json", json.dumps(kept))
+
+
+def _id(sample: Sample) -> int:
+    return int((sample.record or {})["id"])
+
+
+def _describe(folder: Path, names: Mapping[int, str]) -> None:
+    """Write the data.yaml of a data set that lies here in both layouts."""
+    described: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
+    described["names"] = dict(names)
+    described["annotations"] = {split: f"annotations/instances_{split}.json" for split in SPLITS}
+    write(folder / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
