@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sweeper.config import Recipe, Sweep
-from sweeper.config.yolo import ELSEWHERE
+from sweeper.config.written import ELSEWHERE
 from sweeper.errors import ConfigError
 from sweeper.training.parts import SAME_NAMES
 

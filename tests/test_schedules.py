@@ -163,6 +163,17 @@ def test_a_kink_is_no_jump() -> None:
     assert parse(run).trace(TimeBase(30, 20)).jumps() == []
 
 
+def test_a_break_between_two_steps_is_at_the_next_one() -> None:
+    run = {"family": "cawb", "lr": 1, "steps": ["3it", 2.1], "decay": "linear", "floor": 0.5}
+    assert parse(run).trace(TimeBase(4, 4)).marks == (3, 9)
+    assert parse({**run, "step_scale": 0.5}).trace(TimeBase(4, 4)).marks == ()  # each goes on where the last one ended
+
+
+def test_the_trapezoid_is_held_until_its_decay_begins() -> None:
+    run = parse({"family": "wsd", "lr": 1, "warmup": "2it", "decay_length": 1})
+    assert run.values(TimeBase(3, 2)).tolist() == [0.0, 0.5, 1.0, 1.0, 1.0, 0.5]
+
+
 def test_horizon_shares_the_beginning() -> None:
     """What comes before a restart does not depend on when it comes, nor on whether it comes."""
     time = TimeBase(40, 10)

@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from sweeper import names, schedules
 from sweeper.config.parts import Budget, Confirm, Escape, Model, Positive, Pruner, Recipe
 from sweeper.config.space import Search
-from sweeper.config.written import one_line, override, read
-from sweeper.config.yolo import ELSEWHERE
+from sweeper.config.written import ELSEWHERE, one_line, override, read
 from sweeper.errors import ConfigError, ScheduleError, did_you_mean, shorten
 from sweeper.schedules import Schedule
 

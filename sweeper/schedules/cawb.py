@@ -54,10 +54,6 @@ def cycles(params: Params, time: TimeBase) -> list[Cycle]:
     """The cycles of the clean mode, the first one starting where the warm-up ends.
 
     Raises ScheduleError for a warm-up as long as the run, a step that is not between both, and lists that do not fit.
-
-    >>> params = {"lr": 1.0, "warmup": "1ep", "steps": [4], "step_scale": 0.5, "epoch_scale": 2.0}
-    >>> cycles(params, TimeBase(6, 10))
-    [Cycle(start=10.0, period=60.0, peak=1.0), Cycle(start=40.0, period=20.0, peak=0.5)]
     """
     begin = warm(params, time)
     if begin >= time.steps:
@@ -119,11 +115,6 @@ def _clean(params: Params, time: TimeBase, group: str) -> Curve:
     base s^i shape(u), u = clip((t - x_i) / period_i, 0, 1), where the period is epoch_scale times the cycle's length
     (the last cycle: 1 times), or the horizon. Past the end it stays. In the trainer's warm-up the group bias comes
     from ``warmup_bias_lr``, the others from 0.
-
-    >>> from sweeper.schedules import TimeBase, parse
-    >>> run = parse({"family": "cawb", "lr": 1, "steps": [2], "step_scale": 0.5, "floor": 0, "decay": "linear"})
-    >>> run.values(TimeBase(4, 2)).tolist()
-    [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
     """
     parts = cycles(params, time)
     first = parts[0]
@@ -147,15 +138,7 @@ def joined(params: Params, time: TimeBase, parts: Sequence[Cycle]) -> Curve:
 
 
 def breaks(params: Params, time: TimeBase, parts: Sequence[Cycle]) -> list[int]:
-    """The first step at or after the start of each of the cycles ``parts`` that does not go on as the last one ended.
-
-    >>> from sweeper.schedules import parse
-    >>> run = {"family": "cawb", "lr": 1, "steps": ["3it", 2.1], "decay": "linear", "floor": 0.5}
-    >>> marks(parse(run).params, TimeBase(4, 4))
-    [3, 9]
-    >>> marks(parse({**run, "step_scale": 0.5}).params, TimeBase(4, 4))
-    []
-    """
+    """For each of the cycles ``parts`` that does not go on where the last one ended, its first step."""
     decay, unit, steps = _shape(params), time.steps_per_epoch, []
     every = unit if params["granularity"] == "epoch" else 1
     for old, new in pairwise(parts):

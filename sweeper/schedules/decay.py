@@ -196,11 +196,7 @@ def free_names(text: str) -> set[str]:
 
 
 def filled(text: str, constants: Mapping[str, float]) -> str:
-    """The expression with numbers in place of the names in ``constants``. Raises ScheduleError if it is too deep.
-
-    >>> filled("a*((1+cos(pi*x/y))/2)**b+(1-a)", {"a": 0.65, "b": -1})
-    '0.65 * ((1 + cos(pi * x / y)) / 2) ** (-1.0) + (1 - 0.65)'
-    """
+    """The expression with numbers in place of the names in ``constants``. Raises ScheduleError if it is too deep."""
 
     class Fill(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:  # the name that ast looks for
@@ -231,10 +227,6 @@ def segment(shape: Shape, length: float, period: float | None = None, unit: floa
 def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
     """``curves[i]`` from step ``starts[i]`` on, each counting from its start; the last goes on for ever. ``starts``
     ascend; steps before the first see its curve at 0.
-
-    >>> ramp = lambda k: k
-    >>> sequence([ramp, ramp], [0, 3])(np.arange(5.0)).tolist()
-    [0.0, 1.0, 2.0, 0.0, 1.0]
     """
 
     def joined(k: FloatArray) -> FloatArray:
@@ -250,9 +242,6 @@ def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
 def warmup_lerp(curve: Curve, length: float, start: float, target: float | None = None) -> Curve:
     """From ``start`` (a value) to ``target`` over ``length`` steps; without ``target``, to where ``curve`` is at that
     moment, a moving target (Ultralytics).
-
-    >>> warmup_lerp(lambda k: 1 - k / 10, 2, 0.0)(np.arange(4.0)).tolist()
-    [0.0, 0.45, 0.8, 0.7]
     """
     if length <= 0:
         return curve

@@ -20,12 +20,6 @@ polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
 exponential    lr gamma^t, t in epochs (torch ExponentialLR, stepped once an epoch)
 constant       lr
 ============== ====================================================================================================
-
->>> from sweeper.schedules import TimeBase, parse
->>> def shown(**spec):
-...     return parse({"lr": 1, **spec}).values(TimeBase(3, 2)).round(3).tolist()
->>> shown(family="wsd", warmup="2it", decay_length=1)
-[0.0, 0.5, 1.0, 1.0, 1.0, 0.5]
 """
 
 import math

@@ -55,18 +55,11 @@ class Schedule:
 
         In CAWB's reference mode with ``last_epoch`` = k the first value is that of epoch k's first step. Raises
         ScheduleError naming the first step at which the LR is not a finite number of at least 0.
-
-        >>> parse({"family": "cosine", "lr": 0.1, "T_max": "2it"}).values(TimeBase(1, 4)).round(3).tolist()
-        [0.1, 0.05, 0.0, 0.05]
         """
         return self.at(time, np.arange(self._epochs(time) * time.steps_per_epoch, dtype=np.float64), group)
 
     def at(self, time: TimeBase, steps: FloatArray, group: str = MAIN) -> FloatArray:
-        """The same at any ``steps`` (>= 0, ascending), also past the end of the run, where each family says what is.
-
-        >>> parse({"family": "cawb", "lr": 0.1}).at(TimeBase(10, 2), np.array([0.0, 20.0, 99.0])).round(4).tolist()
-        [0.1, 0.005, 0.005]
-        """
+        """The same at any ``steps`` (>= 0, ascending), also past the end of the run, where each family says what is."""
         steps = np.asarray(steps, np.float64)
         if self.of is not None:
             column = self.trace(time).group(group).astype(np.float64)
@@ -126,11 +119,7 @@ class Schedule:
         return float(steps)
 
     def begins(self, time: TimeBase) -> int | None:
-        """The first step at which this branch may differ from its trunk; None if it has no trunk or never leaves it.
-
-        >>> parse({"family": "cosine", "lr": 0.1, "trunk": "yolo_linear", "from": 5}).begins(TimeBase(10, 4))
-        20
-        """
+        """The first step at which this branch may differ from its trunk; None if it has no trunk or never leaves it."""
         if self.trunk is None:
             return None
         return branch.begins(self.family, self.params, time, self.trunk.warm(time))

@@ -155,11 +155,7 @@ class Trace:
         }
 
     def common_prefix(self, other: "Trace") -> int:
-        """How many first steps get exactly the same in both (every group and the momentum); 0 for other epochs' length.
-
-        >>> Trace([0.1, 0.1, 0.01], epochs=3).common_prefix(Trace([0.1, 0.1, 0.1, 0.1], epochs=4))
-        2
-        """
+        """How many first steps get exactly the same in both, in every group and the momentum."""
         if self.steps_per_epoch != other.steps_per_epoch or (self.momentum is None) != (other.momentum is None):
             return 0
         steps = min(self.steps, other.steps)
@@ -197,10 +193,6 @@ def prefix_keys(root: str, trace: Trace) -> list[str]:
 
     keys[0] = sha256(root), root being the recipe's digest; keys[e+1] = sha256(keys[e] as bytes + trace.chunk(e)).
     Two runs share keys[e] exactly if their recipe and everything that their first e epochs apply are the same.
-
-    >>> long, short = Trace([0.1, 0.1, 0.1], epochs=3), Trace([0.1, 0.1], epochs=2)
-    >>> prefix_keys("recipe", long)[:3] == prefix_keys("recipe", short)
-    True
     """
     keys = [hashlib.sha256(root.encode())]
     for epoch in range(trace.epochs):
@@ -213,10 +205,6 @@ def counterfactual(trace: Trace, step: int) -> Trace:
 
     The same before ``step``, then half a cosine from the LR of the step before it to the run's final LR, in every
     parameter group; later jumps are gone too. The momentum stays as it was.
-
-    >>> run = Trace([0.1, 0.05, 0.1, 0.05, 0.02], epochs=5, marks=(2,))
-    >>> [round(float(lr), 4) for lr in counterfactual(run, 2).lr]
-    [0.1, 0.05, 0.0425, 0.0275, 0.02]
     """
     _check_inside(trace, step)
 
@@ -280,9 +268,6 @@ def epochs_along(trace: Trace, start: int, end: int, k: int) -> list[int]:
     Equal shares of the LR summed over the steps, not of the time: weights move fastest where the LR is high, and the
     longest piece decides how much of a curved valley's wall a straight line through it still touches. Each number
     counts finished epochs; fewer than k if there are not as many epochs.
-
-    >>> epochs_along(Trace([0.1] * 8 + [0.01] * 8, epochs=16), 0, 16, 3)
-    [2, 4, 7]
     """
     if not 0 <= start < end <= trace.epochs:
         raise ScheduleError(f"snapshots between epochs {start} and {end}: expected 0 <= start < end <= {trace.epochs}")

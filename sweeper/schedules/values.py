@@ -209,9 +209,10 @@ def duration(what: str, value: object) -> str:
 
 def length(what: str, value: object) -> str:
     """A duration above 0 as text."""
-    if Duration.parse(value, what).value == 0:
+    text = duration(what, value)
+    if Duration.parse(text).value == 0:
         raise ScheduleError(f"{what}: {shorten(value)} is not allowed; expected a duration above 0")
-    return duration(what, value)
+    return text
 
 
 def point(what: str, value: object) -> float | int | str:

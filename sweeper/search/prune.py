@@ -12,20 +12,12 @@ LAST = 3  # epochs whose mean is one value: a single lucky epoch does not count
 
 
 def best_so_far(curve: Sequence[float]) -> float:
-    """The highest mean of up to 3 epochs in a row that end anywhere in ``curve`` (one value an epoch, not empty).
-
-    >>> best_so_far([0.1, 0.2, 0.3, 0.3, 0.3, 0.0])  # the dip at the end does not count
-    0.3
-    """
+    """The highest mean of up to 3 epochs in a row that end anywhere in ``curve`` (one value an epoch, not empty)."""
     return max(float(np.mean(curve[max(end - LAST, 0) : end])) for end in range(1, len(curve) + 1))
 
 
 def score(curve: Sequence[float]) -> float:
-    """What a finished run counts: the mean over its last three epochs (fewer where it has fewer), so luck does not win.
-
-    >>> round(score([0.1, 0.2, 0.3, 0.1]), 6)
-    0.2
-    """
+    """The score of a finished run: the mean over its last three epochs (of fewer all), so that luck does not win."""
     tail = [float(value) for value in curve[-LAST:]]
     return sum(tail) / len(tail)
 
