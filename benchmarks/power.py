@@ -204,11 +204,10 @@ class Wilcoxon:
 
 @dataclass(frozen=True)
 class Method:
-    """``space``: keys of the search; ``promote``: whose rule; ``told``: what samplers see of replicates."""
+    """``space``: keys of the search; ``promote``: whose rule."""
 
     space: Mapping[str, Any]
     promote: Callable[[], Promote] | None = None
-    told: str = "mean"
     equal: bool = False  # confirms on as many seeds as make the race's epochs
 
 
@@ -314,7 +313,6 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
         seed=sweep.recipe.seed,
         lease_seconds=6e5,
     )
-    study.told = method.told
     if agenda.grows:
         study.agenda = agenda.now
     vars(service)["study"] = study

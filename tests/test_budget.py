@@ -14,7 +14,7 @@ from sweeper import report
 from sweeper.cli import show
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
-from sweeper.service.spending import expected_seeds
+from sweeper.service.racing import expected_seeds
 
 RACE = {**BRANCHES, "trunk": "best", "seeds": 2}
 DESIGN = {"best": 1, "seeds": 4}
@@ -48,17 +48,17 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     if not plan:
         follow_from_the_scores(world, reference)
     spending = world.service.status().spending
-    assert spending["spent"] == len(set(world.trained)) <= 100 + again
-    assert spending["promised"] == spending["kept"] == 0
+    assert spending.spent == len(set(world.trained)) <= 100 + again
+    assert spending.promised == spending.kept == 0
     told = sweeper(world, "status")
     assert f"budget: {len(set(world.trained))} of 100 epochs spent" in told
     assert "trunk: " in told
     assert "over" in told
     picked, page = sweeper(world, "pick"), report.make(world.service).decode()
-    noise = world.service.status().race["noise"]
+    noise = world.service.status().race.noise
     assert noise.startswith("noise: the standard deviation of a run over seeds is ")
     assert f"of a branch's difference to {reference} " in noise
-    assert world.service.plan().race["noise"] == noise
+    assert world.service.plan().race.noise == noise
     for text in (told, picked, page):
         assert html.escape(noise, quote=True).replace("&#x27;", "&#39;") in text or noise in text
     assert "in the race: mean difference to the trunk on the search seeds" in picked
@@ -66,7 +66,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert "raced on 2 seeds</span>" in page
     answer = world.service.pick()
     raced_rows = [row for row in answer.ranking if row["raced"]]  # a proposal that is a baseline's schedule is not
-    assert {row["name"] for row in raced_rows} == {entry["name"] for entry in world.service.status().race["standings"]}
+    assert {row["name"] for row in raced_rows} == {standing.name for standing in world.service.status().race.standings}
     for row in raced_rows:
         standing = row["raced"]
         assert standing["over"] == reference
@@ -126,8 +126,8 @@ def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # no
     assert sum(row.stage == "search" and row.original is None for row in rows) == 2
     assert any(row.stage == "confirm" for row in rows)
     spending = world.service.status().spending
-    assert spending["unit"] == "hours"
-    assert spending["spent"] == pytest.approx(len(world.trained) * 36 / 3600)
+    assert spending.unit == "hours"
+    assert spending.spent == pytest.approx(len(world.trained) * 36 / 3600)
 
 
 def test_a_budget_that_cannot_be_meant_is_refused() -> None:

@@ -11,7 +11,7 @@ from test_study import claim, launch, space
 from sweeper.config import Search
 from sweeper.search import Entrant, promotions, rungs, search_seeds, shrunk
 from sweeper.study import Study, Suggest, Wanted
-from sweeper.study.raced import learned, reference_scores
+from sweeper.study.history import learned, reference_scores
 
 SEEDS = search_seeds(0, 8)
 
@@ -166,15 +166,11 @@ def test_samplers_learn_the_difference_to_the_trunk_on_the_same_seed() -> None:
         trial(8, None, seed=1, replicate_of=4),
     ]
     before = [(each.state, each.values) for each in trials]
-    told = {each.number: each for each in learned(trials, trunk, "mean")}
+    told = {each.number: each for each in learned(trials, trunk)}
     assert list(told) == [3, 4, 6, 7]
     assert told[3].values == [pytest.approx(0.02)]  # (0.01 + 0.03) / 2
     assert told[4].values == [pytest.approx(-0.02)]
     assert [told[number].state for number in (6, 7)] == [TrialState.RUNNING] * 2
-    each = {one.number: one for one in learned(trials, trunk, "each")}
-    assert [each[number].values[0] for number in (3, 4, 5)] == [pytest.approx(x) for x in (0.01, -0.02, 0.03)]
-    shrink = {one.number: one for one in learned(trials, trunk, "shrunk")}
-    assert 0 < shrink[3].values[0] < 0.02
     assert [(each.state, each.values) for each in trials] == before
 
 

@@ -51,10 +51,11 @@ def pick(
 ) -> None:
     """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
     service = target.launched()
-    answer, mismatches = service.pick(), service.mismatches()
+    answer, mismatches = service.pick(), service.store.mismatches()
     objective = service.sweep.objective
     if as_json:
-        told = {"objective": objective, **answer.to_dict(score=objective), "mismatches": mismatches}
+        exact = {"mismatches": [mismatch.to_dict() for mismatch in mismatches]}
+        told = {"objective": objective, **answer.to_dict(score=objective), **exact}
         typer.echo(json.dumps(told, indent=1))
     else:
         show.answer(answer, objective)

@@ -15,8 +15,10 @@ from sweeper.search.prune import LAST
 if TYPE_CHECKING:
     from sweeper.service import SweepSummary
     from sweeper.service.plan import Plan
+    from sweeper.service.racing import Race, Spending
     from sweeper.service.status import Status
     from sweeper.stats import Answer, Failures
+    from sweeper.store import Mismatch
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
@@ -69,7 +71,7 @@ def plan(found: "Plan") -> None:
         *_disk(found),
         f"evidence   with {confirm.seeds} paired seeds for the best {confirm.best}: {seen} would be seen "
         "with 80 % power",
-        f"           +0.004 in one comparison needs {confirm.needs}",
+        f"           +0.004 in one comparison needs {confirm.noise.needs}",
         *([f"           fewer than {confirm.least} seeds name no winner"] if confirm.seeds < confirm.least else []),
         *(f"data       {problem}" for problem in found.problems),
     ]
@@ -81,9 +83,9 @@ def _race_planned(found: "Plan") -> Iterator[str]:
     """What the race is, and what the budget buys."""
     race, cost, confirm = found.race, found.cost, found.confirm
     if race is not None:
-        yield f"trunk      {race['trunk']}"
-        yield f"race       {race['rule']}"
-        yield race["noise"].replace("noise: ", "noise      ", 1)
+        yield f"trunk      {race.trunk}"
+        yield f"race       {race.rule}"
+        yield race.noise.replace("noise: ", "noise      ", 1)
     if race is None and cost.budget is None:
         return
     yield (
@@ -211,27 +213,27 @@ def _raced(standing: Mapping[str, Any] | None) -> tuple[str, str]:
     return f"{standing['mean']:+z.4f}{interval}", str(standing["n"])
 
 
-def race(found: Mapping[str, Any]) -> Iterator[str]:
+def race(found: "Race") -> Iterator[str]:
     """How a race stands: which trunk, by which rule, and who leads."""
-    yield found["sentence"]
-    yield f"race: {found['rule']}"
-    for standing in found["standings"][:RACERS]:
-        mean, seeds = _raced(standing)
-        yield f"  {standing['name']}: {mean} over {found['trunk']} on {seeds} search seed{'s' * (seeds != '1')}"
-    if (more := len(found["standings"]) - RACERS) > 0:
+    yield found.sentence
+    yield f"race: {found.rule}"
+    for standing in found.standings[:RACERS]:
+        mean, seeds = _raced(standing.to_dict())
+        yield f"  {standing.name}: {mean} over {found.trunk} on {seeds} search seed{'s' * (seeds != '1')}"
+    if (more := len(found.standings) - RACERS) > 0:
         yield f"  and {more} more; sweeper pick has all"
-    yield found["noise"]
+    yield found.noise
 
 
-def spending(found: Mapping[str, Any]) -> str:
+def spending(found: "Spending") -> str:
     """What is spent and left of the budget, in a line."""
-    digits = "0" if found["unit"] == "epochs" else "2"
+    digits, whole = "0" if found.unit == "epochs" else "2", found.budget.amount
     amount, spent, left, promised, kept = (
-        f"{found[key]:,.{digits}f}" for key in ("amount", "spent", "left", "promised", "kept")
+        f"{value:,.{digits}f}" for value in (whole, found.spent, whole - found.spent, found.promised, found.kept)
     )
-    kept_back = f", {kept} kept back for the confirmation" if found["kept"] else ""
+    kept_back = f", {kept} kept back for the confirmation" if found.kept else ""
     return (
-        f"budget: {spent} of {amount} {found['unit']} spent, {left} left ({promised} of it promised to open "
+        f"budget: {spent} of {amount} {found.unit} spent, {left} left ({promised} of it promised to open "
         f"trials{kept_back})"
     )
 
@@ -354,10 +356,10 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def exactness(mismatches: Sequence[Mapping[str, Any]]) -> None:
+def exactness(mismatches: "Sequence[Mismatch]") -> None:
     """How exact this hardware is, as far as it is known: two trainings of one segment that differ, if any did."""
     for mismatch in mismatches[:3]:
-        console.print(f"not exact: {mismatch['sentence']}", soft_wrap=True)
+        console.print(f"not exact: {mismatch}", soft_wrap=True)
     if len(mismatches) > 3:
         console.print(f"not exact: {len(mismatches) - 3} more (--json)")
     if not mismatches:

@@ -96,7 +96,7 @@ def worker(
 
     Exit status 0: it is done; 130: told to stop before (SIGTERM, Ctrl-C), after the epoch in progress.
     """
-    from sweeper.service.run import crew, tend
+    from sweeper.service.run import crew
     from sweeper.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -108,7 +108,7 @@ def worker(
         service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if len(slots) > 1:
-        tend(service, crew(service, slots, say, logs=None), stop=stop, say=say)
+        crew(service, slots, say, logs=None).run(lambda: service.study.done, stop=stop, say=say)
     else:
         try:
             Worker(
@@ -255,7 +255,7 @@ def ray(
         raise ConfigError(f"--gpus {gpus:g}: is too little for a worker; expected 0 (CPU), or {LEAST_SHARE:g} to 1")
     try:
         from sweeper import on_ray
-        from sweeper.service.run import open_trials, settle, tend
+        from sweeper.service.run import open_trials, settle
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name}: not installed; expected Ray: pip install 'ray>=2.40,<3'") from None
     service = target.service()
@@ -284,6 +284,6 @@ def ray(
             threads=recipe.threads if on_cpu else 0,
             wanted=lambda: open_trials(service),
         )
-        tend(service, crew, stop=stop, say=say)
+        crew.run(lambda: service.study.done, stop=stop, say=say)
     settle(service, stop, say)
     answer(service, target.name)

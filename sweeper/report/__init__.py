@@ -194,7 +194,7 @@ def _facts(answer: Answer, status: Status) -> dict[str, str]:
 
 
 def _exactness(status: Status) -> dict[str, str]:
-    differing = [mismatch["sentence"] for mismatch in status.mismatches]
+    differing = [str(mismatch) for mismatch in status.mismatches]
     more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
     return {"Exactness": f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"}
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from sweeper import evidence, search
 from sweeper.config import BEST, Sweep
-from sweeper.service.spending import Spending
+from sweeper.service.answer import confirmation
+from sweeper.service.racing import Spending
 from sweeper.study import Trial, Wanted
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Agenda:
         known, rows = self.chosen, study.trials()
         slots = self.slots(rows)
         if self._sweep.budget is not None and self._over(rows, slots):
-            slots += self._service.confirmation(rows)
+            slots += confirmation(self._service, rows)
         # every worker comes to the same choice, because the runs that it follows from are finished
         if self.chosen is not None and known is None and not self._service.looking:
             study.note(NOTE, {"name": self.chosen})

@@ -15,7 +15,7 @@ from sweeper import data, fleet, search
 from sweeper.config import Sweep, built_in
 from sweeper.reading import parse_yaml
 from sweeper.schedules import TimeBase
-from sweeper.service.spending import expected_seeds
+from sweeper.service.racing import expected_seeds
 from sweeper.training import loader_workers, memory
 
 WIDTH, COLUMN = 120, 28  # of a line of the file, and where the reasons begin

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sweeper import search
 from sweeper.errors import DeviceError
 from sweeper.schedules import Schedule, Trace, begin_alike, prefix_keys
-from sweeper.service import racing
+from sweeper.service.racing import Cost, RacePlan, race_plan
 from sweeper.service.run import slots
-from sweeper.service.spending import Cost
-from sweeper.stats import MIN_PAIRS, detectable_effect
+from sweeper.stats import MIN_PAIRS, Spread, detectable_effect
 from sweeper.study import Trial, samplers
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ SAMPLE = 1000  # proposals that a plan draws at most: a second or two
 SAMPLE_STEPS = 50_000_000  # optimizer steps of all of them: some seconds
 SAMPLE_EPOCHS = 1_000_000  # and epochs, each with a key
 SAMPLE_LEAST = 20
+MEASURED = 100  # trials whose last states say how large a state is
 DRAWN = 20  # proposals by which it is reckoned what a budget buys
 
 
@@ -43,28 +43,28 @@ class Planned:
 class Evidence:
     """What the confirmation of the ``best`` on ``seeds`` could tell; fewer than ``least`` seeds name no winner.
 
-    ``s_d``: the standard deviation of paired differences (None: not known yet) with its ``s_d_range``, from ``source``.
-    ``detectable``: the effect that would be seen with 80 % power, ``needed``: pairs for +0.004 in one comparison, each
-    with its range, ``needs`` in words.
+    ``detectable``: the effect that would be seen with 80 % power at the ``noise`` of paired differences, and its range;
+    None while the sweep has no pairs.
     """
 
     best: int
     seeds: int
     least: int
-    s_d: float | None
-    s_d_range: tuple[float, float]
-    source: str
+    noise: Spread
     detectable: float | None
     detectable_range: tuple[float, float]
-    needed: int | None
-    needed_range: tuple[int, int]
-    needs: str
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        names = {"s_d": "sigma_of_differences", "needed": "pairs_for_0.004"}
-        names |= {f"{name}_range": f"{key}_range" for name, key in names.items()}
-        return {names.get(name, name): value for name, value in vars(self).items()}
+        noise = self.noise
+        return {key: value for key, value in vars(self).items() if key != "noise"} | {
+            "sigma_of_differences": noise.s_d,
+            "sigma_of_differences_range": (noise.low, noise.high),
+            "source": noise.source,
+            "pairs_for_0.004": noise.needed,
+            "pairs_for_0.004_range": noise.needed_range,
+            "needs": noise.needs,
+        }
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Plan:
     hours: float | None
     seconds_per_epoch: float | None
     confirm: Evidence
-    race: Mapping[str, Any] | None
+    race: RacePlan | None
     cost: Cost
     disk: Disk
     duration: Duration | None
@@ -147,6 +147,7 @@ class Plan:
             "images": {"train": train, "val": val},
             "schedules": [{key: value for key, value in entry.items() if key != "facts"} for entry in shown],
             "confirm": self.confirm.to_dict(),
+            "race": None if self.race is None else asdict(self.race),
             "cost": asdict(self.cost),
             "disk": asdict(self.disk),
             "duration": None if self.duration is None else asdict(self.duration),
@@ -223,16 +224,11 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
             best=confirm.best,
             seeds=confirm.seeds,
             least=MIN_PAIRS,
-            s_d=noise.s_d,
-            s_d_range=(noise.low, noise.high),
-            source=noise.source,
+            noise=noise,
             detectable=None if noise.s_d is None else seen(noise.s_d),
             detectable_range=(seen(noise.low), seen(noise.high)),
-            needed=noise.needed,
-            needed_range=noise.needed_range,
-            needs=noise.needs,
         ),
-        race=racing.planned(service, finished),
+        race=race_plan(service, finished),
         cost=cost,
         disk=_disk(service, whole, reckoned_bytes, finished),
         duration=None if seconds is None or whole is None else _duration(service, whole, seconds),
@@ -241,7 +237,9 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
 
 
 def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequence[Trial]) -> Disk:
-    measured = service.state_bytes(trials)
+    begun = [trial for trial in trials if trial.schedule is not None and trial.facts.recipe and trial.curve][-MEASURED:]
+    last = {prefix_keys(str(t.facts.recipe), service.trace(t.schedule or {}))[len(t.curve)] for t in begun}
+    measured = service.store.mean_bytes(last) if last else None
     limit, free = service.room()
     return Disk(states, reckoned if measured is None else round(measured), measured is not None, limit, free)
 

@@ -1,73 +1,85 @@
-"""What a race over seeds has come to, in words and figures, for those who look."""
+"""What a race over seeds has come to, what a sweep costs, and what its budget has been spent on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from statistics import fmean
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sweeper import evidence, stats
+from sweeper import evidence, search, stats
+from sweeper.config import Budget
 from sweeper.errors import ConfigError
-from sweeper.service.spending import Spending
-from sweeper.stats import Answer
-from sweeper.study import Trial
+from sweeper.study import Trial, Wanted
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
+MANY = 100_000  # proposals that a budget buys at most
 
-def race(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
-    """How the race stands; None for a sweep without a trunk and with one search seed. JSON-able.
 
-    ``trunk``: the baseline that proposals are compared with (None: not known yet), ``sentence`` why; ``standings``:
-    best first, see :class:`evidence.Standing`; ``raced``: proposals by the number of seeds that they have finished.
+@dataclass(frozen=True)
+class Race:
+    """How a race over seeds stands.
+
+    ``trunk``: the baseline that proposals are compared with (None: not known yet), ``sentence``: why it. It goes over
+    ``seeds``, ``begin`` at first; of each group the best 1/``race`` go on, as ``rule`` says in words. ``standings``:
+    best first. ``noise``: what the sweep's own pairs say of it, in a sentence.
     """
+
+    trunk: str | None
+    sentence: str
+    seeds: Sequence[int]
+    begin: int
+    race: float
+    rule: str
+    standings: Sequence[evidence.Standing]
+    noise: str
+
+    @property
+    def raced(self) -> dict[int, int]:
+        """How many proposals have finished on so many seeds, by the number of seeds."""
+        counts = Counter(standing.n for standing in self.standings)
+        return dict(sorted(counts.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "raced": self.raced, "standings": [standing.to_dict() for standing in self.standings]}
+
+
+@dataclass(frozen=True)
+class RacePlan:
+    """How a race will go: what becomes the ``trunk`` and by which ``rule``, in sentences, on which ``seeds``, and what
+    is known of the ``noise``."""
+
+    trunk: str
+    rule: str
+    seeds: Sequence[int]
+    noise: str
+
+
+def race(service: Service, rows: Sequence[Trial]) -> Race | None:
+    """How the race stands; None for a sweep without a trunk and with one search seed."""
     settings, agenda = service.sweep.search, service.agenda
     if settings.seeds == 1 and settings.trunk is None:
         return None
     reference = _reference(service, rows)
-    standings = evidence.standings(rows, reference) if reference is not None else []
-    raced: dict[int, int] = {}
-    for standing in standings:
-        raced[standing.n] = raced.get(standing.n, 0) + 1
-    return {
-        "trunk": reference,
-        "sentence": _trunk(service, rows, reference),
-        "seeds": agenda.seeds,
-        "begin": settings.begin,
-        "race": settings.race,
-        "raced": raced,
-        "rule": rule(service),
-        "standings": [standing.to_dict() for standing in standings],
-        "noise": noise(service, rows, reference),
-    }
-
-
-def noise(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
-    """What the sweep's own pairs say of the noise of runs and branches, or that nobody knows yet; in a sentence."""
-    if reference is None:
-        return stats.UNKNOWN
-    return stats.branches(rows, reference, lambda trial: service.departure(trial.spec or {}, reference)).sentence
-
-
-def rule(service: Service) -> str:
-    """How the race goes, in a sentence."""
-    settings = service.sweep.search
-    if settings.seeds == 1:
-        return "each proposal is trained on one seed and compared with the trunk there"
-    first = "the first search seed" if settings.begin == 1 else f"the first {settings.begin} search seeds"
-    return (
-        f"each proposal begins on {first}; of those that have finished n seeds the best 1/{settings.race:g}, by their "
-        f"mean difference to the trunk on the same seeds, go on to 2n, up to {settings.seeds}"
+    return Race(
+        trunk=reference,
+        sentence=_trunk(service, rows, reference),
+        seeds=agenda.seeds,
+        begin=settings.begin,
+        race=settings.race,
+        rule=_rule(service),
+        standings=evidence.standings(rows, reference) if reference is not None else [],
+        noise=_noise(service, rows, reference),
     )
 
 
-def planned(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
-    """The race as it will be; None for a sweep without a trunk and with one search seed. JSON-able.
-
-    ``rows``: the trials so far, of which the noise is known.
-    """
+def race_plan(service: Service, rows: Sequence[Trial]) -> RacePlan | None:
+    """The race as it will be, with the noise as known from ``rows``, the trials so far; None as for :func:`race`."""
     settings, agenda = service.sweep.search, service.agenda
     if settings.seeds == 1 and settings.trunk is None:
         return None
@@ -79,66 +91,27 @@ def planned(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
             sentence += f"; shown here as branches of {names[0]}"
     else:
         sentence = f"every proposal is a branch of {agenda.against}: the same training up to its first jump"
-    known = noise(service, rows, _reference(service, rows) if rows else None)
-    return {"trunk": sentence, "rule": rule(service), "seeds": agenda.seeds, "noise": known}
+    known = _noise(service, rows, _reference(service, rows) if rows else None)
+    return RacePlan(sentence, _rule(service), agenda.seeds, known)
 
 
-def spending(service: Service, rows: Sequence[Trial]) -> dict[str, Any] | None:
-    """What is spent and left of the sweep's budget; None without one. JSON-able."""
-    return Spending.of(service, rows).to_dict() if service.sweep.budget is not None else None
+def _noise(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
+    """What the sweep's own pairs say of the noise of runs and branches, or that nobody knows yet; in a sentence."""
+    if reference is None:
+        return stats.UNKNOWN
+    return stats.branches(rows, reference, lambda trial: service.departure(trial.spec or {}, reference)).sentence
 
 
-def answered(service: Service, answer: Answer, rows: Sequence[Trial]) -> Answer:
-    """The answer with the race in it: search trials ranked by what their difference to the trunk is worth.
-
-    Their entries in the ranking get ``raced`` with n, mean and interval; the notes say which trunk and how it went.
-    """
-    found = race(service, rows)
-    if found is None:
-        return answer
-    raced = {standing["trial"]: {**standing, "over": found["trunk"]} for standing in found["standings"]}
-    places = {trial: place for place, trial in enumerate(raced)}
-    runs: dict[str, list[float]] = {}
-    for row in rows:
-        if row.stage == "search" and row.state == "COMPLETE" and row.score is not None:
-            runs.setdefault(row.name, []).append(row.score)
-    ranking = []
-    for entry in answer.ranking:
-        scores = runs.get(entry["name"], []) if entry["stage"] == "search" else []
-        mean = {"score": fmean(scores), "n": len(scores)} if scores else {}
-        ranking.append({**entry, **mean, "raced": raced.get(entry["trial"])})
-    ranking.sort(key=lambda entry: (entry["stage"] == "search", _place(entry, places, len(places))))
-    notes = [f"{found['sentence']}", *answer.notes]
-    if found["standings"] and service.sweep.search.seeds > 1:
-        counts = ", ".join(f"{count} on {n}" for n, count in sorted(found["raced"].items()))
-        notes.insert(1, f"race: {found['rule']}; so far proposals by seeds: {counts}")
-    if found["noise"] != stats.UNKNOWN:
-        notes.append(found["noise"])
-    sentence = answer.sentence
-    if answer.winner is None and not answer.pairs and answer.confirmation is None and raced and answer.learned:
-        sentence = _leader(ranking, found)
-    return replace(answer, ranking=tuple(ranking), notes=tuple(notes), sentence=sentence)
-
-
-def _leader(ranking: Sequence[dict[str, Any]], found: dict[str, Any]) -> str:
-    first = next(entry for entry in ranking if entry["raced"] is not None)
-    standing = first["raced"]
-    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
-    ahead = f"{standing['mean']:+z.4f}{interval} over {found['trunk']}"
-    if standing["n"] == 1:
-        return (
-            f"no winner yet: {first['label']} is the best of {len(found['standings'])} proposals, {ahead} on the one "
-            "search seed, for which it was chosen; one run each is no evidence, and sweeper confirm judges it on fresh "
-            "seeds"
-        )
+def _rule(service: Service) -> str:
+    """How the race goes, in a sentence."""
+    settings = service.sweep.search
+    if settings.seeds == 1:
+        return "each proposal is trained on one seed and compared with the trunk there"
+    first = "the first search seed" if settings.begin == 1 else f"the first {settings.begin} search seeds"
     return (
-        f"no winner yet: {first['label']} leads the race at {ahead} on {standing['n']} search seeds, for which it was "
-        f"chosen among {len(found['standings'])}; sweeper confirm judges it on fresh ones"
+        f"each proposal begins on {first}; of those that have finished n seeds the best 1/{settings.race:g}, by their "
+        f"mean difference to the trunk on the same seeds, go on to 2n, up to {settings.seeds}"
     )
-
-
-def _place(entry: dict[str, Any], places: dict[int, int], last: int) -> int:
-    return places.get(entry["trial"], last) if entry["stage"] == "search" else 0
 
 
 def _reference(service: Service, rows: Sequence[Trial]) -> str | None:
@@ -163,3 +136,168 @@ def _trunk(service: Service, rows: Sequence[Trial], reference: str | None) -> st
         )
     trunk = agenda.trunk(rows)
     return trunk.sentence.replace("trunk", role, 1) if trunk is not None else f"{role}: {reference}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep costs, in trained epochs, before anything is trained.
+
+    ``baselines`` of the search and the ``confirmation``; ``branch``: an average proposal on one seed, of which it is
+    trained on ``seeds_per_proposal``. ``budget`` as the sweep file says it, ``epochs``: the same in epochs,
+    ``proposals``: how many it buys beside the baselines and the confirmation; None without a budget, and the last two
+    also where an epoch was not timed yet.
+    """
+
+    budget: str | None
+    baselines: float
+    confirmation: float
+    branch: float
+    seeds_per_proposal: float
+    epochs: float | None = None
+    proposals: int | None = None
+
+    @classmethod
+    def of(cls, service: Service, draws: Sequence[Mapping[str, Any]], seconds: float | None) -> Cost:
+        """``draws``: the specs of proposals as they may come; ``seconds``: of an epoch, None where none was timed."""
+        sweep, epochs = service.sweep, service.sweep.epochs
+        settings, confirm, budget = sweep.search, sweep.confirm, sweep.budget
+        branch = fmean([epochs - service.shared(spec) for spec in draws]) if draws else float(epochs)
+        cost = cls(
+            budget=str(budget) if budget is not None else None,
+            baselines=float(epochs * len(service.agenda.baselines())),
+            confirmation=confirm.seeds * (epochs * len(service.baselines()) + confirm.best * branch),
+            branch=branch,
+            seeds_per_proposal=expected_seeds(settings.seeds, settings.race, settings.begin),
+        )
+        if budget is None or (budget.unit != "ep" and not seconds):
+            return cost
+        amount = budget.amount if budget.unit == "ep" or not seconds else budget.amount * 3600 / seconds
+        left = max(amount - cost.baselines - cost.confirmation, 0.0)
+        bought = int(left / (branch * cost.seeds_per_proposal)) if branch else MANY
+        return replace(cost, epochs=amount, proposals=min(bought, MANY if sweep.trials is None else sweep.trials))
+
+    def total(self, proposals: int) -> float:
+        """Epochs of the search with so many proposals; with a budget those that it has, the confirmation included."""
+        search = self.baselines + proposals * self.branch * self.seeds_per_proposal
+        return search if self.epochs is None else min(search + self.confirmation, self.epochs)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """All amounts in the unit of ``budget``: trained epochs, or hours of one worker.
+
+    ``spent``: trained so far; ``promised``: what the trials that are open still need; ``kept``: the confirmation, kept
+    back until it has begun; ``typical``: training an average proposal on one seed; ``seeds``: on how many seeds an
+    average proposal is trained. A branch costs what it does not share with the baselines.
+    """
+
+    budget: Budget
+    spent: float
+    promised: float
+    kept: float
+    typical: float
+    seeds: float
+    baselines: float
+    cost: Mapping[int, float]
+
+    @classmethod
+    def of(cls, service: Service, rows: Sequence[Trial]) -> Spending:
+        """The spending of a sweep with these trials."""
+        budget = service.sweep.budget
+        assert budget is not None
+        epochs, settings = service.sweep.epochs, service.sweep.search
+        counted = [row for row in rows if row.stage in ("baseline", "search", "confirm")]
+        seconds = [float(row.facts.epoch_seconds) for row in rows if row.facts.epoch_seconds]
+        # before an epoch was timed nobody knows what an hour buys: nothing counts, and the work begins
+        unit = 1.0 if budget.unit == "ep" else median(seconds) / 3600 if seconds else 0.0
+        shares = {row.number: service.shared(row.spec) for row in counted if row.spec}
+        branches = [epochs - shares[row.number] for row in evidence.proposals(rows) if row.number in shares]
+        typical = fmean(branches) if branches else float(epochs)
+        cost = {row.number: float(epochs - shares[row.number]) if row.number in shares else typical for row in counted}
+        spent = promised = 0.0
+        for row in counted:
+            trained = max(len(row.curve) - row.reused, 0)
+            each = 1.0 if budget.unit == "ep" else float(row.facts.epoch_seconds or unit * 3600) / 3600
+            spent += trained * each
+            if row.open:
+                whole = float(epochs) if row.stage == "baseline" else cost[row.number]
+                left = whole if not row.curve else min(float(epochs - len(row.curve)), whole)
+                promised += unit * left
+        return cls(
+            budget,
+            spent,
+            promised,
+            kept=unit * _confirmation(service, rows, cost, typical),
+            typical=unit * typical,
+            seeds=expected_seeds(settings.seeds, settings.race, settings.begin),
+            baselines=unit * epochs * len({(row.facts.name, row.seed) for row in rows if row.stage == "baseline"}),
+            cost={number: unit * each for number, each in cost.items()},
+        )
+
+    @property
+    def unit(self) -> str:
+        """Of the amounts, in words."""
+        return "epochs" if self.budget.unit == "ep" else "hours"
+
+    @property
+    def left(self) -> float:
+        """What the search may still spend: without what is promised and the confirmation."""
+        return self.budget.amount - self.spent - self.promised - self.kept
+
+    def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
+        """As many of these replicates, in their order, as there is something left for."""
+        left, found = self.left, []
+        for wanted in replicates:
+            left -= self.cost.get(wanted.replicate_of or 0, self.typical)
+            if left < 0:
+                break
+            found.append(wanted)
+        return found
+
+    def another(self, made: int, *, idle: bool) -> bool:
+        """Whether another proposal may be made, after ``made`` of them; ``idle``: there is nothing else to do.
+
+        Room is kept for the replicates that those made already will ask for, until it turns out that they ask for none.
+        """
+        if self.left < self.typical * (self.seeds if self.seeds < 2 or idle else 1):
+            return False
+        planned = self.baselines + (made + 1) * self.typical * self.seeds
+        return idle or planned <= self.budget.amount - self.kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "budget": str(self.budget),
+            "unit": self.unit,
+            "amount": self.budget.amount,
+            "spent": self.spent,
+            "promised": self.promised,
+            "kept": self.kept,
+            "left": self.budget.amount - self.spent,
+            "left_for_search": max(self.left, 0.0),
+        }
+
+
+def expected_seeds(seeds: int, race: float, begin: int) -> float:
+    """On how many seeds an average proposal is trained.
+
+    >>> expected_seeds(8, 2, 1), expected_seeds(1, 2, 1), expected_seeds(16, 2, 4)
+    (2.5, 1.0, 8.0)
+    """
+    steps, share = search.rungs(seeds, begin), 1.0
+    total = float(steps[0])
+    for now, further in pairwise(steps):
+        share /= race
+        total += share * (further - now)
+    return total
+
+
+def _confirmation(service: Service, rows: Sequence[Trial], cost: Mapping[int, float], typical: float) -> float:
+    """Trained epochs of the announced confirmation; 0 once it has begun: its trials then count themselves."""
+    if any(row.stage == "confirm" for row in rows):
+        return 0.0
+    best, leaders = service.sweep.confirm.best, service.leaders(rows)
+    branches = [cost.get(number, typical) for number in leaders[:best]]
+    branches += [typical] * (best - len(branches))
+    trunks = service.sweep.epochs * len(service.baselines())
+    return service.sweep.confirm.seeds * (trunks + sum(branches))

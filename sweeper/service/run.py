@@ -64,9 +64,8 @@ def train(
     """
     stop = threading.Event() if stop is None else stop
     if left := open_trials(service):
-        tend(
-            service, crew(service, where[:left], say, logs=service.place.folder / "work"), stop=stop, say=say, tick=tick
-        )
+        workers = crew(service, where[:left], say, logs=service.place.folder / "work")
+        workers.run(lambda: service.study.done, stop=stop, say=say, tick=tick)
     settle(service, stop, say)
 
 
@@ -92,18 +91,6 @@ def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -
         "MLFLOW_TRACKING_URI": place.tracking_uri,
     }
     return fleet.Fleet(command, where, threads=recipe.threads, logs=logs, environment=environment)
-
-
-def tend(
-    service: "Service",
-    workers: fleet.Fleet,
-    *,
-    stop: threading.Event,
-    say: Say,
-    tick: Callable[[], None] = lambda: None,
-) -> None:
-    """Keep these workers going until the sweep is done; the arguments are those of :func:`train`."""
-    workers.run(lambda: service.study.done, stop=stop, say=say, tick=tick)
 
 
 def settle(service: "Service", stop: threading.Event, say: Say) -> None:

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,13 @@ from sweeper import data, database, evidence, names, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
-from sweeper.service import racing
 from sweeper.service.agenda import Agenda
+from sweeper.service.answer import answer, confirm, examine
 from sweeper.service.plan import Plan, plan
 from sweeper.service.status import Status, status
-from sweeper.stats import Answer, choose
+from sweeper.stats import Answer
 from sweeper.store import Store
-from sweeper.study import Study, Trial, Wanted
+from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 from sweeper.training import coco
 from sweeper.training.process import TrainingProcess
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sweeper.service.place import Place
 
 MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
-MEASURED = 100  # trials whose last states say how large a state is
 
 #: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
 _NOTED = ("store", "train_images", "classes", "free", "overrides")
@@ -120,12 +119,6 @@ class Service:
             return None
         states = Path(self.place.snapshots)
         return shutil.disk_usage(next(folder for folder in (states, *states.parents) if folder.exists())).free
-
-    def state_bytes(self, trials: Sequence[Trial]) -> float | None:
-        """The mean size of the states that these trials have reached and the store has; None where there is none."""
-        begun = [trial for trial in trials if trial.schedule is not None and trial.facts.recipe and trial.curve]
-        keys = {prefix_keys(str(t.facts.recipe), self.trace(t.schedule or {}))[len(t.curve)] for t in begun[-MEASURED:]}
-        return self.store.mean_bytes(keys) if keys else None
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -306,10 +299,6 @@ class Service:
         """Counts by state, the budget, workers, epochs trained and reused."""
         return status(self)
 
-    def mismatches(self) -> list[dict[str, Any]]:
-        """How exact the hardware has been: two trainings of one segment that differ, with digests and machines."""
-        return [{**asdict(mismatch), "sentence": str(mismatch)} for mismatch in self.store.mismatches()]
-
     @property
     def searched(self) -> Sweep:
         """The sweep with its trunk by name: the baseline that was chosen, until then the first one."""
@@ -348,88 +337,15 @@ class Service:
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
         """What these trials of the sweep come to, as :meth:`pick` says it of all of them."""
-        rows = [self._described(trial) for trial in trials]
-        design = evidence.Design.of(rows)
-        rule = design or self.sweep.confirm
-        answer = choose(
-            rows,
-            baselines=self.baselines(),
-            planned=design.runs(rows) if design else (),
-            alpha=rule.alpha,
-            equivalence=rule.equivalence,
-            objective=self.sweep.objective,
-            shown=lambda trial: trial.shown() | ({"verdicts": found} if (found := self.verdicts(trial, rows)) else {}),
-        )
-        changes = design.changes(self.sweep.confirm) if design else []
-        answer = replace(answer, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
-        return racing.answered(self, answer, rows)
-
-    # -- evidence
+        return answer(self, trials)
 
     def confirm(self) -> list[int]:
-        """Ask for what is missing of the confirmation; gives the trials that are confirmed. Any number of times.
-
-        The first call fixes the design: which trials and baselines, on which seeds, judged by which rule. Raises
-        ConfigError while the search goes on, if nothing was learned in it, or if the sweep file now asks for another
-        design than that.
-        """
-        rows, baselines = self.study.trials(), self.baselines()
-        asked, seed = self.sweep.confirm, self.sweep.recipe.seed
-        design = evidence.Design.of(rows)
-        if design is None:
-            if self.study.grows:
-                raise ConfigError("confirm: the search goes on, so the best are not known yet; finish it: sweeper run")
-            design = evidence.Design.begin(rows, list(baselines), asked, seed, self.leaders(rows))
-        self._refuse_unlearned("confirm")
-        self.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
-        rows = self.study.trials()
-        design = evidence.Design.of(rows) or design  # another process's, if its first slot was made before ours
-        if changes := design.changes(asked):
-            raise ConfigError(
-                f"confirm: {'; '.join(changes)}; its design is fixed from then on, because seeds or rules that are "
-                "changed after a look crown equal schedules too often; undo the change, or start a new sweep with "
-                "another name and another seed"
-            )
-        self.study.add(evidence.confirm_slots(rows, baselines, design))
-        return list(design.candidates)
-
-    def confirmation(self, rows: Sequence[Trial]) -> list[Wanted]:
-        """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
-
-        Every worker that asks comes to the same ones, because the search's trials are finished.
-        """
-        names, asked = list(self.baselines()), self.sweep.confirm
-        design = evidence.Design.of(rows)
-        if design is None:
-            if not any(stats.learned(row.score) for row in rows):
-                return []
-            with contextlib.suppress(ConfigError):
-                seed = self.sweep.recipe.seed
-                design = evidence.Design.begin(rows, names, asked, seed, self.leaders(rows))
-        return evidence.confirm_slots(rows, self.baselines(), design) if design is not None else []
+        """Ask for what is missing of the confirmation; see ``answer.confirm``."""
+        return confirm(self)
 
     def examine(self, trial: Trial) -> Iterator[int]:
-        """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
-        how many trials each step has. What was asked for must be trained before the next. Any number of times.
-
-        Raises ConfigError if the trial learned nothing."""
-        self._refuse_unlearned("escape")
-        if not stats.learned(trial.score):
-            raise ConfigError(
-                f"escape: trial {trial.number} learned nothing, its {self.sweep.objective} is 0.0000, so there is "
-                "nothing to examine; expected a trial with a higher score: --trial N"
-            )
-        trace, seed = self.trace(trial.schedule or {}), self.sweep.recipe.seed
-        controls = evidence.control_slots(self.study.trials(), trial, trace, seed)
-        self.study.add(controls)
-        yield len(controls)
-        measured = evidence.barrier_slots(self.study.trials(), trial, trace, seed, self.sweep.escape)
-        self.study.add(measured)
-        yield len(measured)
-
-    def _refuse_unlearned(self, asked: str) -> None:
-        if not (answer := self.pick()).learned:
-            raise ConfigError(f"{asked}: {answer.sentence}")
+        """Ask for the battery on a finished trial; see ``answer.examine``."""
+        return examine(self, trial)
 
     def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
@@ -455,7 +371,7 @@ class Service:
             return self.tracker.run_ids()
         return {}
 
-    def _described(self, trial: Trial) -> Trial:
+    def described(self, trial: Trial) -> Trial:
         """With what the sweep and MLflow know of it: its label, and its run."""
         label = self.searched.label(trial.spec) if trial.spec else ""
         return replace(trial, label=label, facts=replace(trial.facts, run_id=self.run_id(trial)))

@@ -1,12 +1,13 @@
 """How far a sweep is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sweeper.service import racing
+from sweeper.service.racing import Race, Spending, race
 from sweeper.stats import Failures, failures
+from sweeper.store import Mismatch
 from sweeper.study import Stage, Trial
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ class Status:
     hours_saved: float
     seconds_per_epoch: float | None
     store: Stored
-    mismatches: Sequence[Mapping[str, Any]]
+    mismatches: Sequence[Mismatch]
     workers: Sequence[AtWork]
     trials: Sequence[Row]
-    race: Mapping[str, Any] | None
-    spending: Mapping[str, Any] | None
+    race: Race | None
+    spending: Spending | None
     failures: Failures
     tracking: str
     tracking_problem: str | None
@@ -121,7 +122,10 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the score of a trial stands under the objective's name."""
-        data = asdict(self) | {"failures": self.failures.to_dict()}
+        parts = {"race": self.race, "spending": self.spending, "failures": self.failures}
+        data = asdict(replace(self, race=None, spending=None))
+        data |= {key: None if part is None else part.to_dict() for key, part in parts.items()}
+        data["mismatches"] = [mismatch.to_dict() for mismatch in self.mismatches]
         for row in data["trials"]:
             row[self.objective] = row.pop("score")
         return data
@@ -146,14 +150,14 @@ def status(service: "Service") -> Status:
         hours_saved=reused * (seconds or 0.0) / 3600,
         seconds_per_epoch=seconds,
         store=Stored(**asdict(service.store.usage()), budget=service.room()[0]),
-        mismatches=service.mismatches(),
+        mismatches=service.store.mismatches(),
         workers=[
             AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))
             for worker in service.study.workers()
         ],
         trials=[_row(service, trial) for trial in trials],
-        race=racing.race(service, trials),
-        spending=racing.spending(service, trials),
+        race=race(service, trials),
+        spending=Spending.of(service, trials) if service.sweep.budget is not None else None,
         failures=failures([trial for trial in trials if trial.stage != "control"]),
         tracking=service.place.tracking,
         tracking_problem=service.tracker.problem,

@@ -74,6 +74,10 @@ class Mismatch:
             "determine the training on this hardware; the first state is kept (docs/determinism.md)"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "sentence": str(self)}
+
 
 @dataclass(frozen=True)
 class Usage:

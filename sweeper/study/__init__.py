@@ -7,7 +7,8 @@ stays a plain study.
 
 from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
-from sweeper.study.slot import Slot, Suggest
+from sweeper.study.samplers import Suggest
+from sweeper.study.slot import Slot
 from sweeper.study.study import Study, WorkerRow
 from sweeper.study.trial import Control, Facts, Stage, State, Trial, Wanted
 

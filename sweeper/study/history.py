@@ -1,37 +1,44 @@
-"""What samplers learn from: the trials that have begun, read as cheaply as the many that still wait allow."""
+"""What samplers learn from: the trials that have begun, and of raced ones their differences to the trunk.
+
+Optuna's values stay the raw scores. A score mixes what the schedule is worth with the luck of its seed, which is
+several times larger; the trunk on the same seed had the same luck, so the difference is what there is to learn from.
+"""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import threading
-from collections.abc import Container
+import warnings
+from collections.abc import Container, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.database import Connection, Database, column, func, literal_column, select, table
 from sweeper.study.fence import FencedStorage
-from sweeper.study.raced import Told, learned, reference_scores
+from sweeper.study.trial import REPLICATE
 
 # Optuna's own table, as far as we look into it.
 TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state"))
 _AT_ONCE = 5000  # databases limit the parameters of a statement
+FEWEST = 8  # trials below which a share is a coin toss
 
 
 class History:
     """The trials of one study that have begun. Finished ones are read once, running ones every time.
 
-    Optuna's cache would read all waiting trials again with every look, and there are as many as the budget has left.
+    Optuna's cache would read all waiting trials again with every look.
     """
 
     def __init__(self, database: Database, storage: FencedStorage, study_id: int) -> None:
         self.database = database
         self.storage = storage
         self.study_id = study_id
-        self.told: Told = "mean"
         self.distributions: dict[str, BaseDistribution] = {}  # of every parameter that was ever proposed
         self._finished: dict[int, FrozenTrial] = {}
         self._settled: list[FrozenTrial] = []  # up to the first one that still runs: not even asked for again
@@ -56,7 +63,8 @@ class History:
         return found
 
     def _begun(self) -> list[int]:
-        """The ids of the trials that have begun and are not settled; of all, should there be a gap before those."""
+        """The ids of the trials that have begun and are not settled. If a trial before those has begun since, nothing
+        counts as settled any more."""
         waiting: Any = literal_column("'WAITING'")  # a bound string cannot be compared with PostgreSQL's enumeration
         begun = [TRIALS.c.study_id == self.study_id, TRIALS.c.state != waiting]
         last = self._settled[-1]._trial_id if self._settled else -1
@@ -69,7 +77,7 @@ class History:
         count, ids = self.database.transaction(ask)
         if count == len(self._settled):
             return ids
-        self._finished |= {trial._trial_id: trial for trial in self._settled}  # one that waited has begun since
+        self._finished |= {trial._trial_id: trial for trial in self._settled}
         self._settled = []
         return self._begun()
 
@@ -80,7 +88,7 @@ class SearchStorage:
     Baselines, confirmations and controls have no parameters. Shown to a sampler they would count as start-up trials,
     take places among TPE's good ones, empty the GP's common search space and close the grid at its root. All else,
     the writing above all, is passed on. With a ``reference``, the name of a baseline, finished trials have the value of
-    their difference to it on the same seed; see :mod:`sweeper.study.raced`.
+    their difference to it on the same seed; see :func:`learned`.
     """
 
     def __init__(self, history: History, number: int, reference: str | None = None) -> None:
@@ -89,7 +97,7 @@ class SearchStorage:
         begun = history.read()
         self._trials = [_annealed(trial) for trial in begun if trial.distributions or trial.number == number]
         if reference is not None:
-            self._trials = learned(self._trials, reference_scores(begun, reference), history.told)
+            self._trials = learned(self._trials, reference_scores(begun, reference))
         self._distributions = dict(history.distributions)
 
     def __getattr__(self, name: str) -> Any:
@@ -163,3 +171,74 @@ def _annealed(trial: FrozenTrial) -> FrozenTrial:
     seen = copy.copy(trial)
     seen.intermediate_values = {max(trial.intermediate_values): trial.values[0]}
     return seen
+
+
+def reference_scores(trials: Sequence[FrozenTrial], reference: str) -> dict[int, float]:
+    """seed -> score of the baseline called ``reference``, where it has finished."""
+    return {
+        int(trial.user_attrs["seed"]): trial.values[0]
+        for trial in reversed(trials)
+        if trial.state is TrialState.COMPLETE
+        and trial.user_attrs.get("stage") == "baseline"
+        and trial.user_attrs.get("name") == reference
+    }
+
+
+def learned(trials: Sequence[FrozenTrial], reference: Mapping[int, float]) -> list[FrozenTrial]:
+    """``trials`` (those with parameters, by number) as a sampler should see them, none of the given ones changed.
+
+    ``reference``: seed -> score of the trunk. A schedule is one trial, with the mean difference of its replicates. A
+    finished trial whose seed the trunk has not finished yet appears as running: its difference is not known.
+    """
+    differences: dict[int, list[float]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and (difference := _difference(trial, reference)) is not None:
+            differences.setdefault(int(trial.user_attrs.get(REPLICATE, trial.number)), []).append(difference)
+    means = {number: fmean(each) for number, each in differences.items()}
+    return [
+        _seen(trial, means.get(trial.number, _difference(trial, reference)))
+        for trial in trials
+        if REPLICATE not in trial.user_attrs
+    ]
+
+
+def _difference(trial: FrozenTrial, reference: Mapping[int, float]) -> float | None:
+    against = reference.get(trial.user_attrs.get("seed", -1))
+    return None if against is None or trial.values is None else trial.values[0] - against
+
+
+def _seen(trial: FrozenTrial, value: float | None) -> FrozenTrial:
+    if trial.values is None:
+        return trial
+    seen = copy.copy(trial)
+    if value is None:
+        seen.state, seen.values, seen.datetime_complete = TrialState.RUNNING, None, None
+        return seen
+    seen.values = [value]
+    if trial.state is TrialState.PRUNED and trial.intermediate_values:
+        seen.intermediate_values = {max(trial.intermediate_values): value}
+    return seen
+
+
+def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int]:
+    """Parameter -> share of 1 in getting among the best, largest first, and of how many finished search trials.
+
+    PED-ANOVA, which knows parameters that only some trials have (the place of a restart that is off). Empty for fewer
+    than 8 trials, or where nothing varies.
+    """
+    trials = [
+        trial
+        for trial in everything
+        if trial.state is TrialState.COMPLETE
+        and trial.user_attrs.get("stage") == "search"
+        and trial.params
+        and REPLICATE not in trial.user_attrs  # all on the same seed
+    ]
+    if len(trials) < FEWEST or len({trial.values[0] for trial in trials}) < 2:
+        return {}, len(trials)
+    searched = optuna.create_study(direction="maximize")
+    searched.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental in Optuna; what it is worth stands in the report
+        found = optuna.importance.get_param_importances(searched)
+    return {name: float(share) for name, share in found.items()}, len(trials)

@@ -8,17 +8,19 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.database import Connection, Database, IntegrityError, Session, or_, select, update
 from sweeper.errors import DatabaseError, LeaseLost
-from sweeper.study.fence import FencedStorage
+from sweeper.study.fence import FencedStorage, Guard
 from sweeper.study.history import TRIALS
-from sweeper.study.slot import Lease
 from sweeper.study.trial import Wanted
+
+T = TypeVar("T")
 
 
 def unfinished(database: Database) -> list[str]:
@@ -27,6 +29,97 @@ def unfinished(database: Database) -> list[str]:
     query = select(slots.c.study, slots.c.number).where(slots.c.state == "open")
     rows = database.transaction(lambda connection: connection.execute(query).all())
     return [f"{row.study}/{row.number}" for row in rows]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What is needed to hold a slot: where it is, whose, and with which fencing token."""
+
+    database: Database
+    storage: FencedStorage
+    study: str
+    number: int
+    trial_id: int
+    worker: str
+    attempt: int
+    strikes: int
+    reasons: tuple[str, ...]
+    seconds: float
+    limit: int
+    adopted: bool = False  # from one who stopped renewing, as the last of ``reasons`` says
+
+    def holds(self, **values: Any) -> Any:
+        """The statement that renews the lease and sets ``values``, and touches no row once somebody else owns it."""
+        slots = self.database.tables.slots
+        values.setdefault("expires", self.database.now + self.seconds)
+        return (
+            update(slots)
+            .where(slots.c.study == self.study, slots.c.number == self.number, slots.c.state == "open")
+            .where(slots.c.worker == self.worker, slots.c.attempt == self.attempt)
+            .values(**values)
+        )
+
+    def guard(self, **values: Any) -> Guard:
+        """For :meth:`FencedStorage.fenced`."""
+
+        def check(session: Session) -> None:
+            if session.execute(self.holds(**values)).rowcount == 0:  # type: ignore[attr-defined]
+                raise self.lost()
+
+        return check
+
+    def write(self, work: Callable[[], T], **values: Any) -> T:
+        """Do ``work`` behind the fence, again after transient errors, and set ``values`` on the slot with it."""
+        with self.storage.fenced(self.guard(**values)):
+            return self.database.retry(work)
+
+    def renew(self, **values: Any) -> None:
+        """Hold the slot for another ``seconds``; raises LeaseLost."""
+        if self.database.transaction(lambda connection: connection.execute(self.holds(**values)).rowcount) == 0:
+            raise self.lost()
+
+    def start(self) -> None:
+        """WAITING to RUNNING. A trial that somebody else's ``optuna ask`` has set to RUNNING is still ours."""
+        with contextlib.suppress(UpdateFinishedTrialError):  # the next write says so, too
+            self.write(lambda: self.storage.set_trial_state_values(self.trial_id, TrialState.RUNNING))
+
+    def lost(self) -> LeaseLost:
+        return LeaseLost(
+            f"trial {self.number}: {self.worker} no longer holds attempt {self.attempt}; "
+            "the lease ran out and the trial is somebody else's or finished; stop without writing"
+        )
+
+    def finish(self, state: TrialState, value: float | None = None) -> None:
+        """Set the trial's final state and close the slot, in one transaction; raises LeaseLost."""
+        values = None if value is None else [float(value)]
+        try:
+            self.write(lambda: self.storage.set_trial_state_values(self.trial_id, state, values), state="closed")
+        except UpdateFinishedTrialError:
+            # Ours, if the commit took place and only its answer got lost.
+            slots = self.database.tables.slots
+            closed = select(slots.c.number).where(slots.c.study == self.study, slots.c.number == self.number)
+            closed = closed.where(slots.c.state == "closed", slots.c.attempt == self.attempt)
+            if self.database.transaction(lambda connection: connection.execute(closed).first()) is None:
+                raise self.lost() from None
+        except KeyError:  # deleted
+            raise self.lost() from None
+
+    def store(self, work: Callable[[], None], **values: Any) -> None:
+        """Behind the fence, store something on the trial; raises LeaseLost also if it is finished or deleted."""
+        try:
+            self.write(work, **values)
+        except (UpdateFinishedTrialError, KeyError):
+            raise self.lost() from None
+
+    def set(self, key: str, value: Any) -> None:
+        """Store a user attribute."""
+        self.store(lambda: self.storage.set_trial_user_attr(self.trial_id, key, value))
+
+    def fail(self, reasons: Sequence[str]) -> None:
+        """Close the slot with the trial as FAIL and the reasons on both."""
+        self.set("reasons", list(reasons))
+        self.renew(reasons=json.dumps(list(reasons)))
+        self.finish(TrialState.FAIL)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,17 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
 
 from sweeper.errors import ConfigError
+
+T = TypeVar("T")
+
+TRIES = 50  # proposals for one trial, while they are known already
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     # Conditional parameters want `group`; `constant_liar` keeps parallel workers away from each other's proposals.
@@ -27,9 +31,6 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     # What others are training counts as visited: with `avoid_premature_stop` two workers would get one point.
     "grid": lambda seed: BruteForceSampler(seed=seed),
 }
-
-
-TRIES = 50  # proposals for one trial, while they are known already
 
 
 def make(name: str, seed: int, number: int, attempt: int = 0) -> BaseSampler:
@@ -76,3 +77,37 @@ def decided(params: Mapping[str, Any]) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return PartialFixedSampler(dict(params), RandomSampler())
+
+
+class Suggest:
+    """What a proposal may ask for; stands for Optuna's trial, and says in one line what it cannot do."""
+
+    def __init__(self, trial: optuna.trial.Trial) -> None:
+        self._trial = trial
+
+    def suggest_float(self, name: str, low: float, high: float, step: float | None = None, log: bool = False) -> float:
+        """A number in [low, high], on a grid of ``step`` from ``low``, or on a log scale."""
+        return self._ask(name, lambda: self._trial.suggest_float(name, low, high, step=step, log=log))
+
+    def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
+        """A whole number in [low, high]."""
+        return self._ask(name, lambda: self._trial.suggest_int(name, low, high, step=step, log=log))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of ``choices``, each None, a bool, a number or a string."""
+        for choice in choices:
+            if not (choice is None or isinstance(choice, (bool, int, float, str))):
+                raise ConfigError(
+                    f"search.{name}: {choice!r} cannot be stored as a choice; "
+                    "expected numbers, strings, true, false or null"
+                )
+        return self._ask(name, lambda: self._trial.suggest_categorical(name, choices))
+
+    def _ask(self, name: str, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except ValueError as error:  # what Optuna raises for a space that is impossible, or not the study's
+            line = " ".join(str(error).split())
+            raise ConfigError(
+                f"search.{name}: {line}; a study's search space is fixed, rename it for a new one"
+            ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
+from sweeper.schedules import flat
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
-from sweeper.study.history import TRIALS, History
-from sweeper.study.queue import Queue
-from sweeper.study.raced import Told, importance
-from sweeper.study.slot import Lease, Slot
+from sweeper.study.history import TRIALS, History, importance
+from sweeper.study.queue import Lease, Queue
+from sweeper.study.slot import Slot
 from sweeper.study.trial import Trial, Wanted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -159,15 +159,6 @@ class Study:
         """ "key: launched -> now" for every key that differs from the launched configuration, but for ``free_keys``."""
         return _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
 
-    @property
-    def told(self) -> Told:
-        """What samplers are told of a schedule's replicates; only the benchmark asks for another than the default."""
-        return self._history.told
-
-    @told.setter
-    def told(self, told: Told) -> None:
-        self._history.told = told
-
     # -- slots
 
     def add(self, trials: Sequence[Wanted]) -> None:
@@ -303,7 +294,7 @@ def _optuna_id(database: Database, storage: FencedStorage, name: str) -> int | N
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
     """ "key: old -> new" for every key that differs and does not lie in ``free``."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(flat(old)), dict(flat(new))
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -316,11 +307,3 @@ def _changed(name: str, changed: Sequence[str]) -> ConfigError:
         f"study {name!r} was launched with another configuration: {', '.join(changed)}; "
         "give the sweep a new name, or undo the change"
     )
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -1,0 +1,160 @@
+"""What a sweep comes to, and what is asked for to know it: the answer, its confirmation, the battery on a restart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sweeper import evidence, stats
+from sweeper.errors import ConfigError
+from sweeper.service.racing import Race, race
+from sweeper.stats import Answer, choose
+from sweeper.study import Trial, Wanted
+
+if TYPE_CHECKING:
+    from sweeper.service.service import Service
+
+
+def answer(service: Service, trials: Sequence[Trial]) -> Answer:
+    """What these trials of the sweep come to."""
+    rows = [service.described(trial) for trial in trials]
+    design, sweep = evidence.Design.of(rows), service.sweep
+    rule = design or sweep.confirm
+
+    def shown(trial: Trial) -> dict[str, Any]:
+        found = service.verdicts(trial, rows)
+        return trial.shown() | ({"verdicts": found} if found else {})
+
+    chosen = choose(
+        rows,
+        baselines=service.baselines(),
+        planned=design.runs(rows) if design else (),
+        alpha=rule.alpha,
+        equivalence=rule.equivalence,
+        objective=sweep.objective,
+        shown=shown,
+    )
+    changes = design.changes(sweep.confirm) if design else []
+    chosen = replace(chosen, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
+    raced = race(service, rows)
+    return chosen if raced is None else _raced(chosen, raced, rows)
+
+
+def _raced(answer: Answer, found: Race, rows: Sequence[Trial]) -> Answer:
+    """The answer with the race in it: search trials ranked by what their difference to the trunk is worth.
+
+    Their entries in the ranking get ``raced`` with n, mean and interval; the notes say which trunk and how it went.
+    """
+    raced = {standing.trial: {**standing.to_dict(), "over": found.trunk} for standing in found.standings}
+    places = {trial: place for place, trial in enumerate(raced)}
+    runs: dict[str, list[float]] = {}
+    for row in rows:
+        if row.stage == "search" and row.state == "COMPLETE" and row.score is not None:
+            runs.setdefault(row.name, []).append(row.score)
+    ranking = []
+    for entry in answer.ranking:
+        scores = runs.get(entry["name"], []) if entry["stage"] == "search" else []
+        mean = {"score": fmean(scores), "n": len(scores)} if scores else {}
+        ranking.append({**entry, **mean, "raced": raced.get(entry["trial"])})
+    search = [entry for entry in ranking if entry["stage"] == "search"]
+    search.sort(key=lambda entry: places.get(entry["trial"], len(places)))
+    ranking = [*(entry for entry in ranking if entry["stage"] != "search"), *search]
+    notes = [found.sentence, *answer.notes]
+    if found.standings and len(found.seeds) > 1:
+        counts = ", ".join(f"{count} on {n}" for n, count in found.raced.items())
+        notes.insert(1, f"race: {found.rule}; so far proposals by seeds: {counts}")
+    if found.noise != stats.UNKNOWN:
+        notes.append(found.noise)
+    sentence = answer.sentence
+    if answer.winner is None and not answer.pairs and answer.confirmation is None and raced and answer.learned:
+        sentence = _leader(ranking, found)
+    return replace(answer, ranking=tuple(ranking), notes=tuple(notes), sentence=sentence)
+
+
+def _leader(ranking: Sequence[dict[str, Any]], found: Race) -> str:
+    first = next(entry for entry in ranking if entry["raced"] is not None)
+    standing = first["raced"]
+    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
+    ahead = f"{standing['mean']:+z.4f}{interval} over {found.trunk}"
+    if standing["n"] == 1:
+        return (
+            f"no winner yet: {first['label']} is the best of {len(found.standings)} proposals, {ahead} on the one "
+            "search seed, for which it was chosen; one run each is no evidence, and sweeper confirm judges it on fresh "
+            "seeds"
+        )
+    return (
+        f"no winner yet: {first['label']} leads the race at {ahead} on {standing['n']} search seeds, for which it was "
+        f"chosen among {len(found.standings)}; sweeper confirm judges it on fresh ones"
+    )
+
+
+def confirm(service: Service) -> list[int]:
+    """Ask for what is missing of the confirmation; gives the trials that are confirmed. Any number of times.
+
+    The first call fixes the design: which trials and baselines, on which seeds, judged by which rule. Raises
+    ConfigError while the search goes on, if nothing was learned in it, or if the sweep file now asks for another
+    design than that.
+    """
+    rows, baselines = service.study.trials(), service.baselines()
+    asked, seed = service.sweep.confirm, service.sweep.recipe.seed
+    design = evidence.Design.of(rows)
+    if design is None:
+        if service.study.grows:
+            raise ConfigError("confirm: the search goes on, so the best are not known yet; finish it: sweeper run")
+        design = evidence.Design.begin(rows, list(baselines), asked, seed, service.leaders(rows))
+    _refuse_unlearned(service, "confirm")
+    service.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
+    rows = service.study.trials()
+    design = evidence.Design.of(rows) or design  # another process's, if its first slot was made before ours
+    if changes := design.changes(asked):
+        raise ConfigError(
+            f"confirm: {'; '.join(changes)}; its design is fixed from then on, because seeds or rules that are "
+            "changed after a look crown equal schedules too often; undo the change, or start a new sweep with "
+            "another name and another seed"
+        )
+    service.study.add(evidence.confirm_slots(rows, baselines, design))
+    return list(design.candidates)
+
+
+def confirmation(service: Service, rows: Sequence[Trial]) -> list[Wanted]:
+    """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
+
+    Every worker that asks comes to the same ones, because the search's trials are finished.
+    """
+    names, asked = list(service.baselines()), service.sweep.confirm
+    design = evidence.Design.of(rows)
+    if design is None:
+        if not any(stats.learned(row.score) for row in rows):
+            return []
+        with contextlib.suppress(ConfigError):
+            seed = service.sweep.recipe.seed
+            design = evidence.Design.begin(rows, names, asked, seed, service.leaders(rows))
+    return evidence.confirm_slots(rows, service.baselines(), design) if design is not None else []
+
+
+def examine(service: Service, trial: Trial) -> Iterator[int]:
+    """Ask for the battery on a finished trial in two steps, the control runs and what is measured with them; gives
+    how many trials each step has. What was asked for must be trained before the next. Any number of times.
+
+    Raises ConfigError if the trial learned nothing."""
+    _refuse_unlearned(service, "escape")
+    if not stats.learned(trial.score):
+        raise ConfigError(
+            f"escape: trial {trial.number} learned nothing, its {service.sweep.objective} is 0.0000, so there is "
+            "nothing to examine; expected a trial with a higher score: --trial N"
+        )
+    trace, seed = service.trace(trial.schedule or {}), service.sweep.recipe.seed
+    controls = evidence.control_slots(service.study.trials(), trial, trace, seed)
+    service.study.add(controls)
+    yield len(controls)
+    measured = evidence.barrier_slots(service.study.trials(), trial, trace, seed, service.sweep.escape)
+    service.study.add(measured)
+    yield len(measured)
+
+
+def _refuse_unlearned(service: Service, asked: str) -> None:
+    if not (answer := service.pick()).learned:
+        raise ConfigError(f"{asked}: {answer.sentence}")
