@@ -61,8 +61,8 @@ def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list
     if devices == CPU or (devices == "auto" and not there):
         return [CPU] * (max(cores() // threads, 1) if per_device is None else per_device)
     if missing := [part for part in asked if devices != "auto" and part not in there]:
-        found = ", ".join(there) or "none"
-        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {found}")
+        known = ", ".join(there) or "none"
+        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {known}")
     return (there if devices == "auto" else asked) * (1 if per_device is None else per_device)
 
 
@@ -142,10 +142,11 @@ class Fleet:
         say: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Until every process has ended with exit status 0, or ``done()``, a slow question asked when one died.
+        """Keep the processes going until each has ended with exit status 0.
 
-        A process that dies is replaced; one that does so again and again at its start is not. ``tick`` is called twice
-        a second. ``stop`` ends all at a snapshot, KeyboardInterrupt at once. Raises SweeperError when it was in vain.
+        A process that dies is replaced, unless ``done()``, which is slow and so asked only then, says that all work is
+        done; one that dies again and again at its start is not. ``tick`` is called twice a second. ``stop`` ends all at
+        a snapshot, KeyboardInterrupt at once. Raises SweeperError when it was in vain.
         """
         try:
             while (self._running or self._again) and not stop.is_set():

@@ -183,7 +183,7 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     corners = {trace.digest: (corner, trace) for corner, trace in traced}
     shown = [
         *reckoned.shown,
-        *(_planned(service, "corner", f"corner {n}", *one) for n, one in enumerate(corners.values())),
+        *(_planned(service, "corner", f"corner {n}", *corner) for n, corner in enumerate(corners.values())),
     ]
     asked, trained = (len(baselines) + drawn) * time.epochs, len(reckoned.keys)
     if sampled is not None:

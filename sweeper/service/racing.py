@@ -246,13 +246,13 @@ class Spending:
 
     def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
         """As many of these replicates, in their order, as there is something left for."""
-        left, found = self.left, []
+        left, affordable = self.left, []
         for wanted in replicates:
             left -= self.cost.get(wanted.replicate_of or 0, self.typical)
             if left < 0:
                 break
-            found.append(wanted)
-        return found
+            affordable.append(wanted)
+        return affordable
 
     def another(self, made: int, *, idle: bool) -> bool:
         """Whether another proposal may be made, after ``made`` of them; ``idle``: there is nothing else to do.

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,8 +171,8 @@ class Service:
         return list(self._launched_as.get("overrides", ()))
 
     def _notes(self) -> dict[str, Any]:
-        said = self.sweep.flat()
-        free = {key: said[key] for key in Sweep.FREE}
+        keys = self.sweep.flat()
+        free = {key: keys[key] for key in Sweep.FREE}
         images, classes = self.dataset.train_images, list(self.dataset.names)
         notes = (self.store.id, images, classes, free, list(self.overrides))
         return dict(zip(_NOTED, notes, strict=True))
@@ -258,14 +259,18 @@ class Service:
 
     def branches(self, trace: Trace) -> set[int]:
         """Epochs after which others may part from ``trace``: warm-up's end, its jumps, those of the search, the end."""
-        found = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
-        return found | search.parts(self.searched, self.time)
+        jumps = {jump.epoch for jump in trace.jumps()}
+        return (
+            jumps | {trace.epochs, round(trace.warmup_fraction * trace.epochs)} | search.parts(self.searched, self.time)
+        )
 
     def launch(self) -> None:
         """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
         self.check()
         slots = self.agenda.slots([])
-        holder = self._experiment.holder()  # before the study is looked at: whoever makes both makes the study first
+        # Asked before the study is looked at: a launch beside ours makes its study first and its experiment then, so an
+        # experiment that is there now has its study there, too.
+        holder = self._experiment.holder()
         there = Study.open(self.database, self.sweep.name) if self.launched else None
         if holder is not None and (there is None or holder != there.id):
             raise TrackingError(
@@ -282,8 +287,9 @@ class Service:
             free_keys=self._free_keys(there.config if there is not None else {}),
             **self._leases,
         )
+        params = {key: value for key, value in schedules.flat(self.sweep.identity()) if value is not None}
         tags = {names.DATA: self.dataset.digest, names.STUDY: study.id}
-        self.tracker.sweep(params=_flat(self.sweep.identity()), tags=tags)
+        self.tracker.sweep(params=params, tags=tags)
 
     # -- what can be said of it
 
@@ -312,7 +318,7 @@ class Service:
         if text not in self._shared:
             keys = prefix_keys("", self.trace(spec))
             others = [prefix_keys("", self.trace(other)) for other in self.baselines().values() if other != spec]
-            alike = (sum(one == two for one, two in zip(keys, other, strict=True)) - 1 for other in others)
+            alike = (sum(map(operator.eq, keys, other)) - 1 for other in others)
             self._shared[text] = max(alike, default=0)
         return self._shared[text]
 
@@ -375,8 +381,3 @@ class Service:
         """With what the sweep and MLflow know of it: its label, and its run."""
         label = self.searched.label(trial.spec) if trial.spec else ""
         return replace(trial, label=label, facts=replace(trial.facts, run_id=self.run_id(trial)))
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested keys joined by dots, as they can be overridden on the command line."""
-    return {key: value for key, value in schedules.flat(tree) if value is not None}

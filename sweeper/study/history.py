@@ -56,11 +56,11 @@ class History:
                     known[trial._trial_id] = trial
                     self.distributions.update(trial.distributions)
             newer = sorted(known.values(), key=lambda trial: trial.number)
-            found = self._settled + newer
+            begun = self._settled + newer
             settled = list(itertools.takewhile(lambda trial: trial.state.is_finished(), newer))
             self._settled = self._settled + settled
             self._finished = {trial._trial_id: trial for trial in newer[len(settled) :] if trial.state.is_finished()}
-        return found
+        return begun
 
     def _begun(self) -> list[int]:
         """The ids of the trials that have begun and are not settled. If a trial before those has begun since, nothing
@@ -113,8 +113,8 @@ class SearchStorage:
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """The proposed one is at hand; Optuna changes what it gets."""
-        found = next((trial for trial in self._trials if trial._trial_id == trial_id), None)
-        return copy.deepcopy(found) if found is not None else self._storage.get_trial(trial_id)
+        known = next((trial for trial in self._trials if trial._trial_id == trial_id), None)
+        return copy.deepcopy(known) if known is not None else self._storage.get_trial(trial_id)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -240,5 +240,5 @@ def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int
     searched.add_trials(trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna; what it is worth stands in the report
-        found = optuna.importance.get_param_importances(searched)
-    return {name: float(share) for name, share in found.items()}, len(trials)
+        shares = optuna.importance.get_param_importances(searched)
+    return {name: float(share) for name, share in shares.items()}, len(trials)

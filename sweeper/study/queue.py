@@ -145,14 +145,14 @@ class Queue:
         known = select(t.c.item).where(t.c.study == self.study)
         have = set(self.database.transaction(lambda connection: connection.execute(known).scalars().all()))
         seen: Counter[str] = Counter()
-        found = {}
+        missing = {}
         for wanted in trials:
             name = wanted.item
             item = f"{name}/{seen[name]}"
             seen[name] += 1
             if item not in have:
-                found[item] = wanted
-        return found
+                missing[item] = wanted
+        return missing
 
     def _enqueue(self, wanted: Wanted, item: str) -> None:
         """A WAITING trial and its slot, in one transaction."""

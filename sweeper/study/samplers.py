@@ -40,17 +40,17 @@ def make(name: str, seed: int, number: int, attempt: int = 0) -> BaseSampler:
     coarse grid arrives at the same few points again and again, then takes a single draw; in the second half of the
     attempts, as after a single one of a Gaussian process, the draw is uniform.
     """
-    said = f"{seed}/{number}" + (f"/{attempt}" if attempt else "")
-    own = int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
+    text = f"{seed}/{number}" + (f"/{attempt}" if attempt else "")
+    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name in ("tpe", "gp") and attempt >= (TRIES // 2 if name == "tpe" else 1):
-            return RandomSampler(seed=own)
+            return RandomSampler(seed=drawn)
         if name == "tpe" and attempt:
-            return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True, n_ei_candidates=1)
+            return TPESampler(seed=drawn, multivariate=True, group=True, constant_liar=True, n_ei_candidates=1)
         if name in SAMPLERS:
-            return SAMPLERS[name](own)
-        return _imported(name, own)
+            return SAMPLERS[name](drawn)
+        return _imported(name, drawn)
 
 
 def _imported(name: str, seed: int) -> BaseSampler:
@@ -65,8 +65,8 @@ def _imported(name: str, seed: int) -> BaseSampler:
     if not (inspect.isclass(kind) and issubclass(kind, BaseSampler)):
         raise ConfigError(f"sampler: {name!r} is no subclass of optuna.samplers.BaseSampler; {expected}")
     try:
-        own = {"seed": seed} if "seed" in inspect.signature(kind).parameters else {}
-        sampler: BaseSampler = kind(**own)
+        seeded = {"seed": seed} if "seed" in inspect.signature(kind).parameters else {}
+        sampler: BaseSampler = kind(**seeded)
         return sampler
     except TypeError as error:
         raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error

@@ -107,8 +107,8 @@ class Study:
                 )
             row = connection.execute(select(studies).where(studies.c.name == name)).one()
             changed = _changes(json.loads(row.config), json.loads(text), free_keys)
-            own = _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
-            changed += [change for change in own if change not in changed]  # a sweep's configuration has them, too
+            also = _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
+            changed += [change for change in also if change not in changed]  # a sweep's configuration has them, too
             if changed:
                 raise _changed(name, changed)
             if row.config == text:
@@ -250,10 +250,9 @@ class Study:
     ) -> None:
         """Note that ``worker`` is alive and what it is at, for :meth:`workers`."""
         workers = self._database.tables.workers
-        said = {"host": host, "pid": pid, "device": device, "number": number, "epoch": epoch}
-        said["beat"] = self._database.now
-        insert = self._database.upsert(workers).values(study=self.id, worker=worker, **said)
-        upsert = insert.on_conflict_do_update(index_elements=["study", "worker"], set_=said)
+        row = {"host": host, "pid": pid, "device": device, "number": number, "epoch": epoch, "beat": self._database.now}
+        insert = self._database.upsert(workers).values(study=self.id, worker=worker, **row)
+        upsert = insert.on_conflict_do_update(index_elements=["study", "worker"], set_=row)
         self._database.transaction(lambda connection: connection.execute(upsert))
 
     def workers(self) -> list[WorkerRow]:
