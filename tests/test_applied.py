@@ -17,8 +17,8 @@ from sweeper.errors import LRMismatch
 from sweeper.schedules import TimeBase, Trace, parse
 from sweeper.service import Place, Service
 from sweeper.training import Applied
-from sweeper.training.applied import Recorder
 from sweeper.training.process import TrainingProcess
+from sweeper.training.scheduler import Recorder
 from sweeper.worker import Worker
 
 GOOD = 0.02

@@ -10,9 +10,9 @@ from plain import EPOCHS, PlainTrainer, with_stock_data
 
 from sweeper import data, training
 from sweeper.errors import ConfigError
-from sweeper.training import snapshot
+from sweeper.training import parts
 from sweeper.training.models import model_file
-from sweeper.training.rtdetr import RTDETRParts
+from sweeper.training.ultralytics import RTDETRParts
 
 # isort: split
 import ultralytics
@@ -58,7 +58,7 @@ def test_it_is_ultralytics_bit_for_bit(source: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(RTDETRParts, "build_dataset", RTDETRTrainer.build_dataset)
     ours = exact.open_trainer(recipe, tmp_path / "ours")
     exact.straight(ours, exact.trace(WARM, ours.steps_per_epoch, EPOCHS))
-    assert ours.state_digest() == snapshot.digest(snapshot.take(plain.model, plain.ema, plain.optimizer, plain.scaler))
+    assert ours.state_digest() == parts.digest(parts.take(plain))
     for name, value in ours.evaluate().metrics.items():
         if "loss" in name:
             assert round(value, 5) == plain.metrics[name]

@@ -28,7 +28,7 @@ from sweeper.errors import (
     TrainingError,
 )
 from sweeper.schedules import Trace
-from sweeper.training import snapshot
+from sweeper.training import parts
 from sweeper.training.parts import Parts, described
 
 # isort: split
@@ -107,8 +107,7 @@ def test_it_is_ultralytics_bit_for_bit_with_its_schedule_and_its_data(
         for name, lr, momentum in groups:
             assert lr == trace.group(name)[step], (step, name)
             assert momentum is None or np.float32(momentum) == trace.momentum[step], (step, name)
-    theirs = snapshot.take(plain.model, plain.ema, plain.optimizer, plain.scaler)
-    assert ours.state_digest() == snapshot.digest(theirs)
+    assert ours.state_digest() == parts.digest(parts.take(plain))
     names = {"mAP50-95": "metrics/mAP50-95(B)", "mAP50": "metrics/mAP50(B)"}
     for name, value in ours.evaluate().metrics.items():
         if name in names or "loss" in name:
@@ -303,6 +302,20 @@ def test_a_recipe_that_cannot_be_built_says_why(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         exact.open_trainer(exact.recipe(source, **changes), tmp_path)
+
+
+def test_loader_processes_decode_an_image_once_and_new_ones_have_it_too(source: Path, tmp_path: Path) -> None:
+    path = data.open(source, folder=tmp_path / "data").yaml
+    trainer = exact.open_trainer(exact.recipe(path, loader_workers=2), tmp_path / "files")
+    trace, untrained = exact.trace(STEADY, trainer.steps_per_epoch, 2), trainer.state()
+    trainer.train_epoch(0, trace)
+    digest = trainer.state_digest()
+    for image in (path.parent / "images" / "train").iterdir():
+        image.unlink()
+    trainer.train_epoch(1, trace)
+    trainer.load(untrained)
+    trainer.train_epoch(0, trace)  # by new processes: the old ones have prepared epoch 2
+    assert trainer.state_digest() == digest
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -35,9 +35,8 @@ def evaluate(ground_truth: Dataset | Path, detections: Iterable[Detections]) -> 
          "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge", "classes": {name: AP}}
 
     AP is the mean over IoU 0.50:0.95, recalls and the classes that occur. Every image of the ground truth counts, also
-    where nothing was found; crowds are ignored as COCO ignores them; nothing is rounded or clipped. A class index ``i``
-    is the ``i``-th category in the order of ids. Raises DataError for an image or a class that the ground truth does
-    not have, an image given twice, and a number that is not finite.
+    where nothing was detected; crowds are ignored as COCO ignores them; nothing is rounded or clipped. A class index
+    ``i`` is the ``i``-th category in the order of ids. Raises DataError for an image that the ground truth lacks.
     """
     file = ground_truth if isinstance(ground_truth, Path) else ground_truth.ground_truth("val")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -93,7 +92,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _truth(file: Path) -> COCO:
-    """COCO's own reader, on annotations in which what is optional in the wild is filled in."""
+    """What COCO's reader makes of a file, in which what some files leave out is filled in."""
     try:
         content = json.loads(file.read_bytes())
         for annotation in content["annotations"]:
@@ -120,7 +119,6 @@ def _results(truth: COCO, rows: list[dict[str, Any]]) -> COCO:
 def _rows(file: Path, truth: COCO, order: Sequence[int], detections: Iterable[Detections]) -> Iterable[dict[str, Any]]:
     """COCO's result entries, boxes as x y width height."""
     ids = {entry["file_name"]: number for number, entry in truth.imgs.items()}
-    seen: set[int] = set()
     for image in detections:
         parts = Path(image.path).parts  # a file_name may have folders of its own: the longest ending that is known
         number = next((ids[name] for i in range(len(parts)) if (name := "/".join(parts[i:])) in ids), None)
@@ -128,15 +126,8 @@ def _rows(file: Path, truth: COCO, order: Sequence[int], detections: Iterable[De
             raise DataError(
                 f"{image.path}: detections of an image that {file} does not list; evaluate the set they are of"
             )
-        if number in seen:
-            raise DataError(f"{image.path}: detections given twice; expected one entry per image")
-        seen.add(number)
-        boxes = np.asarray(image.boxes, np.float64).reshape(-1, 4)
-        scores, classes = np.asarray(image.scores, np.float64), np.asarray(image.classes)
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise DataError(f"{image.path}: a detection's box or score is not finite; expected numbers")
-        if classes.size and not (classes.min() >= 0 and classes.max() < len(order)):
-            raise DataError(f"{image.path}: class {int(classes.max())} detected, {file} has {len(order)} categories")
-        for (x1, y1, x2, y2), score, kind in zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True):
+        boxes = np.asarray(image.boxes, np.float64).reshape(-1, 4).tolist()
+        scores, classes = np.asarray(image.scores, np.float64).tolist(), image.classes.tolist()
+        for (x1, y1, x2, y2), score, kind in zip(boxes, scores, classes, strict=True):
             box = [x1, y1, x2 - x1, y2 - y1]
             yield {"image_id": number, "category_id": order[int(kind)], "bbox": box, "score": score}

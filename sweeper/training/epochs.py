@@ -6,6 +6,7 @@ and resumed run, or one with another number of loader processes, sees other pict
 
 import hashlib
 import mmap
+import multiprocessing
 import os
 import random
 from collections.abc import Iterator
@@ -40,34 +41,40 @@ def reseed(*key: int) -> None:
 class ImageCache:
     """The first images of a data set, decoded and resized, in at most ``limit`` bytes.
 
-    The memory is anonymous and shared: loader processes, being forked, use it together. Each writes an image itself
-    before it reads it (the bytes are the same whoever writes them), so no lock is needed.
+    The memory is anonymous and shared: loader processes, being forked, use it together, so that an image is decoded
+    once. ``bytes``: the size that it may grow to.
     """
 
     def __init__(self, images: int, image_bytes: int, limit: int) -> None:
-        self._slot_bytes = image_bytes
         self._slots = min(images, limit // image_bytes)
-        self._memory = np.frombuffer(mmap.mmap(-1, max(self._slots * image_bytes, 1)), np.uint8)
-        self._images: dict[int, Image] = {}
-
-    @property
-    def bytes(self) -> int:
-        """The size in bytes that it may grow to."""
-        return self._slots * self._slot_bytes
+        self.bytes = self._slots * image_bytes
+        self._pixels = _shared(self._slots, image_bytes)
+        self._sizes = _shared(self._slots, 20).view(np.int32)  # bytes, height and width before and after resizing
+        self._lock = multiprocessing.get_context("fork").Lock()  # who sees an image's sizes sees its pixels
 
     def get(self, index: int) -> Image | None:
-        """A copy (augmentations write in place) of an image that this process has put here."""
-        image = self._images.get(index)
-        return image and (image[0].copy(), *image[1:])
+        """A copy (augmentations write in place) of an image that was put here."""
+        if index >= self._slots:
+            return None
+        with self._lock:
+            count, *sizes = self._sizes[index].tolist()
+        if not count:
+            return None
+        pixels = self._pixels[index, :count].reshape(*sizes[2:], -1).copy()
+        return pixels, (sizes[0], sizes[1]), (sizes[2], sizes[3])
 
     def put(self, index: int, image: Image) -> None:
-        """Keep a copy, if there is a place for it."""
+        """Keep a copy, if there is a place for it. Two processes may do so at once: the bytes are the same."""
         if index < self._slots:
             pixels, original, resized = image
-            start = index * self._slot_bytes
-            kept = self._memory[start : start + pixels.nbytes].reshape(pixels.shape)
-            kept[...] = pixels
-            self._images[index] = (kept, original, resized)
+            self._pixels[index, : pixels.nbytes] = pixels.reshape(-1)
+            with self._lock:
+                self._sizes[index] = (pixels.nbytes, *original, *resized)
+
+
+def _shared(rows: int, columns: int) -> np.ndarray:
+    """Zeros, uint8 (rows, columns), which forked processes see and change together; untouched pages take no memory."""
+    return np.frombuffer(mmap.mmap(-1, max(rows * columns, 1)), np.uint8)[: rows * columns].reshape(rows, columns)
 
 
 class ExactDataset(YOLODataset):  # type: ignore[misc]
@@ -80,17 +87,12 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
     def __init__(self, *args: Any, seed: int, mosaic_epochs: int | None, cache_bytes: int, **kwargs: Any) -> None:
         self._seed, self._mosaic_epochs = seed, mosaic_epochs
         super().__init__(*args, **kwargs)
-        self._images = ImageCache(self.ni, self.imgsz * self.imgsz * self.channels, cache_bytes)
+        self.images = ImageCache(self.ni, self.imgsz * self.imgsz * self.channels, cache_bytes)
         self._with_mosaic = self.transforms
         if self.augment:
             closed = copy(kwargs["hyp"])
             closed.mosaic = closed.mixup = closed.cutmix = closed.copy_paste = 0.0
             self._without_mosaic = self.build_transforms(closed)
-
-    @property
-    def cache_bytes(self) -> int:
-        """The size in bytes that the image cache may grow to."""
-        return self._images.bytes
 
     def build_transforms(self, hyp: Any) -> Compose:
         """As Ultralytics', without mosaic's buffer and without Albumentations (draws numbers if merely installed)."""
@@ -111,10 +113,10 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Image:
         """The image, decoded and resized, from the cache if it is there."""
-        image = self._images.get(i)
+        image = self.images.get(i)
         if image is None:
             image = super().load_image(i, rect_mode, resize_short)
-            self._images.put(i, image)
+            self.images.put(i, image)
         return image
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
@@ -162,7 +164,7 @@ def epoch_loader(dataset: ExactDataset, *, batch: int, seed: int, workers: int, 
         dataset,
         batch_size=min(batch, len(dataset)),
         sampler=EpochSampler(len(dataset), seed, shuffled),
-        num_workers=workers,
+        num_workers=min(workers, -(-len(dataset) // batch)),
         multiprocessing_context="fork" if workers else None,  # shares the image cache
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,

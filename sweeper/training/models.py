@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 RTDETR = "RTDETRDecoder"
 HEADS = ("Detect", "v10Detect", RTDETR)
-YOLO_ONLY = ("box", "cls", "dfl", "rect")  # of a recipe: without a meaning for RT-DETR
 
 
 def architecture(model: str) -> dict[str, Any]:
@@ -76,17 +75,17 @@ def architecture(model: str) -> dict[str, Any]:
 
 def _fetch(path: Path) -> None:
     """Put weights that Ultralytics publishes under this name at ``path``; another process never sees half a file."""
-    why = "Ultralytics publishes none of this name"
+    problem = "Ultralytics publishes none of this name"
     if path.name in GITHUB_ASSETS_NAMES:
         try:
-            Path(attempt_download_asset(path, retry=1, progress=False)).rename(path)
+            attempt_download_asset(path.absolute(), retry=1, progress=False)
             return
         except Exception as error:  # no network, a full disk, a file cut short
-            why = f"could not be fetched: {_line(error).strip('❌ .')}"
+            problem = f"could not be fetched: {_line(error).strip('❌ .')}"
     raise ConfigError(
-        f"model: {path} is not there ({why}); put the weights at {path.absolute()}, or start untrained with "
+        f"model: {path} is not there ({problem}); put the weights at {path.absolute()}, or start untrained with "
         f"{path.stem}.yaml"
-    ) from None
+    )
 
 
 def is_rtdetr(model: str) -> bool:
@@ -109,11 +108,7 @@ def check(recipe: "Recipe") -> dict[str, Any]:
             f"expected for example {near}"
         )
     if cfg["head"][-1][2] == RTDETR:
-        for name in YOLO_ONLY:
-            if getattr(recipe, name) != type(recipe).model_fields[name].default:
-                raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
-        if recipe.optimizer == "MuSGD":
-            raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
+        refuse(recipe, ("box", "cls", "dfl", "rect"))
     frozen = set(recipe.freeze if isinstance(recipe.freeze, list) else range(recipe.freeze or 0))
     if frozen and (max(frozen) >= layers or len(frozen) == layers):
         raise ConfigError(
@@ -123,6 +118,15 @@ def check(recipe: "Recipe") -> dict[str, Any]:
     return cfg
 
 
+def refuse(recipe: "Recipe", keys: Sequence[str]) -> None:
+    """Raise ConfigError where a model that is no YOLO is given one of these ``keys``, or YOLO's optimizer."""
+    for name in keys:
+        if getattr(recipe, name) != type(recipe).model_fields[name].default:
+            raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
+    if recipe.optimizer == "MuSGD":
+        raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
+
+
 def model_bytes(recipe: "Recipe") -> int:
     """Bytes of the weights and buffers of a recipe's model, with as many classes as its file says."""
     return _built(recipe.model, json.dumps(architecture(recipe.model), default=str))[2]
@@ -130,8 +134,7 @@ def model_bytes(recipe: "Recipe") -> int:
 
 @functools.cache
 def _built(model: str, cfg: str) -> tuple[int, int, int]:
-    """How many layers a model has, its largest stride and its bytes, found by building it; no random number is used
-    up."""
+    """How many layers a model has, its largest stride and its bytes. It is built without using up a random number."""
     try:
         with torch.random.fork_rng(devices=[]):
             net = DetectionModel(json.loads(cfg), verbose=False)
@@ -156,11 +159,11 @@ def check_device(device: str) -> torch.device:
     try:
         parsed = torch.device(device)
     except RuntimeError:
-        raise DeviceError(f"device: {device!r} is not a device; expected cpu, cuda or cuda:0") from None
+        parsed = torch.device("meta")
+    if parsed.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device: {device} is not supported; expected cpu, cuda or cuda:0")
     if parsed.type == "cpu":
         return parsed
-    if parsed.type != "cuda":
-        raise DeviceError(f"device: {device} is not supported; expected cpu, cuda or cuda:0")
     if not torch.cuda.is_available() or (parsed.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device: {device} is not there; torch {torch.__version__} sees {torch.cuda.device_count()}")
     return torch.device("cuda", parsed.index or 0)

@@ -1,9 +1,12 @@
-"""Ultralytics' trainer and validator, of which single parts are used, never their loops."""
+"""Ultralytics' trainer and validator, of which single parts are used, never their loops; and their state as values."""
 
+import copy
+import hashlib
+import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,10 @@ import yaml
 
 from sweeper import data as datasets
 from sweeper.data.layout import MARKER
+from sweeper.errors import SnapshotCorrupt
 from sweeper.training import Detections, cache_mb, isolated, loader_workers, memory  # noqa: F401  before Ultralytics
-from sweeper.training.applied import Recorder
 from sweeper.training.epochs import ExactDataset, epoch_loader
+from sweeper.training.scheduler import Recorder
 
 # isort: split
 from ultralytics.data.build import build_dataloader
@@ -51,7 +55,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
     beat: Callable[[int], None] = staticmethod(lambda batch: None)  # called with every batch
 
     def init_metrics(self, model: torch.nn.Module) -> None:
-        self.metrics = DetMetrics()  # the last evaluation's would show their last values where nothing is found
+        self.metrics = DetMetrics()  # the last evaluation's would show their last values where nothing is detected
         super().init_metrics(model)
         self.loss: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.detections: list[Detections] = []
@@ -160,7 +164,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
         recipe, training = self._recipe, mode == "train"
         budget = (cache_mb(memory()) if recipe.cache_mb == "auto" else recipe.cache_mb) * 2**20
         if not training:
-            budget -= self.train_loader.dataset.cache_bytes
+            budget -= self.train_loader.dataset.images.bytes
         dataset = self.dataset_of(
             dataset_path,
             imgsz=self.args.imgsz,
@@ -188,3 +192,105 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
 
     def _setup_scheduler(self) -> None:
         self.scheduler = SimpleNamespace(last_epoch=0)  # the trace is the only scheduler
+
+
+# -- the state of a training -------------------------------------------------------------------------------------------
+
+
+def take(trainer: Any) -> dict[str, Any]:
+    """Everything that Ultralytics' trainer needs to continue. The tensors are the live ones."""
+    return {
+        "model": trainer.model.state_dict(),
+        "ema": trainer.ema.ema.state_dict(),
+        "updates": trainer.ema.updates,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "criterion": _criterion(trainer.model),
+    }
+
+
+def put(state: Mapping[str, Any], trainer: Any) -> None:
+    """Put a state back, in place. Raises SnapshotCorrupt where it is of another model or optimizer."""
+    try:
+        trainer.model.load_state_dict(state["model"])
+        trainer.ema.ema.load_state_dict(state["ema"])
+        trainer.ema.updates = state["updates"]
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty where mixed precision is off
+            trainer.scaler.load_state_dict(state["scaler"])
+        for name, value in state["criterion"].items():
+            setattr(trainer.model.criterion, name, value)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise SnapshotCorrupt(f"snapshot: is not of this model and optimizer ({first}); train from the start") from None
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state on the CPU, which stays as it is when the training goes on. Waits for a GPU once."""
+    result: dict[str, Any] = _copied(state)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    return result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):  # from a GPU into pinned memory
+        return value.detach().to("cpu", non_blocking=True) if value.is_cuda else value.detach().clone()
+    if isinstance(value, dict):
+        same = copy.copy(value)  # a state_dict also has what is not among its items
+        same.update((key, _copied(entry)) for key, entry in value.items())
+        return same
+    return [_copied(entry) for entry in value] if isinstance(value, list) else value
+
+
+def to_bytes(state: Mapping[str, Any]) -> bytes:
+    """The state as a file of ``torch.save``."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """Read what ``to_bytes`` wrote, on the CPU, without running code from it. Raises SnapshotCorrupt."""
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip or pickle raises anything
+        raise SnapshotCorrupt(f"snapshot: {len(content)} bytes cannot be read ({type(error).__name__})") from None
+    return state
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 over every tensor (name, type, shape, bytes) and counter.
+
+    Left out: the optimizer's settings, which every step writes anew from the schedule.
+    """
+    hashed = hashlib.sha256()
+    for name, value in _leaves("", {**state, "optimizer": state["optimizer"]["state"]}):
+        if isinstance(value, torch.Tensor):
+            hashed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            hashed.update(flat.view(torch.uint8).numpy().data)
+        else:
+            hashed.update(f"{name} {value!r}\n".encode())
+    return hashed.hexdigest()
+
+
+def first_not_finite(model: torch.nn.Module) -> str | None:
+    """The name of the first weight or buffer that holds a NaN or infinity."""
+    tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    fine = torch.stack([value.isfinite().all() for value in tensors.values()]).cpu().tolist()
+    return next((name for name, ok in zip(tensors, fine, strict=True) if not ok), None)
+
+
+def _criterion(model: torch.nn.Module) -> dict[str, float]:
+    """The loss's own state: end-to-end heads (YOLO26, YOLOv10) shift weight between two losses as epochs pass."""
+    criterion = getattr(model, "criterion", None)
+    return {name: getattr(criterion, name) for name in ("updates", "o2m", "o2o") if hasattr(criterion, name)}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _leaves(f"{name}/{key}", value[key])
+    else:
+        yield name, value

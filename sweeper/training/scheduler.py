@@ -1,13 +1,15 @@
-"""A torch scheduler for any training loop: it computes nothing, it reads a trace."""
+"""A trace at an optimizer: a torch scheduler that reads it, and a record of what was used at each step."""
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sweeper.errors import ScheduleError
 from sweeper.schedules import Trace
+from sweeper.training import Applied
 
 
 class TraceLR(LRScheduler):
@@ -88,3 +90,48 @@ class TraceLR(LRScheduler):
 
 def _name(group: dict[str, Any], index: int) -> str:
     return str(group.get("param_group") or group.get("name") or index)
+
+
+class Recorder:
+    """Remembers what the groups of ``optimizer`` hold at each of its steps, without waiting for a GPU.
+
+    Its hook runs after the update, so every hook that may change a setting before the update has run by then. The
+    update itself changes no setting.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._names: tuple[str, ...] = tuple(group["param_group"] for group in optimizer.param_groups)
+        self.clear()
+        optimizer.register_step_post_hook(self._stepped)
+
+    def clear(self) -> None:
+        """Forget the steps so far: a new epoch begins."""
+        self._rows: list[list[tuple[Any, ...]]] = []
+        self._infinite: list[Tensor | bool] = []
+
+    @property
+    def steps(self) -> int:
+        """How many steps were recorded, skipped ones included."""
+        return len(self._rows)
+
+    def skipped(self) -> None:
+        """The gradient scaler did not call the optimizer; note what the groups hold all the same."""
+        self._rows.append(self._held())
+        self._infinite.append(True)
+
+    def applied(self) -> Applied:
+        """All steps since ``clear``. Waits for the GPU once."""
+        columns = len(self._held()[0])
+        held = np.array(self._rows, np.float64).reshape(len(self._rows), len(self._names), columns)
+        skipped = [bool(value) for value in self._infinite]
+        return Applied(self._names, held[:, :, 0], held[:, :, 1:], np.array(skipped, bool))
+
+    def _stepped(self, optimizer: Optimizer, *_: object) -> None:
+        self._rows.append(self._held())
+        # a fused optimizer is called in any case, and looks at this in its own kernel
+        self._infinite.append(getattr(optimizer, "found_inf", False))
+
+    def _held(self) -> list[tuple[Any, ...]]:
+        groups = self._optimizer.param_groups
+        return [(group["lr"], *((group["momentum"],) if "momentum" in group else group["betas"])) for group in groups]

@@ -22,8 +22,8 @@ from torchvision.ops import box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from sweeper.errors import ConfigError
+from sweeper.training import models
 from sweeper.training.epochs import reseed
-from sweeper.training.models import fingerprint as of_ultralytics
 from sweeper.training.parts import Parts, Validator
 from sweeper.training.ultralytics import UltralyticsTrainer
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CHANNELS = 256  # of the feature pyramid
 CANDIDATES = {"score_thresh": 0.001, "detections_per_img": 300}  # as YOLO's validation: one scale for both
-YOLO_ONLY = ("box", "cls", "dfl", "freeze")
 
 Batch = dict[str, torch.Tensor]
 
@@ -58,11 +57,7 @@ def check(recipe: "Recipe") -> None:
     """Raise ConfigError for a model that is not there and for what has no meaning for it."""
     with torch.device("meta"):  # shapes without numbers
         build(recipe.model, classes=1)
-    for name in YOLO_ONLY:
-        if getattr(recipe, name) != type(recipe).model_fields[name].default:
-            raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
-    if recipe.optimizer == "MuSGD":
-        raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
+    models.refuse(recipe, ("box", "cls", "dfl", "freeze"))
 
 
 def model_bytes(recipe: "Recipe") -> int:
@@ -74,7 +69,7 @@ def model_bytes(recipe: "Recipe") -> int:
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
     """See ``sweeper.training.fingerprint``. The name and torchvision's version determine the architecture."""
     check(recipe)
-    versions = of_ultralytics(recipe.model_copy(update={"model": "yolo11n.yaml"}), device, threads)  # and machine
+    versions = models.fingerprint(recipe.model_copy(update={"model": "yolo11n.yaml"}), device, threads)  # and machine
     return versions | {"architecture": recipe.model}
 
 

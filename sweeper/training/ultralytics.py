@@ -1,9 +1,9 @@
-"""YOLO's detectors: Ultralytics' model, loss, augmentations, optimizers, EMA and validator in a loop of our own.
+"""Ultralytics' detectors: their model, loss, augmentations, optimizers, EMA and validator in a loop of our own.
 
 The loop is Ultralytics' ``BaseTrainer._do_train`` with its parts in the same order, so that with the same data and
 learning rates every bit is the same. What differs: learning rate and momentum are read from a trace at every optimizer
 step, data are a function of (seed, epoch, index), accumulation windows end with the epoch, and what Ultralytics does
-behind one's back (halving the batch, reloading after a NaN, downloads) is an error with a reason.
+behind one's back (halving the batch, reloading after a NaN) is an error with a reason.
 """
 
 import math
@@ -19,12 +19,12 @@ import torch
 
 from sweeper import names
 from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
-from sweeper.training import EpochLog, Evaluation, isolated, silent, snapshot  # noqa: F401  before Ultralytics
-from sweeper.training.epochs import reseed
-from sweeper.training.models import check, check_device
-from sweeper.training.parts import Parts
+from sweeper.training import EpochLog, Evaluation, isolated, models, parts, silent  # noqa: F401  before Ultralytics
+from sweeper.training.epochs import ExactDataset, Image, reseed
+from sweeper.training.parts import Parts, Validator
 
 # isort: split
+from ultralytics.models import rtdetr
 from ultralytics.utils.torch_utils import autocast
 
 if TYPE_CHECKING:
@@ -35,27 +35,27 @@ LOOK_EVERY = 20  # batches between looks at the losses: a look waits for the GPU
 
 
 class UltralyticsTrainer:
-    """See ``sweeper.training.Trainer``. Another family brings parts of its own and says what they refuse."""
+    """YOLO's; see ``sweeper.training.Trainer``. Another family brings parts of its own and says what they refuse."""
 
     parts_of: type[Parts] = Parts
 
     def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
         self.check(recipe)
-        where = check_device(device)
+        where = models.check_device(device)
         self._recipe, self._threads = recipe, threads
-        with _typed_errors(f"building {recipe.model}"), _config_errors(recipe):
-            self._parts = parts = self.parts_of(recipe, where, folder)
+        with _typed_errors(f"building {recipe.model}", recipe):
+            self._parts = self.parts_of(recipe, where, folder)
             torch.set_num_threads(threads)  # choosing a device has reset it
-            parts.set_up()
-        self._batches = len(parts.train_loader)
+            self._parts.set_up()
+        self._batches = len(self._parts.train_loader)
         self._next_epoch: int | None = None  # what the loader is preparing; None after an epoch that broke off
         self.steps_per_epoch = math.ceil(self._batches / recipe.accumulate)
-        self.groups = tuple(dict.fromkeys(group["param_group"] for group in parts.optimizer.param_groups))
+        self.groups = tuple(dict.fromkeys(group["param_group"] for group in self._parts.optimizer.param_groups))
 
     @staticmethod
     def check(recipe: "Recipe") -> None:
         """Raise ConfigError for a model that is not there or does not go with the rest of the recipe."""
-        check(recipe)
+        models.check(recipe)
 
     def train_epoch(
         self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
@@ -86,7 +86,10 @@ class UltralyticsTrainer:
                 unseen.append(loss.detach())
                 last = i + 1 == batches
                 if last or len(unseen) == LOOK_EVERY:
-                    self._look(epoch, i + 1 - len(unseen), unseen)
+                    for j, value in enumerate(torch.stack(unseen).tolist(), i + 1 - len(unseen)):
+                        if not math.isfinite(value):
+                            hint = "try a lower peak or a longer warm-up"
+                            raise NotFinite(f"epoch {epoch}, batch {j}: the loss is {value}; {hint}")
                     unseen = []
                 if last or (i + 1) % recipe.accumulate == 0:
                     parts.step(*next(planned))
@@ -94,9 +97,7 @@ class UltralyticsTrainer:
                     break
         if hasattr(parts.model.criterion, "update"):
             parts.model.criterion.update()
-        for name, model in (("weights", parts.model), ("EMA", parts.ema.ema)):
-            if broken := snapshot.first_not_finite(model):
-                raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
+        self._check_finite(epoch)
         losses = {f"{names.TRAIN}{name}": float(value) / batches for name, value in sums.items()}
         applied = parts.record.applied()
         if skipped := int(applied.skipped.sum()):
@@ -107,49 +108,55 @@ class UltralyticsTrainer:
         validator = self._parts.validator
         validator.beat = beat
         with _typed_errors("evaluation"):
-            validator(self._parts)
+            try:
+                validator(self._parts)
+            except BaseException:
+                validator.dataloader.reset()  # else the next evaluation would go on in the middle of this one
+                raise
         box, batches = validator.metrics.box, len(validator.dataloader)
         metrics = {"mAP50-95": box.map, "mAP50": box.map50, "precision": box.mp, "recall": box.mr}
         metrics |= {f"{names.VAL}{name}": float(value) / batches for name, value in validator.loss.items()}
         return Evaluation({name: float(value) for name, value in metrics.items()}, validator.detections)
 
     def state(self) -> bytes:
-        return snapshot.to_bytes(self._live())
-
-    def load(self, state: bytes) -> None:
-        parts = self._parts
-        snapshot.put(snapshot.from_bytes(state), parts.model, parts.ema, parts.optimizer, parts.scaler)
-        parts.optimizer.zero_grad()
+        return parts.to_bytes(parts.take(self._parts))
 
     def state_digest(self) -> str:
-        return snapshot.digest(self._live())
+        return parts.digest(parts.take(self._parts))
+
+    def copied(self) -> Callable[[], tuple[bytes, str]]:
+        state = parts.copied(parts.take(self._parts))
+        return lambda: (parts.to_bytes(state), parts.digest(state))
+
+    def load(self, state: bytes) -> None:
+        parts.put(parts.from_bytes(state), self._parts)
+        self._parts.optimizer.zero_grad()
 
     def weights(self) -> bytes:
-        return snapshot.to_bytes({name: value.cpu() for name, value in self._exported().state_dict().items()})
+        return parts.to_bytes({name: value.cpu() for name, value in self._exported().state_dict().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: value.cpu().numpy().copy() for name, value in self._parts.ema.ema.state_dict().items()}
 
     def set_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        ema = self._parts.ema.ema
-        ema.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()})
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        self._parts.ema.ema.load_state_dict(tensors)
 
     def recompute_bn(self, epoch: int, batches: int) -> None:
-        parts, recipe = self._parts, self._recipe
-        ema, dataset, sampler = parts.ema.ema, parts.train_loader.dataset, parts.train_loader.sampler
+        ema, loader = self._parts.ema.ema, self._parts.train_loader
         norms = [module for module in ema.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         momenta = [module.momentum for module in norms]
         for module in norms:
             module.reset_running_stats()
             module.momentum = None  # the mean over all batches, each with the same weight
         ema.train()
-        order, size = sampler.order(epoch), parts.train_loader.batch_size
+        order, size = loader.sampler.order(epoch), loader.batch_size
         with torch.no_grad():
             for i in range(min(batches, self._batches)):
                 chosen = order[i * size : (i + 1) * size]
-                batch = dataset.collate_fn([dataset[epoch, int(index)] for index in chosen])
-                reseed(recipe.seed, epoch, i, -1)
-                ema(parts.preprocess_batch(batch)["img"])
+                batch = loader.dataset.collate_fn([loader.dataset[epoch, int(index)] for index in chosen])
+                reseed(self._recipe.seed, epoch, i, -1)
+                ema(self._parts.preprocess_batch(batch)["img"])
         ema.eval()
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
@@ -175,10 +182,6 @@ class UltralyticsTrainer:
         """The sum of a batch's loss over its ``images``: YOLO's parts are sums already."""
         return float(loss.sum())
 
-    def _live(self) -> snapshot.State:
-        parts = self._parts
-        return snapshot.take(parts.model, parts.ema, parts.optimizer, parts.scaler)
-
     def _check(self, epoch: int, trace: "Trace") -> None:
         if trace.steps_per_epoch != self.steps_per_epoch:
             raise ConfigError(
@@ -198,6 +201,11 @@ class UltralyticsTrainer:
                 "bits depend on it; something in this process called torch.set_num_threads"
             )
 
+    def _check_finite(self, epoch: int) -> None:
+        for name, model in (("weights", self._parts.model), ("EMA", self._parts.ema.ema)):
+            if broken := parts.first_not_finite(model):
+                raise NotFinite(f"epoch {epoch}: the {name} of {broken} are not finite; try a lower learning rate")
+
     def _epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
         loader = self._parts.train_loader
         if self._next_epoch != epoch:  # the loader's processes have prepared another one
@@ -210,41 +218,59 @@ class UltralyticsTrainer:
             yield batch
         self._next_epoch = epoch + 1
 
-    def _look(self, epoch: int, first: int, losses: list[torch.Tensor]) -> None:
-        for i, value in enumerate(torch.stack(losses).tolist(), first):
-            if not math.isfinite(value):
-                raise NotFinite(f"epoch {epoch}, batch {i}: the loss is {value}; try a lower peak or a longer warm-up")
+
+class StretchedDataset(ExactDataset):
+    """RT-DETR's images, which are stretched to a square in training and in validation."""
+
+    def load_image(self, i: int, rect_mode: bool = False, resize_short: bool = False) -> Image:
+        return super().load_image(i, False, resize_short)
+
+
+class RTDETRValidator(Validator):
+    """RT-DETR itself gives the best of its queries, so there are no overlaps to suppress."""
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        detections: list[dict[str, torch.Tensor]] = rtdetr.RTDETRValidator.postprocess(self, preds)
+        return detections
+
+
+class RTDETRParts(Parts):
+    """The parts of the loop around an RT-DETR."""
+
+    validator_of = RTDETRValidator
+    dataset_of = StretchedDataset
+    rectangular = False
+    get_model = rtdetr.train.RTDETRTrainer.get_model
+
+
+class RTDETRTrainer(UltralyticsTrainer):
+    """RT-DETR's; see ``sweeper.training.Trainer``."""
+
+    parts_of = RTDETRParts
+
+    def _summed(self, loss: torch.Tensor, images: int) -> float:
+        """RT-DETR's loss is a mean."""
+        return float(loss) * images
 
 
 @contextmanager
-def _config_errors(recipe: "Recipe") -> Iterator[None]:
-    """What Ultralytics refuses to build is a matter of the recipe."""
+def _typed_errors(doing: str, built: "Recipe | None" = None) -> Iterator[None]:
+    """Name what Ultralytics would hide (it halves the batch when memory ends) or leave untyped.
+
+    ``built``: what Ultralytics refuses to build is a matter of this recipe.
+    """
     try:
         yield
-    except (ValueError, RuntimeError) as error:
-        if _is_memory(error):
+    except (RuntimeError, MemoryError, ValueError) as error:
+        message = str(error).lower()
+        endings = ("out of memory", "can't allocate memory", "alloc_failed")
+        if isinstance(error, MemoryError) or any(words in message for words in endings):
+            raise OutOfMemory(f"{doing}: {_first_line(error)}; use a smaller batch, imgsz or model") from error
+        if built is None:
             raise
-        raise ConfigError(f"recipe: Ultralytics cannot build {recipe.model}: {_first_line(error)}") from error
-
-
-@contextmanager
-def _typed_errors(doing: str) -> Iterator[None]:
-    """Name what Ultralytics would hide (it halves the batch when memory ends) or leave untyped."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_memory(error):
-            raise
-        raise OutOfMemory(f"{doing}: {_first_line(error)}; use a smaller batch, imgsz or model") from error
+        raise ConfigError(f"recipe: Ultralytics cannot build {built.model}: {_first_line(error)}") from error
     except FileNotFoundError as error:
         raise DataError(f"{doing}: {_first_line(error)}; put it back where it was") from error
-
-
-def _is_memory(error: Exception) -> bool:
-    message = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in message for words in ("out of memory", "can't allocate memory", "alloc_failed")
-    )
 
 
 def _first_line(error: Exception) -> str:
