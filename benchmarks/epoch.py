@@ -2,61 +2,137 @@
 
 Each trains in a process of its own; while one works through an epoch the other waits, and they take turns, so that
 whatever else the machine does falls on both. An epoch is training, validation and saving: a checkpoint there, here a
-full-precision snapshot and the digest of all tensors. CPU seconds (loader processes included) are steadier than wall
-seconds on shared cores; both are printed, as the median over the pairs of epochs after the first.
+full-precision snapshot and the digest of all tensors, made beside the next epoch as a worker does. CPU seconds (loader
+processes included) are steadier than wall seconds on shared cores; both are printed, as the median over the pairs of
+epochs after the first. Then one more epoch of this trainer says where the time goes: each part waits for the GPU
+before and after, so their sum is more than an epoch that does not. Loader and image cache are as the options say for
+both.
 
-    python benchmarks/epoch.py ../shared/data/bccd/data.yaml --imgsz 320 --rounds 5
+    python benchmarks/epoch.py ../shared/data/bccd/data.yaml --imgsz 160 320 --rounds 5
+    python benchmarks/epoch.py DATA --device 0 --imgsz 160 320 640 --workers 8 --amp --cache-mb 4096
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
+import pickle
 import resource
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from sweeper import data, training
 from sweeper.config import Recipe
-from sweeper.schedules import TimeBase, parse
+from sweeper.schedules import TimeBase, Trace, parse
 
-Spent = tuple[float, float, float]  # wall seconds, CPU seconds, wall seconds of them spent on the snapshot
+Spent = tuple[float, float]  # wall seconds, CPU seconds
 
 
-def clock() -> tuple[float, float]:
+def clock() -> Spent:
     """Wall and CPU seconds; those of loader processes count when they have ended, so they are asked for by id."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = own.ru_utime + own.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = usage.ru_utime + usage.ru_stime
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
         cpu += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return time.perf_counter(), cpu
 
 
-def ours(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Path) -> None:
-    """Train an epoch whenever told to, and say what it took."""
-    trainer = training.open(recipe, device=device, threads=recipe.threads, folder=folder)
-    trace = parse({"family": "yolo_linear", "lr": 0.01}).trace(TimeBase(epochs, trainer.steps_per_epoch))
-    for epoch in range(epochs):
-        pipe.recv()
-        wall, cpu = clock()
+def since(start: Spent) -> Spent:
+    """What was spent since ``start``."""
+    now = clock()
+    return now[0] - start[0], now[1] - start[1]
+
+
+def ours(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Path, dataset: data.Dataset) -> None:
+    """Train an epoch whenever told to, and say what it took; at the end, where the time of another one goes."""
+    where = device if device == "cpu" else f"cuda:{device}"
+    trainer = training.open(recipe, device=where, threads=recipe.threads, folder=folder)
+    trace = parse({"family": "yolo_linear", "lr": 0.01}).trace(TimeBase(epochs + 1, trainer.steps_per_epoch))
+    with ThreadPoolExecutor(1) as aside:
+        written = None
+        for epoch in range(epochs):
+            pipe.recv()
+            start = clock()
+            trainer.train_epoch(epoch, trace)
+            trainer.evaluate()
+            if written is not None:
+                written.result()
+            written = aside.submit(trainer.copied())
+            pipe.send(since(start))
+    pipe.recv()
+    pipe.send(profile(trainer, trace, epochs, dataset, where))
+
+
+def profile(trainer: Any, trace: Trace, epoch: int, dataset: data.Dataset, device: str) -> dict[str, float]:
+    """Wall seconds of one epoch by part; ``epoch`` is the one that the loader has prepared."""
+    import torch
+
+    from sweeper.training import coco
+
+    parts, spent = trainer._parts, defaultdict[str, float](float)
+
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        yield
+        if device != "cpu":
+            torch.cuda.synchronize()
+        spent[name] += time.perf_counter() - start
+
+    def wrap(owner: Any, method: str, name: str) -> None:
+        call: Callable[..., Any] = getattr(owner, method)
+
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            with timed(name):
+                return call(*arguments, **more)
+
+        setattr(owner, method, wrapped)
+
+    batches = trainer._epoch
+
+    def loading(number: int) -> Iterator[Any]:
+        iterator = batches(number)
+        while True:
+            with timed("loader"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+    trainer._epoch = loading
+    wrap(parts, "preprocess_batch", "copy to the device")
+    wrap(parts, "step", "optimizer and EMA")
+    wrap(parts.validator, "get_stats", "validation: its metrics")
+    with timed("epoch"):
         trainer.train_epoch(epoch, trace)
-        trainer.evaluate()
-        before = time.perf_counter()
-        trainer.state()
-        trainer.state_digest()
-        saved = time.perf_counter() - before
-        after = clock()
-        pipe.send((after[0] - wall, after[1] - cpu, saved))
+    spent["forward and backward"] = spent.pop("epoch") - sum(spent.values())
+    with timed("validation"):
+        evaluation = trainer.evaluate()
+    spent["validation"] -= spent["validation: its metrics"]
+    with timed("snapshot"):
+        copy = trainer.copied()
+    with timed("beside the next epoch: digest and bytes"):
+        state, _ = copy()
+    with timed("beside the next epoch: to the worker"):
+        pickle.loads(pickle.dumps((state, evaluation.detections)))
+    with timed("beside the next epoch: COCO's metrics"):
+        coco.metrics(dataset, evaluation.detections)
+    return dict(spent)
 
 
-def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Path) -> None:
+def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Path, dataset: data.Dataset) -> None:
     """The same for ``yolo train``, held at the start of its epochs."""
-    from sweeper.training import isolated  # noqa: F401
-    from sweeper.training.parts import SAME_NAMES
+    from sweeper.training.parts import SAME_NAMES  # before Ultralytics
 
     # isort: split
     import torch
@@ -70,13 +146,9 @@ def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Pa
         pipe.recv()
         started = clock()
 
-    def end(trainer: Any) -> None:
-        wall, cpu = clock()
-        pipe.send((wall - started[0], cpu - started[1], 0.0))
-
     model = ultralytics.YOLO(recipe.model)
     model.add_callback("on_train_epoch_start", start)
-    model.add_callback("on_fit_epoch_end", end)
+    model.add_callback("on_fit_epoch_end", lambda trainer: pipe.send(since(started)))
     same = {name: getattr(recipe, name) for name in SAME_NAMES if name != "model"}
     model.train(
         **same,
@@ -84,6 +156,7 @@ def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Pa
         device=device,
         epochs=epochs + 1,  # the last would evaluate twice
         workers=recipe.loader_workers,
+        cache="ram" if recipe.cache_mb else False,
         amp=recipe.amp,
         close_mosaic=0,
         plots=False,
@@ -92,53 +165,65 @@ def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Pa
     )
 
 
-def main() -> None:
-    """Print one line per epoch and the ratios."""
-    read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    read.add_argument("data", help="an Ultralytics data.yaml")
-    read.add_argument("--model", default="yolo11n.yaml")
-    read.add_argument("--device", default="cpu")
-    for name, default in {"imgsz": 320, "batch": 16, "rounds": 5, "threads": 1, "workers": 0}.items():
-        read.add_argument(f"--{name}", type=int, default=default)
-    asked = read.parse_args()
-    epochs = asked.rounds + 1
+def compare(recipe: Recipe, dataset: data.Dataset, device: str, epochs: int, folder: Path) -> None:
+    """Print one line per epoch, the ratios, and where an epoch goes."""
     spent: dict[str, list[Spent]] = {"sweeper": [], "yolo train": []}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        recipe = Recipe(
-            data=str(data.open(asked.data, folder=folder / "data").yaml),
-            model=asked.model,
-            imgsz=asked.imgsz,
-            batch=asked.batch,
-            nbs=asked.batch,
-            threads=asked.threads,
-            loader_workers=asked.workers,
-            deterministic=True,
-        )
-        spawn = multiprocessing.get_context("spawn")
-        pipes, processes = {}, []
-        for name, task in {"sweeper": ours, "yolo train": stock}.items():
-            pipes[name], theirs = spawn.Pipe()
-            process = spawn.Process(target=task, args=(theirs, recipe, asked.device, epochs, folder / name))
-            process.start()
-            processes.append(process)
-        for epoch in range(epochs):
-            for name in spent if epoch % 2 else reversed(spent):
-                pipes[name].send("go")
-                spent[name].append(pipes[name].recv())
-                wall, cpu, _ = spent[name][-1]
-                print(f"epoch {epoch}  {name:<10}  {wall:7.2f} s wall  {cpu:7.2f} s CPU", flush=True)
-        for process in processes:
-            process.kill()
-            process.join()
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name, task in {"sweeper": ours, "yolo train": stock}.items():
+        pipes[name], theirs = spawn.Pipe()
+        process = spawn.Process(target=task, args=(theirs, recipe, device, epochs, folder / name, dataset))
+        process.start()
+        processes.append(process)
+    for epoch in range(epochs):
+        for name in spent if epoch % 2 else reversed(spent):
+            pipes[name].send("go")
+            spent[name].append(pipes[name].recv())
+            wall, cpu = spent[name][-1]
+            print(f"epoch {epoch}  {name:<10}  {wall:7.2f} s wall  {cpu:7.2f} s CPU", flush=True)
+    pipes["sweeper"].send("go")
+    where = pipes["sweeper"].recv()
+    for process in processes:
+        process.kill()
+        process.join()
     for what, column in (("wall", 0), ("CPU", 1)):
         pairs = zip(spent["sweeper"][1:], spent["yolo train"][1:], strict=True)
         ratios = sorted(mine[column] / theirs[column] for mine, theirs in pairs)
-        print(
-            f"{what} seconds, sweeper / yolo train: {statistics.median(ratios):.3f} ({ratios[0]:.3f}..{ratios[-1]:.3f})"
-        )
-    shares = [saved / wall for wall, _, saved in spent["sweeper"][1:]]
-    print(f"of an epoch, snapshot and digest: {statistics.median(shares):.2%}")
+        middle = statistics.median(ratios)
+        seconds = statistics.median(mine[column] for mine in spent["sweeper"][1:])
+        print(f"{what}: {seconds:.2f} s; sweeper / yolo train {middle:.3f} ({ratios[0]:.3f}..{ratios[-1]:.3f})")
+    for name, seconds in where.items():
+        print(f"{seconds:8.3f} s  {name}")
+
+
+def main() -> None:
+    """Compare at each image size."""
+    read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    read.add_argument("data", help="an Ultralytics data.yaml")
+    read.add_argument("--model", default="yolo11n.yaml")
+    read.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
+    read.add_argument("--imgsz", type=int, nargs="+", default=[320])
+    read.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
+    for name, default in {"batch": 16, "rounds": 5, "threads": 1, "workers": 0, "cache-mb": 1024}.items():
+        read.add_argument(f"--{name}", type=int, default=default)
+    asked = read.parse_args()
+    for size in asked.imgsz:
+        print(f"{size} pixels, device {asked.device}, AMP {'on' if asked.amp else 'off'}", flush=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            dataset = data.open(asked.data, folder=folder / "data")
+            recipe = Recipe(
+                data=str(dataset.yaml),
+                model=asked.model,
+                imgsz=size,
+                batch=asked.batch,
+                nbs=asked.batch,
+                threads=asked.threads,
+                loader_workers=asked.workers,
+                cache_mb=asked.cache_mb,
+                amp=asked.amp,
+            )
+            compare(recipe, dataset, asked.device, asked.rounds + 1, folder)
 
 
 if __name__ == "__main__":
