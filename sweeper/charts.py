@@ -169,17 +169,22 @@ def intervals(
         return _svg(figure, name, description)
 
 
-def bars(name: str, description: str, values: Mapping[str, float], width: float = WIDE) -> str:
-    """Shares that sum to 1, as horizontal bars with their values."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name, "axes.grid": False}):
-        figure = Figure(figsize=(width, 0.35 + 0.28 * len(values)), layout="constrained")
+def precision_recall(
+    name: str,
+    description: str,
+    runs: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    baseline: bool,
+    width: float = WIDE,
+) -> str:
+    """Precision over recall, each run with its label, recall and precision; ``baseline``: the first is drawn grey."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        drawn = axes.barh(list(values), list(values.values()), color=MAP, height=0.65)
-        axes.bar_label(drawn, [f"{share:.0%}" for share in values.values()], padding=4, color=INK)
-        axes.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, 1.08 * max(values.values())))
-        axes.xaxis.set_visible(False)
-        axes.spines[["bottom", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        looks = [(GREY, "-"), *COMPARED] if baseline else COMPARED
+        for (label, recall, precision), (color, dash) in zip(runs, looks, strict=False):
+            axes.plot(recall, precision, color=color, linestyle=dash, linewidth=1.6, label=_wrapped(label, 56))
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        figure.legend(loc="outside lower center", ncols=1, frameon=False)
         return _svg(figure, name, description)
 
 

@@ -63,6 +63,7 @@ LANDSCAPE: Final = "escape/landscape.json"
 VERDICTS: Final = "escape/verdicts.json"
 WEIGHTS: Final = "weights/ema.pt"  # a plain state_dict that loads with weights_only=True
 REPORT: Final = "report.html"
+LEARNED: Final = "learned/"  # begins the pictures of what a trial's model has learned, and the numbers beside them
 
 PARAM_CHARACTERS: Final = 6000  # MLflow cuts longer ones without a word
 TAG_CHARACTERS: Final = 8000

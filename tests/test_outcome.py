@@ -198,7 +198,7 @@ def test_a_sweep_in_which_nothing_was_learned_says_so_everywhere(unlearned: Serv
     assert len(unlearned.study.trials()) == 5, "nothing was asked for"
     page = report.make(unlearned).decode()
     assert "Nothing was learned" in page
-    for wrong in ("would see", "Noise of one run", "would have seen", "begins at half"):
+    for wrong in ("gain that shows", "Luck in one run", "would have seen", "begins at half"):
         assert wrong not in page
 
 

@@ -116,7 +116,8 @@ def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> Non
     assert len(found.ids) == len(set(found.ids))
     assert {link[1:] for link in found.links} <= set(found.ids)
     charts = [attrs for tag, attrs in found.tags if tag == "svg"]
-    assert len(charts) == 50 + 2 * 3  # every trial; overview, controls and importance for wide and narrow screens
+    assert len(charts) == 50 + 2 * 2  # every trial; overview and controls for wide and narrow screens
+    assert [attrs["style"] for tag, attrs in found.tags if tag == "i"] == ["width: 90%", "width: 10%"]  # importance
     assert all(chart.get("role") == "img" and len(chart.get("aria-label") or "") > 10 for chart in charts)
     assert "<b>one run</b>" not in page
     assert "unclear: path barrier 0.9" in found.text

@@ -165,8 +165,8 @@ def answer(found: "Answer", objective: str) -> None:
     if not rows:
         return
     columns = ("trial", "schedule", objective, "n", "restarts", "drops")
-    raced = any(row.get("raced") for row in rows)
-    more = ("in the race", "seeds") if raced else ()
+    raced = next((row["raced"] for row in rows if row.get("raced")), None)
+    more = (f"over {raced['over']}", "seeds") if raced else ()
     table = plain_table(*columns, *more, right=(*columns[:1], *columns[2:], *more))
     for row in rows:
         table.add_row(
@@ -180,7 +180,9 @@ def answer(found: "Answer", objective: str) -> None:
         )
     console.print(table)
     if raced:
-        console.print("in the race: mean difference to the trunk on the search seeds, for which the best were chosen")
+        console.print(
+            f"over {raced['over']}: the mean difference on the search seeds, on which the best were chosen, too"
+        )
     console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
         if candidate.over:

@@ -12,6 +12,7 @@ import yaml
 from sweeper import evidence, names, stats
 from sweeper.charts import Line
 from sweeper.config import Sweep
+from sweeper.report.learned import gather
 from sweeper.report.page import Configuration, Page, Verdict, render
 from sweeper.schedules import Trace
 from sweeper.search import prune
@@ -45,8 +46,10 @@ def best_runs(answer: Answer) -> list[str]:
     return list(dict.fromkeys(entry["run_id"] for entry in entries if entry["run_id"]))
 
 
-def make(service: Service, link: str | None = None) -> bytes:
+def make(service: Service, link: str | None = None, *, draw: bool = False) -> bytes:
     """The sweep's report as one HTML file. ``link``: where a run is shown, with {run_id} in it; None: no links.
+
+    ``draw``: draw the pictures of what was learned that MLflow does not have yet, where no trial is running.
 
     Raises DatabaseError if the sweep was never launched.
     """
@@ -54,6 +57,7 @@ def make(service: Service, link: str | None = None) -> bytes:
     answer = service.pick()
     importance, trials = service.study.importance()
     status = service.status()
+    pictures, notes = gather(service, answer, draw=draw and not status.counts["running"])
     return render(
         Page(
             sweep=service.sweep.name,
@@ -71,6 +75,8 @@ def make(service: Service, link: str | None = None) -> bytes:
             importance=importance,
             importance_of=trials,
             unfinished=sum(status.counts[state] for state in ("waiting", "running")),
+            learned=pictures,
+            learned_notes=notes,
         )
     )
 
@@ -177,19 +183,19 @@ def _facts(answer: Answer, status: Status) -> dict[str, str]:
     found = {
         "Trials": f"{status.counts['complete']} of {status.budget} finished",
         "Schedules tried": str(answer.tried),
-        "Paired seeds": str(answer.pairs) if answer.pairs else "none yet",
+        "Pairs": str(answer.pairs) if answer.pairs else "none yet",
     }
     if not answer.learned or answer.failures.every:
         return found | _exactness(status)  # no score, no noise, and nothing that a design could see
     found |= {
-        "Noise of one run": f"σ {noise.sigma:.4f} ({noise.source})" if noise.sigma is not None else noise.source,
-        "This design would see": f"{seen:+z.4f}" if seen is not None else "nothing without pairs",
-        "Pairs to see +0.004": noise.needs,
+        "Luck in one run": f"± {noise.sigma:.4f} ({noise.source})" if noise.sigma is not None else noise.source,
+        "Smallest gain that shows": f"{seen:+z.4f}" if seen is not None else "none without pairs",
+        "Pairs for a gain of 0.004": noise.needs,
     }
     if answer.baseline:
         found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['score']:.4f}"
     if noise.correlation is not None:
-        found["Correlation of pairs"] = f"{noise.correlation:.2f}"
+        found["Pairs move together"] = f"{noise.correlation:.2f}"
     return found | _exactness(status)
 
 

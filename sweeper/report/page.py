@@ -1,5 +1,7 @@
 """The page: one HTML file with everything in it, the answer first, for screens of any size and for paper."""
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -7,27 +9,30 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from sweeper import charts
 from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)
+PICTURE = 720  # pixels, the longer side
 
 #: What the numbers at the top mean, for readers who have read no statistics; by their names in ``Page.facts``.
 EXPLAINED = {
-    "Schedules tried": "The more are tried, the better the best of them looks by luck alone. So the best are trained "
-    "again on fresh seeds, and only those runs decide.",
-    "Paired seeds": "Seeds on which a schedule and the baseline were both trained: what a seed does to both cancels.",
-    "Noise of one run": "How far the score moves when only the seed changes (standard deviation). Two single runs that "
-    "differ by this much may be equally good.",
-    "This design would see": "A true gain of this size is found in 4 of 5 such comparisons. A smaller one may be real "
-    "and yet stay unseen.",
-    "Pairs to see +0.004": "How many paired seeds find a gain of 0.004 in 4 of 5 cases. 0.004 is the gain that the "
-    "article on these restarts reports.",
+    "Schedules tried": "Two runs of one schedule already differ by luck. So the more are tried, the better the best of "
+    "them looks by luck alone. The best are trained again on fresh seeds, and only those runs decide.",
+    "Pairs": "A seed fixes what is random in a training: first weights, order of the images, augmentation. A pair is a "
+    "schedule and the baseline, both trained on the same seed: what is luck in it helps or hurts both.",
+    "Luck in one run": "How far the score moves when only the seed changes (its standard deviation). Two single runs "
+    "that differ by this much may be equally good.",
+    "Smallest gain that shows": "If a schedule were truly better by this much, 4 of 5 such sweeps would notice. A "
+    "smaller gain may be real and stay unseen here.",
+    "Pairs for a gain of 0.004": "So many pairs would notice a true gain of 0.004 in 4 of 5 sweeps. 0.004 (0.4 points "
+    "of mAP) is the gain that the article on these restarts reports.",
     "Best baseline": "The ordinary schedule that a proposal must beat.",
-    "Correlation of pairs": "How alike a seed moves both runs of a pair: 1 is exactly alike, and small gains are seen; "
-    "0 is not at all.",
+    "Pairs move together": "How alike a seed moves both runs of a pair. 1: exactly alike, so that luck cancels and "
+    "small gains show. 0: not at all, so that pairing helps nothing.",
     "Exactness": "Whether the same training gave the same bits each time it was done.",
 }
 
@@ -71,6 +76,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What the model of ``trial`` has learned; ``numbers``, the pictures and their sizes: see ``training.pictures``."""
+
+    trial: int
+    label: str
+    numbers: Mapping[str, Any]
+    true: bytes
+    predicted: bytes
+    confusion: bytes | None
+
+    @property
+    def title(self) -> str:
+        return f"trial {self.trial}, {self.label}"
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything that the page says. Numbers come as they are, and the page makes the words.
 
@@ -78,7 +99,8 @@ class Page:
     share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours, hours_saved, seconds_per_epoch.
     ``objective``: what the scores are called; ``last``: of how many last epochs a run's score is the mean.
     ``facts``: name -> text, explained by ``EXPLAINED``. ``identity``: what names the training (digests, versions).
-    ``sweep_file``: YAML that launches the sweep again.
+    ``sweep_file``: YAML that launches the sweep again. ``learned``: the best baseline's first, if it is among them;
+    ``learned_notes``: what there is nothing to show of, and why.
     """
 
     sweep: str
@@ -96,6 +118,8 @@ class Page:
     unfinished: int = 0
     objective: str = "score"
     last: int = 1
+    learned: Sequence[Learned] = ()
+    learned_notes: Sequence[str] = ()
 
 
 def render(page: Page) -> bytes:
@@ -145,13 +169,17 @@ def render(page: Page) -> bytes:
         if compared
         else "",
         verdicts=[(entry, _controls(entry, by_trial, page)) for entry in page.verdicts],
-        importance=_both(
-            charts.bars,
-            "importance",
-            ", ".join(f"{name} {share:.0%}" for name, share in page.importance.items()),
-            page.importance,
+        pictures=_pictures(page.learned),
+        confusions=[(entry.title, _inlined(entry.confusion)) for entry in page.learned if entry.confusion],
+        classes=list(dict.fromkeys(name for entry in page.learned for name in entry.numbers["classes"])),
+        precision=_both(
+            charts.precision_recall,
+            "precision",
+            "; ".join(f"{entry.title}: AP50 {entry.numbers['AP50']:.3f}" for entry in page.learned),
+            [(entry.title, entry.numbers["recall"], entry.numbers["precision"]) for entry in page.learned],
+            bool(reference and page.learned and page.learned[0].trial == reference.trial),
         )
-        if page.importance
+        if page.learned
         else "",
     )
     return html.encode()
@@ -162,6 +190,22 @@ def _both(draw: Callable[..., str], name: str, *arguments: Any) -> str:
     wide = draw(name, *arguments, width=charts.WIDE)
     narrow = draw(f"{name}-narrow", *arguments, width=charts.NARROW)
     return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+
+def _pictures(learned: Sequence[Learned]) -> list[tuple[str, str]]:
+    """Title and picture: the labels' boxes, and those of each model on the same images."""
+    if not learned:
+        return []
+    return [("what is there", _inlined(learned[0].true)), *((each.title, _inlined(each.predicted)) for each in learned)]
+
+
+def _inlined(picture: bytes) -> str:
+    """The picture, made small enough for a page, as an address that holds it."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        small, out = opened.convert("RGB"), io.BytesIO()
+    small.thumbnail((PICTURE, PICTURE))
+    small.save(out, "WEBP", quality=65)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
@@ -233,12 +277,12 @@ def effect_in_words(effect: Mapping[str, Any]) -> str:
     'restart at epoch 30 (×2): dip 0.021, back after 4 epochs, gain +0.012'
     >>> effect_in_words({"epoch": 5, "kind": "restart", "ratio": 1.14, "dip": -0.02, "recovery": 0, "watched": 5,
     ...                  "gain": None, "noise": 0.002, "before": 0.1})
-    'restart at epoch 5 (×1.14): no dip beyond the noise, no gain beyond what learning on may give'
+    "restart at epoch 5 (×1.14): no dip beyond the curve's jitter, no gain beyond what learning on may give"
     """
     ratio = f"×{effect['ratio']:.3g}" if effect["ratio"] is not None and effect["ratio"] != float("inf") else "from 0"
     recovery = effect["recovery"]
     if effect["dip"] <= 2 * effect["noise"]:
-        dip = "no dip beyond the noise"
+        dip = "no dip beyond the curve's jitter"
     elif recovery is None:
         dip = f"dip {effect['dip']:.3f}, not back in the {effect['watched']} epochs watched"
     else:

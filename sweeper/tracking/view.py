@@ -25,7 +25,7 @@ Schedule = frozenset[tuple[str, str]]  #: the params of a run but for its seed
 
 _KEY = "LR beside mAP"  # names the view's tag together with the experiment; never shown
 _TAG = "mlflow.sharedViewState."
-_FIRST, _WRAPPED = (3, 0), (3, 15)  # versions: the first that reads a tag so, and from which it is wrapped in JSON
+_FIRST = (3, 15)  # the first version of MLflow that reads a tag so
 _BELOW = (4, 0)  # the first version that has not been tried
 
 
@@ -91,7 +91,7 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str 
     state = _state(runs, axes, len(shown))
     key = hashlib.sha256(f"{tracker.experiment}\n{_KEY}".encode()).hexdigest()[:32]
     old = tracker.server.experiment_tags().get(_TAG + key)
-    value = _encoded(state, f"LR beside {axes.objective}", version, old)
+    value = _encoded(state, f"LR beside {axes.objective}", old)
     try:
         if len(value) > names.EXPERIMENT_TAG_CHARACTERS:
             raise Refused("too long")
@@ -251,18 +251,13 @@ def _line(uuid: str, section: str, title: str, metrics: list[str]) -> dict[str, 
     }
 
 
-def _encoded(state: dict[str, Any], name: str, version: str, old: str | None) -> str:
+def _encoded(state: dict[str, Any], name: str, old: str | None) -> str:
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
-    if _numbers(version) < _WRAPPED:
-        return packed
+    was = json.loads(old) if old and old.startswith("{") else {}
+    if was.get("state") == packed and old:
+        return old
     now = round(time.time() * 1000)
-    created = now
-    if old and old.startswith("{"):
-        was = json.loads(old)
-        if was.get("state") == packed:
-            return old
-        created = was.get("createdAt", now)
-    return json.dumps({"name": name, "createdAt": created, "updatedAt": now, "state": packed})
+    return json.dumps({"name": name, "createdAt": was.get("createdAt", now), "updatedAt": now, "state": packed})
 
 
 def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
