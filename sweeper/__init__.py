@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from sweeper.notebook import confirm, launch, pick, plan, run, status, trials, work
     from sweeper.schedules import TimeBase, Trace, parse
     from sweeper.stats import Answer
-    from sweeper.training.scheduler import TraceLR
+    from sweeper.training.scheduler import ScheduleCallback, TraceLR
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "sweeper.stats",
+    "ScheduleCallback": "sweeper.training.scheduler",
     "Sweep": "sweeper.config",
     "SweeperError": "sweeper.errors",
     "TimeBase": "sweeper.schedules",
@@ -37,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "ScheduleCallback",
     "Sweep",
     "SweeperError",
     "TimeBase",

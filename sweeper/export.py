@@ -1,10 +1,14 @@
-"""A trial to take away: its schedule as YAML, as torch code, and for YOLO as a script for plain Ultralytics."""
+"""To take away: a trial (its schedule as YAML, torch code and a script for plain Ultralytics), and all as tables."""
 
 import contextlib
+import inspect
+import io
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,6 +18,9 @@ from sweeper.schedules import Trace
 from sweeper.service import Service
 from sweeper.study import Trial
 from sweeper.training import TORCHVISION
+
+if TYPE_CHECKING:
+    from pandas import DataFrame as DataFrame
 
 #: Keys of a recipe that ``yolo train`` does not have, or that it is given otherwise.
 _OWN = {"data", "model", "mosaic_epochs", "threads", "loader_workers", "cache_mb"}
@@ -47,6 +54,7 @@ The callback gives every optimizer step the learning rate (and momentum) of lr.c
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 from ultralytics import YOLO
 
@@ -54,26 +62,11 @@ ROWS = list(csv.DictReader(Path(__file__).with_name("lr.csv").open()))
 STEPS_PER_EPOCH = {steps}
 
 
+{callback}
+
 def follow(model):
     """Let every training of ``model`` follow lr.csv."""
-    batch = 0
-
-    def new_epoch(trainer):
-        nonlocal batch
-        batch = 0
-
-    def set_lr(trainer):
-        nonlocal batch
-        row = ROWS[trainer.epoch * STEPS_PER_EPOCH + min(batch // trainer.accumulate, STEPS_PER_EPOCH - 1)]
-        batch += 1
-        for group in trainer.optimizer.param_groups:
-            multiple = round(group["initial_lr"] / trainer.args.lr0, 6)  # 3 in some groups of MuSGD
-            group["lr"] = multiple * float(row.get(f"lr/{{group.get('param_group')}}") or row["lr"])
-            if "momentum" in group and row.get("momentum"):
-                group["momentum"] = float(row["momentum"])
-
-    model.add_callback("on_train_epoch_start", new_epoch)
-    model.add_callback("on_train_batch_start", set_lr)
+    ColumnsCallback({{name: [float(row[name]) for row in ROWS] for name in ROWS[0]}}, STEPS_PER_EPOCH).add_to(model)
 
 
 ARGUMENTS = {arguments}
@@ -124,9 +117,67 @@ def export(service: Service, trial: int | None = None) -> Exported:
     if not recipe.model.startswith(TORCHVISION):
         names = {"model": recipe.model, "data": recipe.data, "arguments": _lines(arguments(recipe, trace))}
         version = metadata.version("ultralytics")
-        files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version)
+        from sweeper.training.scheduler import ColumnsCallback  # with torch, which takes seconds to import
+
+        callback = inspect.getsource(ColumnsCallback)
+        files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version, callback=callback)
     alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
     return Exported(trial, files, alias, service.run_id(row), recipe, arguments(recipe, trace))
+
+
+def trials(service: Service) -> "DataFrame":
+    """The trials as a table, a row each, indexed by number; the columns are those of ``sweeper.trials``."""
+    import pandas
+
+    rows = [
+        {
+            "trial": row.number,
+            "stage": row.stage,
+            "state": row.state.lower(),
+            "seed": row.seed,
+            "label": service.sweep.label(row.spec) if row.spec else "",
+            "score": row.score,
+            "epochs": len(row.curve),
+            "curve": row.values,
+            **(row.spec or {}),
+        }
+        for row in service.study.trials()
+    ]
+    return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
+
+
+def table(service: Service, suffix: str, *, curves: bool = False) -> bytes:
+    """The trials, or their ``curves`` with a row for each epoch, as a ``.csv`` or ``.parquet`` file's bytes.
+
+    Curves have the columns trial, epoch (from 0) and the objective. In the trials' table lists (``steps``, say) are
+    JSON, so that every column has one type. ConfigError for another suffix.
+    """
+    import pandas
+
+    if suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"export --table: {suffix or 'no suffix'} is no kind of table; expected .csv or .parquet")
+    if curves:
+        points = [
+            (row.number, epoch, row.curve[epoch]) for row in service.study.trials() for epoch in sorted(row.curve)
+        ]
+        frame = pandas.DataFrame(points, columns=["trial", "epoch", service.sweep.objective])
+    else:
+        frame = trials(service).drop(columns="curve", errors="ignore").reset_index()
+        for name in frame.select_dtypes("object").columns:
+            frame[name] = [_plain(value) for value in frame[name]]
+    out = io.BytesIO()
+    if suffix == ".csv":
+        frame.to_csv(out, index=False)
+    else:
+        frame.to_parquet(out, index=False)
+    return out.getvalue()
+
+
+def _plain(value: Any) -> str | None:
+    """A value of a column of several types as text; None for what a trial does not have."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _recipe(service: Service, row: Trial) -> Recipe:

@@ -9,21 +9,20 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from sweeper import export
 from sweeper.config import Sweep
 from sweeper.service import Place, Plan, Service, Status, launched
 from sweeper.service import run as running
 from sweeper.stats import Answer
 
-if TYPE_CHECKING:
-    import pandas
-
 STORE = "sweeper_store"
 LOOK_EVERY_S = 2.0
 AnySweep = Sweep | str | os.PathLike[str]
+Url = str | None
 
 
 def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Plan:
@@ -32,12 +31,7 @@ def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Plan:
 
 
 def launch(
-    sweep: AnySweep,
-    *,
-    store: str = STORE,
-    database_url: str | None = None,
-    tracking_uri: str | None = None,
-    **keys: Any,
+    sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> None:
     """Create the study and the experiment, or what is missing of them. Any number of times."""
     service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
@@ -46,24 +40,14 @@ def launch(
 
 
 def work(
-    sweep: AnySweep,
-    *,
-    store: str = STORE,
-    database_url: str | None = None,
-    tracking_uri: str | None = None,
-    **keys: Any,
+    sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> None:
     """Train trials of a launched sweep on this machine until it is done, with a bar that shows how it comes along."""
     _train(Service(_changed(sweep, keys), Place(store, database_url, tracking_uri)))
 
 
 def run(
-    sweep: AnySweep,
-    *,
-    store: str = STORE,
-    database_url: str | None = None,
-    tracking_uri: str | None = None,
-    **keys: Any,
+    sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> Answer:
     """All of it on this machine: launch, train with a progress bar, pick.
 
@@ -76,12 +60,7 @@ def run(
 
 
 def confirm(
-    sweep: AnySweep,
-    *,
-    store: str = STORE,
-    database_url: str | None = None,
-    tracking_uri: str | None = None,
-    **keys: Any,
+    sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> Answer:
     """Train the best of a finished search and the baselines again on fresh seeds that they share, and pick."""
     service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
@@ -91,46 +70,25 @@ def confirm(
     return service.pick()
 
 
-def pick(
-    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
-) -> Answer:
+def pick(sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None) -> Answer:
     """The ranking and the winner, or that there is none, of a launched sweep."""
     return _launched(sweep, store, database_url, tracking_uri).pick()
 
 
-def status(
-    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
-) -> Status:
+def status(sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None) -> Status:
     """How far a launched sweep is."""
     return _launched(sweep, store, database_url, tracking_uri).status()
 
 
 def trials(
-    sweep: AnySweep, *, store: str = STORE, database_url: str | None = None, tracking_uri: str | None = None
-) -> "pandas.DataFrame":
+    sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None
+) -> "export.DataFrame":
     """The trials of a launched sweep as a table, a row each, indexed by number.
 
     Columns: stage, state, seed, label, score (NaN: none yet), epochs (trained so far), curve (scores by epoch, a list)
     and each word of the schedules (``family``, ``steps``, ``step_scale``, ...).
     """
-    import pandas
-
-    service = _launched(sweep, store, database_url, tracking_uri)
-    rows = [
-        {
-            "trial": row.number,
-            "stage": row.stage,
-            "state": row.state.lower(),
-            "seed": row.seed,
-            "label": service.sweep.label(row.spec) if row.spec else "",
-            "score": row.score,
-            "epochs": len(row.curve),
-            "curve": row.values,
-            **(row.spec or {}),
-        }
-        for row in service.study.trials()
-    ]
-    return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
+    return export.trials(_launched(sweep, store, database_url, tracking_uri))
 
 
 def _changed(sweep: AnySweep, keys: Mapping[str, Any]) -> Sweep:
@@ -139,7 +97,7 @@ def _changed(sweep: AnySweep, keys: Mapping[str, Any]) -> Sweep:
     return Sweep.build({**loaded.flat(), **keys}) if keys else loaded
 
 
-def _launched(sweep: AnySweep, store: str, database_url: str | None, tracking_uri: str | None) -> Service:
+def _launched(sweep: AnySweep, store: str, database_url: Url, tracking_uri: Url) -> Service:
     return launched(sweep, (), Place(store, database_url, tracking_uri))[0]
 
 

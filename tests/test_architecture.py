@@ -36,7 +36,7 @@ HOMES = {
     "matplotlib": {"charts"},
     "pydantic": {"config"},
     "sklearn": {"data"},
-    "pandas": {"notebook"},
+    "pandas": {"export"},
     "tqdm": {"notebook"},
     "typer": {"cli"},
     "rich": {"cli"},

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import invented
+import pandas
 import pytest
+import tiny
 import torch
 import yaml
 
@@ -132,6 +134,62 @@ def test_plain_ultralytics_trains_with_it_step_by_step(shown: Service, tmp_path:
     assert at < 9
 
 
+CALLBACK = """
+import sys
+from ultralytics import YOLO
+from sweeper import ScheduleCallback, TimeBase, Trace, parse
+out, data, seen = sys.argv[1], sys.argv[2], {}
+spec = {"family": "cawb", "lr": 0.02, "steps": [2], "warmup": "1ep", "warmup_kind": "trainer"}
+quick = dict(data=data, epochs=3, batch=4, nbs=8, imgsz=64, val=False, plots=False, device="cpu", project=out)
+for optimizer in ("SGD", "MuSGD", "auto"):
+    model = YOLO("yolo11n.yaml")
+    rows = seen[optimizer] = []
+    callback = ScheduleCallback(parse(spec))
+    callback.add_to(model)
+    def note(trainer):
+        step = trainer.optimizer.step
+        def counted(*given, **more):
+            of, lr0 = trainer.optimizer.param_groups, trainer.args.lr0
+            rows.append([[one["param_group"], one["initial_lr"] / lr0, one["lr"], one.get("momentum")] for one in of])
+            return step(*given, **more)
+        trainer.optimizer.step = counted
+    model.add_callback("on_train_start", note)
+    model.train(optimizer=optimizer, **quick)
+    trace = parse(spec).trace(TimeBase(3, 3, 24))
+    assert callback.trace == trace, callback.trace
+    assert len(rows) == trace.steps, len(rows)
+    for step, groups in enumerate(rows):
+        for name, multiple, lr, momentum in groups:
+            assert lr == round(multiple, 6) * float(trace.group(name)[step]), (optimizer, step, name)
+            assert momentum is None or trace.momentum is None or momentum == float(trace.momentum[step])
+model = YOLO("yolo11n.yaml")
+ScheduleCallback(Trace([0.1] * 4, steps_per_epoch=2, epochs=2)).add_to(model)
+try:
+    model.train(**quick)
+except Exception as error:
+    print(type(error).__name__, error)
+print(sorted({name for groups in seen["SGD"] for name, *_ in groups}), len(seen["SGD"]), len(trace.groups))
+"""
+
+
+def test_any_training_of_plain_ultralytics_follows_a_schedule(tmp_path: Path) -> None:
+    """With Ultralytics' own warm-up left on by the user, batches that are accumulated, and several optimizers."""
+    data = tiny.images(tmp_path)
+    data.write_text(data.read_text().replace("path: .", f"path: {data.parent}"))
+    done = subprocess.run(
+        [sys.executable, "-c", CALLBACK, str(tmp_path), str(data)],
+        env=os.environ | {"YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, shown = done.stdout.splitlines()[-2:]
+    assert refused.startswith("ScheduleError trace: it has 2 epochs of 2 steps, this training 3 of 3; give")
+    assert shown == "['bias', 'bn', 'weight'] 9 1"
+
+
 def test_the_arguments_are_the_recipe_s(shown: Service, exported: Path) -> None:
     text = (exported / "ultralytics_train.py").read_text()
     known: dict[str, object] = {"__name__": "exported", "__file__": str(exported / "ultralytics_train.py")}
@@ -163,6 +221,31 @@ def test_the_exported_yaml_alone_is_the_same_trace(shown: Service, exported: Pat
     spec = yaml.safe_load((exported / "schedule.yaml").read_text())
     time = TimeBase(shown.time.epochs, shown.time.steps_per_epoch)
     assert schedules.parse(spec).trace(time) == trace_of(shown, 1)
+
+
+def test_trials_and_curves_are_tables(shown: Service, tmp_path: Path) -> None:
+    rows, read = shown.study.trials(), {".csv": pandas.read_csv, ".parquet": pandas.read_parquet}
+    for suffix, reader in read.items():
+        for name, more in (("trials", []), ("curves", ["--curves"])):
+            assert export(shown, "--table", tmp_path / f"{name}{suffix}", *more).returncode == 0
+        trials, curves = (reader(tmp_path / f"{name}{suffix}") for name in ("trials", "curves"))
+        assert trials["trial"].tolist() == [row.number for row in rows]
+        assert trials["score"].dropna().tolist() == [row.score for row in rows if row.score is not None]
+        assert trials["label"].tolist() == [shown.sweep.label(row.spec) if row.spec else "" for row in rows]
+        steps = {row.number: (row.spec or {}).get("steps") for row in rows}
+        for number, text in zip(trials["trial"], trials["steps"], strict=True):
+            assert (json.loads(text) if isinstance(text, str) else None) == steps[number]
+        assert "curve" not in trials
+        for row in rows:
+            own = curves[curves["trial"] == row.number]
+            assert dict(zip(own["epoch"].tolist(), own["mAP50-95"].tolist(), strict=True)) == row.curve
+    for arguments, said in (
+        (("--table", "trials.xlsx"), "export --table: .xlsx is no kind of table; expected .csv or .parquet"),
+        (("--curves",), "export --curves: goes with a table"),
+    ):
+        done = export(shown, *arguments)
+        assert done.returncode == 1
+        assert said in done.stderr
 
 
 YOLO = """

@@ -13,7 +13,7 @@ import sweeper
 from sweeper.service import Place, Service
 
 PUBLIC = {
-    *("Answer", "Sweep", "SweeperError", "TimeBase", "Trace", "TraceLR", "parse"),
+    *("Answer", "ScheduleCallback", "Sweep", "SweeperError", "TimeBase", "Trace", "TraceLR", "parse"),
     *("confirm", "launch", "pick", "plan", "run", "status", "trials", "work"),
 }
 

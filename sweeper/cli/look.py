@@ -132,21 +132,29 @@ def ui(
 def report(
     target: Target,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+    pictures: Annotated[
+        bool, typer.Option(help="Draw what the baseline's and the best models find, once, while no trial is running.")
+    ] = True,
 ) -> None:
-    """Write one self-contained page: the answer, the curves, what it cost, how to reproduce. Also kept in MLflow.
+    """Write one self-contained page: the answer, the curves, what was learned, what it cost. Also kept in MLflow.
 
     Exit status 1 if every trial failed; the page is written all the same and says why.
     """
     service = target.launched()
-    page = write_report(service, output)
+    if pictures and service.status().counts["running"]:
+        say("no new pictures of what was learned: they are not drawn while a trial is running")
+    page = write_report(service, output, draw=pictures)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
     failed = service.status().failures
     show.failures(failed)
     leave(failed.every)
 
 
-def write_report(service: "Service", output: Path) -> bytes:
-    """Write the page to ``output`` and onto the sweep's run in MLflow; without MLflow to ``output`` only."""
+def write_report(service: "Service", output: Path, *, draw: bool = False) -> bytes:
+    """Write the page to ``output`` and onto the sweep's run in MLflow; without MLflow to ``output`` only.
+
+    ``draw``: with pictures of what was learned that nobody has drawn yet.
+    """
     from sweeper import report as reports
 
     uri, link = service.place.tracking, None
@@ -155,7 +163,7 @@ def write_report(service: "Service", output: Path) -> bytes:
             link = f"{uri}/#/experiments/{service.tracker.server.experiment_id()}/runs/{{run_id}}"
     except TrackingError:
         pass  # said below
-    page = reports.make(service, link)
+    page = reports.make(service, link, draw=draw)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(page)
@@ -173,13 +181,27 @@ def export(
     target: Target,
     trial: Annotated[int | None, typer.Option(help="Which; by default the winner.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write; NAME-trial-N.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write a table of all trials instead: FILE.csv or FILE.parquet.")
+    ] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="With --table: a row for each epoch of each trial.")] = False,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
 ) -> None:
     """Write the winner's schedule as YAML, torch code and an Ultralytics script, its model; register the weights."""
-    from sweeper.export import export
+    from sweeper import export as exports
 
+    if curves and table is None:
+        raise ConfigError("export --curves: goes with a table; expected --table FILE.csv or FILE.parquet")
     service = target.launched()
-    found = export(service, trial)
+    if table is not None:
+        rows = exports.table(service, table.suffix, curves=curves)
+        try:
+            table.write_bytes(rows)
+        except OSError as error:
+            raise ConfigError(f"{table}: {error.strerror}; expected a file in a folder that can be written") from None
+        typer.echo(f"wrote {table}")
+        return
+    found = exports.export(service, trial)
     folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
     server, name = service.tracker.server, service.sweep.name
     weights = server.fetch(found.run_id, names.WEIGHTS) if found.run_id else None

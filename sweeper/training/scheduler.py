@@ -1,5 +1,6 @@
-"""A trace at an optimizer: a torch scheduler that reads it, and a record of what was used at each step."""
+"""A trace at an optimizer: in a torch scheduler, in callbacks of Ultralytics, and a record of what was used."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sweeper.errors import ScheduleError
-from sweeper.schedules import Trace
+from sweeper.schedules import Schedule, TimeBase, Trace
 from sweeper.training import Applied
 
 
@@ -86,6 +87,75 @@ class TraceLR(LRScheduler):
             raise ScheduleError(f"step: {step!r} in the saved state is not a step; expected a whole number from 0")
         self._step_count = step + 1
         self._apply(step)
+
+
+class ColumnsCallback:
+    """Callbacks of Ultralytics that give every optimizer step its learning rate, and momentum, from ``columns``.
+
+    ``columns``: ``lr``, ``lr/GROUP`` for a parameter group that has its own, and ``momentum`` if it is not left alone;
+    a number for every optimizer step. Ultralytics' own warm-up is turned off. ``sweeper export`` writes the source of
+    this class into its script, so it uses nothing of ours.
+    """
+
+    def __init__(self, columns: dict[str, Any], steps_per_epoch: int) -> None:
+        self.columns, self.steps_per_epoch, self._batch = columns, steps_per_epoch, 0
+
+    def add_to(self, model: Any) -> None:
+        """Let every training of ``model``, a ``YOLO``, follow the columns."""
+        for event in ("on_pretrain_routine_end", "on_train_epoch_start", "on_train_batch_start"):
+            model.add_callback(event, getattr(self, event))
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Before the first epoch."""
+        trainer.args.warmup_epochs = 0.0
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        """Before each epoch."""
+        self._batch = 0
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """Before each batch, of which ``accumulate`` make an optimizer step."""
+        step = min(self._batch // trainer.accumulate, self.steps_per_epoch - 1) + trainer.epoch * self.steps_per_epoch
+        self._batch += 1
+        for group in trainer.optimizer.param_groups:
+            multiple = round(group["initial_lr"] / trainer.args.lr0, 6)  # 3 in some groups of MuSGD
+            lr = self.columns.get("lr/" + group.get("param_group", ""), self.columns["lr"])
+            group["lr"] = multiple * float(lr[step])
+            if "momentum" in group and "momentum" in self.columns:
+                group["momentum"] = float(self.columns["momentum"][step])
+
+
+class ScheduleCallback(ColumnsCallback):
+    """Lets ``model.train(...)`` of plain Ultralytics follow a schedule, or a trace of as many epochs and steps.
+
+    A schedule is planned for the training when that begins, with its epochs, batches and ``nbs``. Afterwards ``trace``
+    is what was trained. A training on one device. ``train`` raises ScheduleError for a schedule that cannot be planned,
+    and for a trace of another length::
+
+        model = YOLO("yolo11n.pt")
+        ScheduleCallback(parse({"family": "cawb", "lr": 0.01, "steps": [30, 60]})).add_to(model)
+        model.train(data="data.yaml", epochs=100)
+    """
+
+    trace: Trace
+
+    def __init__(self, schedule: Schedule | Trace) -> None:
+        super().__init__({}, 0)
+        self.schedule = schedule
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Plan the schedule for this training."""
+        time = TimeBase(
+            trainer.epochs, math.ceil(len(trainer.train_loader) / trainer.accumulate), len(trainer.train_loader.dataset)
+        )
+        trace = self.schedule if isinstance(self.schedule, Trace) else self.schedule.trace(time)
+        if (trace.epochs, trace.steps_per_epoch) != (time.epochs, time.steps_per_epoch):
+            raise ScheduleError(
+                f"trace: it has {trace.epochs} epochs of {trace.steps_per_epoch} steps, this training "
+                f"{time.epochs} of {time.steps_per_epoch}; give ScheduleCallback the schedule, which it plans itself"
+            )
+        self.trace, self.columns, self.steps_per_epoch = trace, trace.to_columns(), trace.steps_per_epoch
+        super().on_pretrain_routine_end(trainer)
 
 
 def _name(group: dict[str, Any], index: int) -> str:
