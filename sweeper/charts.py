@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -290,6 +291,11 @@ def _svg(
 
 
 # Files
+
+
+def font() -> str:
+    """The path of a font file that is there wherever matplotlib is."""
+    return str(font_manager.findfont("DejaVu Sans"))
 
 
 def steps_shown(trace: Trace, most: int) -> NDArray[np.int64]:

@@ -183,7 +183,7 @@ def _facts(answer: Answer, status: Status) -> dict[str, str]:
     found = {
         "Trials": f"{status.counts['complete']} of {status.budget} finished",
         "Schedules tried": str(answer.tried),
-        "Pairs": str(answer.pairs) if answer.pairs else "none yet",
+        "Pairs on fresh seeds": str(answer.pairs) if answer.pairs else "none yet",
     }
     if not answer.learned or answer.failures.every:
         return found | _exactness(status)  # no score, no noise, and nothing that a design could see

@@ -6,7 +6,7 @@ They are drawn once, from the weights that the run has, and lie in the run besid
 import json
 from collections.abc import Mapping
 
-from sweeper import fleet, names
+from sweeper import charts, fleet, names
 from sweeper.errors import DataError, DeviceError, TrackingError, TrainingError
 from sweeper.report.page import Learned
 from sweeper.service import Service
@@ -64,7 +64,7 @@ def _draw(service: Service, runs: Mapping[int, str], kept: dict[int, dict[str, b
         device = fleet.slots(str(service.sweep.device))[0]
     except DeviceError:  # the sweep was trained on another machine
         device = fleet.CPU
-    drawn = pictures.draw(models, service.dataset.yaml, device) if models else []
+    drawn = pictures.draw(models, service.dataset.yaml, device, charts.font()) if models else []
     for trial, files in zip(there, drawn, strict=True):
         kept[trial] = files
         service.tracker.add(trial, {}, {names.LEARNED + name: files[name] for name in pictures.NAMES if name in files})

@@ -22,8 +22,8 @@ PICTURE = 720  # pixels, the longer side
 EXPLAINED = {
     "Schedules tried": "Two runs of one schedule already differ by luck. So the more are tried, the better the best of "
     "them looks by luck alone. The best are trained again on fresh seeds, and only those runs decide.",
-    "Pairs": "A seed fixes what is random in a training: first weights, order of the images, augmentation. A pair is a "
-    "schedule and the baseline, both trained on the same seed: what is luck in it helps or hurts both.",
+    "Pairs on fresh seeds": "A seed fixes what is random in a training: first weights, order of images, augmentation. "
+    "A pair is a schedule and the baseline, both trained on the same seed: what is luck in it helps or hurts both.",
     "Luck in one run": "How far the score moves when only the seed changes (its standard deviation). Two single runs "
     "that differ by this much may be equally good.",
     "Smallest gain that shows": "If a schedule were truly better by this much, 4 of 5 such sweeps would notice. A "

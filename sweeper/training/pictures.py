@@ -1,11 +1,10 @@
 """What trained models have learned, in pictures and by class: Ultralytics' own validation of their ``model.pt``.
 
-It runs in a process of its own (``python -m sweeper.training.pictures FOLDER``), with a low priority and a few images
-at a time, so that its memory is bounded and goes with it. The parent imports no torch.
+It runs in a process of its own (``python -m sweeper.training.pictures FOLDER``) with a few images at a time, so that
+its memory is bounded and goes with it. The parent imports no torch.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,19 +51,22 @@ def drawable(model: str) -> bool:
     return not model.startswith(TORCHVISION)
 
 
-def draw(models: Sequence[Model], data: Path, device: str) -> Iterator[dict[str, bytes]]:
+def draw(models: Sequence[Model], data: Path, device: str, font: str) -> Iterator[dict[str, bytes]]:
     """For each model the files ``TRUE``, ``PREDICTED``, ``CURVE``, ``CONFUSION`` and ``NUMBERS``, by their names.
 
     ``data``: the data.yaml of a laid-out data set, all of whose validation images are looked at. ``NUMBERS`` is a JSON
     object: ``classes`` (name -> AP50-95), ``AP50-95`` and ``AP50`` over the classes that occur, and the mean of their
-    precision-recall curves at IoU 0.5 as ``recall`` and ``precision``. Raises TrainingError if the process fails.
+    precision-recall curves at IoU 0.5 as ``recall`` and ``precision``. ``font``: a font's file; Ultralytics would
+    download one. Raises TrainingError if the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="sweeper-pictures-") as name:
         folder = Path(name)
         for number, model in enumerate(models):
             (folder / f"{number}.weights").write_bytes(model.weights)
         described = [{"names": list(model.names), "recipe": model.recipe.model_dump()} for model in models]
-        (folder / "asked.json").write_text(json.dumps({"data": str(data), "device": device, "models": described}))
+        (folder / "asked.json").write_text(
+            json.dumps({"data": str(data), "device": device, "font": font, "models": described})
+        )
         command = [sys.executable, "-m", __name__, name]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
@@ -81,10 +83,7 @@ def draw(models: Sequence[Model], data: Path, device: str) -> Iterator[dict[str,
 
 def _validate(folder: Path) -> None:
     """The process: validate every model that ``asked.json`` names, and leave its files in ``NUMBER.files``."""
-    os.nice(10)
     asked = json.loads((folder / "asked.json").read_text())
-
-    from matplotlib import font_manager
 
     from sweeper.config import Recipe
     from sweeper.training import isolated  # noqa: F401  before Ultralytics
@@ -108,7 +107,7 @@ def _validate(folder: Path) -> None:
         plotting.plot_images(labels, images, **how | {"paths": None, "max_subplots": IMAGES}, threaded=False)
 
     val.plot_images = larger
-    plotting.check_font = lambda font="": font_manager.findfont("DejaVu Sans")  # Ultralytics would download Arial
+    plotting.check_font = lambda font="": asked["font"]
     for number, model in enumerate(asked["models"]):
         recipe, file, out = Recipe(**model["recipe"]), folder / f"{number}.pt", folder / f"{number}.files"
         file.write_bytes(model_file(recipe, model["names"], (folder / f"{number}.weights").read_bytes(), {}))
