@@ -149,9 +149,7 @@ class Stand:
             wrong.append(f"trials {[row.number for row in rows]}")
         wrong += [f"trial {row.number} is {row.state}" for row in rows if row.state != "COMPLETE"]
         wrong += [f"trial {row.number}: epochs {sorted(row.curve)}" for row in rows if len(row.curve) != EPOCHS]
-        tracker = Tracker(
-            self.place.tracking, self.name, self.place.folder / "journals", self.place.folder / "mlartifacts"
-        ).of(self.study.id)
+        tracker = Tracker(self.place.tracking, self.name, self.place.folder / "journals").of(self.study.id)
         tracker.drain(120)
         if waiting := tracker.waiting():
             wrong.append(f"{waiting} journals not sent: {tracker.problem}")

@@ -167,7 +167,7 @@ class World:
         self._names = ["", ""]
         self._stops = [Stop(self) for _ in range(SEATS)]
         self._errors: list[BaseException] = []
-        self.tracker = Tracker(home.tracking_uri, self.sweep.name, folder / "journals", folder / "artifacts")
+        self.tracker = Tracker(home.tracking_uri, self.sweep.name, folder / "journals")
         self.service = self.open()
         self.service.launch()
 

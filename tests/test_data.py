@@ -154,7 +154,7 @@ def test_a_data_yaml_is_laid_out_by_links_and_its_source_stays_untouched(tmp_pat
     assert tree(tmp_path / "source") == before
     assert all(image.is_symlink() for split in ("train", "val") for image in opened.images(split))
     described = yaml.safe_load(opened.yaml.read_text())
-    assert Path(described["path"], described["val"]).is_dir()
+    assert (opened.yaml.parent / described["val"]).is_dir()
     assert described["names"] == {0: "cat", 1: "dog"}
 
 
@@ -237,6 +237,16 @@ def test_a_data_set_that_moved_is_found_again(tmp_path: Path) -> None:
     moved = data.open(tmp_path / "there/data.yaml", folder=tmp_path / "folder")
     assert moved.digest == first.digest
     assert all(image.is_file() for image in moved.images("val"))
+
+
+def test_the_folder_with_its_layouts_can_be_moved(tmp_path: Path) -> None:
+    """The digits lie in it, so they are laid out anew, with links to where they are now."""
+    first = data.open("digits", folder=tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = data.open("digits", folder=tmp_path / "there")
+    assert moved.digest == first.digest
+    assert all(image.is_file() for split in ("train", "val") for image in moved.images(split))
+    assert not (tmp_path / "here").exists()
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

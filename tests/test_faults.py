@@ -27,7 +27,7 @@ def open_study(place: Path) -> Study:
 
 
 def tracking(place: Path) -> Tracker:
-    return Tracker(f"sqlite:///{place / 'mlflow.db'}", "tiny", place / "journals", place / "mlartifacts")
+    return Tracker(f"sqlite:///{place / 'mlflow.db'}", "tiny", place / "journals")
 
 
 def runs(place: Path) -> dict[int, dict[str, Any]]:

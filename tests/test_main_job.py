@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import tiny
 import yaml
 from tiny import EPOCHS, sweeper
 
-from sweeper.tracking import Tracker
+from sweeper import names
+from sweeper.tracking import Tracker, ui
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finals(folder: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
     """trial -> what its MLflow run says, every point checked to be there exactly once."""
     store = folder / "sweeper_store"
-    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "journals", store / "mlartifacts")
+    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "journals")
     found = {}
     for run in tracker.runs():
         assert run["status"] == "FINISHED", run
@@ -133,6 +136,51 @@ def wait(condition: Any, run: subprocess.Popen[bytes], seconds: float = 240) -> 
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_a_store_that_is_moved_goes_on_where_it_is(sweep: Path, tmp_path: Path) -> None:
+    """Interrupted, moved and run again: nothing is trained twice, every file is found, nothing names the old place."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    command = [sys.executable, "-m", "sweeper", "run", str(sweep), "trials=1", "workers=1"]
+    run = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait(lambda: len(list((here / "sweeper_store" / "snapshots").glob("??/*"))) > EPOCHS, run)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    stored = len(list((here / "sweeper_store" / "snapshots").glob("??/*")))
+    assert stored < 2 * EPOCHS
+    moved = 1000 * time.time()
+    (here / "sweeper_store").rename(there / "sweeper_store")
+    before = json.loads(sweeper("status", sweep, "--json", cwd=there).stdout)
+    assert (before["counts"]["complete"], before["store"]["count"]) == (1, stored)
+    sweeper("run", sweep, "trials=1", "workers=1", cwd=there)
+    runs = finals(there)
+    assert sorted(runs) == ["0", "1"]
+    store = there / "sweeper_store"
+    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", "tiny", store / "journals")
+    times = {when for run in runs.values() for _, _, when in tracker.server.history(run["run_id"], "curve/lr")}
+    assert len([when for when in times if when < moved]) == stored
+    assert len(times) == json.loads(sweeper("status", sweep, "--json", cwd=there).stdout)["store"]["count"]
+    sweeper("pick", sweep, cwd=there)
+    sweeper("report", sweep, cwd=there)
+    sweeper("export", sweep, "--trial", "0", "-o", there / "model", cwd=there)  # trained before the move
+    assert {"weights.pt", "schedule.yaml"} <= {path.name for path in (there / "model").iterdir()}
+    served = ui.serve(tracker.server.uri, port=0, log=tmp_path / "ui.log")
+    try:
+        for number in ("0", "1"):
+            query = urllib.parse.urlencode({"run_id": runs[number]["run_id"], "path": names.TRACE_PLOT})
+            with urllib.request.urlopen(f"{served.url}/get-artifact?{query}", timeout=60) as answer:
+                assert answer.read() == tracker.server.fetch(runs[number]["run_id"], names.TRACE_PLOT)
+    finally:
+        served.stop()
+    assert not list(here.iterdir())
+    for database in ("mlflow.db", "sweeper.db"):
+        assert str(here).encode() not in (store / database).read_bytes(), database
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def place(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 def histories(place: Path, name: str) -> dict[str, list[tuple[int, float]]]:
     """metric -> (step, value) of the only trial's run."""
     store = place / "sweeper_store"
-    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "journals", store / "mlartifacts")
+    tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "journals")
     (run,) = [run for run in tracker.runs() if run["tags"]["sweeper.kind"] == "trial"]
     with sqlite3.connect(store / "mlflow.db") as database:
         rows = database.execute("select key, step, value from metrics where run_uuid = ?", [run["run_id"]])

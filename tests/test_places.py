@@ -40,6 +40,7 @@ TRACKING = [
     "sqlite://mlflow.db",
     "sqlite:///",
     "file:///mlruns",
+    "postgresql://mlflow@head/mlflow",
     "databricks",
 ]
 STORES = ["", " ", "s3:/bucket", "s3:bucket", "gs//bucket", "s3://", "nosuch://bucket/folder", "https://head/states"]
@@ -73,7 +74,6 @@ def test_what_can_be_meant_is_taken(tmp_path: Path) -> None:
         "http://head:5000",
         "https://head",
         f"sqlite:///{tmp_path}/mlflow.db",
-        "postgresql://mlflow@head/mlflow",
     ):
         assert Place(tracking_uri=uri).tracking == uri
     for store in (

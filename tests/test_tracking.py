@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.tracking._tracking_service import utils
 
 from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking import Tracker, TrialLog
+from sweeper.tracking.connection import FILES, Connection
 from sweeper.tracking.journal import Journal, pending, written
 
 T0 = 1_795_000_000_000  # ms since 1970
@@ -168,7 +170,9 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_pa
     assert run["tags"].items() >= {names.PARENT: parent, names.FAMILY: "cawb", names.KIND: "trial"}.items()
     assert run["tags"][names.COLOR].startswith("#")
     assert tracker.server.history(log.run_id, "curve/mAP50-95") == [(i, i / 100, T0 + 1000 * i) for i in range(20)]
-    files = Path(store.removeprefix("sqlite:///")).parent / "artifacts" / tracker.experiment / log.run_id / "artifacts"
+    files = (
+        Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.experiment / log.run_id / "artifacts"
+    )
     assert (files / "trace/lr.parquet").read_bytes() == b"PAR1"
     assert (files / "schedule.png").read_bytes() == b"PNG"
     assert (files / "weights/best.pt").read_bytes() == b"weights"
@@ -350,7 +354,35 @@ def test_artifacts_of_a_sweep_whose_name_has_a_space(store: str, tmp_path: Path)
         log = tracker.trial(0)
         log.artifact("a.txt", b"a")
         assert log.flush(30)
-    assert len(list(Path(store[10:]).parent.glob("artifacts/my first sweep/*/artifacts/a.txt"))) == 1
+    assert len(list(Path(store[10:]).parent.glob("mlartifacts/my first sweep/*/artifacts/a.txt"))) == 1
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_files_are_found_in_a_store_that_was_moved(older: bool, tmp_path: Path) -> None:
+    """Also in one of an older version, whose experiment names an absolute path; none is written to the old place."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    if older:
+        client = Connection(f"sqlite:///{here}/mlflow.db").client()
+        client.create_experiment("my sweep", (here / FILES / "my sweep").as_uri())
+    with Tracker(f"sqlite:///{here}/mlflow.db", "my sweep", here / "journals") as tracker:
+        log = tracker.trial(0)
+        log.artifact("a/b.txt", b"ab")
+        assert log.flush(60)
+        assert tracker.server.fetch(log.run_id or "", "a/b.txt") == b"ab"
+        assert len(list((here / FILES / "my sweep").rglob("b.txt"))) == 1
+    here.rename(there)
+    utils._artifact_repos_cache.clear()  # as in another process
+    with Tracker(f"sqlite:///{there}/mlflow.db", "my sweep", there / "journals") as tracker:
+        run_id = tracker.run_ids()[0]
+        assert tracker.server.fetch(run_id, "a/b.txt") == b"ab"
+        log = tracker.trial(0, 1)
+        log.artifact("a/c.txt", b"ac")
+        assert log.flush(60)
+        assert tracker.server.fetch(run_id, "a/c.txt") == b"ac"
+        assert tracker.server.register(run_id, "model", "best", {}) == 1
+    assert not here.exists()
+    assert {path.name for path in there.rglob("?.txt")} == {"b.txt", "c.txt"}
 
 
 def test_a_run_deleted_on_the_server_is_made_again_whole(tracker: Tracker) -> None:

@@ -149,7 +149,8 @@ def lay_out(source: Source, folder: Path, shown: str, problems: tuple[str, ...],
                 (images / name).symlink_to(sample.path)
                 (labels / name).with_suffix(".txt").write_text(label_text(sample.rows), encoding="utf-8")
             write(made / "annotations" / f"instances_{split}.json", annotations[split])
-        described = {"path": str(home), **{s: f"images/{s}" for s in SPLITS}, "names": dict(enumerate(source.names))}
+        # Without "path" the splits are beside the file, wherever that is moved.
+        described = {**{split: f"images/{split}" for split in SPLITS}, "names": dict(enumerate(source.names))}
         write(made / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
         write(made / MARKER, json.dumps({"digest": digest, "source": shown}))
         publish(made, home, MARKER)

@@ -109,8 +109,7 @@ def _database(place: Place) -> str:
 
 
 def _tracking(place: Place, experiment: str) -> str:
-    folder = place.folder
-    with Tracker(place.tracking, experiment, folder / "journals", folder / "mlartifacts") as tracker:
+    with Tracker(place.tracking, experiment, place.folder / "journals") as tracker:
         server = tracker.server
         if server.file is not None and not server.file.exists():
             _writable(server.file.parent)

@@ -129,8 +129,7 @@ class Service:
     @cached_property
     def _experiment(self) -> Tracker:
         """The MLflow experiment, while nobody knows which study's it is."""
-        folder = self.place.folder
-        return Tracker(self.place.tracking, self.sweep.name, folder / "journals", folder / "mlartifacts")
+        return Tracker(self.place.tracking, self.sweep.name, self.place.folder / "journals")
 
     @cached_property
     def study(self) -> Study:

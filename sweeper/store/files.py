@@ -30,9 +30,7 @@ _DEAD_S = 600
 _READ_ONLY = ("http", "https", "data", "git", "github", "gist", "zip", "tar")
 _ABANDONED_S = 24 * 3600  # the same for other files that have no row in the index
 
-# The names that are written here: the place may be a bucket that holds other things, too.
-_ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")
-_SNAPSHOT = re.compile(r"(?P<begin>[^/]{2})/(?P=begin)[^/]*-[0-9a-f]{12}")
+_ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")  # the names of files that are not in place yet
 
 
 @dataclass(frozen=True)
@@ -200,30 +198,22 @@ class Place:
             return content
 
     def remove(self, file: str) -> None:
-        """Remove ``file`` if possible; :meth:`left_behind` lists what could not be removed."""
+        """Remove ``file`` if possible."""
         with suppress(StoreError), self._doing("remove", file):
             self._fs.rm_file(f"{self._root}/{file}")
 
-    def shared(self, database: str) -> bool:
-        """Note that ``database`` has snapshots here, and return whether another database has, too."""
-        mine = hashlib.sha256(database.encode()).hexdigest()[:32]
-        with self._doing("list", "databases"):
-            folder = f"{self._root}/databases"
-            self._fs.makedirs(folder, exist_ok=True)
-            if not self._fs.exists(f"{folder}/{mine}"):
-                self._fs.pipe_file(f"{folder}/{mine}", database.encode())
-            self._fs.invalidate_cache()
-            return any(not str(path).endswith(mine) for path in self._fs.find(folder))
+    def remove_abandoned(self) -> None:
+        """Remove what an ended process of this host, or any process a day ago, has written aside and not put in place.
 
-    def left_behind(self) -> tuple[list[str], list[str]]:
-        """Files that no running process writes any more: those written aside by an ended process of this host or a day
-        ago, and snapshots' files that are a day old."""
+        Nothing else is touched: the place may be a bucket that holds other things, and another database's snapshots.
+        """
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
             paths: dict[str, Any] = self._fs.find(self._root, detail=True)
-        files = {path.removeprefix(self._root).lstrip("/"): info for path, info in paths.items()}
-        old = [file for file, info in files.items() if _abandoned(file, info)]
-        return [file for file in old if _ASIDE.fullmatch(file)], [file for file in old if _SNAPSHOT.fullmatch(file)]
+        for path, info in paths.items():
+            file = path.removeprefix(self._root).lstrip("/")
+            if _ASIDE.fullmatch(file) and _abandoned(file, info):
+                self.remove(file)
 
     def free(self) -> int | None:
         """Free bytes where the file system can tell."""

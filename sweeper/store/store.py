@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,15 +48,9 @@ class Store:
         self._tables = database.tables
         self._place = Place(self.url, id, make=make)
         self.id = self._place.id
-        self._shared = False
-        if not make:
-            return
-        insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
-        database.transaction(lambda connection: connection.execute(insert))
-        # A path of SQLite names another file on every machine.
-        host = socket.gethostname() + ":" if database.url.get_backend_name() == "sqlite" else ""
-        shown = database.url.set(username=None, password=None, query={}).render_as_string()
-        self._shared = self._place.shared(host + shown)
+        if make:
+            insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
+            database.transaction(lambda connection: connection.execute(insert))
 
     # -- snapshots
 
@@ -261,15 +254,7 @@ class Store:
         if unfinished is not None:
             lift = delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished)))
             self._database.transaction(lambda connection: connection.execute(lift))
-        files = select(self._tables.snapshots.c.file).where(self._tables.snapshots.c.store == self.id)
-        aside, old = (
-            self._place.left_behind()
-        )  # listed before the index is read, so that a file whose row is made in between counts as known
-        known = set(self._database.transaction(lambda connection: connection.execute(files).scalars()))
-        # Files without a row may belong to another database if this index is empty or is not the only one.
-        unknown = [file for file in old if file not in known] if known and not self._shared else []
-        for file in [*aside, *unknown]:
-            self._place.remove(file)
+        self._place.remove_abandoned()
         budget = self.max_bytes if max_bytes is None else max_bytes
         return (0, 0) if budget is None else self._evict(budget)
 

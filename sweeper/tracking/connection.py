@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+FILES = "mlartifacts"  # the folder beside an SQLite store with its files; MLflow, started there, looks for it
+SERVED = "mlflow-artifacts:/"  # begins the address of files in MLflow that are wherever the server keeps them
 _PATIENCE = 30  # seconds to wait for the other writers of an SQLite store; each takes milliseconds
 
 
@@ -53,7 +55,7 @@ def check_uri(uri: str) -> None:
         host = parts.hostname if parts.port != 0 else None
     except ValueError:
         parts, host = urllib.parse.urlsplit(""), None
-    server = re.fullmatch(r"https?|(postgresql|mysql|mssql)(\+\w+)?", parts.scheme) and host
+    server = parts.scheme in ("http", "https") and host
     file = parts.scheme == "sqlite" and uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///").strip("/")
     if re.search(r"\s", uri) if server else not file:
         raise TrackingError(
@@ -65,17 +67,14 @@ def check_uri(uri: str) -> None:
 class Connection:
     """An MLflow server or store. The constructor connects to nothing. Everything may raise TrackingError.
 
-    ``uri``: ``http(s)://``, ``sqlite:///FILE`` (several processes may write to it at once) or another database that
-    MLflow takes.
+    ``uri``: ``http(s)://`` or ``sqlite:///FILE``, to which several processes may write at once.
     """
 
     def __init__(self, uri: str) -> None:
         check_uri(uri)
-        self.uri = uri.rstrip("/")
-        path = Path(uri.removeprefix("sqlite:///")).expanduser().resolve()
-        self.file = path if uri.startswith("sqlite:///") else None
-        if self.file:
-            self.uri = f"sqlite:///{self.file}"
+        path = uri.removeprefix("sqlite:///")
+        self.file = None if path == uri else Path(path).expanduser().resolve()
+        self.uri = f"sqlite:///{self.file}" if self.file else uri.rstrip("/")
         self._client: MlflowClient | None = None
         self._mutex = threading.RLock()
         self._turns = 0
@@ -119,7 +118,10 @@ class Connection:
             for name, value in _ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             from mlflow import MlflowClient
+            from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
+            repositories: dict[str, Any] = get_registered_artifact_repositories()
+            repositories.update({"mlflow-artifacts": _artifacts, "file": _artifacts})
             # MLflow imports polars, which has system calls restarted after SIGINT: Ctrl-C would not end a wait.
             signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
@@ -203,6 +205,25 @@ class Connection:
             if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "'active' state" in text):
                 raise Gone(text) from error
             raise (Refused if code == "INVALID_PARAMETER_VALUE" else TrackingError)(text) from error
+
+
+def _artifacts(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
+    """MLflow's access to the files below ``uri``; those of an SQLite store are beside its database, wherever that is.
+
+    Experiments of older versions name an absolute path instead, which is gone after a move.
+    """
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    if tracking_uri and tracking_uri.startswith("sqlite:///"):
+        here = Path(tracking_uri.removeprefix("sqlite:///")).with_name(FILES)
+        top, _, below = urllib.parse.unquote(uri).partition(f"/{FILES}/")
+        if uri.startswith(SERVED):
+            uri = str(here / uri.removeprefix(SERVED))
+        elif below and not Path(top.removeprefix("file://"), FILES).is_dir():
+            uri = str(here / below)
+    repository = MlflowArtifactsRepository if uri.startswith(SERVED) else LocalArtifactRepository
+    return repository(uri, tracking_uri, registry_uri)
 
 
 def _line(error: object, length: int) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking.connection import Connection, Gone
+from sweeper.tracking.connection import SERVED, Connection, Gone
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,15 +41,11 @@ class Held:
 
 
 class Server(Connection):
-    """One experiment on one MLflow server or store. ``uri`` and the errors are as in :class:`Connection`.
+    """One experiment on one MLflow server or store. ``uri`` and the errors are as in :class:`Connection`."""
 
-    ``artifacts``: where a store without a server keeps files; beside the database file by default.
-    """
-
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None) -> None:
+    def __init__(self, uri: str, experiment: str) -> None:
         super().__init__(uri)
         self.experiment = experiment
-        self._artifacts = artifacts or (self.file.parent / "artifacts" if self.file else None)
         self._experiment_id: str | None = None
 
     def check(self, timeout: float) -> None:
@@ -80,7 +76,7 @@ class Server(Connection):
         return str(experiment.experiment_id)
 
     def _new_experiment(self) -> str:
-        place = (self._artifacts / self.experiment).resolve().as_uri() if self._artifacts else None
+        place = f"{SERVED}{self.experiment}" if self.file else None  # a server knows where it keeps files
         kind = {names.EXPERIMENT_KIND: "custom_model_development"}  # without it the UI opens on its GenAI pages
         try:
             return str(self.client().create_experiment(self.experiment, place, kind))

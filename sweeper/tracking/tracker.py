@@ -25,12 +25,11 @@ class Tracker:
 
     ``uri``: ``sqlite:///FILE`` or ``http(s)://HOST:PORT`` (user and password in MLFLOW_TRACKING_USERNAME and
     _PASSWORD). ``experiment``: the sweep's name. ``folder``: where all processes of this machine keep their journals.
-    ``artifacts``: where a store without a server keeps files; beside the database by default.
     """
 
-    def __init__(self, uri: str, experiment: str, folder: Path, artifacts: Path | None = None) -> None:
+    def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         names.check("experiment", experiment)
-        self.server = Server(uri, experiment, artifacts)
+        self.server = Server(uri, experiment)
         self.experiment = experiment
         slug = re.sub(r"[^\w.-]", "_", experiment)
         self.folder = Path(folder) / f"{slug}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.errors import TrackingError
+from sweeper.tracking.connection import FILES
 
 _HARDENED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -72,11 +73,9 @@ def serve(uri: str, host: str = "127.0.0.1", port: int = 5000, *, log: Path, tim
                 f"port {port} on {host} is taken by another program; choose another with --port"
             ) from None
         port = probe.getsockname()[1]
-    file = uri.removeprefix("sqlite:///")
-    store = uri if file == uri else f"sqlite:///{Path(file).resolve()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", host]
-    command += ["--port", str(port), "--workers", "1", "--no-serve-artifacts"]
-    command += ["--default-artifact-root", str(log.parent.resolve() / "artifacts")]
+    file = Path(uri.removeprefix("sqlite:///")).resolve()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{file}", "--host", host]
+    command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(file.with_name(FILES))]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -95,7 +94,7 @@ def serve(uri: str, host: str = "127.0.0.1", port: int = 5000, *, log: Path, tim
             if process.poll() is not None or time.monotonic() > deadline:
                 end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it printed nothing"
                 raise TrackingError(
-                    f"mlflow server on {store} did not come up within {timeout:g} s: {end:.300}; see {log}"
+                    f"mlflow server on {file} did not come up within {timeout:g} s: {end:.300}; see {log}"
                 )
             time.sleep(0.4)
     except BaseException:  # also Ctrl-C: the server would outlive this process

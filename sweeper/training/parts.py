@@ -44,7 +44,7 @@ SAME_NAMES = (
 def described(path: Path) -> dict[str, Any]:
     """What Ultralytics wants to know of a data set laid out by ``sweeper.data``."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    root, names = Path(content["path"]), dict(content["names"])
+    root, names = path.parent, dict(content["names"])
     splits = {split: str(root / content[split]) for split in ("train", "val")}
     return {**splits, "path": root, "names": names, "nc": len(names), "channels": 3}
 
