@@ -49,6 +49,8 @@ TRAIN: Final = "train/"  # a training loss
 VAL: Final = "val/"  # a validation loss
 COCO: Final = "coco/"  # a metric of pycocotools
 JUMP: Final = "jump/"  # what the curve did at a jump of the learning rate
+# Metrics of the machine, whose step is the second since 1970: MLflow draws them over the time.
+SYSTEM: Final = "system/"  # one of MLflow's own system metrics
 # Metric of an optimizer step, logged once when the trial begins.
 TRACE: Final = "trace/lr"  # the learning rate at a few hundred steps
 # Metrics of a whole trial, logged at its last epoch.

@@ -158,9 +158,11 @@ def test_a_store_that_is_moved_goes_on_where_it_is(sweep: Path, tmp_path: Path) 
     (here / "sweeper_store").rename(there / "sweeper_store")
     before = json.loads(sweeper("status", sweep, "--json", cwd=there).stdout)
     assert (before["counts"]["complete"], before["store"]["count"]) == (1, stored)
-    sweeper("run", sweep, "trials=1", "workers=1", cwd=there)
+    often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
+    sweeper("run", sweep, "trials=1", "workers=1", "system_metrics=true", cwd=there, **often)
     runs = finals(there)
     assert sorted(runs) == ["0", "1"]
+    assert runs["1"]["metrics"][f"{names.SYSTEM}system_memory_usage_megabytes"] > 0
     store = there / "sweeper_store"
     tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", "tiny", store / "journals")
     times = {when for run in runs.values() for _, _, when in tracker.server.history(run["run_id"], "curve/lr")}

@@ -179,6 +179,31 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_pa
     assert tracker.server.experiment_tags()[names.EXPERIMENT_KIND] == "custom_model_development"
 
 
+def test_system_metrics_of_all_attempts_arrive(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are measured until the log is closed, also while another epoch is written; the next attempt adds its own."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    counts = []
+    for attempt in (1, 2):
+        log = tracker.trial(0, attempt)
+        log.system_metrics()
+        epochs(log, 0, 3)
+        while not {key for key, _ in log._known if key.startswith(names.SYSTEM)}:
+            time.sleep(0.1)
+        log.close()
+        assert log.flush(60)
+        steps = tracker.server.history(log.run_id or "", f"{names.SYSTEM}system_memory_usage_megabytes")
+        assert all(value > 0 and step == time_ms // 1000 for step, value, time_ms in steps)
+        counts.append(len(steps))
+    assert counts[1] > counts[0] >= 1
+    metrics = run_of(tracker, 0)["metrics"]
+    assert {f"{names.SYSTEM}{name}" for name in ("cpu_utilization_percentage", "network_receive_megabytes")} < set(
+        metrics
+    )
+    assert tracker.server.history(log.run_id or "", "curve/lr")[-1][0] == 2
+
+
 def test_pruned_and_failed_are_shown_as_such(tracker: Tracker) -> None:
     tracker.trial(0).finish("PRUNED")
     tracker.trial(1).finish("FAILED", reason="out of memory")

@@ -79,11 +79,14 @@ class Sweep(Model):
         description="of states that are kept; null: half of what the disk has free, up to 100",
     )
     weights: Literal["all", "none"] = "all"
+    system_metrics: bool = Field(
+        default=False, description="MLflow's own of the machine (processor, memory, disk, network, GPUs) in each run"
+    )
 
     #: May change after the first trial; everything else makes another sweep.
     FREE: ClassVar[tuple[str, ...]] = (
         *("trials", "budget", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb"),
-        *("weights", "data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
+        *("weights", "system_metrics", "data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
     )
 
     @field_validator("sampler")

@@ -64,6 +64,12 @@ def check_uri(uri: str) -> None:
         )
 
 
+def set_environment() -> None:
+    """Switch off, before MLflow is imported, what it would send, print or repeat by itself."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 class Connection:
     """An MLflow server or store. The constructor connects to nothing. Everything may raise TrackingError.
 
@@ -115,8 +121,7 @@ class Connection:
     def client(self) -> "MlflowClient":
         """The client, made at the first call: importing MLflow takes seconds, making a new SQLite store takes one."""
         if self._client is None:
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            set_environment()
             from mlflow import MlflowClient
             from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 

@@ -1,5 +1,6 @@
 """A ``Tracker`` is a sweep's experiment in MLflow, a ``TrialLog`` the run of a trial that this process trains."""
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 from sweeper import names
 from sweeper.errors import TrackingError
+from sweeper.tracking.connection import set_environment
 from sweeper.tracking.journal import SENT, Journal, pending, written
 from sweeper.tracking.server import Server
 from sweeper.tracking.upload import Uploader
@@ -181,6 +183,7 @@ class TrialLog:
         self._lock = threading.Lock()
         self._files = 0
         self._cut: set[str] = set()
+        self._closed = threading.Event()
         self._upload = uploader.add(journal)
 
     @property
@@ -213,6 +216,24 @@ class TrialLog:
             if new:
                 self._known.update((metric, step) for step, _ in new)
                 self._append({"kind": "series", "metric": metric, "time": _now(), "points": new})
+
+    def system_metrics(self) -> None:
+        """Log MLflow's system metrics of this machine from now on, until the log is closed."""
+        threading.Thread(target=self._monitor, name="sweeper-system-metrics", daemon=True).start()
+
+    def _monitor(self) -> None:
+        set_environment()
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # Only asked for values: its own thread would ask the server, which may be away, and write past the journal.
+        monitor: Any = SystemMetricsMonitor(run_id="", tracking_uri=self._journal.server)  # type: ignore[no-untyped-call]
+        while not self._closed.wait(monitor.sampling_interval):
+            monitor.collect_metrics()
+            values = monitor.aggregate_metrics()
+            for part in monitor.monitors:
+                part.clear_metrics()
+            with contextlib.suppress(TrackingError):  # the log was closed in this moment
+                self.epoch(int(time.time()), {f"{names.SYSTEM}{name}": value for name, value in values.items()})
 
     def params(self, params: Mapping[str, object]) -> None:
         """Params keep their first value. One over 6000 characters is cut, and a tag names it."""
@@ -254,6 +275,7 @@ class TrialLog:
     def close(self) -> None:
         """End this attempt but not the trial, which another attempt goes on with. What was written is still sent."""
         self._upload.writing = False
+        self._closed.set()
         self._uploader.wake()
 
     def flush(self, timeout: float) -> bool:

@@ -92,6 +92,8 @@ class Reporter:
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})
             log.artifact(names.TRACE_TABLE, charts.trace_table(trace))
             log.artifact(names.TRACE_PLOT, charts.plot_traces({f"trial {slot.number}": trace}))
+        if self._service.sweep.system_metrics:
+            log.system_metrics()
         return log
 
     def epoch(self, task: Task, log: TrialLog, row: dict[str, Any]) -> None:
