@@ -1,8 +1,10 @@
 """The main job as a person runs it: the real commands in real processes, on a small data set made from real digits."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -181,8 +183,10 @@ def test_a_store_that_is_moved_goes_on_where_it_is(sweep: Path, tmp_path: Path) 
     finally:
         served.stop()
     assert not list(here.iterdir())
-    for database in ("mlflow.db", "sweeper.db"):
-        assert str(here).encode() not in (store / database).read_bytes(), database
+    assert str(here).encode() not in (store / "sweeper.db").read_bytes()
+    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database:
+        places = [uri for (uri,) in database.execute("SELECT artifact_uri FROM runs")]
+    assert all(uri.startswith("mlflow-artifacts:/tiny/") for uri in places), places
 
 
 @pytest.mark.parametrize(
