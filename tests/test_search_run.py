@@ -15,7 +15,7 @@ from sweeper.search import prune
 from sweeper.service import Place, Service
 from sweeper.study import Slot, Trial
 from sweeper.worker import Worker
-from sweeper.worker.known import Known
+from sweeper.worker.segments import Known
 
 EPOCHS = 3
 SWEEP: dict[str, Any] = {

@@ -22,7 +22,7 @@ from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking import Tracker, TrialLog
 from sweeper.tracking.connection import FILES, Connection
-from sweeper.tracking.journal import Journal, pending, written
+from sweeper.tracking.journal import Journal, pending
 
 T0 = 1_795_000_000_000  # ms since 1970
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +189,7 @@ def test_system_metrics_of_all_attempts_arrive(
         log = tracker.trial(0, attempt)
         log.system_metrics()
         epochs(log, 0, 3)
-        while not {key for key, _ in log._known if key.startswith(names.SYSTEM)}:
+        while not [key for _, key, _ in journaled(tracker.folder) if key.startswith(names.SYSTEM)]:
             time.sleep(0.1)
         log.close()
         assert log.flush(60)
@@ -601,21 +601,21 @@ def test_a_journal_that_cannot_be_read_keeps_no_handle_and_no_lock(tmp_path: Pat
 
 def test_a_full_disk_delays_records_and_tears_none(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, 0, 0)
-    journal.append({"kind": "metrics", "step": 0, "values": {"a": 1}})
+    journal.append({"kind": "metrics", "step": 0, "values": {"a": 1}, "time": T0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (journal.size + 20, hard))  # room for part of a record
-        journal.append({"kind": "metrics", "step": 1, "values": {"a": 1}})
-        journal.append({"kind": "metrics", "step": 2, "values": {"a": 1}})
+        journal.append({"kind": "metrics", "step": 1, "values": {"a": 1}, "time": T0})
+        journal.append({"kind": "metrics", "step": 2, "values": {"a": 1}, "time": T0})
         problem = journal.problem
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert problem is not None
     assert str(journal.path) in problem
-    assert written(tmp_path, 0) == {("a", 0)}
-    journal.append({"kind": "metrics", "step": 3, "values": {"a": 1}})
+    assert set(journaled(tmp_path)) == {(0, "a", 0)}
+    journal.append({"kind": "metrics", "step": 3, "values": {"a": 1}, "time": T0})
     assert journal.problem is None
-    assert written(tmp_path, 0) == {("a", step) for step in range(4)}
+    assert set(journaled(tmp_path)) == {(0, "a", step) for step in range(4)}
     journal.close()
 
 

@@ -49,8 +49,19 @@ class Store:
         self._place = Place(self.url, id, make=make)
         self.id = self._place.id
         if make:
-            insert = database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing()
-            database.transaction(lambda connection: connection.execute(insert))
+            self._do(database.upsert(self._tables.stores).values(store=self.id).on_conflict_do_nothing())
+
+    def _do(self, statement: Any) -> int:
+        """Execute a statement in a transaction of its own; gives how many rows it touched."""
+        return self._database.transaction(lambda connection: connection.execute(statement).rowcount)
+
+    def _first(self, statement: Any) -> Any:
+        """The first row that a statement gives, in a transaction of its own; None if there is none."""
+        return self._database.transaction(lambda connection: connection.execute(statement).first())
+
+    def _at(self, table: Any, key: str) -> tuple[Any, Any]:
+        """The conditions that a row of a table is of this store and ``key``."""
+        return table.c.store == self.id, table.c.key == key
 
     # -- snapshots
 
@@ -75,9 +86,8 @@ class Store:
 
         ``branch`` says that it is a branch point of the reader's, whatever it was to its writer.
         """
-        t = self._tables.snapshots
-        query = select(t).where(t.c.store == self.id, t.c.key == key)
-        row = self._database.transaction(lambda connection: connection.execute(query).first())
+        t, s = self._tables.snapshots, self._tables.stores
+        row = self._first(select(t).where(*self._at(t, key)))
         if row is None:
             raise SnapshotCorrupt(f"snapshot {key[:12]}: not in {self.url} any more; it is trained again")
         content = self._place.read(row.file)
@@ -89,10 +99,9 @@ class Store:
             raise self._drop(row, "was altered (its SHA-256 differs)")
 
         def count(connection: Connection) -> None:
-            touch = update(t).where(t.c.store == self.id, t.c.key == key)
+            touch = update(t).where(*self._at(t, key))
             marked = True if branch else t.c.branch
             connection.execute(touch.values(used=self._database.now, reads=t.c.reads + 1, branch=marked))
-            s = self._tables.stores
             total = update(s).where(s.c.store == self.id)
             connection.execute(total.values(reads=s.c.reads + 1, read_bytes=s.c.read_bytes + row.bytes))
 
@@ -114,10 +123,9 @@ class Store:
         of ``owner`` moves here. Raises StoreError (a full disk, say): the training can go on without the snapshot.
         """
         t = self._tables.snapshots
-        present = select(t).where(t.c.store == self.id, t.c.key == key)
-        row = self._database.transaction(lambda connection: connection.execute(present).first())
+        present = select(t).where(*self._at(t, key))
         file = None
-        if row is None:
+        if self._first(present) is None:
             content = pack(key, snapshot, profile or {})
             sha256 = hashlib.sha256(content).hexdigest()
             file = f"{key[:2]}/{key}-{sha256[:12]}"
@@ -146,7 +154,7 @@ class Store:
                 connection.execute(self._database.upsert(t).values(**values).on_conflict_do_nothing())
             row = connection.execute(present.with_for_update()).first()
             if row is not None:
-                touch = update(t).where(t.c.store == self.id, t.c.key == key)
+                touch = update(t).where(*self._at(t, key))
                 connection.execute(touch.values(used=self._database.now, branch=True if branch else t.c.branch))
                 if owner is not None and not self._pinned_after(connection, owner, snapshot.epoch):
                     self._pin(connection, owner, [key])
@@ -176,7 +184,7 @@ class Store:
             "seen": self._database.now,
         }
         insert = self._database.upsert(t).values(**values).on_conflict_do_nothing()
-        new = self._database.transaction(lambda connection: connection.execute(insert.returning(t.c.key)).first())
+        new = self._first(insert.returning(t.c.key))
         [mismatch] = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
         return replace(mismatch, known=new is None)
 
@@ -204,22 +212,19 @@ class Store:
             set_={"owner": owner, "expires": now + seconds},
             where=or_(t.c.expires < now, t.c.owner == owner),
         )
-        taken = take.returning(t.c.key)
-        return self._database.transaction(lambda connection: connection.execute(taken).first()) is not None
+        return self._first(take.returning(t.c.key)) is not None
 
     def renew(self, key: str, owner: str, seconds: float = 60.0) -> None:
         """Hold the segment for another ``seconds``. Raises LeaseLost if ``owner`` does not hold it any more."""
         t = self._tables.segments
-        mine = update(t).where(t.c.store == self.id, t.c.key == key, t.c.owner == owner)
-        mine = mine.values(expires=self._database.now + seconds)
-        if self._database.transaction(lambda connection: connection.execute(mine).rowcount) == 0:
+        mine = update(t).where(*self._at(t, key), t.c.owner == owner)
+        if self._do(mine.values(expires=self._database.now + seconds)) == 0:
             raise LeaseLost(f"segment {key[:12]}: {owner} no longer holds it; somebody else trains it, stop")
 
     def release(self, key: str, owner: str) -> None:
         """Let others train the segment; nothing happens if ``owner`` does not hold it."""
         t = self._tables.segments
-        mine = delete(t).where(t.c.store == self.id, t.c.key == key, t.c.owner == owner)
-        self._database.transaction(lambda connection: connection.execute(mine))
+        self._do(delete(t).where(*self._at(t, key), t.c.owner == owner))
 
     def pin(self, owner: str, keys: Sequence[str]) -> None:
         """Keep ``keys``, and of what ``owner`` (an unfinished trial, say) had pinned before only these."""
@@ -234,7 +239,7 @@ class Store:
         t, pins = self._tables.snapshots, self._tables.pins
         both = select(pins.c.key).join(t, (t.c.store == pins.c.store) & (t.c.key == pins.c.key))
         later = both.where(pins.c.store == self.id, pins.c.owner == owner, t.c.epoch > epoch)
-        return connection.execute(later.limit(1)).first() is not None
+        return connection.execute(later).first() is not None
 
     def _pin(self, connection: Connection, owner: str, keys: Sequence[str]) -> None:
         t = self._tables.pins
@@ -252,8 +257,7 @@ class Store:
         """
         t = self._tables.pins
         if unfinished is not None:
-            lift = delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished)))
-            self._database.transaction(lambda connection: connection.execute(lift))
+            self._do(delete(t).where(t.c.store == self.id, t.c.owner.not_in(list(unfinished))))
         self._place.remove_abandoned()
         budget = self.max_bytes if max_bytes is None else max_bytes
         return (0, 0) if budget is None else self._evict(budget)
@@ -261,7 +265,7 @@ class Store:
     def _evict(self, max_bytes: int) -> tuple[int, int]:
         t, segments, pins = self._tables.snapshots, self._tables.segments, self._tables.pins
         size = select(func.coalesce(func.sum(t.c.bytes), 0)).where(t.c.store == self.id)
-        total = int(self._database.transaction(lambda connection: connection.execute(size).scalar_one()))
+        [total] = map(int, self._first(size))
         if total <= max_bytes:
             return 0, 0
         used = exists().where(pins.c.store == t.c.store, pins.c.key == t.c.key)
@@ -273,14 +277,14 @@ class Store:
                 break
 
             def take(connection: Connection, key: str = key) -> Any:
-                lock = select(t).where(t.c.store == self.id, t.c.key == key).with_for_update(skip_locked=True)
-                row = connection.execute(lock).first()
-                pinned = select(pins.c.key).where(pins.c.store == self.id, pins.c.key == key)
-                leased = select(segments.c.key).where(segments.c.store == self.id, segments.c.key == key)
-                leased = leased.where(segments.c.expires >= self._database.now)
+                row = connection.execute(select(t).where(*self._at(t, key)).with_for_update(skip_locked=True)).first()
+                pinned = select(pins.c.key).where(*self._at(pins, key))
+                leased = select(segments.c.key).where(
+                    *self._at(segments, key), segments.c.expires >= self._database.now
+                )
                 if row is None or connection.execute(pinned).first() or connection.execute(leased).first():
                     return None
-                connection.execute(delete(t).where(t.c.store == self.id, t.c.key == key))
+                connection.execute(delete(t).where(*self._at(t, key)))
                 return row
 
             row = self._database.transaction(take)
@@ -295,11 +299,8 @@ class Store:
         now = select(func.count(), func.coalesce(func.sum(t.c.bytes), 0)).where(t.c.store == self.id)
         ever = select(s.c.reads, s.c.read_bytes).where(s.c.store == self.id)
 
-        def ask(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(now).one(), connection.execute(ever).one()
-
-        (count, size), (reads, read_bytes) = self._database.transaction(ask)
-        return Usage(int(count), int(size), int(reads), int(read_bytes), self._place.free())
+        figures = map(int, (*self._first(now), *self._first(ever)))
+        return Usage(*figures, self._place.free())
 
     def mean_bytes(self, keys: Collection[str]) -> float | None:
         """The mean size of those of ``keys`` that are stored; None where none is."""
@@ -315,15 +316,12 @@ class Store:
     def drop(self, key: str, why: str) -> None:
         """Remove a snapshot that was read undamaged but cannot be used, ``why`` being the reason."""
         t = self._tables.snapshots
-        query = select(t).where(t.c.store == self.id, t.c.key == key)
-        row = self._database.transaction(lambda connection: connection.execute(query).first())
-        if row is not None:
+        if (row := self._first(select(t).where(*self._at(t, key)))) is not None:
             self._drop(row, why)
 
     def _drop(self, row: Any, what: str) -> SnapshotCorrupt:
         t = self._tables.snapshots
-        drop = delete(t).where(t.c.store == self.id, t.c.key == row.key, t.c.file == row.file)
-        self._database.transaction(lambda connection: connection.execute(drop))
+        self._do(delete(t).where(*self._at(t, row.key), t.c.file == row.file))
         self._place.remove(row.file)
         return SnapshotCorrupt(
             f"snapshot {row.key[:12]} after epoch {row.epoch}: {row.file} in {self.url} {what}; "

@@ -187,20 +187,6 @@ def pending(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.jsonl") if _NAME.fullmatch(path.name))
 
 
-def written(folder: Path, number: int) -> set[tuple[str, int]]:
-    """The (metric, step) of a trial in the journals, of any attempt, that have not arrived whole.
-
-    Journals that have arrived do not count: their server may be gone. The uploader asks the server of today and sends
-    what that lacks.
-    """
-    points: set[tuple[str, int]] = set()
-    for path in folder.glob(f"{number:05d}.*.jsonl"):
-        with contextlib.suppress(OSError):  # it has arrived meanwhile, or it cannot be opened
-            for record, _ in _parse(path.read_bytes(), 0):
-                points.update((metric, step) for metric, step, _ in points_of(record or {}))
-    return points
-
-
 def points_of(record: Record) -> list[tuple[str, int, float]]:
     """The (metric, step, value) of a record of kind "metrics", an epoch's, or "series", a metric's; else none."""
     if record.get("kind") == "metrics":

@@ -17,7 +17,7 @@ from typing import Any
 from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking.connection import set_environment
-from sweeper.tracking.journal import SENT, Journal, pending, written
+from sweeper.tracking.journal import SENT, Journal, pending
 from sweeper.tracking.server import Server
 from sweeper.tracking.upload import Uploader
 
@@ -108,7 +108,6 @@ class Tracker:
         """The log of trial ``number``: one run over all attempts and processes. It does not wait for the server."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            known = written(self.folder, number)
             journal = Journal.create(self.folder, number, attempt, self.server.uri)
         except OSError as error:
             raise TrackingError(
@@ -120,7 +119,7 @@ class Tracker:
         if long:
             texts[names.CUT] = ", ".join(long)
         journal.append({"kind": "open", "time": _now(), "name": name or f"trial {number}", "tags": texts})
-        log = TrialLog(journal, self._uploader, known)
+        log = TrialLog(journal, self._uploader)
         if params:
             log.params(params)
         return log
@@ -178,9 +177,9 @@ class Tracker:
 class TrialLog:
     """Writes to a trial's run. When a call returns, the journal has it, whatever the server does."""
 
-    def __init__(self, journal: Journal, uploader: Uploader, known: set[tuple[str, int]]) -> None:
-        self._journal, self._uploader, self._known = journal, uploader, known
-        self._lock = threading.Lock()
+    def __init__(self, journal: Journal, uploader: Uploader) -> None:
+        self._journal, self._uploader = journal, uploader
+        self._lock = threading.RLock()
         self._files = 0
         self._cut: set[str] = set()
         self._closed = threading.Event()
@@ -191,31 +190,16 @@ class TrialLog:
         """The run's id in MLflow; None before the server has been reached."""
         return self._journal.run_id
 
-    @property
-    def problem(self) -> str | None:
-        """Why the disk does not take the journal's last records; None if it takes them."""
-        return self._journal.problem
-
     def epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int | None = None) -> None:
-        """The metrics of an epoch (from 0) at a time in ms since 1970. The first value of a metric and epoch stays."""
-        with self._lock:
-            new = {
-                names.check("metric", key): float(value)
-                for key, value in metrics.items()
-                if (key, epoch) not in self._known
-            }
-            if new:
-                self._known.update((key, epoch) for key in new)
-                self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": new}, wait=False)
+        """The metrics of an epoch (from 0) at a time in ms since 1970. In MLflow a metric's first value there stays."""
+        values = {names.check("metric", key): float(value) for key, value in metrics.items()}
+        self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": values}, wait=False)
 
     def series(self, metric: str, values: Mapping[int, float]) -> None:
         """A metric's values by step, all at the present time. The first value of a step stays."""
         names.check("metric", metric)
-        with self._lock:
-            new = [(int(step), float(value)) for step, value in values.items() if (metric, step) not in self._known]
-            if new:
-                self._known.update((metric, step) for step, _ in new)
-                self._append({"kind": "series", "metric": metric, "time": _now(), "points": new})
+        points = [(int(step), float(value)) for step, value in values.items()]
+        self._append({"kind": "series", "metric": metric, "time": _now(), "points": points})
 
     def system_metrics(self) -> None:
         """Log MLflow's system metrics of this machine from now on, until the log is closed."""
@@ -270,12 +254,13 @@ class TrialLog:
         shown = "KILLED" if status == "PRUNED" else status  # MLflow has no such status
         with self._lock:
             self._append({"kind": "finish", "status": shown, "time": _ms(end_time_ms), "tags": tags})
-        self.close()
+            self.close()
 
     def close(self) -> None:
         """End this attempt but not the trial, which another attempt goes on with. What was written is still sent."""
-        self._upload.writing = False
-        self._closed.set()
+        with self._lock:
+            self._upload.writing = False
+            self._closed.set()
         self._uploader.wake()
 
     def flush(self, timeout: float) -> bool:
@@ -291,9 +276,11 @@ class TrialLog:
                 self._append({"kind": "tags", "values": {names.CUT: ", ".join(sorted(self._cut))[:limit]}})
 
     def _append(self, record: dict[str, Any], *, wait: bool = True) -> None:
-        if not self._upload.writing:
-            raise TrackingError(f"trial {self._journal.number}: its log is closed; open another attempt to write more")
-        self._journal.append(record, wait=wait)
+        with self._lock:
+            if not self._upload.writing:
+                number = self._journal.number
+                raise TrackingError(f"trial {number}: its log is closed; open another attempt to write more")
+            self._journal.append(record, wait=wait)
         self._uploader.wake()
 
 

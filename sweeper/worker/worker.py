@@ -2,7 +2,7 @@
 
 ``Worker.run`` claims trials, ``_attempt`` decides how an attempt at one ends, and ``_train`` is the attempt itself.
 Stopping and resuming, sharing a beginning, forking and recognising a duplicate are all the same lines of ``_train``:
-there is no second path. ``segments`` keeps the stored states and the leases, ``known`` asks the other trials, and
+there is no second path. ``segments`` keeps the stored states and the leases and asks the other trials, and
 ``reporter`` writes to the study and to MLflow.
 """
 
@@ -37,9 +37,8 @@ from sweeper.store import Snapshot
 from sweeper.study import Slot, Suggest
 from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
-from sweeper.worker.known import Known
 from sweeper.worker.reporter import Reporter, row_of
-from sweeper.worker.segments import UNTRAINED, Elsewhere, Segments, Task, landscape
+from sweeper.worker.segments import UNTRAINED, Elsewhere, Known, Segments, Task, landscape
 
 say = logging.getLogger("sweeper")
 
