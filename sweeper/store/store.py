@@ -279,9 +279,8 @@ class Store:
             def take(connection: Connection, key: str = key) -> Any:
                 row = connection.execute(select(t).where(*self._at(t, key)).with_for_update(skip_locked=True)).first()
                 pinned = select(pins.c.key).where(*self._at(pins, key))
-                leased = select(segments.c.key).where(
-                    *self._at(segments, key), segments.c.expires >= self._database.now
-                )
+                leased = select(segments.c.key).where(*self._at(segments, key))
+                leased = leased.where(segments.c.expires >= self._database.now)
                 if row is None or connection.execute(pinned).first() or connection.execute(leased).first():
                     return None
                 connection.execute(delete(t).where(*self._at(t, key)))
@@ -298,9 +297,8 @@ class Store:
         t, s = self._tables.snapshots, self._tables.stores
         now = select(func.count(), func.coalesce(func.sum(t.c.bytes), 0)).where(t.c.store == self.id)
         ever = select(s.c.reads, s.c.read_bytes).where(s.c.store == self.id)
-
-        figures = map(int, (*self._first(now), *self._first(ever)))
-        return Usage(*figures, self._place.free())
+        count, size, reads, read_bytes = map(int, (*self._first(now), *self._first(ever)))
+        return Usage(count, size, reads, read_bytes, self._place.free())
 
     def mean_bytes(self, keys: Collection[str]) -> float | None:
         """The mean size of those of ``keys`` that are stored; None where none is."""
