@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,13 +23,9 @@ from sweeper.errors import StoreError, without_password
 FORMAT = 1
 _MAGIC = b"sweeper snapshot\n"
 
-# After so many seconds a file written aside by a process of this host that does not run any more is removed. Not at
-# once, because containers may share a host's name.
-_DEAD_S = 600
 _READ_ONLY = ("http", "https", "data", "git", "github", "gist", "zip", "tar")
-_ABANDONED_S = 24 * 3600  # the same for other files that have no row in the index
-
-_ASIDE = re.compile(r"(tmp/[^/]+\+\d+\+|probe-)[0-9a-f]{32}")  # the names of files that are not in place yet
+_ASIDE = re.compile(r"([^/]+\+\d+\+)?[0-9a-f]{32}")  # names in "tmp" of files that are not in place yet
+_ABANDONED_S = 1800  # a file that was not changed for so long is not being written any more
 
 
 @dataclass(frozen=True)
@@ -150,14 +145,14 @@ class Place:
         path = f"{self._root}/store.json"
         mine = json.dumps({"store": uuid.uuid4().hex, "format": FORMAT}).encode()
         if not self._fs.exists(path):
-            if self._local:
-                aside = f"{self._root}/tmp/{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
-                _write_through(Path(aside), mine, hashlib.sha256(mine).hexdigest())
-                with suppress(FileExistsError):
-                    os.link(aside, path)  # atomic: the first process makes the file, the others keep it
-                os.unlink(aside)
-            else:
-                with suppress(FileExistsError):
+            with suppress(FileExistsError):
+                if self._local:
+                    aside = self._write_aside(mine, hashlib.sha256(mine).hexdigest())
+                    try:
+                        os.link(aside, path)  # atomic: the first process makes the file, the others keep it
+                    finally:
+                        os.unlink(aside)
+                else:
                     self._fs.pipe_file(path, mine, mode="create")
         store = json.loads(self._fs.cat_file(path))
         if store["format"] > FORMAT:
@@ -170,23 +165,40 @@ class Place:
     def write(self, file: str, content: bytes, sha256: str) -> None:
         """Put ``content`` (whose digest is ``sha256``) at ``file``, whole or not at all."""
         path = f"{self._root}/{file}"
-        aside = f"{self._root}/tmp/{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
         with self._doing("write", file):
-            try:
-                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                if self._local:
-                    _write_through(Path(aside), content, sha256)
-                    os.replace(aside, path)
-                    _sync_folder(Path(path).parent)
-                else:
-                    self._fs.pipe_file(aside, content)
-                    if self._fs.size(aside) != len(content):
-                        raise OSError("the file came out shorter than what was written")
-                    self._fs.mv(aside, path)
-            except BaseException:
-                with suppress(Exception):
-                    self._fs.rm_file(aside)
-                raise
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            aside = self._write_aside(content, sha256)
+            if self._local:
+                os.replace(aside, path)
+                folder = os.open(Path(path).parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            else:
+                self._fs.mv(aside, path)
+
+    def _write_aside(self, content: bytes, sha256: str) -> str:
+        """Write a file that nobody looks for, check that it is there in full, and give its path."""
+        aside = f"{self._root}/tmp/{uuid.uuid4().hex}"
+        try:
+            if self._local:
+                with open(aside, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                with open(aside, "rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                        raise OSError("the file reads back differently from what was written")
+            else:
+                self._fs.pipe_file(aside, content)
+                if self._fs.size(aside) != len(content):
+                    raise OSError("the file came out shorter than what was written")
+        except BaseException:
+            with suppress(Exception):
+                self._fs.rm_file(aside)
+            raise
+        return aside
 
     def read(self, file: str) -> bytes | None:
         """The content of ``file``; None if it is not there."""
@@ -203,17 +215,19 @@ class Place:
             self._fs.rm_file(f"{self._root}/{file}")
 
     def remove_abandoned(self) -> None:
-        """Remove what an ended process of this host, or any process a day ago, has written aside and not put in place.
+        """Remove what was written aside and has not been put in place for long, because its writer is dead.
 
-        Nothing else is touched: the place may be a bucket that holds other things, and another database's snapshots.
+        Should that writer only have been frozen, it is told that its state could not be stored.
         """
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
-            paths: dict[str, Any] = self._fs.find(self._root, detail=True)
+            paths: dict[str, Any] = self._fs.find(f"{self._root}/tmp", detail=True)
         for path, info in paths.items():
-            file = path.removeprefix(self._root).lstrip("/")
-            if _ASIDE.fullmatch(file) and _abandoned(file, info):
-                self.remove(file)
+            name = path.rpartition("/")[2]
+            changed = info.get("mtime") or info.get("created") or info.get("LastModified") or time.time()
+            age = time.time() - (changed if isinstance(changed, (int, float)) else changed.timestamp())
+            if _ASIDE.fullmatch(name) and age > _ABANDONED_S:
+                self.remove(f"tmp/{name}")
 
     def free(self) -> int | None:
         """Free bytes where the file system can tell."""
@@ -240,38 +254,3 @@ class Place:
         except Exception as error:  # each file system has its own
             why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
             raise StoreError(f"{self.url}: cannot {verb} {what}: {why}; check the place and its free space") from error
-
-
-def _abandoned(file: str, info: Mapping[str, Any]) -> bool:
-    changed = info.get("mtime") or info.get("created") or info.get("LastModified")
-    if changed is None:
-        return False
-    age = time.time() - (changed if isinstance(changed, (int, float)) else changed.timestamp())
-    folder, _, name = file.partition("/")
-    host, _, rest = name.partition("+")
-    if folder == "tmp" and host == socket.gethostname() and age > _DEAD_S:
-        try:
-            os.kill(int(rest.partition("+")[0]), 0)
-        except (ProcessLookupError, ValueError):
-            return True
-        except PermissionError:
-            return False
-    return bool(age > _ABANDONED_S)
-
-
-def _write_through(path: Path, content: bytes, sha256: str) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise OSError("the file reads back differently from what was written")
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

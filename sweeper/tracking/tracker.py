@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import logging
 import math
 import os
 import re
@@ -209,6 +210,7 @@ class TrialLog:
         set_environment()
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it says of a CPU that it is no GPU
         # Only asked for values: its own thread would ask the server, which may be away, and write past the journal.
         monitor: Any = SystemMetricsMonitor(run_id="", tracking_uri=self._journal.server)  # type: ignore[no-untyped-call]
         while not self._closed.wait(monitor.sampling_interval):
