@@ -263,12 +263,11 @@ def test_a_view_without_parameters_or_trials(tmp_path: Path, sweep: Tracker) -> 
     assert prepared.note is None
 
 
-@pytest.mark.parametrize(("host", "words"), [("0.0.0.0", "no login"), ("127.0.0.1", "taken by another program")])
-def test_a_server_is_not_started_in_the_wrong_place(host: str, words: str, served: ui.Served, tmp_path: Path) -> None:
+def test_a_server_is_not_started_where_another_program_is(served: ui.Served, tmp_path: Path) -> None:
     port = urllib.parse.urlsplit(served.url).port
     assert port
-    with pytest.raises(TrackingError, match=words):
-        ui.serve("sqlite:///x.db", host, port, log=tmp_path / "log")
+    with pytest.raises(TrackingError, match="taken by another program"):
+        ui.serve("sqlite:///x.db", port, log=tmp_path / "log")
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:

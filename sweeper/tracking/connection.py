@@ -130,18 +130,14 @@ class Connection:
             # MLflow imports polars, which has system calls restarted after SIGINT: Ctrl-C would not end a wait.
             signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
-                logging.getLogger(name).setLevel(
-                    logging.CRITICAL
-                )  # they print an error where the database is only busy
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # a busy database is no error
             with self.asking(), self.turn():
                 if self.file:
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
                         database.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
                 client = MlflowClient(self.uri, self.uri)
                 if self.file:
-                    client.search_experiments(
-                        max_results=1
-                    )  # makes the tables, which two processes must not do at once
+                    client.search_experiments(max_results=1)  # makes the tables, which only one process must do
                 self._client = client
         return self._client
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sweeper.errors import TrackingError
 from sweeper.tracking.connection import FILES
 
+_HOST = "127.0.0.1"
 _HARDENED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -53,28 +54,24 @@ def answers(url: str, timeout: float = 2.0) -> bool:
         return False
 
 
-def serve(uri: str, host: str = "127.0.0.1", port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
+def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
 
-    It has no login, therefore ``host`` must be this machine's loopback address. ``port`` 0 takes a free one; what the
-    server prints goes to ``log``. TrackingError if the port is taken, or with the end of the log if the server does
-    not come up in ``timeout`` seconds.
+    It has no login, therefore only this machine reaches it. ``port`` 0 takes a free one; what the server prints goes to
+    ``log``. TrackingError if the port is taken, or with the end of the log if the server does not come up in
+    ``timeout`` seconds.
     """
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        raise TrackingError(
-            f"host {host!r}: this server has no login; expected 127.0.0.1, or run MLflow with basic-auth"
-        )
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((_HOST, port))
         except OSError:
             raise TrackingError(
-                f"port {port} on {host} is taken by another program; choose another with --port"
+                f"port {port} on {_HOST} is taken by another program; choose another with --port"
             ) from None
         port = probe.getsockname()[1]
     file = Path(uri.removeprefix("sqlite:///")).resolve()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{file}", "--host", host]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{file}", "--host", _HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(file.with_name(FILES))]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -86,8 +83,7 @@ def serve(uri: str, host: str = "127.0.0.1", port: int = 5000, *, log: Path, tim
             env={**os.environ, **_HARDENED},
             start_new_session=True,  # Ctrl-C is for the caller, who calls stop()
         )
-    name = f"[{host}]" if ":" in host else host
-    server = Served(f"http://{name}:{port}", process)
+    server = Served(f"http://{_HOST}:{port}", process)
     deadline = time.monotonic() + timeout
     try:
         while not answers(server.url):

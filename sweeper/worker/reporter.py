@@ -148,17 +148,21 @@ class Reporter:
         log.tags({names.STATE_DIGEST: end.state_digest, **counts})
         log.finish("PRUNED" if pruned else "FINISHED", last["time"], pruned)
         seconds = sorted(float(row["seconds"]) for row in end.rows)
-        attrs: dict[str, Any] = {"epochs_trained": trained, "epochs_reused": reused}
-        attrs |= {"epoch_seconds": seconds[len(seconds) // 2], "state_digest": end.state_digest}
-        attrs |= {"effects": effects} | ({"landscape": landscape} if landscape else {})
-        if not pruned and (ap := {**last, **late}.get(coco.AP)) is not None:
-            attrs["AP"] = ap
-        attrs |= {"gpu_memory": round(memory, 4)} if memory else {}
-        # If the server has not answered so far, the run's id is unknown here, and the service asks for it when needed.
-        attrs |= {"run_id": log.run_id} if log.run_id is not None else {}
-        attrs |= {"pruned": pruned} if pruned else {}
+        attrs = {
+            "epochs_trained": trained,
+            "epochs_reused": reused,
+            "epoch_seconds": seconds[len(seconds) // 2],
+            "state_digest": end.state_digest,
+            "effects": effects,
+            "landscape": landscape,
+            "AP": None if pruned else {**last, **late}.get(coco.AP),
+            "gpu_memory": round(memory, 4) or None,
+            "run_id": log.run_id,  # None while the server has not answered; the service then asks for it when needed
+            "pruned": pruned,
+        }
         for key, attr in attrs.items():
-            slot.set(key, attr)
+            if attr is not None:
+                slot.set(key, attr)
         if pruned:
             slot.prune(value)
             say.info("trial %d: stopped, %s", slot.number, pruned)

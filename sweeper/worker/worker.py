@@ -48,14 +48,8 @@ LONGEST_LOOK_S = 10.0
 
 
 def pause(count: int, longest: float) -> float:
-    """Seconds to wait after the ``count``-th time in a row (from 1): half a second, twice as long each time.
-
-    Never more than ``longest``, however high the count: a float has no room for a power of two above 1,023.
-
-    >>> [pause(count, 10.0) for count in (1, 2, 5, 6, 10**9)]
-    [0.5, 1.0, 8.0, 10.0, 10.0]
-    """
-    return min(0.25 * 2.0 ** min(count, 60), longest)
+    """Seconds to wait after the ``count``-th time in a row (from 1): 0.5, doubled each time, up to ``longest``."""
+    return min(0.25 * 2.0 ** min(count, 60), longest)  # a float has no room for a power of two above 1,023
 
 
 class Stopped(Exception):
