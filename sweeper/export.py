@@ -100,7 +100,7 @@ def export(service: Service, trial: int | None = None) -> Exported:
     rows = service.study.trials()
     if trial is None:
         if winner is None:
-            hint = f"; the first of the ranking is --trial {answer.ranking[0]['trial']}" if answer.ranking else ""
+            hint = f"; the first of the ranking is --trial {answer.ranking[0].trial}" if answer.ranking else ""
             raise ConfigError(f"export {service.sweep.name}: no winner; expected one, or a trial by --trial N{hint}")
         trial = winner.trial
     row = _found(rows, trial)

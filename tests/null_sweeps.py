@@ -94,8 +94,8 @@ class NullSweep:
         for seed in evidence.seeds_of(self.rows, row):
             for family in CONTROLS:
                 self._add("control", seed, name=family, control={**at, "kind": family})
-        [found] = evidence.verdicts(self.rows, row, Escape())
-        return found
+        [examined] = evidence.verdicts(self.rows, row, Escape())
+        return examined.to_dict()
 
     def _add(self, stage: str, seed: int, **attrs: Any) -> None:
         kind, number = self.kind, len(self.rows)

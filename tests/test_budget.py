@@ -65,15 +65,15 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert "the best baseline on 2 search seeds" in picked
     assert "raced on 2 seeds</span>" in page
     answer = world.service.pick()
-    raced_rows = [row for row in answer.ranking if row["raced"]]  # a proposal that is a baseline's schedule is not
-    assert {row["name"] for row in raced_rows} == {standing.name for standing in world.service.status().race.standings}
+    raced_rows = [row for row in answer.ranking if row.raced]  # a proposal that is a baseline's schedule is not
+    assert {row.name for row in raced_rows} == {standing.name for standing in world.service.status().race.standings}
     for row in raced_rows:
-        standing = row["raced"]
-        assert standing["over"] == reference
-        assert f"over {reference} on {standing['n']} search seeds" in report.differences(answer)[row["run_id"]]
+        standing = row.raced
+        assert standing.over == reference
+        assert f"over {reference} on {standing.n} search seeds" in report.differences(answer)[row.run_id]
     (candidate,) = answer.candidates
     assert candidate.over.keys() == set(world.service.baselines())
-    assert f"raced on {answer.ranking[0]['raced']['n']} seeds: " in page
+    assert f"raced on {answer.ranking[0].raced.n} seeds: " in page
     assert candidate.differences in picked
     assert "the best baseline on 2 search seeds" in page
 

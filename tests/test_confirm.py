@@ -186,7 +186,7 @@ def examined(
         control = json.loads(json.dumps({**at, "settings": settings.cost()}))  # as the study keeps them
         measured = json.loads(json.dumps(found.to_dict()))
         rows.append(row(len(rows), "control", score, seed=10, control=control, landscape=measured))
-    verdicts = evidence.verdicts(rows, rows[0], asked)
+    verdicts = [jump.to_dict() for jump in evidence.verdicts(rows, rows[0], asked)]
     json.dumps(verdicts, allow_nan=False)
     return verdicts
 
@@ -254,7 +254,7 @@ def test_the_articles_staircase_is_not_a_restart_and_asks_for_nothing() -> None:
     assert evidence.control_slots([staircase], staircase, trace, 0) == []
     assert evidence.barrier_slots([staircase], staircase, trace, 0, SETTINGS) == []
     found = evidence.verdicts([staircase], staircase, SETTINGS)
-    assert [(one["epoch"], one["word"]) for one in found] == [(33, "not a restart"), (83, "not a restart")]
+    assert [(jump.epoch, jump.verdict.word) for jump in found] == [(33, "not a restart"), (83, "not a restart")]
 
 
 def test_jump_measures_have_no_infinite_numbers() -> None:
@@ -303,7 +303,7 @@ def test_the_battery_trains_nothing_before_the_restart_again(trained: Service) -
     rows = trained.study.trials()
     assert [row.facts.effects[0]["kind"] for row in rows[1:3]] == ["drop", "restart"]
     assert list(trained.examine(rows[1])) == [0, 0], "nothing is trained for a staircase"
-    assert trained.verdicts(rows[1])[0]["word"] == "not a restart"
+    assert trained.verdicts(rows[1])[0].verdict.word == "not a restart"
 
     steps = trained.examine(evidence.subject(rows))
     assert next(steps) == 3

@@ -48,5 +48,5 @@ def test_the_battery_on_a_restart_inside_the_first_epoch_ends(tmp_path: Path) ->
     landscape = controls[-1].facts.landscape
     assert (landscape["start"], landscape["end"]) == (0, 1)
     assert landscape["distance"] > 0
-    [verdict] = service.verdicts(row)
+    [verdict] = [jump.to_dict() for jump in service.verdicts(row)]
     assert (verdict["kind"], verdict["epoch"], verdict["landscape"]["losses"]) == ("restart", 0, landscape["losses"])

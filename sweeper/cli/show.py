@@ -1,8 +1,8 @@
 """What the terminal shows: tables where a person looks, plain lines where a log is written."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,11 +13,12 @@ from sweeper.schedules import short
 from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
+    from sweeper.evidence import Examined
     from sweeper.service import SweepSummary
     from sweeper.service.plan import Plan
     from sweeper.service.racing import Race, Spending
     from sweeper.service.status import Status
-    from sweeper.stats import Answer, Failures
+    from sweeper.stats import Answer, Excluded, Failures, Ranked
     from sweeper.store import Mismatch
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -158,31 +159,30 @@ def answer(found: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
     console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
     failures(found.failures, said=found.failures.every)
-    baseline = [{**one, "stage": "baseline"} for one in found.baselines]
-    judged = [row for row in found.ranking if row["stage"] != "search"]
-    rows = sorted([*judged, *baseline], key=lambda row: -(row["score"] or 0))
-    rows += [row for row in found.ranking if row["stage"] == "search"]  # in the order of the ranking
+    judged = [row for row in found.ranking if row.stage != "search"]
+    rows = sorted([*judged, *found.baselines], key=lambda row: -(row.score or 0))
+    rows += [row for row in found.ranking if row.stage == "search"]  # in the order of the ranking
     if not rows:
         return
     columns = ("trial", "schedule", objective, "n", "restarts", "drops")
-    raced = next((row["raced"] for row in rows if row.get("raced")), None)
-    more = (f"over {raced['over']}", "seeds") if raced else ()
+    raced = {row.name: row.raced for row in found.ranking if row.raced is not None}
+    over = f"over {next(iter(raced.values())).over}" if raced else ""
+    more = (over, "seeds") if raced else ()
     table = plain_table(*columns, *more, right=(*columns[:1], *columns[2:], *more))
     for row in rows:
+        standing = raced.get(row.name)
         table.add_row(
-            str(row["trial"]),
-            row["label"] + (" (baseline)" if row["stage"] == "baseline" else ""),
-            f"{row['score']:.4f}" if row["score"] is not None else "-",
-            str(row["n"]),
-            short(row["facts"].get("restarts")),
-            short(row["facts"].get("drops")),
-            *(_raced(row.get("raced")) if raced else ()),
+            str(row.trial),
+            row.label + (" (baseline)" if row in found.baselines else ""),
+            f"{row.score:.4f}" if row.score is not None else "-",
+            str(row.n),
+            short(row.facts.get("restarts")),
+            short(row.facts.get("drops")),
+            *((standing.difference, str(standing.n)) if standing else ("", "") if raced else ()),
         )
     console.print(table)
     if raced:
-        console.print(
-            f"over {raced['over']}: the mean difference on the search seeds, on which the best were chosen, too"
-        )
+        console.print(f"{over}: the mean difference on the search seeds, on which the best were chosen, too")
     console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
         if candidate.over:
@@ -193,8 +193,8 @@ def answer(found: "Answer", objective: str) -> None:
     for note in found.notes:
         console.print(note, soft_wrap=True)
     failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
-    for excluded in (one for one in found.excluded if one["trial"] not in failed):
-        console.print(f"not compared: {_run(excluded)}: {excluded['reason']}", soft_wrap=True)
+    for excluded in (run for run in found.excluded if run.trial not in failed):
+        console.print(f"not compared: {_run(excluded)}: {excluded.reason}", soft_wrap=True)
 
 
 def failures(found: "Failures", *, said: bool = False) -> None:
@@ -207,21 +207,13 @@ def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _raced(standing: Mapping[str, Any] | None) -> tuple[str, str]:
-    """A proposal's mean difference to the trunk with its interval, and on how many seeds it was raced."""
-    if standing is None:
-        return "", ""
-    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
-    return f"{standing['mean']:+z.4f}{interval}", str(standing["n"])
-
-
 def race(found: "Race") -> Iterator[str]:
     """How a race stands: which trunk, by which rule, and who leads."""
     yield found.sentence
     yield f"race: {found.rule}"
     for standing in found.standings[:RACERS]:
-        mean, seeds = _raced(standing.to_dict())
-        yield f"  {standing.name}: {mean} over {found.trunk} on {seeds} search seed{'s' * (seeds != '1')}"
+        seeds = f"{standing.n} search seed{'s' * (standing.n > 1)}"
+        yield f"  {standing.name}: {standing.difference} over {standing.over} on {seeds}"
     if (more := len(found.standings) - RACERS) > 0:
         yield f"  and {more} more; sweeper pick has all"
     yield found.noise
@@ -240,42 +232,35 @@ def spending(found: "Spending") -> str:
     )
 
 
-def verdicts(trial: int, found: Sequence[Mapping[str, Any]]) -> None:
+def verdicts(trial: int, examined: "Sequence[Examined]") -> None:
     """What ``sweeper confirm --escape`` prints: a row per jump, then the reasons with the thresholds."""
     table = plain_table("epoch", "jump", "path", "self", "seeds", "gain", "over peak", "verdict", right=("epoch",))
-    for one in found:
-        landscape = one.get("landscape") or {}
-        barriers = [short(landscape.get(key)) for key in ("path", "self_barrier", "seeds")]
-        gains = [_comparison(one.get(key)) for key in ("gain", "over_peak")]
-        table.add_row(str(one["epoch"]), _jump(one), *barriers, *gains, one["word"])
-    console.print(f"trial {trial}" if found else f"trial {trial}: no restart and no drop, so nothing to examine")
-    if found:
+    for jump in examined:
+        at = jump.landscape
+        barriers = [short(value) for value in ((at.path, at.self_barrier, at.seeds) if at else (None,) * 3)]
+        gains = [f"{c.difference} n={c.n}" if c else "-" for c in (jump.gain, jump.over_peak)]
+        table.add_row(str(jump.epoch), _jump(jump.kind, jump.ratio), *barriers, *gains, jump.verdict.word)
+    console.print(f"trial {trial}" if examined else f"trial {trial}: no restart and no drop, so nothing to examine")
+    if examined:
         console.print(table)
-    for one in found:
-        console.print(f"epoch {one['epoch']}: {one['sentence']}", soft_wrap=True)
+    for jump in examined:
+        console.print(f"epoch {jump.epoch}: {jump.verdict.sentence}", soft_wrap=True)
 
 
-def _run(excluded: Mapping[str, Any]) -> str:
+def _run(excluded: "Excluded") -> str:
     """Which run it was that is not compared."""
-    schedule = excluded["label"] or excluded["name"]
-    return f"trial {excluded['trial']} ({schedule}, {excluded['stage']}, seed {excluded['seed']})"
+    schedule = excluded.label or excluded.name
+    return f"trial {excluded.trial} ({schedule}, {excluded.stage}, seed {excluded.seed})"
 
 
-def _jump(one: Mapping[str, Any]) -> str:
-    return f"{one['kind']} x{one['ratio']:.3g}" if one.get("ratio") else str(one["kind"])
+def _jump(kind: str, ratio: float | None) -> str:
+    return f"{kind} x{ratio:.3g}" if ratio else kind
 
 
-def _comparison(one: Mapping[str, Any] | None) -> str:
-    if one is None:
-        return "-"
-    interval = f" [{one['low']:+z.4f}, {one['high']:+z.4f}]" if one["low"] is not None else ""
-    return f"{one['mean']:+z.4f}{interval} n={one['n']}"
-
-
-def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
+def _jumps(row: "Ranked") -> Iterator[str]:
     """What the curve says about each jump of a trial, and the verdict where there is one."""
-    said = {one["epoch"]: one["word"] for one in row["facts"].get("verdicts") or ()}
-    for one in row["facts"].get("jumps") or ():
+    words = {verdict["epoch"]: verdict["word"] for verdict in row.facts.get("verdicts") or ()}
+    for one in row.facts.get("jumps") or ():
         back = "no dip"  # on a steep part of the curve the epochs after a jump are all better than those before
         if one["dip"] > 0:
             back = f"dip {one['dip']:.4f}, not back in {one['watched']} epochs"
@@ -283,8 +268,8 @@ def _jumps(row: Mapping[str, Any]) -> Iterator[str]:
                 back = f"dip {one['dip']:.4f}, back after {one['recovery']} epochs"
         gain = f"gain {one['gain']:+z.4f}" if one["gain"] is not None else "no gain beyond what learning on may give"
         yield (
-            f"trial {row['trial']}, {_jump(one)} at epoch {one['epoch']}: {back}, "
-            f"{gain} (noise {one['noise']:.4f}); {said.get(one['epoch'], 'not examined')}"
+            f"trial {row.trial}, {_jump(one['kind'], one.get('ratio'))} at epoch {one['epoch']}: {back}, "
+            f"{gain} (noise {one['noise']:.4f}); {words.get(one['epoch'], 'not examined')}"
         )
 
 

@@ -18,6 +18,7 @@ from sweeper.cli.options import JsonOption, Target, messages, on_sweep, say
 from sweeper.errors import ConfigError, DeviceError, TrackingError
 
 if TYPE_CHECKING:
+    from sweeper.evidence import Examined
     from sweeper.service import Service
     from sweeper.study import Trial
 
@@ -226,11 +227,12 @@ def _examine(service: "Service", trial: int | None, where: list[str], sweep: Pat
     show.failures(stats.failures([trial for trial, _ in controls]))
 
 
-def _tell(service: "Service", subject: "Trial", found: list[dict[str, Any]]) -> None:
+def _tell(service: "Service", subject: "Trial", found: "list[Examined]") -> None:
     """The verdicts onto the trial's run; without a server they still stand in the study."""
-    tags = {names.VERDICT: "; ".join(f"epoch {one['epoch']}: {one['word']}" for one in found) or "no jump"}
+    tags = {names.VERDICT: "; ".join(f"epoch {jump.epoch}: {jump.verdict.word}" for jump in found) or "no jump"}
     try:
-        service.tracker.add(subject.number, tags, {names.VERDICTS: json.dumps(found, indent=1).encode()})
+        written = json.dumps([jump.to_dict() for jump in found], indent=1).encode()
+        service.tracker.add(subject.number, tags, {names.VERDICTS: written})
     except TrackingError as error:
         say(str(error))
 

@@ -1,39 +1,59 @@
-"""What has to be trained, and measured, before anything is said: confirmation runs, control runs, the landscape.
+"""What has to be trained, and measured, before anything is said: a race, a confirmation, control runs, the landscape.
 
-* ``race``: the seeds that proposals are searched on, and which baseline is the trunk.
-* ``confirm``: the design of a confirmation, and its runs.
+* ``seeds``: the race of the search over seeds, which baseline is its trunk, and the confirmation on fresh seeds.
 * ``curve``: what the curve of a run says about each jump of its learning rate. It costs nothing and is no evidence of
   an escape: on landscapes with known basins the gain after a restart hardly tells an escape from none.
-* ``battery``: the control runs of a trial's restarts (their learning rates come from ``schedules.trace``).
-* ``landscape`` and ``barrier``: whether there is a hill between the weights before and after a restart.
-* ``verdict``: the table that turns those measurements into words, printed with its thresholds.
+* ``escape``: the control runs of a trial's restarts (their learning rates come from ``schedules.trace``), and the
+  table that turns measurements into words, printed with its thresholds.
+* ``landscape``: whether there is a hill between the weights before and after a restart.
 
 Trials in, slots of trials out; the same workers train them as everything else. Nothing here keeps state: what was
 decided is read back from the slots that are there, so that any command can be interrupted and given again.
 """
 
-from sweeper.evidence.barrier import Weights, barrier, disagreement, distance, interpolate, path_barrier
-from sweeper.evidence.battery import (
+from sweeper.evidence.curve import Effect, curve_noise, effects, jump_metrics
+from sweeper.evidence.escape import (
     BARRIER,
-    Restart,
+    NOT_A_RESTART,
+    Examined,
+    Gain,
+    Verdict,
     barrier_slots,
     control_slots,
     controls_of,
-    restarts,
     seeds_of,
     subject,
+    verdict,
     verdicts,
 )
-from sweeper.evidence.confirm import Design, chosen, confirm_slots, fresh_seeds
-from sweeper.evidence.curve import Effect, curve_noise, effects, jump_metrics
-from sweeper.evidence.landscape import Landscape, measure, states
-from sweeper.evidence.race import Standing, Trunk, best_baseline, entrants, proposals, replicates, slots_of, standings
-from sweeper.evidence.verdict import NOT_A_RESTART, Gain, Movement, Verdict, verdict
+from sweeper.evidence.landscape import (
+    Landscape,
+    Movement,
+    barrier,
+    distance,
+    interpolate,
+    measure,
+    path_barrier,
+    states,
+)
+from sweeper.evidence.seeds import (
+    Design,
+    Trunk,
+    best_baseline,
+    chosen,
+    confirm_slots,
+    entrants,
+    fresh_seeds,
+    proposals,
+    replicates,
+    slots_of,
+    standings,
+)
 
 __all__ = [
-    "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Gain", "Landscape", "Movement", "Restart", "Standing", "Trunk",
-    "Verdict", "Weights", "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots",
-    "controls_of", "curve_noise", "disagreement", "distance", "effects", "entrants", "fresh_seeds", "interpolate",
-    "jump_metrics", "measure", "path_barrier", "proposals", "replicates", "restarts", "seeds_of", "slots_of",
-    "standings", "states", "subject", "verdict", "verdicts",
+    "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Examined", "Gain", "Landscape", "Movement", "Trunk", "Verdict",
+    "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots", "controls_of",
+    "curve_noise", "distance", "effects", "entrants", "fresh_seeds", "interpolate", "jump_metrics", "measure",
+    "path_barrier", "proposals", "replicates", "seeds_of", "slots_of", "standings", "states", "subject", "verdict",
+    "verdicts",
 ]  # fmt: skip

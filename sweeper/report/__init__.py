@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sweeper import evidence, names, stats
+from sweeper import evidence, names
 from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.report.learned import gather
@@ -43,7 +43,7 @@ def axes(sweep: Sweep) -> Axes:
 def best_runs(answer: Answer) -> list[str]:
     """MLflow ids of the runs to look at first: of the best schedules and of the best baseline."""
     entries = [*answer.ranking[:SHOWN], *([answer.baseline] if answer.baseline else [])]
-    return list(dict.fromkeys(entry["run_id"] for entry in entries if entry["run_id"]))
+    return list(dict.fromkeys(entry.run_id for entry in entries if entry.run_id))
 
 
 def make(service: Service, link: str | None = None, *, draw: bool = False) -> bytes:
@@ -95,13 +95,12 @@ def differences(answer: Answer) -> dict[str, str]:
     """MLflow id of a schedule's first run -> its differences to baselines, on fresh seeds and in the race."""
     candidates, texts = {candidate.name: candidate for candidate in answer.candidates}, {}
     for entry in answer.ranking:
-        candidate, raced = candidates.get(entry["name"]), entry.get("raced")
+        candidate, raced = candidates.get(entry.name), entry.raced
         parts = [candidate.differences] if candidate else []
         if raced:
-            over = stats.difference(raced["mean"], raced["low"], raced["high"])
-            parts.append(f"in the race {over} over {raced['over']} on {raced['n']} search seeds")
-        if entry["run_id"] and parts:
-            texts[entry["run_id"]] = "; ".join(parts)
+            parts.append(f"in the race {raced.difference} over {raced.over} on {raced.n} search seeds")
+        if entry.run_id and parts:
+            texts[entry.run_id] = "; ".join(parts)
     return texts
 
 
@@ -158,10 +157,11 @@ def _verdicts(service: Service, rows: Sequence[Trial], answer: Answer) -> list[V
                 kinds.setdefault(asked.kind, line)
     entries = [*answer.ranking, *([answer.baseline] if answer.baseline else [])]
     return [
-        Verdict(entry["trial"], said["epoch"], said, list(controls.get((entry["trial"], said["epoch"]), {}).values()))
+        Verdict(
+            entry.trial, verdict["epoch"], verdict, list(controls.get((entry.trial, verdict["epoch"]), {}).values())
+        )
         for entry in entries
-        for trial in [entry["trial"]]
-        for said in entry["facts"].get("verdicts") or []
+        for verdict in entry.facts.get("verdicts") or []
     ]
 
 
@@ -193,7 +193,7 @@ def _facts(answer: Answer, status: Status) -> dict[str, str]:
         "Pairs for a gain of 0.004": noise.needs,
     }
     if answer.baseline:
-        found["Best baseline"] = f"{answer.baseline['name']}, {answer.baseline['score']:.4f}"
+        found["Best baseline"] = f"{answer.baseline.name}, {answer.baseline.score:.4f}"
     if noise.correlation is not None:
         found["Pairs move together"] = f"{noise.correlation:.2f}"
     return found | _exactness(status)

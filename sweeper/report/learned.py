@@ -22,8 +22,8 @@ def gather(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Learne
     ``draw``: draw what is missing, by validating the models on the sweep's device (otherwise only what MLflow has).
     """
     entries = [*([answer.baseline] if answer.baseline else []), *answer.ranking[:BEST]]
-    labels = {entry["trial"]: entry["label"] for entry in entries}
-    runs = {entry["trial"]: entry["run_id"] for entry in entries if entry["run_id"]}
+    labels = {entry.trial: entry.label for entry in entries}
+    runs = {entry.trial: entry.run_id for entry in entries if entry.run_id}
     notes = [f"trial {trial}: no pictures, because it has no run in MLflow" for trial in labels if trial not in runs]
     kept: dict[int, dict[str, bytes]] = {}
     try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sweeper import evidence, stats
 from sweeper.errors import ConfigError
 from sweeper.service import racing
-from sweeper.service.racing import Race
 from sweeper.stats import Answer, choose
 from sweeper.study import Trial, Wanted
 
@@ -26,70 +24,23 @@ def answer(service: Service, trials: Sequence[Trial]) -> Answer:
     rule = design or sweep.confirm
 
     def shown(trial: Trial) -> dict[str, Any]:
-        verdicts = service.verdicts(trial, rows)
+        verdicts = [jump.to_dict() for jump in service.verdicts(trial, rows)]
         return trial.shown() | ({"verdicts": verdicts} if verdicts else {})
 
+    race = racing.race(service, rows)
     chosen = choose(
         rows,
         baselines=service.baselines(),
         planned=design.runs(rows) if design else (),
+        raced=race.standings if race else (),
         alpha=rule.alpha,
         equivalence=rule.equivalence,
         objective=sweep.objective,
         shown=shown,
     )
     changes = design.changes(sweep.confirm) if design else []
-    chosen = replace(chosen, notes=tuple(f"{change}; what it began with is what counts" for change in changes))
-    race = racing.race(service, rows)
-    return chosen if race is None else _raced(chosen, race, rows)
-
-
-def _raced(answer: Answer, race: Race, rows: Sequence[Trial]) -> Answer:
-    """The answer with the race in it: search trials ranked by what their difference to the trunk is worth.
-
-    Their entries in the ranking get ``raced`` with n, mean and interval; the notes say which trunk and how it went.
-    """
-    raced = {standing.trial: {**standing.to_dict(), "over": race.trunk} for standing in race.standings}
-    places = {trial: place for place, trial in enumerate(raced)}
-    runs: dict[str, list[float]] = {}
-    for row in rows:
-        if row.stage == "search" and row.state == "COMPLETE" and row.score is not None:
-            runs.setdefault(row.name, []).append(row.score)
-    ranking = []
-    for entry in answer.ranking:
-        scores = runs.get(entry["name"], []) if entry["stage"] == "search" else []
-        mean = {"score": fmean(scores), "n": len(scores)} if scores else {}
-        ranking.append({**entry, **mean, "raced": raced.get(entry["trial"])})
-    search = [entry for entry in ranking if entry["stage"] == "search"]
-    search.sort(key=lambda entry: places.get(entry["trial"], len(places)))
-    ranking = [*(entry for entry in ranking if entry["stage"] != "search"), *search]
-    notes = [race.sentence, *answer.notes]
-    if race.standings and len(race.seeds) > 1:
-        counts = ", ".join(f"{count} on {n}" for n, count in race.raced.items())
-        notes.insert(1, f"race: {race.rule}; so far proposals by seeds: {counts}")
-    if race.noise != stats.UNKNOWN:
-        notes.append(race.noise)
-    sentence = answer.sentence
-    if answer.winner is None and not answer.pairs and answer.confirmation is None and raced and answer.learned:
-        sentence = _leader(ranking, race)
-    return replace(answer, ranking=tuple(ranking), notes=tuple(notes), sentence=sentence)
-
-
-def _leader(ranking: Sequence[dict[str, Any]], race: Race) -> str:
-    first = next(entry for entry in ranking if entry["raced"] is not None)
-    standing = first["raced"]
-    interval = f" [{standing['low']:+z.4f}, {standing['high']:+z.4f}]" if standing["low"] is not None else ""
-    ahead = f"{standing['mean']:+z.4f}{interval} over {race.trunk}"
-    if standing["n"] == 1:
-        return (
-            f"no winner yet: {first['label']} is the best of {len(race.standings)} proposals, {ahead} on the one "
-            "search seed, for which it was chosen; one run each is no evidence, and sweeper confirm judges it on fresh "
-            "seeds"
-        )
-    return (
-        f"no winner yet: {first['label']} leads the race at {ahead} on {standing['n']} search seeds, for which it was "
-        f"chosen among {len(race.standings)}; sweeper confirm judges it on fresh ones"
-    )
+    notes = [f"{change}; what it began with is what counts" for change in changes]
+    return replace(chosen, notes=(*(race.notes if race else ()), *notes))
 
 
 def confirm(service: Service) -> list[int]:

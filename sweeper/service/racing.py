@@ -35,7 +35,7 @@ class Race:
     begin: int
     race: float
     rule: str
-    standings: Sequence[evidence.Standing]
+    standings: Sequence[stats.Standing]
     noise: str
 
     @property
@@ -44,9 +44,18 @@ class Race:
         counts = Counter(standing.n for standing in self.standings)
         return dict(sorted(counts.items()))
 
+    @property
+    def notes(self) -> list[str]:
+        """What the answer says of it beside the ranking: which trunk, by which rule, and how noisy branches are."""
+        lines = [self.sentence]
+        if self.standings and len(self.seeds) > 1:
+            counts = ", ".join(f"{count} on {n}" for n, count in self.raced.items())
+            lines.append(f"race: {self.rule}; so far proposals by seeds: {counts}")
+        return lines if self.noise == stats.UNKNOWN else [*lines, self.noise]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**vars(self), "raced": self.raced, "standings": [standing.to_dict() for standing in self.standings]}
+        return {**vars(self), "raced": self.raced, "standings": [vars(standing) for standing in self.standings]}
 
 
 @dataclass(frozen=True)

@@ -352,7 +352,7 @@ class Service:
         """Ask for the battery on a finished trial; see ``answer.examine``."""
         return examine(self, trial)
 
-    def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
+    def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[evidence.Examined]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
         rows = self.study.trials() if rows is None else rows
         return evidence.verdicts(rows, trial, self.sweep.escape)

@@ -27,37 +27,26 @@ What the rule does not protect from: a schedule that is usually better and somet
 a collapse; only more seeds show that.
 """
 
-from .answer import Answer, Candidate, Progress, explains
+from .answer import (
+    Answer,
+    Baseline,
+    Candidate,
+    Excluded,
+    Failures,
+    Progress,
+    Ranked,
+    Standing,
+    explains,
+    failures,
+    learned,
+)
 from .choose import MIN_PAIRS, choose
-from .failures import Failures, Reason, failures, learned
 from .noise import CLAIM, ELSEWHERE, KNOWN, UNKNOWN, Branches, Departure, Spread, branches, spread
 from .pairs import Paired, detectable_effect, difference, holm, luck_of_the_best, paired, pairs_needed
 
 __all__ = [
-    "CLAIM",
-    "ELSEWHERE",
-    "KNOWN",
-    "MIN_PAIRS",
-    "UNKNOWN",
-    "Answer",
-    "Branches",
-    "Candidate",
-    "Departure",
-    "Failures",
-    "Paired",
-    "Progress",
-    "Reason",
-    "Spread",
-    "branches",
-    "choose",
-    "detectable_effect",
-    "difference",
-    "explains",
-    "failures",
-    "holm",
-    "learned",
-    "luck_of_the_best",
-    "paired",
-    "pairs_needed",
-    "spread",
+    "CLAIM", "ELSEWHERE", "KNOWN", "MIN_PAIRS", "UNKNOWN", "Answer", "Baseline", "Branches", "Candidate", "Departure",
+    "Excluded", "Failures", "Paired", "Progress", "Ranked", "Spread", "Standing", "branches", "choose",
+    "detectable_effect", "difference", "explains", "failures", "holm", "learned", "luck_of_the_best", "paired",
+    "pairs_needed", "spread",
 ]  # fmt: skip

@@ -1,41 +1,90 @@
 """What the pick says: plain values, and one sentence."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .failures import Failures
+from sweeper.study import Trial
+
 from .noise import CLAIM, Spread
 from .pairs import Paired, difference, luck_of_the_best
 
+LEAST = 0.00005  # a lower score is shown as 0.0000
+
 
 @dataclass(frozen=True)
-class Candidate:
-    """A configuration that was confirmed: its mean score, its pairs with the best baseline, and why it wins or not.
-
-    ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why); ``mde`` is what
-    these pairs would have seen with 80 % power at Holm's first, strictest level; ``low_family``, ``high_family`` is the
-    interval at that level (they hold for all candidates together), ``pairs`` has the plain one. ``label`` says what it
-    is, ``title`` is how sentences call it, and its runs share the ``name``. ``search`` is the score of the search run,
-    for the record only: it was selected for being high. ``over``: its pairs with every baseline, by name.
-    """
+class Entry:
+    """A configuration: its first ``trial`` with its name, label, schedule (``params``), facts and run in MLflow; the
+    mean ``score`` of ``n`` runs."""
 
     trial: int
     name: str
     label: str
-    title: str
+    params: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    run_id: str | None
     score: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a proposal stands in a race on ``n`` search seeds: its ``mean`` difference to the trunk ``over``, with the
+    95 % interval (None on one seed), and what that is ``worth`` (``search.shrunk``). It was selected for being high."""
+
+    trial: int
+    name: str
+    over: str
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    worth: float
+
+    @property
+    def difference(self) -> str:
+        """The mean with its interval."""
+        return difference(self.mean, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Ranked(Entry):
+    """An entry of the ranking: by its runs in ``stage`` confirm, else search. ``raced``: None without a race."""
+
+    stage: str
+    raced: Standing | None = None
+
+
+@dataclass(frozen=True)
+class Baseline(Entry):
+    """A baseline with its ``run_ids``; ``sigma``: standard deviation of its scores over seeds (None: one run)."""
+
+    sigma: float | None
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidate(Entry):
+    """A configuration that was confirmed: its ``pairs`` with the best baseline, and why it wins or not.
+
+    ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why); ``mde`` is what
+    these pairs would have seen with 80 % power at Holm's first, strictest level; ``low_family``, ``high_family`` is the
+    interval at that level (they hold for all candidates together), ``pairs`` has the plain one. ``title`` is how
+    sentences call it. ``search``: the score of the search run, selected for being high. ``over``: its pairs with every
+    baseline, by name.
+    """
+
+    title: str
     search: float | None
     pairs: Paired | None
     mde: float | None
     low_family: float | None
     high_family: float | None
-    params: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    run_id: str | None
     run_ids: tuple[str, ...]
     over: Mapping[str, Paired]
     p_holm: float | None = None
@@ -45,10 +94,7 @@ class Candidate:
     @property
     def differences(self) -> str:
         """Its differences to all baselines on the confirmation's seeds, and what follows."""
-        each = [
-            f"{difference(pairs.mean, pairs.low, pairs.high)} over {name} on {pairs.n} paired seeds"
-            for name, pairs in self.over.items()
-        ]
+        each = [f"{pairs.difference} over {name} on {pairs.n} paired seeds" for name, pairs in self.over.items()]
         return f"{', '.join(each)}: {self.reason}" if each else self.reason
 
     @property
@@ -57,6 +103,18 @@ class Candidate:
         if self.pairs is None:
             return ""
         return f"more than {self.pairs.high:+z.4f}" if self.pairs.high > 0 else "any gain"
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A run that is not compared, and why."""
+
+    trial: int
+    name: str
+    label: str
+    stage: str
+    seed: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -77,33 +135,103 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """One reason for which trials failed: its ``text`` as the first of the ``trials`` gave it, and their numbers."""
+
+    text: str
+    trials: tuple[int, ...]
+
+    @property
+    def numbers(self) -> str:
+        """
+        >>> Reason("", (3,)).numbers, Reason("", (0, 1, 4, 5, 6)).numbers
+        ('trial 3', 'trials 0, 1, 4 to 6')
+        """
+        breaks = [place for place, (a, b) in enumerate(pairwise(self.trials), 1) if b != a + 1]
+        spans = [self.trials[a:b] for a, b in pairwise([0, *breaks, len(self.trials)])]
+        words = [f"{s[0]} to {s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in spans]
+        return f"trial{'s' * (len(self.trials) > 1)} {', '.join(words)}"
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The failed trials among ``of`` trials. ``reasons``: the commonest first. ``every``: all of them failed, so there
+    is no score and none will come."""
+
+    of: int
+    reasons: tuple[Reason, ...]
+    every: bool
+
+    @property
+    def failed(self) -> int:
+        """How many trials failed."""
+        return sum(len(reason.trials) for reason in self.reasons)
+
+    @property
+    def sentence(self) -> str:
+        """How many trials failed, and the commonest reason with its trials, in one line; "" if none failed."""
+        if not self.reasons:
+            return ""
+        first, *others = self.reasons
+        if self.every:
+            count = f"every trial failed: {self.failed} of {self.of} ended with an error and without a score"
+        else:
+            count = f"{self.failed} of {self.of} trials failed"
+        why = f"the reason ({first.numbers})"
+        if others:
+            why = f"the commonest reason ({len(first.trials)} of them, {first.numbers})"
+        return f"{count}; {why} is: {first.text.rstrip('.')}"
+
+    @property
+    def further(self) -> list[str]:
+        """A line for each reason but the commonest."""
+        return [
+            f"another reason ({len(reason.trials)} of them, {reason.numbers}) is: {reason.text.rstrip('.')}"
+            for reason in self.reasons[1:]
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the number of failed trials and the lines above."""
+        return asdict(self) | {"failed": self.failed, "sentence": self.sentence, "further": self.further}
+
+
+def failures(trials: Sequence[Trial]) -> Failures:
+    """The failed trials of a sweep, by reason. Reasons that differ in their numbers only (an epoch, a batch, the name
+    of a worker) count as one."""
+    kinds: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.failed:
+            kinds.setdefault(re.sub(r"\S*\d\S*", "#", trial.confounder or ""), []).append(trial)
+    reasons = [
+        Reason(kind[0].confounder or "not known", tuple(sorted(t.number for t in kind))) for kind in kinds.values()
+    ]
+    reasons.sort(key=lambda reason: (-len(reason.trials), reason.trials))
+    return Failures(len(trials), tuple(reasons), every=bool(trials) and all(trial.failed for trial in trials))
+
+
+@dataclass(frozen=True)
 class Answer:
     """What ``pick`` says; ``winner`` is None unless the rule crowned one, ``sentence`` says it in one line.
 
     ``candidates``: the confirmed configurations, best first. ``ranking``: every usable configuration, confirmed ones
-    first, as dicts with trial, name, label, params, score (mean of the confirmation runs, else the search run), run_id,
-    stage, n. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
-    ``excluded``: runs that are not compared, with reasons. ``detectable``: the effect this design would have seen
-    with 80 % power (None: no pairs). ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d``
-    of ``noise`` (None: not known), and ``needed_range`` at the ends of its range. ``tried``: configurations that were
-    pruned or have a score. ``learned``: whether any of the runs that are compared has a score above 0. ``failures``:
-    the failed trials by reason, without control runs. ``confirmation``: how far it is (None: none was asked for).
-    ``notes``: sentences on what was asked for and plays no part.
+    first. ``baseline``: the best one, over the seeds of the pairs if there are any; ``baselines``: all of them.
+    ``detectable``: the effect this design would have seen with 80 % power (None: no pairs). ``tried``: configurations
+    that were pruned or have a score. ``learned``: whether any of the runs that are compared has a score above 0.
+    ``failures``: the failed trials by reason, without control runs. ``confirmation``: how far it is (None: none was
+    asked for). ``notes``: sentences on the race, and on what was asked for and plays no part.
     """
 
     winner: Candidate | None
     sentence: str
     candidates: tuple[Candidate, ...]
-    ranking: tuple[dict[str, Any], ...]
-    baseline: dict[str, Any] | None
-    baselines: tuple[dict[str, Any], ...]
-    excluded: tuple[dict[str, Any], ...]
+    ranking: tuple[Ranked, ...]
+    baseline: Baseline | None
+    baselines: tuple[Baseline, ...]
+    excluded: tuple[Excluded, ...]
     tried: int
     pairs: int
     noise: Spread
     detectable: float | None
-    needed: int | None
-    needed_range: tuple[int, int]
     alpha: float
     equivalence: float
     learned: bool
@@ -112,8 +240,12 @@ class Answer:
     notes: tuple[str, ...] = ()
 
     def to_dict(self, score: str = "score") -> dict[str, Any]:
-        """Plain dicts, lists, numbers and None, as JSON wants them; ``score`` is the key of the scores in them."""
-        data = asdict(self)
+        """Plain dicts, lists, numbers and None, as JSON wants them; ``score`` is the key of the scores in them.
+
+        ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d`` of ``noise`` (None: not known),
+        and ``needed_range`` at the ends of its range.
+        """
+        data = asdict(self) | {"needed": self.noise.needed, "needed_range": self.noise.needed_range}
         confirmed = ((data["winner"], self.winner), *zip(data["candidates"], self.candidates, strict=True))
         for entry, candidate in confirmed:
             if candidate is not None:
@@ -128,7 +260,7 @@ class Answer:
 
 def sentence(answer: Answer, objective: str) -> str:
     """The answer in one line, from its other values; ``objective`` is what the score is called."""
-    noise, name = answer.noise, answer.baseline["name"] if answer.baseline else "a baseline"
+    noise, name = answer.noise, answer.baseline.name if answer.baseline else "a baseline"
     need = f"{CLAIM:+.3f} would need {noise.needs}"
     if answer.failures.every:
         return answer.failures.sentence
@@ -136,7 +268,7 @@ def sentence(answer: Answer, objective: str) -> str:
         return (
             f"winner: {answer.winner.title}, {p.mean:+z.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
             f"{p.low:+z.4f} to {p.high:+z.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
-            f"{len(answer.candidates)}, {answer.tried} configurations tried); {explained(answer.winner, name)}"
+            f"{len(answer.candidates)}, {answer.tried} configurations tried); {_explained(answer.winner, name)}"
         )
     if not answer.ranking:
         return f"no winner yet: nothing to compare; {need}"
@@ -146,11 +278,16 @@ def sentence(answer: Answer, objective: str) -> str:
             f"{progress.of_runs} runs), and the answer comes with the last; {need}"
         )
     if answer.pairs == 0:
-        low, high = (luck_of_the_best(s_d / math.sqrt(2), answer.tried) for s_d in (noise.low, noise.high))
-        luck = (
-            f", and the best of {answer.tried} equal configurations leads by {low:+z.4f} to {high:+z.4f} by luck alone"
-        )
-        luck = luck if answer.tried > 1 else ""
+        leaders = [entry for entry in answer.ranking if entry.raced is not None]
+        if leaders and answer.confirmation is None:
+            return _leads(leaders[0], len(leaders))
+        luck = ""
+        if answer.tried > 1:
+            low, high = (luck_of_the_best(s_d / math.sqrt(2), answer.tried) for s_d in (noise.low, noise.high))
+            luck = (
+                f", and the best of {answer.tried} equal configurations leads by {low:+z.4f} to {high:+z.4f} by luck "
+                "alone"
+            )
         return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):
@@ -164,33 +301,42 @@ def sentence(answer: Answer, objective: str) -> str:
     )
 
 
-def explained(winner: Candidate, baseline: str) -> str:
-    """Whether another baseline than ``baseline``, or a larger learning rate without the restart, explains a gain."""
-    others = {name: pairs for name, pairs in winner.over.items() if name != baseline}
+def _leads(first: Ranked, raced: int) -> str:
+    standing = first.raced
+    assert standing is not None
+    ahead = f"{standing.difference} over {standing.over}"
+    if standing.n == 1:
+        return (
+            f"no winner yet: {first.label} is the best of {raced} proposals, {ahead} on the one search seed, for which "
+            "it was chosen; one run each is no evidence, and sweeper confirm judges it on fresh seeds"
+        )
+    return (
+        f"no winner yet: {first.label} leads the race at {ahead} on {standing.n} search seeds, for which it was chosen "
+        f"among {raced}; sweeper confirm judges it on fresh ones"
+    )
+
+
+def _explained(winner: Candidate, baseline: str) -> str:
+    """Whether another baseline than ``baseline``, or a larger learning rate without the restart, explains the gain."""
     parts = [
         f"{name} {'does not explain' if pairs.low > 0 else 'may be as good, and then explains'} it "
-        f"({difference(pairs.mean, pairs.low, pairs.high)} over {name})"
-        for name, pairs in others.items()
+        f"({pairs.difference} over {name})"
+        for name, pairs in winner.over.items()
+        if name != baseline
     ] or ["no other baseline was compared"]
-    if winner.facts.get("restarts"):
-        parts.append(_by_a_larger_rate(winner))
-    return "; ".join(parts)
-
-
-def _by_a_larger_rate(winner: Candidate) -> str:
-    examined = [verdict for verdict in winner.facts.get("verdicts") or () if verdict.get("over_peak")]
     question = "whether a larger learning rate alone explains it"
-    if not examined:
-        return f"{question} was not examined (sweeper confirm --escape --trial {winner.trial})"
-    parts = []
     words = {True: "a larger learning rate alone explains it", None: f"{question} is unclear"}
     words[False] = "a larger learning rate alone does not explain it"
+    examined = [verdict for verdict in winner.facts.get("verdicts") or () if verdict.get("over_peak")]
     for verdict in examined:
-        mean, low, high = (verdict["over_peak"][key] for key in ("mean", "low", "high"))
+        peak, practical = verdict["over_peak"], verdict["thresholds"]["practical"]
+        mean, low, high = peak["mean"], peak["low"], peak["high"]
         parts.append(
-            f"{words[explains(mean, low, high, verdict['thresholds']['practical'])]} "
-            f"({difference(mean, low, high)} over the matched peak of the restart at epoch {verdict['epoch']})"
+            f"{words[explains(mean, low, high, practical)]} ({difference(mean, low, high)} over the matched peak of "
+            f"the restart at epoch {verdict['epoch']})"
         )
+    if winner.facts.get("restarts") and not examined:
+        parts.append(f"{question} was not examined (sweeper confirm --escape --trial {winner.trial})")
     return "; ".join(parts)
 
 
@@ -208,6 +354,26 @@ def explains(mean: float, low: float | None, high: float | None, practical: floa
     if mean <= -practical and high < 0:
         return True
     return False if low > -practical else None
+
+
+def learned(score: float | None) -> bool:
+    """Whether a score is more than 0 to the four digits that are shown."""
+    return score is not None and score >= LEAST
+
+
+def nothing_learned(trials: Sequence[Trial], score: str) -> str:
+    """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
+    runs = f"all {len(trials)} finished runs" if len(trials) > 1 else "the only finished run"
+    highest = max((trial.highest for trial in trials if trial.highest is not None), default=None)
+    if learned(highest):
+        return (
+            f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "
+            f"{highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
+        )
+    return (
+        f"nothing was learned: the {score} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
+        "another learning rate (lr0), and look at the labels"
+    )
 
 
 def _plain(value: Any) -> Any:

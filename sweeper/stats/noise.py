@@ -82,10 +82,10 @@ class Spread:
             s_d * math.sqrt((n - 1) / (2 * float(special.gammaincinv((n - 1) / 2, q))))
             for q in ((1 + COVER) / 2, (1 - COVER) / 2)
         )
-        rs = [p.correlation for p in pairs if p.correlation is not None]
+        correlations = [p.correlation for p in pairs if p.correlation is not None]
         count = f"{len(pairs)} comparison{'s' if len(pairs) > 1 else ''} of {what}"
         source = f"from this sweep's own pairs: {count} on {n} shared seeds"
-        return cls(s_d, low, high, sigma, float(np.mean(rs)) if rs else None, n, source)
+        return cls(s_d, low, high, sigma, float(np.mean(correlations)) if correlations else None, n, source)
 
     @property
     def needed(self) -> int | None:
@@ -125,17 +125,17 @@ def spread(trials: Iterable[Trial], *, baselines: Iterable[str]) -> Spread:
 
     Two seeds make pairs, those of the confirmation before those of the search. ``ELSEWHERE`` if there are none.
     """
-    own, against = list(trials), list(baselines)
+    every, against = list(trials), list(baselines)
     for stages, where in ((("confirm",), "the confirmation"), (("baseline", "search"), "the search")):
-        here = [row for row in own if row.stage in stages]
-        scores = scores_by_seed(here, [*against, *(row.name for row in here)])
+        here = [trial for trial in every if trial.stage in stages]
+        scores = scores_by_seed(here, [*against, *(trial.name for trial in here)])
         known = [name for name in against if name in scores]
         rivals = [name for name in scores if name not in known]
         for couples, what in (
             (product(rivals, known), "schedules with baselines"),
             (combinations(known, 2), "baselines with each other"),
         ):
-            pairs = [p for one, other in couples if (p := paired_by_seed(scores[one], scores[other])) is not None]
+            pairs = [p for a, b in couples if (p := paired_by_seed(scores[a], scores[b])) is not None]
             if pairs:
                 return Spread.of(pairs, f"{what} in {where}")
     return ELSEWHERE
@@ -159,41 +159,38 @@ class Departure:
         distance = float(np.abs(trace.lr.astype(np.float64) - trunk.lr).sum() / trunk.lr.sum(dtype=np.float64))
         return cls(distance, int(differs[0]) // trace.steps_per_epoch, 1 - int(differs[0]) / trace.steps)
 
-    def __str__(self) -> str:
-        return f"{self.distance:.0%} of the learning rate is another one from epoch {self.epoch} on"
-
 
 @dataclass(frozen=True)
 class Branches:
     """The noise of runs and of branches as a sweep's own pairs show it; for those who look, nothing is decided by it.
 
     ``run``: the standard deviation of a run over seeds, pooled over ``schedules``. ``s_d``: that of the difference of a
-    branch to the ``trunk``, pooled over ``branches`` with ``pairs`` in all (None: none has two seeds yet). ``mildest``,
-    ``strongest``: the branches that depart least and most, each with the ``s_d`` that is fitted for it (None: too few).
+    branch to the ``trunk``, pooled over ``branches`` with ``pairs`` in all (None: none has two seeds yet). ``fitted``:
+    the branches that depart least and most, each with the ``s_d`` that is fitted for it; () with too few.
     """
 
     trunk: str
     run: float | None
     schedules: int
-    s_d: float | None
-    branches: int
-    pairs: int
-    mildest: tuple[Departure, float] | None = None
-    strongest: tuple[Departure, float] | None = None
+    s_d: float | None = None
+    branches: int = 0
+    pairs: int = 0
+    fitted: tuple[tuple[Departure, float], ...] = ()
 
     @property
     def sentence(self) -> str:
         """What is known, in a line."""
-        if self.s_d is None or self.run is None:
+        if self.s_d is None:
             return UNKNOWN
         text = (
             f"noise: the standard deviation of a run over seeds is {self.run:.4f} ({self.schedules} schedules), that "
             f"of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, {self.pairs} pairs)"
         )
-        if self.mildest is None or self.strongest is None:
-            return text
-        (mild, low), (strong, high) = self.mildest, self.strongest
-        return f"{text}; fitted: {low:.4f} where {mild}, {high:.4f} where {strong}"
+        each = [
+            f"{s_d:.4f} where {at.distance:.0%} of the learning rate is another one from epoch {at.epoch} on"
+            for at, s_d in self.fitted
+        ]
+        return f"{text}; fitted: {', '.join(each)}" if each else text
 
 
 _OF_RUNS, _OF_BRANCHES = KNOWN[2], KNOWN[4]
@@ -213,40 +210,40 @@ def branches(trials: Iterable[Trial], trunk: str, departure: Callable[[Trial], D
     """
     runs = [trial for trial in trials if trial.stage != "control"]
     scores = scores_by_seed(runs, {trial.name for trial in runs})
-    several = [np.array(list(by_seed.values())) for by_seed in scores.values() if len(by_seed) > 1]
-    freedom = sum(len(values) - 1 for values in several)
-    run = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in several) / freedom) if several else None
-    found: list[tuple[Departure, Paired]] = []
+    several = [list(by_seed.values()) for by_seed in scores.values() if len(by_seed) > 1]
+    weights = [len(values) - 1 for values in several]
+    run = math.sqrt(np.average([np.var(values, ddof=1) for values in several], weights=weights)) if several else None
+    known = Branches(trunk, run, len(several))
+    departing: list[tuple[Departure, Paired]] = []
     for trial in {trial.name: trial for trial in reversed(runs) if trial.stage == "search"}.values():
         pairs = paired_by_seed(scores.get(trial.name, {}), scores.get(trunk, {}))
         if pairs is not None and pairs.s_d > 0 and (at := departure(trial)) is not None:
-            found.append((at, pairs))
-    if not found:
-        return Branches(trunk, run, len(several), None, 0, 0)
-    f = np.array([p.n - 1 for _, p in found])
-    variances = np.array([p.s_d**2 for _, p in found])
-    pooled = math.sqrt(float(np.average(variances, weights=f)))
-    known = Branches(trunk, run, len(several), pooled, len(found), sum(p.n for _, p in found))
-    if len(found) < FITTED:
+            departing.append((at, pairs))
+    if not departing:
         return known
-    x = np.log([[at.distance, at.left] for at, _ in found])
-    x -= x.mean(axis=0)
-    # E log s^2 = log sigma^2 + digamma(f/2) - log(f/2), with the variance trigamma(f/2)
-    y = np.log(variances) - special.digamma(f / 2) + np.log(f / 2)
-    weight = 1 / np.sqrt(special.polygamma(1, f / 2))
+    departing.sort(key=lambda branch: branch[0].distance)
+    f, s_d = (np.array([getattr(p, key) for _, p in departing], dtype=np.float64) for key in ("n", "s_d"))
+    f -= 1
+    pooled = math.sqrt(np.average(s_d**2, weights=f))
+    known = replace(known, s_d=pooled, branches=len(f), pairs=int(f.sum()) + len(f))
+    if len(f) < FITTED:
+        return known
+    x = np.log([[at.distance, at.left] for at, _ in departing])
+    x = np.column_stack([np.ones(len(f)), x - x.mean(axis=0)])
+    # of the logarithm of a variance with f degrees of freedom: its bias, and the root of 1 / its own variance
+    y, weight = 2 * np.log(s_d) - special.digamma(f / 2) + np.log(f / 2), special.polygamma(1, f / 2) ** -0.5
     prior = np.diag([0.0, 0.5, 0.5])  # of the exponents of a variance, which are twice those of s_d
-    design = np.vstack([np.column_stack([np.ones(len(x)), x]) * weight[:, None], prior])
-    solved, *_ = np.linalg.lstsq(design, np.concatenate([y * weight, np.zeros(3)]), rcond=None)
-    fitted = np.exp((solved[0] + x @ solved[1:]) / 2)
-    order = np.argsort([at.distance for at, _ in found])
-    ends = [(found[i][0], float(fitted[i])) for i in (order[0], order[-1])]
-    return replace(known, mildest=ends[0], strongest=ends[1])
+    solved, *_ = np.linalg.lstsq(
+        np.vstack([x * weight[:, None], prior]), np.concatenate([y * weight, np.zeros(3)]), rcond=None
+    )
+    fitted = np.exp(x @ solved / 2)
+    return replace(known, fitted=tuple((departing[i][0], float(fitted[i])) for i in (0, -1)))
 
 
-def paired_by_seed(one: Mapping[int, float], other: Mapping[int, float], alpha: float = 0.05) -> Paired | None:
+def paired_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float], alpha: float = 0.05) -> Paired | None:
     """The comparison of two schedules by their scores on the seeds that both have; None with fewer than two."""
-    seeds = sorted(one.keys() & other.keys())
-    return paired([one[s] for s in seeds], [other[s] for s in seeds], alpha=alpha) if len(seeds) >= 2 else None
+    seeds = sorted(ours.keys() & theirs.keys())
+    return paired([ours[s] for s in seeds], [theirs[s] for s in seeds], alpha=alpha) if len(seeds) >= 2 else None
 
 
 def scores_by_seed(trials: Iterable[Trial], names: Iterable[str]) -> dict[str, dict[int, float]]:

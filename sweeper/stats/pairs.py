@@ -31,6 +31,11 @@ class Paired:
     sigma: float
     correlation: float | None
 
+    @property
+    def difference(self) -> str:
+        """The mean with its interval."""
+        return difference(self.mean, self.low, self.high)
+
 
 def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) -> Paired:
     """Compare two vectors of scores, one entry per seed in the same order, shape (n,) with n >= 2.
@@ -48,8 +53,8 @@ def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) ->
         raise ConfigError(f"pairs: shapes {a.shape} and {b.shape}; expected two vectors of one length, at least 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ConfigError("pairs: a score is not finite; expected numbers, leave failed runs out")
-    difference = a - b
-    n, mean, s_d = len(a), float(difference.mean()), float(difference.std(ddof=1))
+    differences = a - b
+    n, mean, s_d = len(a), float(differences.mean()), float(differences.std(ddof=1))
     scale = float(np.abs(np.concatenate([a, b])).max())
     if s_d > 1e-12 * scale:
         p_t = float(2 * special.stdtr(n - 1, -abs(mean) / s_d * math.sqrt(n)))
@@ -102,9 +107,8 @@ def detectable_effect(
 ) -> float:
     """Minimum detectable effect: the true mean difference that ``n`` pairs would find with this power.
 
-    "Find": significant in the two-sided paired t test and estimated at ``equivalence`` or more. From the noncentral t
-    distribution; the usual ``(t[1-alpha/2] + t[power]) * s_d / sqrt(n)`` approximates it: the same number of pairs at
-    alpha 0.05, but 8 % too optimistic for 4 pairs at 0.01, where Holm over 5 candidates begins. inf below 2 pairs.
+    "Find": significant in the two-sided paired t test and estimated at ``equivalence`` or more. inf below 2 pairs. The
+    noncentral t distribution; the usual formula is 8 % too optimistic for 4 pairs at 0.01, where Holm over 5 begins.
 
     >>> round(detectable_effect(0.003, 7), 4)
     0.0038
@@ -126,10 +130,8 @@ def pairs_needed(effect: float, s_d: float, *, alpha: float = 0.05, power: float
     low, high = 1, most  # the detectable effect falls with n: bisection
     while high - low > 1:
         middle = (low + high) // 2
-        if detectable_effect(s_d, middle, alpha=alpha, power=power) <= effect:
-            high = middle
-        else:
-            low = middle
+        enough = detectable_effect(s_d, middle, alpha=alpha, power=power) <= effect
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 

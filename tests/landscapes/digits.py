@@ -85,16 +85,3 @@ def decisions(weights: Weights) -> NDArray[np.int64]:
 
 def accuracy(weights: Weights) -> float:
     return float((decisions(weights) == data()[1][1200:].numpy()).mean())
-
-
-def permuted(weights: Weights, seed: int) -> dict[str, NDArray[np.generic]]:
-    """The same function with the units of both hidden layers in another order."""
-    rng = np.random.default_rng(seed)
-    copy = {name: np.array(array) for name, array in weights.items()}
-    for layer, norm, following in (("0", "1", "3"), ("3", "4", "6")):
-        order = rng.permutation(WIDTH)
-        for name in (f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{part}" for part in
-                     ("weight", "bias", "running_mean", "running_var"))):  # fmt: skip
-            copy[name] = copy[name][order]
-        copy[f"{following}.weight"] = copy[f"{following}.weight"][:, order]
-    return copy
