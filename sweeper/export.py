@@ -104,8 +104,8 @@ def export(service: Service, trial: int | None = None) -> Exported:
             raise ConfigError(f"export {service.sweep.name}: no winner; expected one, or a trial by --trial N{hint}")
         trial = winner.trial
     row = _found(rows, trial)
-    spec = dict(row.spec or {})
-    trace = service.trace(spec)
+    assert row.schedule is not None  # see _found
+    spec, trace = row.schedule.spec, service.trace(row.schedule)
     recipe = _recipe(service, row)
     title = f"{service.sweep.name}, trial {trial}"
     words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch}

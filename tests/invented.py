@@ -17,7 +17,7 @@ from PIL import Image
 
 from sweeper import charts, evidence, names, search
 from sweeper.config import Sweep
-from sweeper.schedules import Trace, words
+from sweeper.schedules import Trace, parse, words
 from sweeper.service import Place, Service
 
 EPOCHS = 16
@@ -98,7 +98,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
     while (slot := study.claim("inventor")) is not None:
         study.beat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=0)
         spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest).spec)
-        trace = service.trace(spec)
+        trace = service.trace(parse(spec))
         name = str(slot.facts.name or f"trial {slot.number}")
         called = service.sweep.label(spec)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak}

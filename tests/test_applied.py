@@ -81,7 +81,7 @@ def test_a_trial_whose_trainer_does_not_apply_the_schedule_fails_and_says_where(
     assert {row.facts.confounder for row in rows} == {"learning rate not as proposed"}
     times, adam = 3 if sweep.recipe.optimizer == "MuSGD" else 1, sweep.recipe.optimizer == "AdamW"
     for wrong, row in zip(wrongs, rows, strict=True):
-        trace = service.trace(row.spec or {})
+        trace = service.trace(row.schedule)
         lr, bias = (times * trace.group(name).astype(np.float64) for name in ("weight", "bias"))
         assert trace.momentum is not None
         name, used, proposed = ("beta 1", 0.9, 0.937) if adam else ("momentum", *trace.momentum[[-1, 0]].tolist())

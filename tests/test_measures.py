@@ -81,7 +81,7 @@ def by_hand(file: Path, place: Path, tmp_path: Path) -> dict[str, float]:
     """COCO's metrics of the stored final state, loaded into a trainer of this process."""
     one = service(file, place)
     (row,) = one.study.trials()
-    trace = one.trace(row.spec or {})
+    trace = one.trace(row.schedule)
     recipe = one.recipe(0)
     facts = one.facts(training.fingerprint(recipe, "cpu", recipe.threads))
     key = prefix_keys(recipe.digest(facts), trace)[-1]

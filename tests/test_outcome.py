@@ -14,6 +14,7 @@ from trials import run
 from sweeper import charts, evidence, report, search, stats
 from sweeper.charts import Line
 from sweeper.errors import ConfigError
+from sweeper.schedules import parse
 from sweeper.service import Service
 from sweeper.study import Trial
 
@@ -176,7 +177,7 @@ def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("unlearned")
     service = invented.launched(invented.written(folder, trials=3), folder / "store")
     while (slot := service.study.claim("inventor")) is not None:
-        trace = service.trace(slot.propose(lambda suggest: search.propose(service.sweep, suggest).spec))
+        trace = service.trace(parse(slot.propose(lambda suggest: search.propose(service.sweep, suggest).spec)))
         slot.set("trace", trace.digest)
         slot.set("facts", trace.facts())
         for epoch in range(trace.epochs):

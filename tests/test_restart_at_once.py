@@ -36,8 +36,8 @@ def test_the_battery_on_a_restart_inside_the_first_epoch_ends(tmp_path: Path) ->
 
     work()
     [row] = service.study.trials()
-    assert service.trace(row.spec or {}).jumps()[0].epoch == 0
-    trace, seed = service.trace(row.spec or {}), service.sweep.recipe.seed
+    assert service.trace(row.schedule).jumps()[0].epoch == 0
+    trace, seed = service.trace(row.schedule), service.sweep.recipe.seed
     # as Service.examine, which refuses a trial that learned nothing: three steps of training are not many
     service.study.add(evidence.control_slots([row], row, trace, seed))
     work()

@@ -259,8 +259,8 @@ def _last(spec: dict[str, Any]) -> float:
     [
         ({"decay": OPEN}, "leaves a, b open"),
         ({"decay": [{OPEN: {"a": [0.5]}}]}, "leaves b open"),
-        ({"decay": [{"cosine": {"pwer": [1, 2]}}]}, "'pwer'"),
-        ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "'c'"),
+        ({"decay": [{"cosine": {"pwer": [1, 2]}}]}, "search: cawb: pwer is not a parameter; known are lr,"),
+        ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "search: cawb: c is not a parameter"),
         ({"decay": [{"cosine": {"power": [-1, 2]}}]}, "power"),
         ({"decay": [{"(u-0.5)**b": {"b": {"low": 0.5, "high": 1.5}}}]}, "LR is nan"),
         ({"decay": [{"cosine": 3}]}, "with its own parameters"),

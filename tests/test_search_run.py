@@ -104,7 +104,7 @@ def test_the_facts_of_a_schedule_are_plain_numbers_on_the_trial(twins: tuple[Tri
     """One by one, as optuna-dashboard shows and plots them."""
     row = twins[1].study.trials()[0]
     assert row.spec is not None
-    facts = twins[1].trace(row.spec).facts()
+    facts = twins[1].trace(row.schedule).facts()
     for name in ("restarts", "drops", "peak", "final", "integral", "warmup_fraction"):
         assert getattr(row.facts, name) == facts[name]
 

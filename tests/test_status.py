@@ -30,7 +30,7 @@ def test_a_log_gets_a_headline_the_trials_in_training_and_the_last_errors(shown:
     assert "shown: 1 running, 22 complete, 1 fail of 24 trials; " in first
     assert first.endswith("epoch 377 of 384, about 10 min left")  # 23 are settled, one is at its tenth epoch
     row = {row.number: row for row in shown.study.trials()}[7]
-    rate = float(shown.trace(row.spec or {}).lr[9 * 3])
+    rate = float(shown.trace(row.schedule).lr[9 * 3])
     assert at.startswith(f"  trial 7 on cuda:1: epoch 9 of 16, LR {rate:.4g}, mAP50-95 {row.curve[8]:.4f} ")
     assert len(at.rpartition(" ")[2]) == 9  # a bar for each epoch
     assert failed == "  trial 4: not finite: loss nan at epoch 6, step 17; lower lr0"

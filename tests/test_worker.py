@@ -66,7 +66,7 @@ def assert_exact(world: World) -> set[str]:
     """Every trial ended where its undisturbed training ends, with complete curves; the keys of all segments."""
     keys: set[str] = set()
     for row in world.service.study.trials():
-        trace = world.service.trace(row.spec or {})
+        trace = world.service.trace(row.schedule)
         digest, value = undisturbed(row.seed or 0, trace)
         assert (row.state, row.score, row.facts.state_digest) == ("COMPLETE", value, digest)
         assert sorted(row.curve) == list(range(EPOCHS))
@@ -145,7 +145,10 @@ def test_two_workers_that_want_the_same_segment_train_it_once(home: Home, tmp_pa
     world.run()
     assert set(check(world).values()) == {1}
     assert len(world.happened) == len(world.trained)
-    by = {row["by"] for row in world.service.store.get(world.keys(0, world.service.trace(STAY))[EPOCHS]).rows}
+    by = {
+        row["by"]
+        for row in world.service.store.get(world.keys(0, world.service.trace(world.sweep.schedule(STAY)))[EPOCHS]).rows
+    }
     assert by <= {f"{world.service.study.id}/{number}" for number in range(3)}
 
 
@@ -477,7 +480,7 @@ def test_a_last_state_that_does_not_load_is_trained_again(home: Home, tmp_path: 
     service.training = functools.partial(Choosy, world=world)
     Worker(service, device="cpu", stop=threading.Event()).run()
     (row,) = world.service.study.trials()
-    digest, value = undisturbed(row.seed or 0, world.service.trace(STAY))
+    digest, value = undisturbed(row.seed or 0, world.service.trace(world.sweep.schedule(STAY)))
     assert (row.state, row.facts.state_digest, row.score) == ("COMPLETE", digest, pytest.approx(value))
     assert [reason.splitlines()[0] for reason in row.reasons] == [
         "SnapshotCorrupt: snapshot: is not of this model and optimizer"
@@ -549,10 +552,10 @@ def test_only_the_branches_of_a_trunk_are_trained(home: Home, tmp_path: Path) ->
     assert early == []
     baseline, same, *rows = world.service.study.trials()
     assert (same.facts.duplicate_of, same.score) == (baseline.number, baseline.score)
-    trunk = world.keys(baseline.seed or 0, world.service.trace(baseline.schedule or {}))
+    trunk = world.keys(baseline.seed or 0, world.service.trace(baseline.schedule))
     for row in rows:
         first = min((row.spec or {})["steps"], default=EPOCHS)
-        mine = world.keys(row.seed or 0, world.service.trace(row.spec or {}))
+        mine = world.keys(row.seed or 0, world.service.trace(row.schedule))
         assert mine[: first + 1] == trunk[: first + 1]
         assert row.facts.epochs_trained <= EPOCHS - first
 

@@ -22,8 +22,6 @@ from sweeper.schedules import (
     Schedule,
     TimeBase,
     Trace,
-    epochs_from_iterations,
-    iterations_from_epochs,
     parse,
     short,
 )
@@ -266,13 +264,15 @@ def convert(
     given = Duration.parse(length, "length")
     if given.unit not in ("ep", "it"):
         raise ConfigError(f"length: {length!r} is not in iterations or epochs; expected for example 4000it or 2.1642ep")
-    iterations = given.value if given.unit == "it" else iterations_from_epochs(given.value, images, batch)
-    epochs = epochs_from_iterations(iterations, images, batch)
+    TimeBase.from_images(images, batch, epochs=1)  # refuses what is no size
+    iterations = given.value if given.unit == "it" else given.value * images / batch
+    epochs = iterations * batch / images
     lines: dict[str, Any] = {"iterations": iterations, "epochs": epochs, "images": images, "batch": batch}
     said = [f"{iterations:.1f} iterations of {batch} on {images} images = {epochs:.4f} epochs"]
     if to_images is not None or to_batch is not None:
         other, size = images if to_images is None else to_images, batch if to_batch is None else to_batch
-        carried = iterations_from_epochs(epochs, other, size)
+        TimeBase.from_images(other, size, epochs=1)
+        carried = epochs * other / size
         lines["to"] = {"iterations": carried, "epochs": epochs, "images": other, "batch": size}
         said.append(f"{epochs:.4f} epochs on {other} images = {carried:.1f} iterations of {size}")
     typer.echo(json.dumps(lines) if as_json else "\n".join(said))

@@ -113,12 +113,12 @@ def configurations(service: Service, rows: Sequence[Trial], link: str | None = N
     found = []
     for own in groups.values():
         first = min(own, key=lambda row: (row.stage == "confirm", row.number))
-        run_id, spec = service.run_id(first), dict(first.spec or {})
-        trace = service.trace(spec)
+        assert first.schedule is not None  # it has begun
+        run_id, trace = service.run_id(first), service.trace(first.schedule)
         found.append(
             Configuration(
                 trial=first.number,
-                label=service.searched.label(spec),
+                label=service.searched.label(first.schedule.spec),
                 trace=trace,
                 curves=[row.curve for row in (first, *(row for row in own if row is not first))],
                 effects=_effects(first, trace, service.sweep.escape.within),

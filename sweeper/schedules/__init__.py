@@ -12,7 +12,7 @@ from sweeper.schedules.trace import (
     prefix_keys,
     quench,
 )
-from sweeper.schedules.values import Duration, TimeBase, epochs_from_iterations, iterations_from_epochs
+from sweeper.schedules.values import Duration, TimeBase
 
 __all__ = [
     "AT_RESTARTS",
@@ -27,9 +27,7 @@ __all__ = [
     "begin_alike",
     "counterfactual",
     "epochs_along",
-    "epochs_from_iterations",
     "flat",
-    "iterations_from_epochs",
     "label",
     "matched_peak",
     "parse",

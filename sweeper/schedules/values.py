@@ -118,23 +118,6 @@ class Duration:
         return f"{int(self.value) if self.value == int(self.value) else self.value}{self.unit}"
 
 
-def epochs_from_iterations(iterations: float, images: int, batch: int) -> float:
-    """iterations * batch / images: how often ``iterations`` batches of ``batch`` go over ``images`` images.
-
-    A fraction, because a count of images is compared, not of batches (the last, smaller batch is not rounded up).
-    """
-    _count("images", images)
-    _count("batch", batch)
-    return Duration.parse(iterations, "iterations").value * batch / images
-
-
-def iterations_from_epochs(epochs: float, images: int, batch: int) -> float:
-    """epochs * images / batch, the inverse of :func:`epochs_from_iterations`. Not rounded."""
-    _count("images", images)
-    _count("batch", batch)
-    return Duration.parse(epochs, "epochs").value * images / batch
-
-
 Check = Callable[[str, object], object]
 """check(what, value): the value in its one JSON-able form; ScheduleError naming ``what`` and what is allowed."""
 

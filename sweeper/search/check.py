@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeper.config import Parameter, Range, Sweep
 from sweeper.errors import ConfigError, ScheduleError
-from sweeper.schedules import FAMILIES, Schedule, TimeBase
+from sweeper.schedules import Schedule, TimeBase
 from sweeper.schedules.decay import free_names
 from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
@@ -22,7 +22,7 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     Without a time base the steps per epoch are not known yet; epochs are, and most mistakes are about those. What is
     written in steps or images is then left to the second look.
     """
-    _check_names(sweep)
+    _check_constants(sweep)
     scale, pruner = sweep.search.params.get("step_scale"), sweep.pruner
     if scale is not None and scale.per_cycle and most_cycles(sweep.search) == 1:
         raise ConfigError(
@@ -55,26 +55,18 @@ def _in_steps(sweep: Sweep) -> bool:
     return re.search(r'"\s*[0-9.]+([eE][+-]?[0-9]+)?\s*(it|img)\s*"', text) is not None
 
 
-def _check_names(sweep: Sweep) -> None:
-    """The parameters of a choice must be the family's, or constants of the choice, of which none may be left open."""
-    search = sweep.search
-    for name, parameter in search.params.items():
-        for choice in parameter.choices or (parameter.value,):
-            below = parameter.conditional.get(parameter.label(choice), {}) if parameter.choices else {}
-            open_names = free_names(choice) if isinstance(choice, str) and not choice.isidentifier() else set()
-            family = FAMILIES.get(search.family)
-            known = {} if family is None else {**family.keys({}), **family.keys({name: choice})}
-            for inner in below.keys() - known.keys() - open_names:
-                constants = f" or of its constants {', '.join(sorted(open_names))}" if open_names else ""
-                raise ConfigError(
-                    f"search.{name}: {choice!r} has a parameter {inner!r} of its own, which is not one of "
-                    f"{search.family}'s{constants}"
-                )
-            if name == "decay" and (missing := sorted(open_names - below.keys())):
-                raise ConfigError(
-                    f"search.decay: {choice!r} leaves {', '.join(missing)} open; expected for example "
-                    f"- {choice}: {{{missing[0]}: {{low: 0.5, high: 2}}}}"
-                )
+def _check_constants(sweep: Sweep) -> None:
+    """A decay written as arithmetic may leave constants open only if it says which values they may have."""
+    decay = sweep.search.params.get("decay", Parameter())
+    for choice in decay.examples():
+        if not isinstance(choice, str) or choice.isidentifier():
+            continue
+        below = decay.conditional.get(decay.label(choice), {}) if decay.choices else {}
+        if missing := sorted(free_names(choice) - below.keys()):
+            raise ConfigError(
+                f"search.decay: {choice!r} leaves {', '.join(missing)} open; expected for example "
+                f"- {choice}: {{{missing[0]}: {{low: 0.5, high: 2}}}}"
+            )
 
 
 def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:

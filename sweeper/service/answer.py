@@ -98,7 +98,8 @@ def examine(service: Service, trial: Trial) -> Iterator[int]:
             f"escape: trial {trial.number} learned nothing, its {service.sweep.objective} is 0.0000, so there is "
             "nothing to examine; expected a trial with a higher score: --trial N"
         )
-    trace, seed = service.trace(trial.schedule or {}), service.sweep.recipe.seed
+    assert trial.schedule is not None  # it was trained
+    trace, seed = service.trace(trial.schedule), service.sweep.recipe.seed
     controls = evidence.control_slots(service.study.trials(), trial, trace, seed)
     service.study.add(controls)
     yield len(controls)

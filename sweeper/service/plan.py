@@ -237,8 +237,9 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
 
 
 def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequence[Trial]) -> Disk:
-    begun = [trial for trial in trials if trial.schedule is not None and trial.facts.recipe and trial.curve][-MEASURED:]
-    last = {prefix_keys(str(t.facts.recipe), service.trace(t.schedule or {}))[len(t.curve)] for t in begun}
+    begun = [trial for trial in trials if trial.spec is not None and trial.facts.recipe and trial.curve][-MEASURED:]
+    traced = [(trial, service.trace(schedule)) for trial in begun if (schedule := trial.schedule) is not None]
+    last = {prefix_keys(str(trial.facts.recipe), trace)[len(trial.curve)] for trial, trace in traced}
     measured = service.store.mean_bytes(last) if last else None
     limit, free = service.room()
     return Disk(states, reckoned if measured is None else round(measured), measured is not None, limit, free)

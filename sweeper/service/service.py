@@ -292,9 +292,9 @@ class Service:
 
     # -- what can be said of it
 
-    def trace(self, spec: Mapping[str, Any] | schedules.Schedule) -> Trace:
-        """The LR trace that this sweep's trials get from a schedule or its spec."""
-        return schedules.parse(spec).trace(self.time)
+    def trace(self, schedule: schedules.Schedule) -> Trace:
+        """The LR trace that this sweep's trials get from a schedule."""
+        return schedule.trace(self.time)
 
     def plan(self, draws: int | None = None) -> Plan:
         """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing."""
@@ -315,8 +315,9 @@ class Service:
         """Epochs that a schedule shares with a baseline from the first on: on any seed they are trained only once."""
         text = json.dumps(spec, sort_keys=True)
         if text not in self._shared:
-            keys = prefix_keys("", self.trace(spec))
-            others = [prefix_keys("", self.trace(other)) for other in self.baselines().values() if other != spec]
+            schedule, baselines = schedules.parse(spec), self.sweep.named_baselines.values()
+            keys = prefix_keys("", self.trace(schedule))
+            others = [prefix_keys("", self.trace(other)) for other in baselines if other != schedule]
             alike = (sum(map(operator.eq, keys, other)) - 1 for other in others)
             self._shared[text] = max(alike, default=0)
         return self._shared[text]
@@ -325,7 +326,8 @@ class Service:
         """How a schedule departs from the baseline ``trunk``; None if it does not."""
         text = json.dumps([spec, trunk], sort_keys=True)
         if text not in self._departures:
-            self._departures[text] = stats.Departure.of(self.trace(spec), self.trace(self.baselines()[trunk]))
+            reference = self.trace(self.sweep.named_baselines[trunk])
+            self._departures[text] = stats.Departure.of(self.trace(schedules.parse(spec)), reference)
         return self._departures[text]
 
     def leaders(self, rows: Sequence[Trial]) -> list[int]:

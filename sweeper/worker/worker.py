@@ -230,7 +230,7 @@ class Worker:
             propose, known=lambda spec: self._known.trained(slot, proposals[-1]), reference=service.agenda.against
         )
         schedule = proposals[-1] if proposals else parse(spec)
-        trace, recipe = schedule.trace(service.time), service.recipe(slot.seed)
+        trace, recipe = service.trace(schedule), service.recipe(slot.seed)
         facts = service.facts(child.fingerprint(recipe))
         digest = recipe.digest(facts)
         return Task(slot, schedule, trace, recipe, facts, digest, prefix_keys(digest, trace), service.branches(trace))
