@@ -37,15 +37,19 @@ from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
 
 TRIALS, EPOCHS, LEASE_S = 6, 4, 8.0
+RACE = {"seeds": 4, "begin": 1, "race": 1.5}  # of three proposals two go on to a second seed, and one to four
 SAME = ("curve/lr", "curve/mAP50-95", "train/box_loss", "val/box_loss", "curve/lr_rel")
+
+
+Run = tuple[str, int]  # a configuration's name and a seed: in a race numbers depend on who comes first
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What an undisturbed and a disturbed sweep must agree on, and what is wrong with it by itself."""
 
-    digests: dict[int, str]
-    points: dict[tuple[int, str, int], float]
+    digests: dict[Run, str]
+    points: dict[tuple[Run, str, int], float]
     wrong: tuple[str, ...]
     attempts: int
     epochs_trained: int
@@ -59,6 +63,7 @@ class Stand:
     name: str
     place: Place
     workers: int = 2
+    raced: bool = False
 
     def __post_init__(self) -> None:
         constants = [{"family": "constant", "lr": 0.02 * (1 + i / 100)} for i in range(TRIALS // 2)]
@@ -66,7 +71,13 @@ class Stand:
         drops = [{"family": "multistep", "lr": 0.02, "boundaries": [at], "gamma": 0.5} for at in range(1, EPOCHS)]
         changes = {"baselines": constants, "enqueue": drops, "trials": len(drops), "epochs": EPOCHS}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=1000, **changes)
+        if self.raced:
+            tiny.squares(self.folder / "data")  # something to learn: the race is decided by scores
+            search = {**tiny.SWEEP["search"], **RACE, "trunk": None}
+            changes |= {**tiny.LEARNING, "baselines": constants[:1], "search": search}
+            self.sweep = tiny.written(self.folder, name=self.name, lease_s=LEASE_S, attempts=1000, **changes)
+        else:
+            self.sweep = tiny.write(self.folder, name=self.name, lease_s=LEASE_S, attempts=1000, **changes)
         self.crew: list[subprocess.Popen[bytes]] = []
         self.held: Held | None = None
         self.killed = self.crashed = 0
@@ -145,8 +156,11 @@ class Stand:
         wrong = []
         opened = database.open(self.place.database)
         rows = self.study.trials()
-        if [row.number for row in rows] != list(range(TRIALS)):
+        if [row.number for row in rows] != list(range(len(rows) if self.raced else TRIALS)):
             wrong.append(f"trials {[row.number for row in rows]}")
+        names = {row.number: (row.name, row.seed) for row in rows}
+        if len(set(names.values())) != len(rows):
+            wrong.append("a configuration was trained on one seed twice")
         wrong += [f"trial {row.number} is {row.state}" for row in rows if row.state != "COMPLETE"]
         wrong += [f"trial {row.number}: epochs {sorted(row.curve)}" for row in rows if len(row.curve) != EPOCHS]
         tracker = Tracker(self.place.tracking, self.name, self.place.folder / "journals").of(self.study.id)
@@ -154,9 +168,9 @@ class Stand:
         if waiting := tracker.waiting():
             wrong.append(f"{waiting} journals not sent: {tracker.problem}")
         runs = tracker.server.runs()
-        if len(runs) != TRIALS + 1:
+        if len(runs) != len(rows) + 1:
             wrong.append(f"{len(runs)} runs")
-        points: dict[tuple[int, str, int], float] = {}
+        points: dict[tuple[Run, str, int], float] = {}
         for run in tracker.runs():
             number = int(run["tags"]["sweeper.trial"])
             if run["status"] != "FINISHED":
@@ -165,16 +179,16 @@ class Stand:
                 found = tracker.server.history(run["run_id"], key)
                 if [step for step, _, _ in found] != list(range(EPOCHS)):
                     wrong.append(f"run {number}: {key} at steps {[step for step, _, _ in found]}")
-                points |= {(number, key, step): value for step, value, _ in found}
+                points |= {(names[number], key, step): value for step, value, _ in found}
             for row in rows:
                 if row.number == number and any(
-                    points.get((number, "curve/mAP50-95", e)) != v for e, v in row.curve.items()
+                    points.get((names[number], "curve/mAP50-95", e)) != v for e, v in row.curve.items()
                 ):
                     wrong.append(f"trial {number}: study and MLflow disagree")
         tracker.close()
         wrong += leases(opened) + snapshots(opened, self.place)
         return Outcome(
-            {row.number: str(row.facts.state_digest) for row in rows},
+            {names[row.number]: str(row.facts.state_digest) for row in rows},
             points,
             tuple(wrong),
             sum(row.attempt for row in rows),
@@ -224,7 +238,7 @@ class Drill:
 
     def __init__(self, folder: Path, kills: int, seed: int) -> None:
         self.folder, self.kills, self.chance = folder, kills, random.Random(seed)
-        self.calm: Outcome | None = None
+        self.calm: dict[bool, Outcome] = {}  # by whether it was a race
         self.table: list[tuple[str, str, str, float]] = []
         self.running: list[Stand] = []
         self._postgres: Postgres | None = None
@@ -253,11 +267,11 @@ class Drill:
         self._mlflow.ready()
         return self._mlflow
 
-    def stand(self, name: str, *, served: bool, workers: int = 2) -> Stand:
+    def stand(self, name: str, *, served: bool, workers: int = 2, raced: bool = False) -> Stand:
         """Embedded, or on PostgreSQL and a served MLflow."""
         folder = self.folder / name
         urls = (self.url, self.mlflow.url) if served else (None, None)
-        made = Stand(folder, name, Place(str(folder / "store"), *urls), workers)
+        made = Stand(folder, name, Place(str(folder / "store"), *urls), workers, raced)
         self.running.append(made)
         return made
 
@@ -280,13 +294,18 @@ class Drill:
         print(" | ".join((name, faults, self.table[-1][2], f"{self.table[-1][3]:.0f} s")), flush=True)
 
     def judge(self, stand: Stand) -> list[str]:
-        found, calm = stand.audit(), self.calm
+        found, calm = stand.audit(), self.calm.get(stand.raced)
         wrong = list(found.wrong)
         if calm is None:
-            self.calm = found
+            self.calm[stand.raced] = found
             return wrong
-        differ = [number for number in calm.digests if found.digests.get(number) != calm.digests[number]]
-        wrong += [f"final states of trials {differ} differ"] if differ else []
+        if found.digests.keys() != calm.digests.keys():
+            others = sorted(found.digests.keys() ^ calm.digests.keys())
+            wrong.append(f"other runs than undisturbed: {others}")
+        differ = [run for run in calm.digests if found.digests.get(run) != calm.digests[run]]
+        wrong += [f"final states of {differ} differ"] if differ else []
+        if stand.raced and found.epochs_trained > calm.epochs_trained + stand.killed:
+            wrong.append(f"{found.epochs_trained} epochs trained instead of {calm.epochs_trained}")
         lost = calm.points.keys() - found.points.keys()
         other = [key for key in calm.points.keys() & found.points.keys() if calm.points[key] != found.points[key]]
         return (
@@ -300,6 +319,24 @@ class Drill:
         stand.start()
         stand.finish()
         return [stand], f"{TRIALS} trials of {EPOCHS} epochs"
+
+    def race(self, kills: int) -> tuple[list[Stand], str]:
+        """A race left alone, and the same race whose workers are killed after every few of its epochs."""
+        calm = self.stand("race-undisturbed", served=False, workers=1, raced=True)
+        calm.start()
+        calm.finish()
+        epochs, stand = calm.epochs(), self.stand("race", served=False, raced=True)
+        stand.start()
+        for goal in sorted(self.chance.sample(range(1, epochs - EPOCHS), kills)):
+            tiny.wait(lambda goal=goal: stand.tend() or stand.epochs() >= goal, 1800)
+            stand.kill(self.chance)
+        stand.finish()
+        rows = stand.study.trials()
+        replicates = sum(row.original is not None for row in rows)
+        return [
+            calm,
+            stand,
+        ], f"{stand.killed} kill -9 over a race of {len(rows)} trials, {replicates} of them replicates"
 
     def killing(self, name: str, kills: int, *, served: bool, sweeps: int = 1) -> tuple[list[Stand], str]:
         """Kill until the number is reached; a sweep that ends before is not enough, so another one follows."""
@@ -454,6 +491,7 @@ def main() -> int:
             "kills-sqlite": lambda: drill.killing("kills-sqlite", asked.kills - half, served=False),
             "kills-postgresql": lambda: drill.killing("kills-postgresql", half, served=True),
             "two-sweeps": lambda: drill.killing("two", 2, served=True, sweeps=2),
+            "race": lambda: drill.race(min(max(asked.kills // 5, 3), 15)),
             "frozen": drill.frozen,
             "database": drill.database_away,
             "mlflow": drill.tracking_away,
@@ -464,7 +502,8 @@ def main() -> int:
             if shutil.which("iptables"):
                 scenarios["network"] = drill.network_cut
         skipped = [name for name in ("disk", "network") if name not in scenarios]
-        drill.scenario("undisturbed", drill.undisturbed)
+        if asked.only != ["race"]:  # it has an undisturbed race of its own
+            drill.scenario("undisturbed", drill.undisturbed)
         for name, work in scenarios.items():
             if not asked.only or name in asked.only:
                 drill.scenario(name, work)
