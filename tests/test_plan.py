@@ -198,6 +198,14 @@ def test_disk_and_hours_are_those_of_the_sweep(
     assert "device hours" not in shown
 
 
+def test_two_epochs_say_how_long_it_takes(home: Home, tmp_path: Path) -> None:  # noqa: F811
+    world = World(home, tmp_path, toy(), hook=lambda world, _, epoch: world.leave() if epoch == 1 else None)
+    world.run(workers=1)
+    assert len(world.trained) == 2
+    assert not any(row.state == "COMPLETE" for row in world.service.study.trials())
+    assert world.service.plan().seconds_per_epoch == 36
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_a_state_has_about_the_size_that_plan_says(tmp_path: Path, data: Path, optimizer: str) -> None:
     sweep = Sweep.load(written(tmp_path, data, optimizer=optimizer, epochs=2, freeze=None))

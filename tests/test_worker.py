@@ -331,7 +331,7 @@ def test_a_full_disk_costs_states_not_the_trial(
         pytest.skip("mounting a small file system needs root")
     try:
         store = url.format(small) if "://" in url else None
-        world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]]), store=store, ballast=400_000)
+        world = World(home, tmp_path, written(baselines=[STAY, DROPS[4]], store_gb=20), store=store, ballast=400_000)
         with caplog.at_level(logging.WARNING, "sweeper"):
             world.run()
         assert_exact(world)

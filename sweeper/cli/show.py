@@ -304,7 +304,7 @@ def status(found: "Status") -> None:
     store, epochs = found.store, found.epochs
     free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
     console.print(
-        f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:g}{free}; "
+        f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:.3g}{free}; "
         f"read {store.reads} times"
     )
     if total := epochs.trained + epochs.reused:

@@ -1,6 +1,7 @@
 """Where sweeps' things are, and which sweeps were launched there."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from sweeper.study import Study
 from sweeper.tracking import check_uri
 
 RESERVE = 500_000_000
+MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
 ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
 
 AnySweep = Sweep | str | os.PathLike[str]
@@ -66,6 +68,20 @@ class Place:
     def snapshots(self) -> str:
         """Where training states are stored."""
         return self.store if "://" in self.store else str(self.folder / "snapshots")
+
+    @property
+    def free(self) -> int | None:
+        """Bytes that the disk of the states has free; None where that is not known."""
+        if "://" in self.snapshots:
+            return None
+        states = Path(self.snapshots)
+        return shutil.disk_usage(next(folder for folder in (states, *states.parents) if folder.exists())).free
+
+    def limit(self, store_gb: float | None, held: int) -> int:
+        """How many bytes of states are kept here, where ``held`` are there already; ``store_gb`` as in a sweep file."""
+        if store_gb is not None:
+            return int(store_gb * 1e9)
+        return REMOTE if self.free is None else min((held + self.free) // 2, MOST)
 
 
 def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[Service, list[str]]:

@@ -1,5 +1,6 @@
 """What a sweep would do, before anything is trained."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -7,12 +8,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeper import search
-from sweeper.errors import DeviceError
+from sweeper.errors import DatabaseError, DeviceError
 from sweeper.schedules import Schedule, Trace, begin_alike, prefix_keys
 from sweeper.service.racing import Cost, RacePlan, race_plan
 from sweeper.service.run import slots
 from sweeper.stats import MIN_PAIRS, Spread, detectable_effect
-from sweeper.study import Trial, samplers
+from sweeper.study import Study, Trial, samplers
 
 if TYPE_CHECKING:
     from sweeper.service.service import Service
@@ -164,7 +165,7 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     """
     reckoned_bytes = service.check_sweep()
     samplers.make(service.sweep.sampler, seed=0, number=0)
-    baselines, time, finished = service.baselines(), service.time, service.rows_if_launched()
+    baselines, time, finished = service.baselines(), service.time, _trials(service)
     timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
     seconds = median(timed) if timed else None
     trials = service.sweep.trials if draws is None else draws
@@ -241,8 +242,20 @@ def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequenc
     traced = [(trial, service.trace(schedule)) for trial in begun if (schedule := trial.schedule) is not None]
     last = {prefix_keys(str(trial.facts.recipe), trace)[len(trial.curve)] for trial, trace in traced}
     measured = service.store.mean_bytes(last) if last else None
-    limit, free = service.room()
-    return Disk(states, reckoned if measured is None else round(measured), measured is not None, limit, free)
+    limit = service.place.limit(service.sweep.store_gb, 0)
+    with contextlib.suppress(DatabaseError):
+        if not service.unborn:
+            limit = service.store.max_bytes or limit
+    size = reckoned if measured is None else round(measured)
+    return Disk(states, size, measured is not None, limit, service.place.free)
+
+
+def _trials(service: "Service") -> list[Trial]:
+    """The trials so far; none before the launch, and none is created by asking."""
+    if not service.unborn:
+        with contextlib.suppress(DatabaseError):
+            return Study.open(service.database, service.sweep.name).trials()
+    return []
 
 
 def _duration(service: "Service", epochs: int, seconds: float) -> Duration:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import operator
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,8 +27,6 @@ from sweeper.training.process import TrainingProcess
 
 if TYPE_CHECKING:
     from sweeper.service.place import Place
-
-MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
 
 #: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
 _NOTED = ("store", "train_images", "classes", "free", "overrides")
@@ -98,28 +95,8 @@ class Service:
         make, known = not self.looking, self._launched_as.get("store")
         reserve = self.place.reserve if make else 0
         store = Store(self.place.snapshots, self.database, None, reserve, id=known, make=make)
-        store.max_bytes = self._limit(store.usage().bytes)
+        store.max_bytes = self.place.limit(self.sweep.store_gb, store.usage().bytes)
         return store
-
-    def room(self) -> tuple[int, int | None]:
-        """Bytes of the states that are kept, and bytes that the disk has free (None: not known)."""
-        try:
-            return self.store.max_bytes or 0, self._free
-        except database.NothingThere:
-            return self._limit(0), self._free
-
-    def _limit(self, held: int) -> int:
-        """How many bytes of states are kept, where ``held`` are there already."""
-        if self.sweep.store_gb is not None:
-            return int(self.sweep.store_gb * 1e9)
-        return REMOTE if self._free is None else min((held + self._free) // 2, MOST)
-
-    @property
-    def _free(self) -> int | None:
-        if "://" in self.place.snapshots:
-            return None
-        states = Path(self.place.snapshots)
-        return shutil.disk_usage(next(folder for folder in (states, *states.parents) if folder.exists())).free
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -134,7 +111,7 @@ class Service:
     @cached_property
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
-        if self._unborn:
+        if self.unborn:
             raise DatabaseError(f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first")
         study = Study.open(self.database, self.sweep.name, **self._leases)
         if not self._launched_as:
@@ -171,13 +148,16 @@ class Service:
 
     def _notes(self) -> dict[str, Any]:
         keys = self.sweep.flat()
-        free = {key: keys[key] for key in Sweep.FREE}
-        images, classes = self.dataset.train_images, list(self.dataset.names)
-        notes = (self.store.id, images, classes, free, list(self.overrides))
-        return dict(zip(_NOTED, notes, strict=True))
+        return {
+            "store": self.store.id,
+            "train_images": self.dataset.train_images,
+            "classes": list(self.dataset.names),
+            "free": {key: keys[key] for key in Sweep.FREE},
+            "overrides": list(self.overrides),
+        }
 
     @property
-    def _unborn(self) -> bool:
+    def unborn(self) -> bool:
         """Whether the database is a file that is not there: looking must not make it."""
         url = database.parse(self.place.database)
         return url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists()
@@ -229,11 +209,7 @@ class Service:
         coco.check_objective(self.dataset, self.sweep)
         with (
             tempfile.TemporaryDirectory(prefix="sweeper-check-") as aside,
-            self.training(
-                device="cpu",
-                folder=Path(aside) if self.looking else self.place.folder / "work" / "check",
-                stall_s=120,
-            ) as child,
+            self.training(device="cpu", folder=Path(aside), stall_s=120) as child,
         ):
             child.fingerprint(self.sweep.recipe)
             return child.state_bytes(self.sweep.recipe)
@@ -358,14 +334,6 @@ class Service:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
         rows = self.study.trials() if rows is None else rows
         return evidence.verdicts(rows, trial, self.sweep.escape)
-
-    def rows_if_launched(self) -> list[Trial]:
-        """The trials so far; none before the launch, and none is created by asking."""
-        if self._unborn:
-            return []
-        with contextlib.suppress(DatabaseError):
-            return Study.open(self.database, self.sweep.name).trials()
-        return []
 
     def run_id(self, row: Trial) -> str | None:
         """The trial's run in MLflow; asks there where its worker was never told. None if there is none, or nobody."""

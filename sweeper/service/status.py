@@ -149,7 +149,7 @@ def status(service: "Service") -> Status:
         proposals=_proposals(trials),
         hours_saved=reused * (seconds or 0.0) / 3600,
         seconds_per_epoch=seconds,
-        store=Stored(**asdict(service.store.usage()), budget=service.room()[0]),
+        store=Stored(**asdict(service.store.usage()), budget=service.store.max_bytes or 0),
         mismatches=service.store.mismatches(),
         workers=[
             AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))
