@@ -729,7 +729,7 @@ def test_data_coco_subset_command(bccd: Path, tmp_path: Path) -> None:
 def test_fraction_and_single_cls_are_ultralytics_own(
     tmp_path: Path, digits: data.Dataset, part: dict[str, Any], count: int
 ) -> None:
-    from sweeper.training import isolated  # noqa: F401  before Ultralytics
+    from sweeper.training import models  # noqa: F401  before Ultralytics
 
     # isort: split
     from ultralytics.data.build import build_yolo_dataset

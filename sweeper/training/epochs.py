@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweeper.training import isolated  # noqa: F401  before Ultralytics
+from sweeper.training import models  # noqa: F401  before Ultralytics
 
 # isort: split
 from ultralytics.data.augment import Albumentations, Compose

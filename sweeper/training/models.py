@@ -10,7 +10,10 @@ import functools
 import hashlib
 import io
 import json
+import logging
+import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +25,38 @@ import torchvision
 
 from sweeper.errors import ConfigError, DeviceError, shorten
 from sweeper.reading import parse_yaml, read_text, why
-from sweeper.training import TORCHVISION, isolated  # noqa: F401  before Ultralytics
+from sweeper.training import TORCHVISION
+
+
+def _isolate() -> None:
+    """Import Ultralytics so that it touches nothing of the user's; each module that needs it imports this one before.
+
+    It never sees the user's settings, installs nothing, reports nothing, starts no integration (its MLflow callback
+    would log every trial a second time), and prints warnings only.
+    """
+    os.environ |= {"YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True", "YOLO_VERBOSE": "False"}
+    # WORLD_SIZE is set by cluster launchers; Ultralytics would take this process for a rank of a distributed training
+    before = {name: os.environ.pop(name, None) for name in ("YOLO_CONFIG_DIR", "WORLD_SIZE")}
+    print_options = np.get_printoptions()
+    with tempfile.TemporaryDirectory(prefix="sweeper-ultralytics-") as folder:
+        os.environ["YOLO_CONFIG_DIR"] = folder
+        from ultralytics.utils import LOGGER, SETTINGS
+    del os.environ["YOLO_CONFIG_DIR"]
+    os.environ |= {name: value for name, value in before.items() if value is not None}
+    np.set_printoptions(**print_options)  # Ultralytics sets other ones, for everybody
+    LOGGER.setLevel(logging.WARNING)
+    integrations = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+    dict.update(SETTINGS, {"sync": False, **dict.fromkeys(integrations, False)})  # in memory only
+
+
+_isolate()
 
 # isort: split
-import ultralytics
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, load_checkpoint, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, ROOT
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+import ultralytics  # noqa: E402
+from ultralytics.nn.modules.head import Detect  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, load_checkpoint, yaml_model_load  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG_DICT, ROOT  # noqa: E402
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset  # noqa: E402
 
 if TYPE_CHECKING:
     from sweeper.config import Recipe

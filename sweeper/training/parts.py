@@ -18,7 +18,7 @@ import yaml
 from sweeper import data as datasets
 from sweeper.data.layout import MARKER
 from sweeper.errors import SnapshotCorrupt
-from sweeper.training import Detections, cache_mb, isolated, loader_workers, memory  # noqa: F401  before Ultralytics
+from sweeper.training import Detections, cache_mb, loader_workers, memory, models  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import ExactDataset, epoch_loader
 from sweeper.training.scheduler import Recorder
 

@@ -19,7 +19,7 @@ import torch
 
 from sweeper import names
 from sweeper.errors import ConfigError, DataError, NotFinite, OutOfMemory, TrainingError
-from sweeper.training import EpochLog, Evaluation, isolated, models, parts, silent  # noqa: F401  before Ultralytics
+from sweeper.training import EpochLog, Evaluation, models, parts, silent
 from sweeper.training.epochs import ExactDataset, Image, reseed
 from sweeper.training.parts import Parts, Validator
 
