@@ -304,6 +304,17 @@ def test_a_recipe_that_cannot_be_built_says_why(
         exact.open_trainer(exact.recipe(source, **changes), tmp_path)
 
 
+def test_a_copy_of_the_state_stays_as_it_is_when_the_training_goes_on(trainer: training.Trainer) -> None:
+    trainer.train_epoch(0, steady(trainer))
+    before, copy = trainer.state_digest(), trainer.copied()
+    trainer.train_epoch(1, steady(trainer))
+    assert trainer.state_digest() != before
+    state, digest = copy()
+    assert digest == before
+    trainer.load(state)
+    assert trainer.state_digest() == before
+
+
 def test_loader_processes_decode_an_image_once_and_new_ones_have_it_too(source: Path, tmp_path: Path) -> None:
     path = data.open(source, folder=tmp_path / "data").yaml
     trainer = exact.open_trainer(exact.recipe(path, loader_workers=2), tmp_path / "files")

@@ -92,8 +92,8 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
                 "data": recipe.data,
                 "device": str(device),
                 "save_dir": str(folder / "ultralytics"),
-                "lr0": 1.0,  # so that the groups' LRs show their multiples of the schedule (3 in some of MuSGD's;
-                # Ultralytics starts their biases' warm-up from the plain warmup_bias_lr, we from 3 times it)
+                "lr0": 1.0,  # so that a group's LR is its multiple of the schedule's: 3 in some groups of MuSGD. (Their
+                # biases Ultralytics warms up from warmup_bias_lr itself, this trainer from 3 times it.)
                 "close_mosaic": 0,  # counts from the end; the data set closes mosaic at an absolute epoch
                 "augmentations": [],
                 "amp": False,  # the check for it downloads weights; set below

@@ -75,7 +75,7 @@ class UltralyticsTrainer:
         with _typed_errors(f"epoch {epoch}, batch size {recipe.batch}, {recipe.imgsz} pixels"):
             for i, batch in enumerate(self._epoch(epoch)):
                 beat(i)
-                reseed(recipe.seed, epoch, i, -1)  # multi-scale draws here; -1: apart from the samples' keys
+                reseed(recipe.seed, epoch, i, -1)  # multi-scale draws next; no sample has a key that ends in -1
                 with autocast(parts.amp, device=parts.device.type):
                     batch = parts.preprocess_batch(batch)
                     loss, items = parts.model(batch)
