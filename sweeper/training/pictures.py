@@ -70,12 +70,12 @@ def draw(models: Sequence[Model], data: Path, device: str, font: str) -> Iterato
         command = [sys.executable, "-m", __name__, name]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            _, said = child.communicate()
+            _, written = child.communicate()
         finally:  # Ctrl-C
             child.kill()
             child.wait()
         if child.returncode:
-            lines = said.strip().splitlines() or [f"its process ended with {child.returncode}"]
+            lines = written.strip().splitlines() or [f"its process ended with {child.returncode}"]
             raise TrainingError(f"pictures: a model could not be validated: {lines[-1]}")
         for number in range(len(models)):
             yield {path.name: path.read_bytes() for path in (folder / f"{number}.files").iterdir()}
@@ -86,8 +86,7 @@ def _validate(folder: Path) -> None:
     asked = json.loads((folder / "asked.json").read_text())
 
     from sweeper.config import Recipe
-    from sweeper.training import isolated  # noqa: F401  before Ultralytics
-    from sweeper.training.models import model_file
+    from sweeper.training.models import model_file  # before Ultralytics
 
     # isort: split
     import numpy as np
@@ -112,18 +111,18 @@ def _validate(folder: Path) -> None:
         recipe, file, out = Recipe(**model["recipe"]), folder / f"{number}.pt", folder / f"{number}.files"
         file.write_bytes(model_file(recipe, model["names"], (folder / f"{number}.weights").read_bytes(), {}))
         where = {"project": str(folder), "name": f"{number}.val", "device": asked["device"]}
-        found = YOLO(file).val(
+        result = YOLO(file).val(
             data=asked["data"], imgsz=recipe.imgsz, batch=BATCH, workers=0, plots=True, verbose=False, **where
         )
         recall, precision = np.linspace(0, 1, _POINTS), np.zeros(_POINTS)
-        if len(found.box.ap_class_index):  # else nothing was found, and Ultralytics has no curve
-            at = np.linspace(0, len(found.curves_results[0][0]) - 1, _POINTS).astype(int)
-            recall, precision = (np.asarray(values)[..., at] for values in found.curves_results[0][:2])
+        if len(result.box.ap_class_index):  # else nothing was detected, and Ultralytics has no curve
+            at = np.linspace(0, len(result.curves_results[0][0]) - 1, _POINTS).astype(int)
+            recall, precision = (np.asarray(values)[..., at] for values in result.curves_results[0][:2])
             precision = precision.mean(axis=0)
         numbers = {
-            "classes": {model["names"][i]: float(found.box.maps[i]) for i in found.box.ap_class_index},
-            "AP50-95": float(found.box.map),
-            "AP50": float(found.box.map50),
+            "classes": {model["names"][i]: float(result.box.maps[i]) for i in result.box.ap_class_index},
+            "AP50-95": float(result.box.map),
+            "AP50": float(result.box.map50),
             "recall": recall.round(4).tolist(),
             "precision": precision.round(4).tolist(),
         }
