@@ -9,14 +9,14 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sweeper import charts
 from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
 
 OVER_EACH_OTHER = len(charts.COMPARED)
-PICTURE = 720  # pixels, the longer side
+PICTURE = 640  # pixels, the longer side
 
 #: What the numbers at the top mean, for readers who have read no statistics; by their names in ``Page.facts``.
 EXPLAINED = {
@@ -200,11 +200,12 @@ def _pictures(learned: Sequence[Learned]) -> list[tuple[str, str]]:
 
 
 def _inlined(picture: bytes) -> str:
-    """The picture, made small enough for a page, as an address that holds it."""
+    """The picture without its white margins, made small enough for a page, as an address that holds it."""
     with Image.open(io.BytesIO(picture)) as opened:
         small, out = opened.convert("RGB"), io.BytesIO()
+    small = small.crop(ImageChops.invert(small).getbbox())
     small.thumbnail((PICTURE, PICTURE))
-    small.save(out, "WEBP", quality=65)
+    small.save(out, "WEBP", quality=60)
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
