@@ -289,7 +289,7 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
             rows.append(Trial(len(rows), wanted.stage, wanted.seed, "COMPLETE", spec, score, facts=facts))
         return added
 
-    while work(service.agenda.slots(rows)):
+    while work(service.agenda.wanted(rows)):
         pass
     leaders, searched = digests(service, rows), len(world.trained)
     confirm = confirming(sweep, method, world, leaders, epochs).confirm
@@ -308,7 +308,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
         there,
         name,
         config={},
-        trials=agenda.slots([]),
+        trials=agenda.wanted([]),
         sampler=sweep.sampler,
         seed=sweep.recipe.seed,
         lease_seconds=6e5,

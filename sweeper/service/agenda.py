@@ -51,34 +51,34 @@ class Agenda:
         return self.chosen if self.waits else self._sweep.trunk_name()
 
     def now(self) -> list[Wanted]:
-        """The slots as they should be by now. Raises ConfigError if the search cannot begin."""
+        """The trials that there should be by now. Raises ConfigError if the search cannot begin."""
         study = self._service.study
         noted = study.notes.get(NOTE) if self.waits and self.chosen is None else None
         self.chosen = noted["name"] if noted else self.chosen
         known, rows = self.chosen, study.trials()
-        slots = self.slots(rows)
-        if self._sweep.budget is not None and self._over(rows, slots):
-            slots += confirmation(self._service, rows)
+        wanted = self.wanted(rows)
+        if self._sweep.budget is not None and self._over(rows, wanted):
+            wanted += confirmation(self._service, rows)
         # every worker comes to the same choice, because the runs that it follows from are finished
         if self.chosen is not None and known is None and not self._service.looking:
             study.note(NOTE, {"name": self.chosen})
-        return slots
+        return wanted
 
-    def slots(self, rows: Sequence[Trial]) -> list[Wanted]:
+    def wanted(self, rows: Sequence[Trial]) -> list[Wanted]:
         """The same for these trials."""
-        slots = self.baselines()
+        wanted = self.baselines()
         if self.waits and self.reference(rows) is None:
-            return slots
+            return wanted
         if self._sweep.budget is not None and any(row.stage == "confirm" for row in rows):
-            return slots  # what was chosen from is closed
+            return wanted  # what was chosen from is closed
         raced = self.race(rows)
         budget = Spending.of(self._service, rows) if self._sweep.budget is not None else None
         if budget is None:
-            return slots + raced + self.proposals(self._sweep.trials or 0)
+            return wanted + raced + self.proposals(self._sweep.trials or 0)
         existing = {(row.original, row.seed) for row in rows}
         affordable = budget.affordable([each for each in raced if (each.replicate_of, each.seed) not in existing])
         made = sum(row.stage == "search" and row.original is None for row in rows)
-        return slots + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
+        return wanted + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
 
     def reference(self, rows: Sequence[Trial]) -> str | None:
         """The baseline that proposals are compared with on the same seed; None while, or where, there is none."""
@@ -94,7 +94,7 @@ class Agenda:
         return evidence.best_baseline(rows, list(self._service.baselines()), self.seeds)
 
     def baselines(self) -> list[Wanted]:
-        """The baselines' slots, seed by seed. Where the trunk is named, the others run on the first seed only."""
+        """The baselines, seed by seed. Where the trunk is named, the others run on the first seed only."""
         trunk = None if self.waits else self._sweep.trunk_name()
         return [
             Wanted("baseline", seed, schedule=spec, name=name)
@@ -104,10 +104,10 @@ class Agenda:
         ]
 
     def proposals(self, count: int) -> list[Wanted]:
-        """The first ``count`` proposals' slots; those that the sweep file gives come first."""
+        """The first ``count`` proposals; those that the sweep file gives come first."""
         seed, sweep = self._sweep.recipe.seed, self._service.searched
         given = search.enqueued(sweep, self._service.time)
-        slots = [
+        wanted = [
             Wanted(
                 "search",
                 seed,
@@ -117,8 +117,8 @@ class Agenda:
             )
             for number, start in enumerate(given, start=1)
         ]
-        slots += [Wanted("search", seed)] * (count - len(given))
-        return slots[:count]
+        wanted += [Wanted("search", seed)] * (count - len(given))
+        return wanted[:count]
 
     def race(self, rows: Sequence[Trial]) -> list[Wanted]:
         """The replicates that the race wants by now."""
@@ -127,12 +127,12 @@ class Agenda:
             return []
         return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
 
-    def _over(self, rows: Sequence[Trial], slots: Sequence[Wanted]) -> bool:
+    def _over(self, rows: Sequence[Trial], wanted: Sequence[Wanted]) -> bool:
         """Whether the search has ended: no trial of it is open, and none is to be added."""
         began = any(row.stage == "confirm" for row in rows)
         trained = [row for row in rows if row.stage in ("baseline", "search")]
         open_ones = any(row.open for row in trained)
-        return began or not (open_ones or self._service.study.missing(slots))
+        return began or not (open_ones or self._service.study.missing(wanted))
 
     def _further(self, rows: Sequence[Trial], budget: Spending, made: int, *, idle: bool) -> int:
         """How many proposals may be made beyond those that there are: one at a time, while the budget buys it."""

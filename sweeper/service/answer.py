@@ -60,7 +60,7 @@ def confirm(service: Service) -> list[int]:
     _refuse_unlearned(service, "confirm")
     service.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
     rows = service.study.trials()
-    design = evidence.Design.of(rows) or design  # another process's, if its first slot was made before ours
+    design = evidence.Design.of(rows) or design  # another process's, if its first trial was made before ours
     if changes := design.changes(asked):
         raise ConfigError(
             f"confirm: {'; '.join(changes)}; its design is fixed from then on, because seeds or rules that are "
@@ -72,7 +72,7 @@ def confirm(service: Service) -> list[int]:
 
 
 def confirmation(service: Service, rows: Sequence[Trial]) -> list[Wanted]:
-    """The slots of the confirmation of a search that has ended; [] if it left nothing to confirm.
+    """The trials of the confirmation of a search that has ended; [] if it left nothing to confirm.
 
     Every worker that asks comes to the same ones, because the search's trials are finished.
     """

@@ -240,9 +240,9 @@ class Service:
         )
 
     def launch(self) -> None:
-        """Create the study, its slots and the experiment, or what is missing of them. Any number of times."""
+        """Create the study, its trials and the experiment, or what is missing of them. Any number of times."""
         self.check()
-        slots = self.agenda.slots([])
+        wanted = self.agenda.wanted([])
         # Asked before the study is looked at: a launch beside ours makes its study first and its experiment then, so an
         # experiment that is there now has its study there, too.
         holder = self._experiment.holder()
@@ -256,7 +256,7 @@ class Service:
             self.database,
             self.sweep.name,
             config={**self._config, "amp": self._amp, **self._notes()},
-            trials=slots,
+            trials=wanted,
             sampler=self.sweep.sampler,
             seed=self.sweep.sampling_seed,
             free_keys=self._free_keys(there.config if there is not None else {}),
