@@ -58,7 +58,7 @@ def trace(
     if as_json and as_csv:
         raise ConfigError("--csv: given beside --json; expected one of the two, take one out")
     shown: list[Shown] = []
-    for words in (schedule, *(shlex.split(text) if _balanced(text) else [text] for text in vs or ())):
+    for words in (schedule, *map(_words, vs or ())):
         for made in read(words):
             name = made.family
             count = sum(other.schedule.family == name for other in shown)
@@ -81,23 +81,20 @@ def trace(
 
 
 def _time(epochs: int, steps_per_epoch: int | None, images: int | None, batch: int | None) -> TimeBase:
-    time = _unbounded(epochs, steps_per_epoch, images, batch)
+    if steps_per_epoch is not None and batch is not None:
+        raise ConfigError("--batch: given beside --steps-per-epoch; expected one of the two, take one out")
+    if steps_per_epoch is not None:
+        time = TimeBase(epochs, steps_per_epoch, images)
+    elif images is None or batch is None:
+        raise ConfigError("--steps-per-epoch: missing; expected a number of optimizer steps, or --images and --batch")
+    else:
+        time = TimeBase.from_images(images, batch, epochs=epochs)
     if time.steps > MAX_SHOWN:
         raise ConfigError(
             f"--epochs: {epochs} epochs are {time.steps} steps, and trace shows at most {MAX_SHOWN} steps; "
             "expected fewer epochs, or fewer steps per epoch for a sketch"
         )
     return time
-
-
-def _unbounded(epochs: int, steps_per_epoch: int | None, images: int | None, batch: int | None) -> TimeBase:
-    if steps_per_epoch is not None:
-        if batch is not None:
-            raise ConfigError("--batch: given beside --steps-per-epoch; expected one of the two, take one out")
-        return TimeBase(epochs, steps_per_epoch, images)
-    if images is None or batch is None:
-        raise ConfigError("--steps-per-epoch: missing; expected a number of optimizer steps, or --images and --batch")
-    return TimeBase.from_images(images, batch, epochs=epochs)
 
 
 def read(words: list[str]) -> list[Schedule]:
@@ -141,9 +138,9 @@ def _pairs(pairs: list[str]) -> dict[str, Any]:
     return given
 
 
-def _balanced(text: str) -> bool:
+def _words(text: str) -> list[str]:
     try:
-        return bool(shlex.split(text))
+        return shlex.split(text) or [text]
     except ValueError:
         raise ConfigError(
             f"--vs: {shorten(text)} has an open quotation; expected a family and key=value pairs"

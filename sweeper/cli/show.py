@@ -1,5 +1,6 @@
 """What the terminal shows: tables where a person looks, plain lines where a log is written."""
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sweeper.store import Mismatch
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which the terminal breaks where it ends
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
 RACERS = 5  # proposals whose standing `status` shows
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
@@ -77,7 +79,7 @@ def plan(found: "Plan") -> None:
         *(f"data       {problem}" for problem in found.problems),
     ]
     for line in lines:
-        console.print(line, soft_wrap=True)
+        say(line)
 
 
 def _race_planned(found: "Plan") -> Iterator[str]:
@@ -157,7 +159,7 @@ def _beside_baselines(found: "Plan") -> Iterator[str]:
 
 def answer(found: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
-    console.print(Text(_capital(found.sentence), style="bold"), soft_wrap=True)
+    say(Text(_capital(found.sentence), style="bold"))
     failures(found.failures, said=found.failures.every)
     judged = [row for row in found.ranking if row.stage != "search"]
     rows = sorted([*judged, *found.baselines], key=lambda row: -(row.score or 0))
@@ -182,25 +184,25 @@ def answer(found: "Answer", objective: str) -> None:
         )
     console.print(table)
     if raced:
-        console.print(f"{over}: the mean difference on the search seeds, on which the best were chosen, too")
-    console.print(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
+        say(f"{over}: the mean difference on the search seeds, on which the best were chosen, too")
+    say(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
     for candidate in found.candidates:
         if candidate.over:
-            console.print(f"{candidate.title}: {candidate.differences}", soft_wrap=True)
+            say(f"{candidate.title}: {candidate.differences}")
     for row in found.ranking[:JUMPS_OF]:
         for line in _jumps(row):
-            console.print(line, soft_wrap=True)
+            say(line)
     for note in found.notes:
-        console.print(note, soft_wrap=True)
+        say(note)
     failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
     for excluded in (run for run in found.excluded if run.trial not in failed):
-        console.print(f"not compared: {_run(excluded)}: {excluded.reason}", soft_wrap=True)
+        say(f"not compared: {_run(excluded)}: {excluded.reason}")
 
 
 def failures(found: "Failures", *, said: bool = False) -> None:
     """How many trials failed and why; ``said``: the sentence with the commonest reason stands there already."""
     for line in [*([] if said or not found.failed else [found.sentence]), *found.further]:
-        console.print(_capital(line), soft_wrap=True)
+        say(_capital(line))
 
 
 def _capital(sentence: str) -> str:
@@ -240,11 +242,11 @@ def verdicts(trial: int, examined: "Sequence[Examined]") -> None:
         barriers = [short(value) for value in ((at.path, at.self_barrier, at.seeds) if at else (None,) * 3)]
         gains = [f"{c.difference} n={c.n}" if c else "-" for c in (jump.gain, jump.over_peak)]
         table.add_row(str(jump.epoch), _jump(jump.kind, jump.ratio), *barriers, *gains, jump.verdict.word)
-    console.print(f"trial {trial}" if examined else f"trial {trial}: no restart and no drop, so nothing to examine")
+    say(f"trial {trial}" if examined else f"trial {trial}: no restart and no drop, so nothing to examine")
     if examined:
         console.print(table)
     for jump in examined:
-        console.print(f"epoch {jump.epoch}: {jump.verdict.sentence}", soft_wrap=True)
+        say(f"epoch {jump.epoch}: {jump.verdict.sentence}")
 
 
 def _run(excluded: "Excluded") -> str:
@@ -275,7 +277,7 @@ def _jumps(row: "Ranked") -> Iterator[str]:
 
 def status(found: "Status") -> None:
     """What ``sweeper status`` prints."""
-    console.print(counts(found), soft_wrap=True)
+    say(counts(found))
     failures(found.failures)
     objective = found.objective
     table = plain_table(
@@ -290,31 +292,31 @@ def status(found: "Status") -> None:
     for worker in found.workers:
         if worker.age_s < 120:
             at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
-            console.print(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
+            say(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
     for line in race(found.race) if found.race is not None else ():
-        console.print(line, soft_wrap=True)
+        say(line)
     if found.spending is not None:
-        console.print(spending(found.spending), soft_wrap=True)
+        say(spending(found.spending))
     told = found.proposals
     if told.told:
-        console.print(
+        say(
             f"proposals: {told.asked} for {told.told} trials ({told.per_trial:.2f} each), "
             f"{told.distinct} distinct schedules"
         )
     store, epochs = found.store, found.epochs
     free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
-    console.print(
+    say(
         f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:.3g}{free}; "
         f"read {store.reads} times"
     )
     if total := epochs.trained + epochs.reused:
-        console.print(
+        say(
             f"reuse: {epochs.reused} of {total} epochs were there already ({epochs.reused / total:.0%}), "
             f"{found.hours_saved:.2g} hours saved"
         )
     exactness(found.mismatches)
     if found.tracking_problem:
-        console.print(f"tracking: {found.tracking_problem}", soft_wrap=True)
+        say(f"tracking: {found.tracking_problem}")
 
 
 def sweeps(launched: "Sequence[SweepSummary]") -> None:
@@ -329,7 +331,7 @@ def sweeps(launched: "Sequence[SweepSummary]") -> None:
     console.print(table)
     for sweep in launched:
         if sweep.problem:
-            console.print(f"{sweep.name}: {sweep.problem}", soft_wrap=True)
+            say(f"{sweep.name}: {sweep.problem}")
 
 
 def _ago(seconds: float) -> str:
@@ -346,11 +348,11 @@ def _ago(seconds: float) -> str:
 def exactness(mismatches: "Sequence[Mismatch]") -> None:
     """How exact this hardware is, as far as it is known: two trainings of one segment that differ, if any did."""
     for mismatch in mismatches[:3]:
-        console.print(f"not exact: {mismatch}", soft_wrap=True)
+        say(f"not exact: {mismatch}")
     if len(mismatches) > 3:
-        console.print(f"not exact: {len(mismatches) - 3} more (--json)")
+        say(f"not exact: {len(mismatches) - 3} more (--json)")
     if not mismatches:
-        console.print("exactness: no two trainings of one segment have differed")
+        say("exactness: no two trainings of one segment have differed")
 
 
 def counts(found: "Status") -> str:
