@@ -94,8 +94,9 @@ def suggest(path: str, file: Path, folder: Path, machine: Machine | None = None)
     """
     machine = machine or Machine.here()
     contents = Contents.of(data.open(path, folder=folder))
-    # the article's schedule has a warm-up of its own: it is no branch, and pairs with the trunk's runs tell little of it
-    text = re.sub(r"^  - \{family: cawb, mode: article.*\n", "", template(), flags=re.MULTILINE)
+    # the article's schedule has a warm-up of its own: it is no branch, and pairs with the trunk tell little of it
+    article = r"^  - \{family: cawb, mode: article.*\n"
+    text = re.sub(article, "", template(), flags=re.MULTILINE)
     for key, (value, reason) in _choices(path, file, contents, machine).items():
         text = _put(text, key, value, reason)
     head = (
