@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,10 @@ def test_the_page_is_kept_in_mlflow(file: Path, shown: Service) -> None:
     for candidate in answer.candidates:
         trial = {names.KIND: "trial", names.TRIAL: str(candidate.trial)}
         assert shown.tracker.server.tag(trial, names.DIFFERENCE) == candidate.differences
+    report.tell(shown, replace(answer, sentence="no winner"))  # a new answer leaves the page as it is
+    assert shown.tracker.server.tag({names.KIND: "sweep"}, names.ANSWER) == "no winner"
+    assert shown.tracker.server.has_file(parent, "report.html")
+    report.tell(shown, answer)
 
 
 def test_a_sweep_that_was_never_launched_has_no_page(shown_file: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def confirm(
             "when the confirmation began"
         )
     train_all(service, where)
-    show.answer(service.pick(), service.sweep.objective)
+    answer(service, target.name)
 
 
 def _examine(service: "Service", trial: int | None, where: list[str], sweep: Path) -> None:
@@ -228,11 +228,14 @@ def _examine(service: "Service", trial: int | None, where: list[str], sweep: Pat
 
 
 def _tell(service: "Service", subject: "Trial", found: "list[Examined]") -> None:
-    """The verdicts onto the trial's run; without a server they still stand in the study."""
+    """The verdicts onto the trial's run, and what they make of the answer; without a server they stand in the study."""
+    from sweeper import report
+
     tags = {names.VERDICT: "; ".join(f"epoch {jump.epoch}: {jump.verdict.word}" for jump in found) or "no jump"}
     try:
         written = json.dumps([jump.to_dict() for jump in found], indent=1).encode()
         service.tracker.add(subject.number, tags, {names.VERDICTS: written})
+        report.tell(service, service.pick())
     except TrackingError as error:
         say(str(error))
 

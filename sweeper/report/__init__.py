@@ -81,12 +81,13 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
     )
 
 
-def tell(service: Service, answer: Answer, page: bytes) -> None:
+def tell(service: Service, answer: Answer, page: bytes | None = None) -> None:
     """The answer and the page onto the sweep's run in MLflow, and what each schedule differs by onto its own run.
 
     Raises TrackingError if the server is away.
     """
-    service.tracker.sweep(tags={names.ANSWER: answer.sentence}, artifacts={names.REPORT: page})
+    kept = {names.REPORT: page} if page is not None else {}
+    service.tracker.sweep(tags={names.ANSWER: answer.sentence}, artifacts=kept)
     for run_id, difference in differences(answer).items():
         service.tracker.server.send(run_id, [], {}, {names.DIFFERENCE: difference})
 
