@@ -182,3 +182,13 @@ def test_a_sweep_that_this_version_cannot_read_is_listed_with_the_reason(tmp_pat
     [old] = sweeps(service.place)
     assert (old.name, old.state, old.counts["total"]) == ("old", "unreadable", service.study.counts()["total"])
     assert "epochs: -3" in (old.problem or "")
+
+
+def test_what_the_default_of_amp_was_before_is_no_change(tmp_path: Path) -> None:
+    service = invented.launched(file := invented.written(tmp_path), tmp_path / "store")
+    studies = service.database.tables.studies
+    config = json.dumps({**service.study.config, "amp": False})
+    service.database.transaction(lambda connection: connection.execute(update(studies).values(config=config)))
+    assert launched(file, (), service.place)[1] == []
+    [changed] = launched(file, ("amp=true",), service.place)[1]
+    assert changed.endswith("amp: false -> true")

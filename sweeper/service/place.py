@@ -113,7 +113,10 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
     else:
         free = {key: now[key] for key in Sweep.FREE}
         comparable = {key: value for key, value in now.items() if key in frozen}
-        if changed := study.changes(comparable, [*Sweep.FREE, *(study.config.keys() - now.keys())]):
+        older = (
+            ["amp"] if (frozen.get("amp"), now["amp"]) == (False, "auto") else []
+        )  # the default before there was auto
+        if changed := study.changes(comparable, [*Sweep.FREE, *older, *(study.config.keys() - now.keys())]):
             notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
     then = Sweep.build({**frozen, **free}, name)
     return Service(then, place, overrides=overrides, looking=True, launched_as=study.config), notes
