@@ -189,7 +189,7 @@ def test_plan_says_what_is_shared_with_the_baselines_and_where_pairing_buys_noth
     assert found["begin_otherwise"] == {"yolo_linear": 0, "yolo_cosine": 0}
     assert f"{found['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own" in printed
     assert found["race"]["noise"] == stats.UNKNOWN
-    assert "noise      not known before pairs on two seeds are finished; measured elsewhere (BCCD, YOLO11n," in printed
+    assert "noise      not known before pairs on two seeds are finished; in an earlier measurement (BCCD," in printed
     assert "warning" not in printed
 
 

@@ -57,6 +57,7 @@ def plan(found: "Plan") -> None:
     elif trials is not None and found.drawn < trials:
         what = f"the {trials} that the budget buys" if by_budget else f"{trials} trials"
         drawn = f"{found.drawn} proposals for {what}: the space has no more, the others cost no epoch"
+    on_one = " on one seed" if found.race is not None else ""
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     (train, val), confirm = found.images, found.confirm
     seen = "{:+z.4f} to {:+z.4f}".format(*confirm.detectable_range)
@@ -65,8 +66,9 @@ def plan(found: "Plan") -> None:
     lines = [
         f"data       {train} training and {val} validation images, "
         f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
-        f"drawn      {drawn}, {found.distinct} distinct schedules (uniformly; a sampler learns)",
-        f"epochs     {found.epochs_asked} asked for, {most}{found.epochs_to_train} to train: "
+        f"drawn      {drawn}, {found.distinct} distinct schedules (at random; the sweep's sampler learns); "
+        "corners are the ends of the space",
+        f"epochs     {found.epochs_asked} asked for{on_one}, {most}{found.epochs_to_train} to train: "
         f"{least}{found.share_saved:.0%} shared",
         *_beside_baselines(found),
         *_race_planned(found),
@@ -92,9 +94,9 @@ def _race_planned(found: "Plan") -> Iterator[str]:
     if race is None and cost.budget is None:
         return
     yield (
-        f"cost       baselines {cost.baselines:,.0f} epochs; a proposal {cost.branch:.3g} on a seed, on "
-        f"{cost.seeds_per_proposal:.3g} seeds on average; confirmation {cost.confirmation:,.0f} (baselines and "
-        f"the best {confirm.best} on {confirm.seeds} fresh seeds)"
+        f"cost       baselines {cost.baselines:,.0f} epochs; a proposal trains {cost.branch:.3g} on a "
+        f"seed and reaches {cost.seeds_per_proposal:.3g} seeds on average; confirmation "
+        f"{cost.confirmation:,.0f} (baselines and the best {confirm.best} on {confirm.seeds} fresh seeds)"
     )
     if cost.budget is not None:
         buys = "what it buys is known after the first epochs"
@@ -109,7 +111,7 @@ def _time(found: "Plan") -> str:
     """How long it takes, as far as epochs were timed."""
     took = found.duration
     if took is None or found.seconds_per_epoch is None:
-        return "time       known after the first epochs, which are timed: plan again then"
+        return "time       known after the first epochs: run plan again then"
     line = (
         f"time       {took.epochs:,} epochs at {found.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
         "worker"
@@ -166,26 +168,27 @@ def answer(found: "Answer", objective: str) -> None:
     rows += [row for row in found.ranking if row.stage == "search"]  # in the order of the ranking
     if not rows:
         return
-    columns = ("trial", "schedule", objective, "n", "restarts", "drops")
-    raced = {row.name: row.raced for row in found.ranking if row.raced is not None}
-    over = f"over {next(iter(raced.values())).over}" if raced else ""
-    more = (over, "seeds") if raced else ()
-    table = plain_table(*columns, *more, right=(*columns[:1], *columns[2:], *more))
+    trunk = next((row.raced.over for row in found.ranking if row.raced is not None), None)
+    columns = ("trial", "schedule", objective, "seeds", "restarts", "drops", *([f"over {trunk}"] if trunk else []))
+    table = plain_table(*columns, right=(*columns[:1], *columns[2:]))
+    raced = {row.name: row.raced for row in found.ranking}
+    fresh = {candidate.name: candidate.over.get(trunk or "") for candidate in found.candidates if candidate.pairs}
     for row in rows:
-        standing = raced.get(row.name)
+        baseline = row in found.baselines
+        difference = fresh.get(row.name) or raced.get(row.name)
         table.add_row(
             str(row.trial),
-            row.label + (" (baseline)" if row in found.baselines else ""),
+            row.label + (" (baseline)" if baseline else ""),
             f"{row.score:.4f}" if row.score is not None else "-",
-            str(row.n),
+            f"{row.n} {'fresh' if row.name in fresh or (baseline and fresh) else 'search'}",
             short(row.facts.get("restarts")),
             short(row.facts.get("drops")),
-            *((standing.difference, str(standing.n)) if standing else ("", "") if raced else ()),
+            *([difference.difference if difference else ""] if trunk else []),
         )
     console.print(table)
-    if raced:
-        say(f"{over}: the mean difference on the search seeds, on which the best were chosen, too")
-    say(f"{objective}: of each run the mean of its last {LAST} epochs; n: runs of which this is the mean")
+    say(f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds only")
+    if trunk:
+        say(f"over {trunk}: the mean difference on the same seeds; search seeds chose the best, so theirs are too high")
     for candidate in found.candidates:
         if candidate.over:
             say(f"{candidate.title}: {candidate.differences}")
@@ -267,11 +270,14 @@ def _jumps(row: "Ranked") -> Iterator[str]:
         if one["dip"] > 0:
             back = f"dip {one['dip']:.4f}, not back in {one['watched']} epochs"
             if one["recovery"] is not None:
-                back = f"dip {one['dip']:.4f}, back after {one['recovery']} epochs"
-        gain = f"gain {one['gain']:+z.4f}" if one["gain"] is not None else "no gain beyond what learning on may give"
+                epochs = one["recovery"]
+                after = f"after {epochs} epoch{'s' * (epochs > 1)}" if epochs else "at once"
+                back = f"dip {one['dip']:.4f}, back {after}"
+        gain = f"gain {one['gain']:+z.4f}" if one["gain"] is not None else "no gain beyond what more epochs may give"
         yield (
             f"trial {row.trial}, {_jump(one['kind'], one.get('ratio'))} at epoch {one['epoch']}: {back}, "
-            f"{gain} (noise {one['noise']:.4f}); {words.get(one['epoch'], 'not examined')}"
+            f"{gain} (an epoch varies by {one['noise']:.4f}); "
+            f"{words.get(one['epoch'], 'not compared with a run without it (sweeper confirm --escape)')}"
         )
 
 
@@ -281,13 +287,14 @@ def status(found: "Status") -> None:
     failures(found.failures)
     objective = found.objective
     table = plain_table(
-        "trial", "stage", "schedule", "state", "epochs", objective, right=("trial", "epochs", objective)
+        "trial", "stage", "schedule", "seed", "state", "epochs", objective, right=("trial", "seed", "epochs", objective)
     )
     for row in found.trials:
         value = row.score
         done = f"{row.epochs_done}/{found.epochs.per_trial}"
         state = row.state + (f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else "")
-        table.add_row(str(row.trial), row.stage, row.label, state, done, f"{value:.4f}" if value is not None else "-")
+        score = f"{value:.4f}" if value is not None else "-"
+        table.add_row(str(row.trial), row.stage, row.label, str(row.seed), state, done, score)
     console.print(table)
     for worker in found.workers:
         if worker.age_s < 120:
@@ -300,7 +307,7 @@ def status(found: "Status") -> None:
     told = found.proposals
     if told.told:
         say(
-            f"proposals: {told.asked} for {told.told} trials ({told.per_trial:.2f} each), "
+            f"proposals: {told.asked} drawn for {told.told} trials ({told.per_trial:.2f} each), "
             f"{told.distinct} distinct schedules"
         )
     store, epochs = found.store, found.epochs

@@ -48,8 +48,8 @@ class Standing:
 
     @property
     def difference(self) -> str:
-        """The mean with its interval."""
-        return difference(self.mean, self.low, self.high)
+        """The mean, from three seeds on with its interval: that of two seeds says nothing, however narrow it is."""
+        return difference(self.mean, self.low, self.high) if self.n > 2 else difference(self.mean)
 
 
 @dataclass(frozen=True)
@@ -292,12 +292,13 @@ def sentence(answer: Answer, objective: str) -> str:
     best = answer.candidates[0]
     if all(c.p_holm is None for c in answer.candidates):
         return f"no winner yet: {best.title}: {best.reason}; {need}"
-    gap = f"; the best was {best.title} at {best.pairs.mean:+z.4f}: {best.reason}" if best.pairs else ""
+    came = f"the best was {best.title}, {best.pairs.difference} over {name}: {best.reason}; " if best.pairs else ""
     if others := [f"{c.ruled_out} for {c.name}" for c in answer.candidates[1:] if c.p_holm is not None]:
-        gap += f"; ruled out is also {', '.join(others)}"
+        came += f"ruled out is also {', '.join(others)}; "
+    count = len(answer.candidates)
     return (
-        f"no winner: this design ({len(answer.candidates)} candidates on {answer.pairs} paired seeds) would have seen "
-        f"{answer.detectable:+z.4f} over {name} with 80 % power{gap}"
+        f"no winner: {came}this design ({count} candidate{'s' * (count > 1)} on {answer.pairs} paired seeds) would "
+        f"have seen {answer.detectable:+z.4f} over {name} with 80 % power"
     )
 
 

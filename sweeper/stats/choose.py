@@ -226,7 +226,7 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
         if p.mean <= 0:
             reason = f"not above {baseline}"
         elif p_holm > alpha:
-            reason = f"not told from {baseline} (p {p_holm:.2g} after Holm)"
+            reason = f"that may be luck (p {p_holm:.2g} after Holm)"
         elif p.mean < equivalence:
             reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter"
         wins = not reason

@@ -187,15 +187,15 @@ class Branches:
             f"of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, {self.pairs} pairs)"
         )
         each = [
-            f"{s_d:.4f} where {at.distance:.0%} of the learning rate is another one from epoch {at.epoch} on"
+            f"by about {s_d:.4f} where it changes {at.distance:.0%} of the learning rate, from epoch {at.epoch} on"
             for at, s_d in self.fitted
         ]
-        return f"{text}; fitted: {', '.join(each)}" if each else text
+        return f"{text}; a branch varies {', '.join(each)}" if each else text
 
 
 _OF_RUNS, _OF_BRANCHES = KNOWN[2], KNOWN[4]
 UNKNOWN = (
-    "noise: not known before pairs on two seeds are finished; measured elsewhere "
+    "noise: not known before pairs on two seeds are finished; in an earlier measurement "
     f"({_OF_BRANCHES.data}): standard deviation of a run over seeds {_OF_RUNS.low / math.sqrt(2):.4f} to "
     f"{_OF_RUNS.high / math.sqrt(2):.4f}, of a branch's difference to its trunk {_OF_BRANCHES.low:.4f} to "
     f"{_OF_BRANCHES.high:.4f}"
