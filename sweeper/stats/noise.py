@@ -187,7 +187,7 @@ class Branches:
             f"of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, {self.pairs} pairs)"
         )
         each = [
-            f"by about {s_d:.4f} where it changes {at.distance:.0%} of the learning rate, from epoch {at.epoch} on"
+            f"about {s_d:.4f} where its learning rate differs by {at.distance:.0%} from epoch {at.epoch} on"
             for at, s_d in self.fitted
         ]
         return f"{text}; a branch varies {', '.join(each)}" if each else text
