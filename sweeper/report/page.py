@@ -278,7 +278,7 @@ def effect_in_words(effect: Mapping[str, Any]) -> str:
     'restart at epoch 30 (×2): dip 0.021, back after 4 epochs, gain +0.012'
     >>> effect_in_words({"epoch": 5, "kind": "restart", "ratio": 1.14, "dip": -0.02, "recovery": 0, "watched": 5,
     ...                  "gain": None, "noise": 0.002, "before": 0.1})
-    "restart at epoch 5 (×1.14): no dip beyond the curve's jitter, no gain beyond what learning on may give"
+    "restart at epoch 5 (×1.14): no dip beyond the curve's jitter, no gain beyond what more epochs may give"
     """
     ratio = f"×{effect['ratio']:.3g}" if effect["ratio"] is not None and effect["ratio"] != float("inf") else "from 0"
     recovery = effect["recovery"]
@@ -288,7 +288,7 @@ def effect_in_words(effect: Mapping[str, Any]) -> str:
         dip = f"dip {effect['dip']:.3f}, not back in the {effect['watched']} epochs watched"
     else:
         dip = f"dip {effect['dip']:.3f}, back after {recovery} epoch{'s' if recovery != 1 else ''}"
-    gain = "no gain beyond what learning on may give" if effect["gain"] is None else f"gain {effect['gain']:+.3f}"
+    gain = "no gain beyond what more epochs may give" if effect["gain"] is None else f"gain {effect['gain']:+.3f}"
     return f"{effect['kind']} at epoch {effect['epoch']} ({ratio}): {dip}, {gain}"
 
 
