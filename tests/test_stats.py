@@ -281,7 +281,7 @@ def test_without_a_winner_it_says_for_each_which_gain_is_ruled_out() -> None:
     assert best.reason.endswith(f"and more than {best.pairs.high:+.4f} is ruled out")
     assert worse.reason == "not above cosine, and any gain is ruled out"
     assert best.reason in answer.sentence
-    assert "; ruled out is also any gain for cawb-2; this design (2 candidates on 6 paired seeds) would" in answer.sentence
+    assert "; ruled out is also any gain for cawb-2; this design (2 candidates on 6 paired seeds)" in answer.sentence
     data = answer.to_dict()["candidates"][0]
     assert data["differences"] == best.differences
     assert f"{best.pairs.mean:+z.4f} [{best.pairs.low:+z.4f}, {best.pairs.high:+z.4f}] over cosine" in best.differences
