@@ -69,7 +69,7 @@ def test_plan_and_launch_refuse_what_cannot_run_in_the_same_line(
     ("change", "says"),
     [
         ({"model": "yolo11n-cls.yaml"}, "ends in Classify; expected a detector"),
-        ({"model": "rtdetr-l.yaml"}, "ends in RTDETRDecoder; expected a detector"),
+        ({"model": "yolov8s-worldv2.yaml"}, "ends in WorldDetect; expected a detector"),
         ({"model": "junk.pt"}, "junk.pt cannot be read as Ultralytics' weights"),
         ({"model": "deep.yaml"}, "deep.yaml cannot be read as a model: line 1: is nested too deeply"),
         ({"model": "empty.yaml"}, "empty.yaml has no head"),
