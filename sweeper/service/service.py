@@ -56,7 +56,7 @@ class Service:
         self.overrides = tuple(overrides)
         self.looking = looking
         self._launched_as = launched_as or {}
-        self._amp: bool | str | None = None
+        self._precision: bool | str | None = None
         self._shared: dict[str, int] = {}
         self._departures: dict[str, stats.Departure | None] = {}
         self._searched: tuple[str | None, Sweep] = None, sweep.with_trunk(None)
@@ -217,11 +217,18 @@ class Service:
 
     def recipe(self, seed: int) -> Any:
         """The sweep's recipe with this seed, its data where the trainer finds them."""
-        if self._amp is None:  # no cached_property: in Python 3.11 all threads wait for one that reads the database
+        return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml), "amp": self._amp()})
+
+    def _amp(self) -> bool | str:
+        """Mixed precision; a study that was launched before there was ``auto`` goes on without.
+
+        No ``cached_property``: in Python 3.11 all threads would wait for the one that reads the database.
+        """
+        if self._precision is None:
             asked = self.sweep.recipe.amp
             without = asked == "auto" and self.launched and self.study.config.get("amp") is False
-            self._amp = False if without else asked  # a study from before there was ``auto`` goes on without
-        return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml), "amp": self._amp})
+            self._precision = False if without else asked
+        return self._precision
 
     def facts(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         """What, beside the recipe's values, determines a training: for ``Recipe.digest``."""
@@ -254,7 +261,7 @@ class Service:
         study = Study.create(
             self.database,
             self.sweep.name,
-            config={**self._config, "amp": self._amp, **self._notes()},
+            config={**self._config, "amp": self._amp(), **self._notes()},
             trials=wanted,
             sampler=self.sweep.sampler,
             seed=self.sweep.sampling_seed,
