@@ -212,7 +212,7 @@ def test_a_state_has_about_the_size_that_plan_says(tmp_path: Path, data: Path, o
     service = Service(sweep, Place(str(tmp_path / "store")))
     recipe = service.recipe(0)
     with service.training(device="cpu", folder=tmp_path / "child", stall_s=300) as child:
-        trace = service.trace(next(iter(service.baselines().values())))
+        trace = service.trace(next(iter(sweep.named_baselines.values())))
         with contextlib.closing(child.train(recipe, trace, start=0, state=None)) as events:
             epoch = next(event for event in events if isinstance(event, Epoch))
         assert child.state_bytes(recipe) == pytest.approx(len(epoch.state), rel=0.05)
