@@ -10,7 +10,7 @@ import tiny
 
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
-from sweeper.schedules import Trace
+from sweeper.schedules import Trace, parse
 from sweeper.search import prune
 from sweeper.service import Place, Service
 from sweeper.study import Slot, Trial
@@ -145,7 +145,7 @@ def judged(folder: Path) -> tuple[Known, Slot, Trace]:
         slot.tell(0.4)
     last = opened.study.claim("w")
     assert last is not None
-    return Known(opened), last, opened.trace(STEPPED)
+    return Known(opened), last, opened.trace(parse(STEPPED))
 
 
 @pytest.mark.parametrize(
