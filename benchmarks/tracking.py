@@ -47,7 +47,7 @@ def compare(title: str, uri: str, folder: Path, options: argparse.Namespace, *, 
     arrived = log.flush(0.1 if away else 60)
     row(f"{title}: journal", ours, ours)
     if away:
-        print(f"{title}: everything is kept: {log.problem is None and not arrived}")
+        print(f"{title}: everything is kept: {tracker.problem is None and not arrived}")
     else:
         print(f"{title}: everything had arrived {time.perf_counter() - begin:.2f} s after the last epoch: {arrived}")
         client, run_id = tracker.server.client(), log.run_id

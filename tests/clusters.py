@@ -39,15 +39,14 @@ def calm(drill: Drill) -> Outcome:
     stands, what = drill.undisturbed()
     if wrong := drill.judge(stands[0]):
         raise RuntimeError(f"the undisturbed sweep: {wrong}")
-    assert drill.calm is not None
-    print(f"undisturbed: {what}, {drill.calm.epochs_trained} epochs trained", flush=True)
-    return drill.calm
+    undisturbed = drill.calm[False]
+    print(f"undisturbed: {what}, {undisturbed.epochs_trained} epochs trained", flush=True)
+    return undisturbed
 
 
 def judge(drill: Drill, stand: Stand) -> list[str]:
     """What is wrong with a disturbed sweep, in itself and beside the undisturbed one; its figures are printed."""
-    wrong, study, before = drill.judge(stand), stand.study, drill.calm
-    assert before is not None
+    wrong, study, before = drill.judge(stand), stand.study, drill.calm[False]
     rows = study.trials()
     opened = database.open(stand.place.database)
     stored = opened.transaction(
@@ -60,7 +59,7 @@ def judge(drill: Drill, stand: Stand) -> list[str]:
     if trained + reused != TRIALS * EPOCHS:
         wrong.append(f"{trained} epochs trained and {reused} reused of {TRIALS * EPOCHS}")
     complete = sum(row.state == "COMPLETE" for row in rows)
-    same = sum(row.facts.state_digest == before.digests[row.number] for row in rows)
+    same = sum(row.facts.state_digest == before.digests[(row.name, row.seed)] for row in rows)
     print(f"  {complete} of {TRIALS} trials complete, in {sum(row.attempt for row in rows)} attempts")
     print(f"  {trained} epochs trained, {stored} states stored, {reused} epochs reused: no segment twice")
     print(f"  {same} of {TRIALS} final states equal the undisturbed sweep's, bit for bit")
