@@ -61,7 +61,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert world.service.plan().race.noise == noise
     for text in (told, picked, page):
         assert html.escape(noise, quote=True).replace("&#x27;", "&#39;") in text or noise in text
-    assert f"over {reference}: the mean difference on the search seeds" in picked
+    assert f"over {reference}: the mean difference on the same seeds" in picked
     assert "the best baseline on 2 search seeds" in picked
     assert "raced on 2 seeds</span>" in page
     answer = world.service.pick()
