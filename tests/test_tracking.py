@@ -404,7 +404,9 @@ def test_files_are_found_in_a_store_that_was_moved(older: bool, tmp_path: Path) 
         log.artifact("a/c.txt", b"ac")
         assert log.flush(60)
         assert tracker.server.fetch(run_id, "a/c.txt") == b"ac"
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         assert tracker.server.register(run_id, "model", "best", {}) == 1
+        assert os.environ.get("MLFLOW_TRACKING_URI") == before, "it would send later sweeps of this process elsewhere"
     assert not here.exists()
     assert {path.name for path in there.rglob("?.txt")} == {"b.txt", "c.txt"}
 

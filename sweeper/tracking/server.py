@@ -6,6 +6,7 @@ changes nothing.
 """
 
 import contextlib
+import os
 import posixpath
 import tempfile
 import time
@@ -271,7 +272,7 @@ class Server(Connection):
                 client.create_registered_model(model, description="Detector weights found by sweeping learning rates.")
             versions = [v for v in client.search_model_versions(f"name = '{model}'") if v.run_id == run_id]
             if not versions:
-                before = mlflow.get_tracking_uri()
+                before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow keeps there what is set, for child processes
                 mlflow.set_tracking_uri(self.uri)  # the client has no call that makes an external model
                 try:
                     external = mlflow.create_external_model(
@@ -282,7 +283,7 @@ class Server(Connection):
                         client.create_model_version(model, source, run_id, tags=words, description=text, model_id=key)
                     ]
                 finally:
-                    mlflow.set_tracking_uri(before)
+                    mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: not set
             number = max(int(version.version) for version in versions)
             client.set_registered_model_alias(model, alias, str(number))
         return number
