@@ -8,8 +8,7 @@ SweeperError
 ├── DatabaseError          the study's database does not answer, or holds something else than expected
 ├── TrackingError          the MLflow server does not answer or refuses
 ├── StoreError             the snapshot store cannot be read or written
-│   ├── SnapshotCorrupt    a stored file is truncated or altered; it was dropped
-│   └── SnapshotMismatch   two trainings of one key gave different bytes
+│   └── SnapshotCorrupt    a stored file is truncated or altered; it was dropped
 ├── LeaseLost              somebody else owns this trial or segment now: stop politely
 └── TrainingError          a training that cannot be compared, with its reason
     ├── OutOfMemory        the device ran out of memory
@@ -94,10 +93,6 @@ class StoreError(SweeperError):
 
 class SnapshotCorrupt(StoreError):
     """A stored snapshot is truncated or altered; it was dropped from the index and is trained again."""
-
-
-class SnapshotMismatch(StoreError):
-    """Two trainings of one prefix key gave different bytes."""
 
 
 class LeaseLost(SweeperError):

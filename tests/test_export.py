@@ -47,6 +47,20 @@ def trace_of(shown: Service, number: int) -> Trace:
     return shown.trace({row.number: row for row in shown.study.trials()}[number].schedule or {})
 
 
+def plain_ultralytics(folder: Path, code: str, *arguments: object) -> str:
+    """The output of code that trains with Ultralytics in ``folder``, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), *map(str, arguments)],
+        env=os.environ | {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_the_winner_or_a_trial_that_is_named(shown: Service, exported: Path, tmp_path: Path) -> None:
     done = export(shown, "-o", "winner")
     assert "models:/shown@winner" in done.stdout, done.stderr
@@ -112,15 +126,7 @@ def test_plain_ultralytics_trains_with_it_step_by_step(shown: Service, tmp_path:
         word for folder, epochs in folders.values() for word in (str(folder / "ultralytics_train.py"), str(epochs))
     ]
     data = shown.place.folder.parent / "data" / "data.yaml"
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(tmp_path), str(data), *scripts],
-        env=os.environ | {"YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    plain_ultralytics(tmp_path, STOCK, data, *scripts)
     seen = json.loads((tmp_path / "seen.json").read_text())
     for number, (folder, epochs) in folders.items():
         trace, rows = trace_of(shown, number), seen[str(folder / "ultralytics_train.py")]
@@ -176,16 +182,8 @@ def test_any_training_of_plain_ultralytics_follows_a_schedule(tmp_path: Path) ->
     """With Ultralytics' own warm-up left on by the user, batches that are accumulated, and several optimizers."""
     data = tiny.images(tmp_path)
     data.write_text(data.read_text().replace("path: .", f"path: {data.parent}"))
-    done = subprocess.run(
-        [sys.executable, "-c", CALLBACK, str(tmp_path), str(data)],
-        env=os.environ | {"YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    refused, shown = done.stdout.splitlines()[-2:]
+    output = plain_ultralytics(tmp_path, CALLBACK, data)
+    refused, shown = output.splitlines()[-2:]
     assert refused.startswith("ScheduleError trace: it has 2 epochs of 2 steps, this training 3 of 3; give")
     assert shown == "['bias', 'bn', 'weight'] 9 1"
 
