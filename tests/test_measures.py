@@ -127,7 +127,7 @@ def test_a_study_can_maximise_it(files: dict[str, Path], place: Path) -> None:
     (row,) = service(files["by-ar"], place).study.trials()
     assert list(row.curve.values()) == curve
     said = tiny.sweeper("pick", files["by-ar"], cwd=place).stdout
-    assert "AR100: of each run the mean of its last 3 epochs" in said
+    assert "AR100: the mean of a run's last 3 epochs" in said
     assert "mAP50-95" not in said
     tiny.sweeper("report", files["by-ar"], cwd=place)
     page = place / "sweeper_store" / "reports" / "by-ar.html"
