@@ -122,7 +122,12 @@ def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> Non
     assert all(chart.get("role") == "img" and len(chart.get("aria-label") or "") > 10 for chart in charts)
     assert "<b>one run</b>" not in page
     assert "unclear: path barrier 0.9" in found.text
-    assert "restart at epoch 10" in found.text
+    spec = schedules.parse({"family": "cawb", "lr": 0.1, "steps": [10, 60], "step_scale": 0.7, "horizon": "end"}).spec
+    trace = schedules.parse(spec).trace(TimeBase(100, 100))
+    effects = evidence.effects(invented.curve(trace, 0), trace.jumps())
+    assert len(effects) == 2
+    for effect in effects:  # as `sweeper pick` says it
+        assert evidence.effect_in_words(effect.to_dict()) in found.text
 
 
 def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:

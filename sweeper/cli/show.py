@@ -264,21 +264,12 @@ def _jump(kind: str, ratio: float | None) -> str:
 
 def _jumps(row: "Ranked") -> Iterator[str]:
     """What the curve says about each jump of a trial, and the verdict where there is one."""
+    from sweeper.evidence import effect_in_words  # with scipy, which takes long to import
+
     words = {verdict["epoch"]: verdict["word"] for verdict in row.facts.get("verdicts") or ()}
     for jump in row.facts.get("jumps") or ():
-        back = "no dip"  # on a steep part of the curve the epochs after a jump are all better than those before
-        if jump["dip"] > 0:
-            back = f"dip {jump['dip']:.4f}, not back in {jump['watched']} epochs"
-            if jump["recovery"] is not None:
-                epochs = jump["recovery"]
-                after = f"after {epochs} epoch{'s' * (epochs > 1)}" if epochs else "at once"
-                back = f"dip {jump['dip']:.4f}, back {after}"
-        gain = f"gain {jump['gain']:+z.4f}" if jump["gain"] is not None else "no gain beyond what more epochs may give"
-        yield (
-            f"trial {row.trial}, {_jump(jump['kind'], jump.get('ratio'))} at epoch {jump['epoch']}: {back}, "
-            f"{gain} (an epoch varies by {jump['noise']:.4f}); "
-            f"{words.get(jump['epoch'], 'not compared with a run without it (sweeper confirm --escape)')}"
-        )
+        verdict = words.get(jump["epoch"], "not compared with a run without it (sweeper confirm --escape)")
+        yield f"trial {row.trial}, {effect_in_words(jump)}; {verdict}"
 
 
 def status(found: "Status") -> None:

@@ -11,7 +11,7 @@ Trials in, slots of trials out; the same workers train them as everything else. 
 decided is read back from the slots that are there, so that any command can be interrupted and given again.
 """
 
-from sweeper.evidence.curve import Effect, curve_noise, effects, jump_metrics
+from sweeper.evidence.curve import Effect, curve_noise, effect_in_words, effects, jump_metrics
 from sweeper.evidence.escape import (
     BARRIER,
     NOT_A_RESTART,
@@ -53,7 +53,7 @@ from sweeper.evidence.seeds import (
 __all__ = [
     "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Examined", "Gain", "Landscape", "Movement", "Trunk", "Verdict",
     "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots", "controls_of",
-    "curve_noise", "distance", "effects", "entrants", "fresh_seeds", "interpolate", "jump_metrics", "measure",
-    "path_barrier", "proposals", "replicates", "seeds_of", "slots_of", "standings", "states", "subject", "verdict",
-    "verdicts",
+    "curve_noise", "distance", "effect_in_words", "effects", "entrants", "fresh_seeds", "interpolate", "jump_metrics",
+    "measure", "path_barrier", "proposals", "replicates", "seeds_of", "slots_of", "standings", "states", "subject",
+    "verdict", "verdicts",
 ]  # fmt: skip

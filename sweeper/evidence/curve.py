@@ -59,6 +59,24 @@ def jump_metrics(effect: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def effect_in_words(effect: Mapping[str, Any]) -> str:
+    """One jump (an ``Effect.to_dict()``) and what the curve did after it, in a line.
+
+    >>> effect_in_words({"epoch": 30, "kind": "restart", "ratio": 2.0, "dip": 0.021, "recovery": 4, "watched": 20,
+    ...                  "gain": 0.012, "noise": 0.002})
+    'restart x2 at epoch 30: dip 0.0210, back after 4 epochs, gain +0.0120 (an epoch varies by 0.0020)'
+    """
+    ratio = "from 0" if effect["ratio"] is None else f"x{effect['ratio']:.3g}"
+    recovery = effect["recovery"]
+    back = "back at once" if recovery == 0 else f"back after {recovery} epoch{'s' * (recovery != 1)}"
+    if recovery is None:
+        back = f"not back in {effect['watched']} epochs"
+    dip = f"dip {effect['dip']:.4f}, {back}" if effect["dip"] > 2 * effect["noise"] else "no dip beyond the noise"
+    gain = "no gain beyond what more epochs may give" if effect["gain"] is None else f"gain {effect['gain']:+z.4f}"
+    noise = f"an epoch varies by {effect['noise']:.4f}"
+    return f"{effect['kind']} {ratio} at epoch {effect['epoch']}: {dip}, {gain} ({noise})"
+
+
 def curve_noise(curve: ArrayLike) -> float:
     """Sigma of one epoch's value: ``1.4826 * MAD(first differences) / sqrt(2)``; 0.0 below 3 values.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from PIL import Image, ImageChops
 
-from sweeper import charts
+from sweeper import charts, evidence
 from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
 
@@ -270,28 +270,6 @@ def _alternative(entry: Configuration, page: Page) -> str:
     return f"{entry.name}, {entry.label}: learning rate with {breaks}; {end}"
 
 
-def effect_in_words(effect: Mapping[str, Any]) -> str:
-    """One jump and what the curve did, in a line.
-
-    >>> effect_in_words({"epoch": 30, "kind": "restart", "ratio": 2.0, "dip": 0.021, "recovery": 4, "watched": 20,
-    ...                  "gain": 0.012, "noise": 0.002, "before": 0.4})
-    'restart at epoch 30 (×2): dip 0.021, back after 4 epochs, gain +0.012'
-    >>> effect_in_words({"epoch": 5, "kind": "restart", "ratio": 1.14, "dip": -0.02, "recovery": 0, "watched": 5,
-    ...                  "gain": None, "noise": 0.002, "before": 0.1})
-    "restart at epoch 5 (×1.14): no dip beyond the curve's jitter, no gain beyond what more epochs may give"
-    """
-    ratio = f"×{effect['ratio']:.3g}" if effect["ratio"] is not None and effect["ratio"] != float("inf") else "from 0"
-    recovery = effect["recovery"]
-    if effect["dip"] <= 2 * effect["noise"]:
-        dip = "no dip beyond the curve's jitter"
-    elif recovery is None:
-        dip = f"dip {effect['dip']:.3f}, not back in the {effect['watched']} epochs watched"
-    else:
-        dip = f"dip {effect['dip']:.3f}, back after {recovery} epoch{'s' if recovery != 1 else ''}"
-    gain = "no gain beyond what more epochs may give" if effect["gain"] is None else f"gain {effect['gain']:+.3f}"
-    return f"{effect['kind']} at epoch {effect['epoch']} ({ratio}): {dip}, {gain}"
-
-
 def _difference(candidate: Mapping[str, Any]) -> str:
     pairs = candidate["pairs"]
     interval = f"{pairs['low']:+z.4f} to {pairs['high']:+z.4f}"
@@ -313,7 +291,7 @@ def _controls(entry: Verdict, by_trial: Mapping[int, Configuration], page: Page)
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["short"] = short
-    environment.filters["effect"] = effect_in_words
+    environment.filters["effect"] = evidence.effect_in_words
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+z.4f}"
     return environment.from_string(resources.files("sweeper.report").joinpath("page.html").read_text("utf-8"))
