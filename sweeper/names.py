@@ -24,14 +24,12 @@ STATE_DIGEST: Final = "sweeper.state_digest"  # SHA-256 over the final model, EM
 EPOCHS_TRAINED: Final = "sweeper.epochs_trained"
 EPOCHS_REUSED: Final = "sweeper.epochs_reused"
 UNSTORED: Final = "sweeper.unstored"  # why the states of the trial could not be stored
-CUT: Final = "sweeper.cut"  # the params and tags that were too long for MLflow and lost their end
 REFUSED: Final = "sweeper.refused"  # the last record that the server would not take, and why
 DAMAGED: Final = "sweeper.damaged"  # the last journal line that could not be read, because the disk is failing
 ANSWER: Final = "sweeper.answer"  # of the parent run: who won, in a sentence
 DIFFERENCE: Final = "sweeper.difference"  # the schedule's to its trunk and to the baselines, with intervals and seeds
 WINNER: Final = "sweeper.winner"  # "yes" for the run of the schedule that won
 VIEW: Final = "sweeper.view"  # the run's place in the prepared view; "001" is first
-MAKING: Final = "sweeper.making"  # begins tags of the experiment: each belongs to a process that is making a run
 PARENT: Final = "mlflow.parentRunId"
 COLOR: Final = "mlflow.runColor"
 NAME: Final = "mlflow.runName"
@@ -66,10 +64,6 @@ VERDICTS: Final = "escape/verdicts.json"
 WEIGHTS: Final = "weights/ema.pt"  # a plain state_dict that loads with weights_only=True
 REPORT: Final = "report.html"
 LEARNED: Final = "learned/"  # begins the pictures of what a trial's model has learned, and the numbers beside them
-
-PARAM_CHARACTERS: Final = 6000  # MLflow cuts longer ones without a word
-TAG_CHARACTERS: Final = 8000
-EXPERIMENT_TAG_CHARACTERS: Final = 20_000
 
 _ALLOWED = re.compile(r"[\w.\-:/ ]+")
 # Okabe and Ito's palette, which colour-blind eyes tell apart; greys are left for the baselines.
@@ -113,10 +107,3 @@ def params(schedule: Mapping[str, str], facts: Mapping[str, object], seed: int |
                 f"param {name!r} of a schedule: the run says something else by it; rename the parameter"
             )
     return {**schedule, **{name: value for name, value in others.items() if value is not None}}
-
-
-def cut(values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:
-    """``values`` as strings of at most ``limit`` characters, and the names of those that lost their end."""
-    texts = {name: str(value) for name, value in values.items()}
-    long = [name for name, text in texts.items() if len(text) > limit]
-    return {name: text if len(text) <= limit else text[: limit - 1] + "…" for name, text in texts.items()}, long

@@ -25,6 +25,7 @@ LAYERS = [
 HOMES = {
     "optuna": {"study"},
     "mlflow": {"tracking"},
+    "filelock": {"tracking"},
     "fsspec": {"store"},
     "torch": {"training"},
     "torchvision": {"training"},

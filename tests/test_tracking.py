@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mlflow.tracking._tracking_service import utils
 from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking import Tracker, TrialLog
-from sweeper.tracking.connection import FILES, Connection
+from sweeper.tracking.connection import FILES
 from sweeper.tracking.journal import Journal, pending
 
 T0 = 1_795_000_000_000  # ms since 1970
@@ -222,7 +223,6 @@ def test_more_than_mlflow_takes_at_once(tracker: Tracker) -> None:
     assert {len(value) for value in run["params"].values()} == {6000}
     assert len(run["params"]) == 120
     assert len(run["tags"]["long tag"]) == 8000
-    assert "p119" in run["tags"][names.CUT]
 
 
 def test_not_a_number_is_recorded(tracker: Tracker) -> None:
@@ -238,11 +238,9 @@ def test_not_a_number_is_recorded(tracker: Tracker) -> None:
     [
         lambda log: log.epoch(0, {"mAP(50)": 1.0}),
         lambda log: log.epoch(0, {"a//b": 1.0}),
-        lambda log: log.epoch(0, {"loss": 1.0}, T0 // 1000),
         lambda log: log.params({"steps[0]": 3}),
         lambda log: log.artifact("../../etc/passwd", b""),
         lambda log: log.artifact("/etc/passwd", b""),
-        lambda log: log.finish("DONE"),
     ],
 )
 def test_what_mlflow_would_refuse_is_refused_at_once(wrong, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -381,14 +379,10 @@ def test_artifacts_of_a_sweep_whose_name_has_a_space(store: str, tmp_path: Path)
     assert len(list(Path(store[10:]).parent.glob("mlartifacts/my first sweep/*/artifacts/a.txt"))) == 1
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_files_are_found_in_a_store_that_was_moved(older: bool, tmp_path: Path) -> None:
-    """Also in one of an older version, whose experiment names an absolute path; none is written to the old place."""
+def test_files_are_found_in_a_store_that_was_moved(tmp_path: Path) -> None:
+    """None is written to the old place."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
-    if older:
-        client = Connection(f"sqlite:///{here}/mlflow.db").client()
-        client.create_experiment("my sweep", (here / FILES / "my sweep").as_uri())
     with Tracker(f"sqlite:///{here}/mlflow.db", "my sweep", here / "journals") as tracker:
         log = tracker.trial(0)
         log.artifact("a/b.txt", b"ab")
@@ -835,6 +829,36 @@ def test_a_race_for_the_parent_ends_with_one(mlflow_server: MLflow, tmp_path: Pa
         thread.join()
     assert len(set(ids)) == 1
     assert [run["run_id"] for run in Tracker(url, "race", tmp_path).server.runs()] == ids[:1]
+
+
+def test_two_machines_that_send_attempts_of_a_trial_after_an_outage_make_one_run(
+    mlflow_server: MLflow, tmp_path: Path
+) -> None:
+    """They share no journal, and the server that comes back has heard of neither attempt."""
+    mlflow_server.kill()
+    trackers = [Tracker(mlflow_server.url, "two machines", tmp_path / str(i)) for i in range(4)]
+    for attempt, tracker in enumerate(trackers):
+        for number in range(3):
+            epochs(tracker.trial(number, attempt, params={"lr0": 1}), attempt, attempt + 3)
+    mlflow_server.ready()
+    start = threading.Barrier(len(trackers))
+
+    def send(tracker: Tracker) -> None:
+        start.wait()
+        assert tracker.drain(90) == 0
+
+    with ThreadPoolExecutor(len(trackers)) as pool:
+        list(pool.map(send, trackers))
+    runs = trackers[0].server.runs()
+    assert sorted(run["tags"].get(names.TRIAL, "") for run in runs) == ["", "0", "1", "2"]
+    assert {run["tags"][names.PARENT] for run in runs if names.TRIAL in run["tags"]} == {trackers[0].sweep()}
+    points = arrived(mlflow_server.database, "two machines")
+    assert {(trial, step) for trial, key, step in points if key == "curve/lr"} == {
+        (trial, step) for trial in range(3) for step in range(6)
+    }
+    assert all(len(values) == 1 for values in points.values())
+    for tracker in trackers:
+        tracker.close()
 
 
 def test_check_passes_where_all_is_well(mlflow_server: MLflow, store: str, tmp_path: Path) -> None:

@@ -4,19 +4,18 @@ MLflow is imported only when it is first needed, because that takes seconds.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import signal
 import sqlite3
-import threading
-import time
 import urllib.parse
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from sweeper.errors import TrackingError, TrackingRefused, without_password
 
@@ -82,9 +81,10 @@ class Connection:
         self.file = None if path == uri else Path(path).expanduser().resolve()
         self.uri = f"sqlite:///{self.file}" if self.file else uri.rstrip("/")
         self._client: MlflowClient | None = None
-        self._mutex = threading.RLock()
-        self._turns = 0
-        self._lock = -1
+        #: Held while an SQLite store is written to: a second writer would fail with "database is locked".
+        self.turn: contextlib.AbstractContextManager[Any] = (
+            FileLock(f"{self.file}.lock", _PATIENCE, poll_interval=0.005) if self.file else contextlib.nullcontext()
+        )
 
     def __str__(self) -> str:
         return re.sub(r"//[^@/]*@", "//", self.uri)  # without a password
@@ -126,12 +126,12 @@ class Connection:
             from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
             repositories: dict[str, Any] = get_registered_artifact_repositories()
-            repositories.update({"mlflow-artifacts": _artifacts, "file": _artifacts})
+            repositories["mlflow-artifacts"] = _artifacts
             # MLflow imports polars, which has system calls restarted after SIGINT: Ctrl-C would not end a wait.
             signal.siginterrupt(signal.SIGINT, True)
-            for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # a busy database is no error
-            with self.asking(), self.turn():
+            for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking", "mlflow.utils.validation"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # no error: a busy database, a text that is cut
+            with self.asking(), self.turn:
                 if self.file:
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
                         database.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
@@ -158,42 +158,6 @@ class Connection:
         return http_request(credentials, path, "GET", **options)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Be the only process that writes to an SQLite store: a second one would fail with "database is locked"."""
-        if self.file is None:
-            yield
-            return
-        with self._mutex:
-            if self._turns == 0:
-                self._lock = self._locked(self.file)
-            self._turns += 1
-            try:
-                yield
-            finally:
-                self._turns -= 1
-                if self._turns == 0:
-                    os.close(self._lock)
-
-    def _locked(self, file: Path) -> int:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(file.with_name(file.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise TrackingError(
-                f"tracking {self}: {error.strerror}: {error.filename}; expected a writable folder"
-            ) from None
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(lock)
-                    raise TrackingError(f"tracking {self}: another process has held it for {_PATIENCE} s") from None
-                time.sleep(0.005)
-
-    @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Turn every failure into a TrackingError of the kind that says what can be done about it."""
         try:
@@ -209,20 +173,13 @@ class Connection:
 
 
 def _artifacts(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-    """MLflow's access to the files below ``uri``; those of an SQLite store are beside its database, wherever that is.
-
-    Experiments of older versions name an absolute path instead, which is gone after a move.
-    """
+    """MLflow's access to the files at ``uri``; those of an SQLite store are beside its database, wherever that is."""
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-    if tracking_uri and tracking_uri.startswith("sqlite:///"):
-        here = Path(tracking_uri.removeprefix("sqlite:///")).with_name(FILES)
-        top, _, below = urllib.parse.unquote(uri).partition(f"/{FILES}/")
-        if uri.startswith(SERVED):
-            uri = str(here / uri.removeprefix(SERVED))
-        elif below and not Path(top.removeprefix("file://"), FILES).is_dir():
-            uri = str(here / below)
+    if tracking_uri and tracking_uri.startswith("sqlite:///") and uri.startswith(SERVED):
+        folder = Path(tracking_uri.removeprefix("sqlite:///")).with_name(FILES)
+        uri = str(folder / uri.removeprefix(SERVED))
     repository = MlflowArtifactsRepository if uri.startswith(SERVED) else LocalArtifactRepository
     return repository(uri, tracking_uri, registry_uri)
 

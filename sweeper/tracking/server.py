@@ -5,12 +5,10 @@ caller's timestamps. MLflow can neither delete nor overwrite a metric; sending a
 changes nothing.
 """
 
-import contextlib
 import os
 import posixpath
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +21,7 @@ from sweeper.tracking.connection import SERVED, Connection, Gone
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_POINTS_PER_REQUEST = 1000
-_WORDS_PER_REQUEST = 50  # params and tags; MLflow takes 100 of each, and a megabyte a request
-_MAKING = 10  # seconds; a process that has not made its run after them is taken for dead
+_SETTLE = 2.0  # seconds after which a process that looked for a run before ours was there has made its own
 
 Point = tuple[str, float, int, int]  #: metric, value, time in ms since 1970, step
 
@@ -62,7 +58,7 @@ class Server(Connection):
     def experiment_id(self) -> str:
         """The experiment's id; the experiment is made if it is not there."""
         if self._experiment_id is None:
-            with self.asking(), self.turn():
+            with self.asking(), self.turn:
                 self._experiment_id = self._existing_experiment() or self._new_experiment()
         return self._experiment_id
 
@@ -92,65 +88,29 @@ class Server(Connection):
         """The id of the run with these identifying ``tags``: the oldest that there is, or a new one.
 
         A trial's lease does not decide who makes its run: after an outage two machines may send the journals of two
-        attempts at the same moment. No request to a server searches and creates in one step, so this is Lamport's
-        bakery algorithm: whoever makes a run holds a tag of the experiment meanwhile, and everybody waits until the
-        tags that they have seen are gone before they take the oldest run. An SQLite store needs none of this, because
-        only one process at a time has its ``turn``.
+        attempts at the same moment, and no request to a server searches and creates in one step. So whoever made a run
+        waits a moment and looks again: the oldest one stays. Of an SQLite store only one process has its ``turn``.
         """
         experiment = self.experiment_id()
-        with self.asking(), self.turn():
-            run_id, new = self.find(tags), None
-            if self.file:
-                return run_id or self._new_run(experiment, name, tags, start_ms)
-            if run_id is None:
-                flag = f"{names.MAKING}.{uuid.uuid4().hex[:12]}"
-                self.client().set_experiment_tag(experiment, flag, "1")
-                try:
-                    run_id = self.find(tags) or (new := self._new_run(experiment, name, tags, start_ms))
-                finally:
-                    self.client().delete_experiment_tag(experiment, flag)
-            self._await_makers(experiment)
-            oldest = self.find(tags) or run_id
-            if new and new != oldest:
-                self.client().delete_run(new)
+        with self.asking(), self.turn:
+            if (run := self.find(tags)) is not None:
+                return str(run["run_id"])
+            made = self.client().create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
+            new = oldest = str(made.info.run_id)
+            if self.file is None:
+                time.sleep(_SETTLE)
+                if (run := self.find(tags)) is not None and (oldest := str(run["run_id"])) != new:
+                    self.client().delete_run(new)
             return oldest
 
-    def _new_run(self, experiment: str, name: str, tags: Mapping[str, str], start_ms: int) -> str:
-        run = self.client().create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
-        return str(run.info.run_id)
-
-    def _await_makers(self, experiment: str) -> None:
-        """Wait until every process that is making a run now has made it; a dead one's tag is removed."""
-        client = self.client()
-        begin, makers = time.monotonic(), None
-        while makers is None or makers:
-            tags = {tag for tag in client.get_experiment(experiment).tags if tag.startswith(f"{names.MAKING}.")}
-            makers = tags if makers is None else makers & tags
-            if time.monotonic() > begin + _MAKING:
-                for tag in makers:
-                    with contextlib.suppress(Exception):  # another process that waited has removed it
-                        client.delete_experiment_tag(experiment, tag)
-                return
-            if makers:
-                time.sleep(0.05)
-
-    def find(self, tags: Mapping[str, str]) -> str | None:
-        """The id of the oldest run with these tags; None if there is none. Makes no experiment."""
-        run = self._oldest(tags)
-        return None if run is None else str(run.info.run_id)
-
-    def tag(self, tags: Mapping[str, str], key: str) -> str | None:
-        """Tag ``key`` of the oldest run with these tags; None if there is none. Makes no experiment."""
-        run = self._oldest(tags)
-        return None if run is None else run.data.tags.get(key)
-
-    def _oldest(self, tags: Mapping[str, str]) -> "Run | None":
+    def find(self, tags: Mapping[str, str]) -> dict[str, Any] | None:
+        """The oldest run with these tags, as in :meth:`runs`; None if there is none. Makes no experiment."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
         with self.asking():
             experiment = self._experiment_id or self._existing_experiment()
             runs = self.client().search_runs([experiment], query, max_results=1, order_by=order) if experiment else []
-        return runs[0] if runs else None
+        return _plain(runs[0]) if runs else None
 
     def attempt(self, run_id: str) -> int:
         """The newest attempt that has written to the run."""
@@ -170,23 +130,19 @@ class Server(Connection):
         return held
 
     def send(self, run_id: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Log points, params and tags, in as many requests as MLflow needs."""
+        """Log points, params and tags."""
         client = self.client()
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(*point) for point in points]
-        for i in range(0, len(metrics), _POINTS_PER_REQUEST):
-            with self.asking(), self.turn():
-                client.log_batch(run_id, metrics=metrics[i : i + _POINTS_PER_REQUEST])
-        all_params, all_tags = [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
-        for i in range(0, max(len(params), len(tags)), _WORDS_PER_REQUEST):
-            part = slice(i, i + _WORDS_PER_REQUEST)
-            with self.asking(), self.turn():
-                client.log_batch(run_id, params=all_params[part], tags=all_tags[part])
+        with self.asking(), self.turn:
+            client.log_batch(
+                run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
+            )
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
         """RUNNING for a run that goes on; FINISHED, FAILED or KILLED with its end."""
-        with self.asking(), self.turn():
+        with self.asking(), self.turn:
             if end_ms is None:
                 self.client().update_run(run_id, status)
             else:
@@ -194,13 +150,13 @@ class Server(Connection):
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Remove a tag of a run."""
-        with self.asking(), self.turn():
+        with self.asking(), self.turn:
             self.client().delete_tag(run_id, key)
 
     def set_experiment_tag(self, key: str, value: str) -> None:
         """Set a tag of the experiment."""
         experiment = self.experiment_id()
-        with self.asking(), self.turn():
+        with self.asking(), self.turn:
             self.client().set_experiment_tag(experiment, key, value)
 
     def experiment_tags(self) -> dict[str, str]:
@@ -263,7 +219,7 @@ class Server(Connection):
 
         words = {**tags, "weights": f"runs:/{run_id}/{names.WEIGHTS}", "format": "torch state_dict, weights_only"}
         text = f"Weights: artifact {names.WEIGHTS} of run {run_id}; a state_dict, torch.load(..., weights_only=True)."
-        with self.asking(), self.turn():
+        with self.asking(), self.turn:
             try:
                 client.get_registered_model(model)
             except Exception as error:

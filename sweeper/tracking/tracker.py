@@ -4,7 +4,6 @@ import contextlib
 import copy
 import hashlib
 import logging
-import math
 import os
 import re
 import tempfile
@@ -72,11 +71,8 @@ class Tracker:
         """
         run_id = self.server.run(self.experiment, {names.KIND: "sweep"}, _now())
         known = self.server.held(run_id).params
-        texts, long = _texts("param", params or {}, names.PARAM_CHARACTERS)
-        words, long_tags = _texts("tag", tags or {}, names.TAG_CHARACTERS)
-        if long or long_tags:
-            words[names.CUT] = ", ".join(long + long_tags)
-        self.server.send(run_id, [], {key: value for key, value in texts.items() if key not in known}, words)
+        new = {key: value for key, value in _texts("param", params or {}).items() if key not in known}
+        self.server.send(run_id, [], new, _texts("tag", tags or {}))
         self._send_files(run_id, artifacts or {})
         if status:
             self.server.set_status(run_id, status, None if status == "RUNNING" else _now())
@@ -84,11 +80,11 @@ class Tracker:
 
     def add(self, number: int, tags: Mapping[str, object], artifacts: Mapping[str, bytes]) -> None:
         """Add to the run of trial ``number``, which has ended. TrackingError if the server is away."""
-        run_id = self.server.find({names.KIND: "trial", names.TRIAL: str(number)})
-        if run_id is None:
+        run = self.server.find({names.KIND: "trial", names.TRIAL: str(number)})
+        if run is None:
             raise TrackingError(f"trial {number}: has no run in {self.server} yet; its worker's journal is on the way")
-        self.server.send(run_id, [], {}, _texts("tag", tags, names.TAG_CHARACTERS)[0])
-        self._send_files(run_id, artifacts)
+        self.server.send(run["run_id"], [], {}, _texts("tag", tags))
+        self._send_files(run["run_id"], artifacts)
 
     def _send_files(self, run_id: str, artifacts: Mapping[str, bytes]) -> None:
         for name, data in artifacts.items():
@@ -116,10 +112,8 @@ class Tracker:
             ) from None
         words = {names.SWEEP: self.experiment, names.KIND: "trial", names.TRIAL: number, **(tags or {})}
         words[names.COLOR] = names.color(number % 6, baseline=words.get(names.STAGE) == "baseline")
-        texts, long = _texts("tag", words, names.TAG_CHARACTERS)
-        if long:
-            texts[names.CUT] = ", ".join(long)
-        journal.append({"kind": "open", "time": _now(), "name": name or f"trial {number}", "tags": texts})
+        opened = {"kind": "open", "time": _now(), "name": name or f"trial {number}", "tags": _texts("tag", words)}
+        journal.append(opened)
         log = TrialLog(journal, self._uploader)
         if params:
             log.params(params)
@@ -160,7 +154,8 @@ class Tracker:
 
     def holder(self) -> str | None:
         """The id of the study whose runs the experiment holds; None before the first launch. TrackingError as above."""
-        return self.server.tag({names.KIND: "sweep"}, names.STUDY)
+        run = self.server.find({names.KIND: "sweep"})
+        return None if run is None else run["tags"].get(names.STUDY)
 
     def close(self, timeout: float = 10.0) -> None:
         """Send what can be sent within ``timeout`` seconds and stop; the rest stays in the journals."""
@@ -182,7 +177,6 @@ class TrialLog:
         self._journal, self._uploader = journal, uploader
         self._lock = threading.RLock()
         self._files = 0
-        self._cut: set[str] = set()
         self._closed = threading.Event()
         self._upload = uploader.add(journal)
 
@@ -194,7 +188,7 @@ class TrialLog:
     def epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int | None = None) -> None:
         """The metrics of an epoch (from 0) at a time in ms since 1970. In MLflow a metric's first value there stays."""
         values = {names.check("metric", key): float(value) for key, value in metrics.items()}
-        self._append({"kind": "metrics", "step": int(epoch), "time": _ms(time_ms), "values": values}, wait=False)
+        self._append({"kind": "metrics", "step": int(epoch), "time": time_ms or _now(), "values": values}, wait=False)
 
     def series(self, metric: str, values: Mapping[int, float]) -> None:
         """A metric's values by step, all at the present time. The first value of a step stays."""
@@ -222,12 +216,12 @@ class TrialLog:
                 self.epoch(int(time.time()), {f"{names.SYSTEM}{name}": value for name, value in values.items()})
 
     def params(self, params: Mapping[str, object]) -> None:
-        """Params keep their first value. One over 6000 characters is cut, and a tag names it."""
-        self._write("param", params, names.PARAM_CHARACTERS)
+        """Params keep their first value. MLflow cuts one over 6000 characters."""
+        self._append({"kind": "params", "values": _texts("param", params)})
 
     def tags(self, tags: Mapping[str, object]) -> None:
-        """Tags keep their last value. One over 8000 characters is cut, and a tag names it."""
-        self._write("tag", tags, names.TAG_CHARACTERS)
+        """Tags keep their last value. MLflow cuts one over 8000 characters."""
+        self._append({"kind": "tags", "values": _texts("tag", tags)})
 
     def artifact(self, name: str, data: bytes | Path) -> None:
         """A file in the run: its ``name`` with folders (``trace/lr.png``), and its bytes or a path to copy it from."""
@@ -249,13 +243,10 @@ class TrialLog:
 
     def finish(self, status: str, end_time_ms: int | None = None, reason: str | None = None) -> None:
         """The end of the trial: FINISHED, FAILED, KILLED or PRUNED, with a reason. Nothing more can be written."""
-        if status not in ("FINISHED", "FAILED", "KILLED", "PRUNED"):
-            raise TrackingError(f"status {status!r}: expected FINISHED, FAILED, KILLED or PRUNED")
-        words = {names.STATE: status} | ({names.REASON: reason} if reason else {})
-        tags, _ = names.cut(words, names.TAG_CHARACTERS)
+        tags = {names.STATE: status} | ({names.REASON: reason} if reason else {})
         shown = "KILLED" if status == "PRUNED" else status  # MLflow has no such status
         with self._lock:
-            self._append({"kind": "finish", "status": shown, "time": _ms(end_time_ms), "tags": tags})
+            self._append({"kind": "finish", "status": shown, "time": end_time_ms or _now(), "tags": tags})
             self.close()
 
     def close(self) -> None:
@@ -269,14 +260,6 @@ class TrialLog:
         """Wait until the server has everything; False if it does not within ``timeout`` seconds."""
         return self._uploader.wait(timeout, self._upload)
 
-    def _write(self, kind: str, values: Mapping[str, object], limit: int) -> None:
-        texts, long = _texts(kind, values, limit)
-        with self._lock:
-            self._append({"kind": f"{kind}s", "values": texts})
-            if not self._cut.issuperset(long):
-                self._cut.update(long)
-                self._append({"kind": "tags", "values": {names.CUT: ", ".join(sorted(self._cut))[:limit]}})
-
     def _append(self, record: dict[str, Any], *, wait: bool = True) -> None:
         with self._lock:
             if not self._upload.writing:
@@ -286,21 +269,10 @@ class TrialLog:
         self._uploader.wake()
 
 
-def _texts(kind: str, values: Mapping[str, object], limit: int) -> tuple[dict[str, str], list[str]]:
-    """``names.cut`` of params or tags whose names MLflow takes; else TrackingError."""
-    for name in values:
-        names.check(kind, name)
-    return names.cut(values, limit)
+def _texts(kind: str, values: Mapping[str, object]) -> dict[str, str]:
+    """Params or tags as MLflow keeps them; TrackingError for a name that it does not take."""
+    return {names.check(kind, name): str(value) for name, value in values.items()}
 
 
 def _now() -> int:
     return round(time.time() * 1000)
-
-
-def _ms(time_ms: int | None) -> int:
-    """``time_ms``, by default now; TrackingError unless it can be milliseconds since 1970."""
-    if time_ms is None:
-        return _now()
-    if not (math.isfinite(time_ms) and time_ms > 10**11):
-        raise TrackingError(f"time {time_ms}: expected milliseconds since 1970")
-    return int(time_ms)

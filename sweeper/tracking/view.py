@@ -93,8 +93,6 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str 
     old = tracker.server.experiment_tags().get(_TAG + key)
     value = _encoded(state, f"LR beside {axes.objective}", old)
     try:
-        if len(value) > names.EXPERIMENT_TAG_CHARACTERS:
-            raise Refused("too long")
         tracker.server.set_experiment_tag(_TAG + key, value)
     except Refused:
         return _plain(experiment, shown, axes, "this MLflow refused the prepared view: this is its plain metric page")
