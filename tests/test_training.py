@@ -157,7 +157,6 @@ def test_the_epoch_log_says_what_was_used(source: Path, trainer: training.Traine
     assert not log.applied.skipped.any()
     assert set(log.losses) == {"train/box_loss", "train/cls_loss", "train/dfl_loss"}
     assert all(value > 0 for value in log.losses.values())
-    assert log.seconds > 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A training left before its end: the process that it ran in is of use for the next one, and the bits are the same."""
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sweeper.config import Recipe
 from sweeper.errors import NotFinite
 from sweeper.schedules import TimeBase, Trace, parse
 from sweeper.training.process import Beat, Epoch, TrainingProcess
+
+REST_S = 2.0
 
 
 class Noting:
@@ -28,6 +31,15 @@ class Noting:
         log = self._trainer.train_epoch(epoch, *arguments, **more)
         (self._folder / f"trained-{epoch}").touch()
         return log
+
+
+class Resting(Noting):
+    """A real trainer that rests before every validation."""
+
+    def evaluate(self, *arguments: Any) -> training.Evaluation:
+        time.sleep(REST_S)
+        evaluation: training.Evaluation = self._trainer.evaluate(*arguments)
+        return evaluation
 
 
 def small(folder: Path) -> Recipe:
@@ -61,6 +73,14 @@ def test_the_next_epoch_is_trained_while_nobody_has_asked_for_it_and_counts_only
         with contextlib.closing(child.train(recipe, trace, start=1, state=first.state)) as rest:
             digests = [event.state_digest for event in rest if isinstance(event, Epoch)]
         assert digests == [event.state_digest for event in straight[1:]]
+
+
+def test_the_seconds_of_an_epoch_have_its_validation_in_them(tmp_path: Path) -> None:
+    recipe = small(tmp_path)
+    trace = parse({"family": "constant", "lr": 0.01}).trace(TimeBase(1, 3))
+    with TrainingProcess(device="cpu", folder=tmp_path, stall_s=300, opening=Resting) as child:  # type: ignore[arg-type]
+        (epoch,) = (event for event in child.train(recipe, trace, start=0, state=None) if isinstance(event, Epoch))
+    assert epoch.seconds >= REST_S
 
 
 def test_an_error_in_an_epoch_that_was_trained_ahead_concerns_only_who_asks_for_it(tmp_path: Path) -> None:

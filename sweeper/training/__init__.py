@@ -110,12 +110,11 @@ class EpochLog:
 
     ``lr``: float32 (steps_per_epoch,), the main group's learning rate as read from the optimizer when it stepped.
     ``losses``: means over the epoch's batches, ``train/box_loss`` and so on; ``train/skipped_steps`` where mixed
-    precision skipped some. ``seconds``: wall clock, data included. ``applied``: what every group of the optimizer held.
+    precision skipped some. ``applied``: what every group of the optimizer held.
     """
 
     lr: np.ndarray
     losses: dict[str, float]
-    seconds: float
     applied: Applied
 
 

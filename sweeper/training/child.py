@@ -27,11 +27,11 @@ GO, STOP, STOPPED = "go", "stop", "stopped"  # after an epoch: the worker's two 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch: ``metrics`` of the EMA, mean ``losses``, seconds, and the exact state after it.
+    """One finished epoch: ``metrics`` of the EMA, mean ``losses``, and the exact state after it.
 
-    ``lr``: at the epoch's last step, as recorded from the optimizer. ``detections``: the EMA's on the validation
-    images, where they were asked for. ``memory``: the largest share of the GPU's memory that was held so far; 0 on a
-    CPU.
+    ``lr``: at the epoch's last step, as recorded from the optimizer. ``seconds``: of training and validation on the
+    clock. ``detections``: the EMA's on the validation images, where they were asked for. ``memory``: the largest share
+    of the GPU's memory that was held so far; 0 on a CPU.
     """
 
     epoch: int
@@ -47,10 +47,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of progress inside an epoch, at most one a second."""
+    """A sign of progress inside an epoch, at most one a second, with the ``memory`` as in Epoch."""
 
     epoch: int
     step: int
+    memory: float = 0.0
 
 
 class Stopped(Exception):
@@ -151,7 +152,7 @@ class Child:
         """A batch is done; the parent hears of one a second. Raises Stopped if it wants no more."""
         if (now := time.monotonic()) - self._last_beat >= 1:
             self._last_beat = now
-            self.send(Beat(self.epoch, step))
+            self.send(Beat(self.epoch, step, self.memory()))
         if not self.may_go_on and self._pipe.poll():
             self.wait()
 
@@ -211,9 +212,10 @@ def train(child: Child, recipe: Recipe, trace: Trace, start: int, detecting: set
     with ThreadPoolExecutor(1) as aside:
         written: Future[None] | None = None
         for epoch in range(start, trace.epochs):
-            child.epoch = epoch
+            child.epoch, began = epoch, time.perf_counter()
             log = trainer.train_epoch(epoch, trace, child.beat)
             evaluation = trainer.evaluate(child.beat)
+            seconds = time.perf_counter() - began
             if written is not None:
                 written.result()
                 child.wait()
@@ -226,7 +228,7 @@ def train(child: Child, recipe: Recipe, trace: Trace, start: int, detecting: set
                 lr=float(log.lr[-1]) if len(log.lr) else math.nan,
                 metrics=dict(evaluation.metrics),
                 losses=dict(log.losses),
-                seconds=log.seconds,
+                seconds=seconds,
                 detections=evaluation.detections if epoch in detecting else None,
                 memory=child.memory(),
             )

@@ -7,7 +7,6 @@ behind one's back (halving the batch, reloading after a NaN) is an error with a 
 """
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +59,6 @@ class UltralyticsTrainer:
     def train_epoch(
         self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
     ) -> EpochLog:
-        started = time.perf_counter()
         parts, recipe = self._parts, self._recipe
         self._check(epoch, trace)
         parts.args.epochs = trace.epochs  # end-to-end heads (YOLO26) weigh their two losses by epoch / epochs
@@ -102,7 +100,7 @@ class UltralyticsTrainer:
         applied = parts.record.applied()
         if skipped := int(applied.skipped.sum()):
             losses[f"{names.TRAIN}skipped_steps"] = float(skipped)
-        return EpochLog(applied.lr[:, parts.main].astype(np.float32), losses, time.perf_counter() - started, applied)
+        return EpochLog(applied.lr[:, parts.main].astype(np.float32), losses, applied)
 
     def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
         validator = self._parts.validator
