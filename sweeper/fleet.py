@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -47,6 +47,20 @@ def gpus() -> list[str]:
     stripped = (name.strip() for name in visible.split(","))
     named = itertools.takewhile(lambda name: not name.startswith("-"), stripped)  # CUDA, too, stops at a -1
     return [name for name in named if name] if there else []
+
+
+@contextlib.contextmanager
+def visible(slot: str) -> Iterator[None]:
+    """Let processes that are started meanwhile see the GPU of this slot only, as number 0; nothing for "cpu"."""
+    name, before = "CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")
+    if slot != CPU:
+        os.environ[name] = gpus()[int(slot)]
+    try:
+        yield
+    finally:
+        if slot != CPU:
+            del os.environ[name]
+            os.environ.update({} if before is None else {name: before})
 
 
 def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:

@@ -1,6 +1,7 @@
 """What is said before training: `sweeper doctor`, another machine's store, and the secrets of docker compose."""
 
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from sweeper import database, fleet
 from sweeper.config import Sweep
 from sweeper.errors import StoreError
 from sweeper.service import Place, Service
-from sweeper.service.doctor import examine
+from sweeper.service.doctor import TRIAL_EPOCHS, examine
 from sweeper.study import Study
 from sweeper.training import cache_mb, memory
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
     sweep = tiny.write(tmp_path, device="cpu")
     found = {finding.what: finding for finding in examine(Place(str(tmp_path / "store")), Sweep.load(sweep))}
-    assert list(found) == ["versions", "device", "threads", "database", "tracking", "store", "data", "study"]
+    assert list(found) == ["versions", "device", "threads", "database", "tracking", "store", "data", "study", "workers"]
     assert all(finding.good for finding in found.values()), found
     assert "; a worker has 0 loader processes, and " in found["device"].says
     megabytes = cache_mb(memory(), fleet.cores())
@@ -35,6 +36,18 @@ def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
     assert "GB free" in found["store"].says
     assert found["data"].says == "24 training and 8 validation images"
     assert found["study"].says == "tiny is not launched yet"
+    room = re.fullmatch(
+        r"one worker alone, (\d) epochs? tried: ([0-9.]+) s an epoch, ([0-9.]+) of ([0-9.]+) GB of memory, "
+        r"1 of (\d+) cores; room for (\d+) workers? \(--per-device \6\)",
+        found["workers"].says,
+    )
+    assert room is not None, found["workers"].says
+    epochs, seconds, held, there, cores, workers = map(float, room.groups())
+    assert 1 <= epochs <= TRIAL_EPOCHS
+    assert seconds > 0
+    assert 0.3 < held < there
+    assert cores == fleet.cores()
+    assert 1 <= workers <= cores
 
 
 def test_doctor_looks_at_what_a_launch_has_made(shown: Service) -> None:
@@ -44,6 +57,10 @@ def test_doctor_looks_at_what_a_launch_has_made(shown: Service) -> None:
     assert "answers in" in found["tracking"].says
     assert "written and read in" in found["store"].says
     assert found["study"].says.startswith("shown: ")
+    finished = sum(trial.facts.epoch_seconds is not None for trial in shown.study.trials())
+    cores = fleet.cores()
+    expected = f"{finished} trials: 60 s an epoch, 1 of {cores} cores; room for {cores} worker"
+    assert found["workers"].says.startswith(expected)
 
 
 def test_doctor_says_what_to_do_and_ends_with_1(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ data = typer.Typer(no_args_is_help=True, help="Check a data set, or draw a subse
 def doctor(
     sweep: Annotated[Path | None, typer.Argument(metavar="[SWEEP]", help="Look at its data and study, too.")] = None,
     overrides: Overrides = None,
+    trial: Annotated[bool, typer.Option(help="Train its model for a minute, while no epoch was timed.")] = True,
     store: StoreOption = "sweeper_store",
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
@@ -30,7 +31,7 @@ def doctor(
 
     place = Place(store, database_url, tracking_uri)
     found = []
-    for finding in examine(place, None if sweep is None else Sweep.load(sweep, overrides or ())):
+    for finding in examine(place, None if sweep is None else Sweep.load(sweep, overrides or ()), trial=trial):
         found.append(finding)
         if not as_json:
             mark = Text("ok " if finding.good else "RED", style="green" if finding.good else "bold red")

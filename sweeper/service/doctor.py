@@ -1,25 +1,34 @@
 """What works here and what does not: device, threads, database, tracking server, store, versions, and the sweep."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from sweeper import database, fleet, training
 from sweeper.config import Sweep
 from sweeper.errors import SweeperError
+from sweeper.schedules import parse
 from sweeper.service import Place, Service
 from sweeper.store import Place as StorePlace
 from sweeper.study import check_optuna
 from sweeper.tracking import Tracker
+from sweeper.training.process import Epoch
 
 LIBRARIES = ("torch", "torchvision", "ultralytics", "optuna", "mlflow", "sqlalchemy", "numpy")
 TIMEOUT_S = 5.0  # for MLflow to answer
 LEAST_FREE = 2e9  # bytes; some hundred states of a small model
+TRIAL_S = 60.0
+TRIAL_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,11 @@ class Finding:
     says: str
 
 
-def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
-    """Look at everything; a fault in one part hides no other. With ``sweep`` also at its data and its study."""
+def examine(place: Place, sweep: Sweep | None = None, *, trial: bool = True) -> Iterator[Finding]:
+    """Look at everything; a fault in one part hides no other. With ``sweep`` also at its data and its study.
+
+    ``trial``: where all is well and the sweep has no timed epoch, train its model for about a minute.
+    """
     device = "auto" if sweep is None else str(sweep.device)
     threads = 1 if sweep is None else sweep.recipe.threads
     look: list[tuple[str, Callable[[], str]]] = [
@@ -44,17 +56,27 @@ def examine(place: Place, sweep: Sweep | None = None) -> Iterator[Finding]:
         ("store", lambda: _store(place)),
     ]
     if sweep is not None:
-        if fleet.gpus() and device != fleet.CPU:
-            look.append(("per GPU", lambda: _per_gpu(Service(sweep, place, looking=True))))
         looking = Service(sweep, place, looking=True)
-        look += [("data", lambda: _data(looking)), ("study", lambda: _study(looking))]
+        look += [
+            ("data", lambda: _data(looking)),
+            ("study", lambda: _study(looking)),
+        ]
+    good = True
     for what, ask in look:
-        try:
-            yield Finding(what, True, ask())
-        except (SweeperError, OSError) as error:
-            yield Finding(what, False, " ".join(str(error).split()))
-        except ImportError as error:
-            yield Finding(what, False, f"{' '.join(str(error).split())}; install sweeper again, with constraints.txt")
+        finding = _finding(what, ask)
+        good = good and finding.good
+        yield finding
+    if sweep is not None and good:
+        yield _finding("workers", lambda: _workers(looking, trial))
+
+
+def _finding(what: str, ask: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, ask())
+    except (SweeperError, OSError) as error:
+        return Finding(what, False, " ".join(str(error).split()))
+    except ImportError as error:
+        return Finding(what, False, f"{' '.join(str(error).split())}; install sweeper again, with constraints.txt")
 
 
 def _versions() -> str:
@@ -156,22 +178,6 @@ def _data(service: Service) -> str:
     return f"{found.train_images} training and {found.val_images} validation images{problems}"
 
 
-def _per_gpu(service: Service) -> str:
-    held = (
-        [row.facts.gpu_memory for row in service.study.trials() if row.facts.gpu_memory is not None]
-        if service.launched
-        else []
-    )
-    if not held:
-        return "one worker; how many could share it is known after the first trial"
-    wanted, cores = service.sweep.recipe.loader_workers, fleet.cores() // len(fleet.gpus())
-    count = fleet.per_gpu(max(held), cores, 1 if wanted == "auto" else wanted)
-    return (
-        f"a trial held {max(held):.0%} of its memory, {cores} cores for each GPU: room for {count} workers "
-        f"(--per-device {count}); benchmarks/per_device.py measures what they gain"
-    )
-
-
 def _study(service: Service) -> str:
     if not service.launched:
         return f"{service.sweep.name} is not launched yet"
@@ -180,3 +186,81 @@ def _study(service: Service) -> str:
     beats = [worker for worker in service.study.workers() if worker.age_s < service.sweep.lease_s]
     finished = counts["complete"] + counts["pruned"] + counts["fail"]
     return f"{service.sweep.name}: {finished} of {counts['total']} trials finished, {len(beats)} workers alive"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a worker takes: ``seconds`` an epoch, its ``share`` of a GPU's memory (0: on a CPU), ``bytes`` of the
+    machine's (0: not known). ``source``: how that is known."""
+
+    source: str
+    seconds: float
+    share: float
+    bytes: int
+
+
+def _workers(service: Service, trial: bool) -> str:
+    """How many workers there is room for on each device."""
+    sweep, memory, cores = service.sweep, training.memory(), fleet.cores()
+    slots = fleet.slots(str(sweep.device), None, threads=sweep.recipe.threads)
+    on_gpu = fleet.CPU not in slots
+    trials = service.study.trials() if service.launched else []
+    timed = [row.facts.epoch_seconds for row in trials if row.facts.epoch_seconds]
+    share = max((row.facts.gpu_memory or 0.0 for row in trials), default=0.0)
+    if timed and (share or not on_gpu):
+        load = Load(f"{len(timed)} trials", median(timed), share, 0)
+    elif trial and not timed:
+        load = _tried(service, slots)
+    else:
+        return f"how many a device has room for is known after the first {'trial' if timed else 'epochs'}"
+    took = f"{load.source}: {load.seconds:.3g} s an epoch"
+    if load.bytes:
+        took += f", {load.bytes / 1e9:.2g} of {memory / 1e9:.3g} GB of memory"
+    if on_gpu:
+        cores //= len(fleet.gpus())
+        loaders = 1 if sweep.recipe.loader_workers == "auto" else sweep.recipe.loader_workers
+        room = fleet.per_gpu(max(load.share, 0.001), cores, loaders)
+        took += f", {load.share:.1%} of the GPU's, with {cores} cores for each GPU"
+    else:
+        room = cores // sweep.recipe.threads
+        took += f", {sweep.recipe.threads} of {cores} cores"
+    if load.bytes:
+        room = min(room, memory // load.bytes // (len(slots) if on_gpu else 1))
+    room = max(room, 1)
+    return f"{took}; room for {room} worker{'s' * (room != 1)} (--per-device {room})"
+
+
+def _tried(service: Service, slots: list[str]) -> Load:
+    """From a training of some epochs, or of a minute, as of one worker alone."""
+    sweep, on_gpu, cache_mb = service.sweep, slots[0] != fleet.CPU, service.sweep.recipe.cache_mb
+    recipe = service.recipe(sweep.recipe.seed).model_copy(
+        update={
+            "loader_workers": fleet.loaders(sweep.recipe.loader_workers, slots),
+            "cache_mb": training.cache_mb(training.memory(), len(slots)) if cache_mb == "auto" else cache_mb,
+        }
+    )
+    trace = service.trace(parse({"family": "constant", "lr": 1e-5}))
+    share, step, began, now, ends = 0.0, 0, 0.0, 0.0, list[float]()
+    with (
+        tempfile.TemporaryDirectory(prefix="sweeper-trial-") as folder,
+        fleet.visible(slots[0]),
+        service.training(device="cuda:0" if on_gpu else "cpu", folder=Path(folder), stall_s=sweep.stall_s) as child,
+        contextlib.closing(child.train(recipe, trace, start=0, state=None)) as events,
+    ):
+        for event in events:
+            now = time.monotonic()
+            began, share = began or now, max(share, event.memory)
+            if isinstance(event, Epoch):
+                ends.append(now)
+            else:
+                step = max(step, event.step)
+            if now - began > TRIAL_S or len(ends) == TRIAL_EPOCHS:
+                break
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    held = unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    if not ends:
+        batches = -(-service.dataset.train_images // recipe.batch)
+        seconds = (now - began) * batches / max(step, 1)
+        return Load(f"one worker alone, {step} of {batches} batches tried", seconds, share, held)
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began
+    return Load(f"one worker alone, {len(ends)} epoch{'s' * (len(ends) > 1)} tried", seconds, share, held)
