@@ -77,41 +77,38 @@ def panel(
     epochs: int,
     top: tuple[float, float],
     objective: str,
-    score: tuple[float, int] | None = None,
+    score: float | None = None,
+    last: int = 1,
 ) -> str:
     """The chart of a schedule: learning rate above, the objective below on the same epochs.
 
     ``runs``: the first is drawn strong, the same schedule on other seeds weak. ``effects``: of its jumps,
     ``evidence.Effect`` as dicts; a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``:
-    upper ends of both axes, so that panels of one page compare. ``score``: what the first run comes to, and the number
-    of last epochs of which that is the mean; it is drawn as a level over them.
+    upper ends of both axes, so that panels of one page compare. ``score``: what the first run comes to, the mean of its
+    ``last`` epochs; it is drawn as a level over them.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, rate, quality = _two(NARROW, 2.7, epochs, top, objective)
-        first = runs[0]
-        if first.trace is not None:
-            _rate(rate, first.trace, LR, "-")
-            for jump in first.trace.jumps():
-                restart = jump.kind == "restart"
-                at = jump.step / first.trace.steps_per_epoch
-                for axes in (rate, quality):
-                    axes.axvline(at, color=INK if restart else GREY, linewidth=0.7, linestyle="--" if restart else ":")
-                mark = "^" if restart else "v"
-                rate.plot(at, first.trace.lr[jump.step], mark, color=INK if restart else GREY, markersize=5)
-        if reference is not None and reference is not first:
+        first, drawn = runs[0], [("this schedule", MAP, runs[0])]
+        if reference is not None:
+            drawn.append(("baseline", GREY, reference))
             quality.plot(*_xy(reference.values), color=GREY, linewidth=1)
         for run in runs[1:]:
             quality.plot(*_xy(run.values), color=MAP, linewidth=0.7, alpha=0.35)
         quality.plot(*_xy(first.values), color=MAP, linewidth=1.6)
+        if first.trace is not None:
+            _rate(rate, first.trace, LR, "-")
+            for jump in first.trace.jumps():
+                color, dash, mark = (INK, "--", "^") if jump.kind == "restart" else (GREY, ":", "v")
+                at = jump.step / first.trace.steps_per_epoch
+                for axes in (rate, quality):
+                    axes.axvline(at, color=color, linewidth=0.7, linestyle=dash)
+                rate.plot(at, first.trace.lr[jump.step], mark, color=color, markersize=5)
         for effect in effects:
             _shade(quality, first.values, effect)
         if score is not None:
-            level, last = score
             end = max(first.values) + 1
-            quality.plot([max(end - last, 0), end], [level, level], color=INK, linewidth=2.2, solid_capstyle="butt")
-        drawn = [("this schedule", MAP, first)]
-        if reference is not None and reference is not first:
-            drawn.append(("baseline", GREY, reference))
+            quality.plot([max(end - last, 0), end], [score, score], color=INK, linewidth=2.2, solid_capstyle="butt")
         return _svg(figure, name, description, _at_cursor(drawn, epochs, objective), (rate, quality))
 
 
@@ -125,23 +122,22 @@ def overlay(
     width: float = WIDE,
 ) -> str:
     """A few runs over each other, a reference in grey: learning rate above, the objective below, a legend beneath."""
-    everything = [*runs, *([reference] if reference else [])]
-    top = ceilings([run.trace for run in everything], [run.values for run in everything])
+    looks = [(run, color, dash, 1.6) for run, (color, dash) in zip(runs, COMPARED, strict=False)]
+    if reference is not None:
+        looks.insert(0, (reference, GREY, "-", 2.2))
+    lines = [run for run, *_ in looks]
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, rate, quality = _two(width, 4.6, epochs, top, objective)
-        drawn, handles = [], []
-        if reference is not None:
-            drawn.append((reference.label, GREY, reference))
-            handles += _pair(rate, quality, reference, GREY, "-", 2.2)
-        for run, (color, dash) in zip(runs, COMPARED, strict=False):
-            drawn.append((run.label, color, run))
-            handles += _pair(rate, quality, run, color, dash, 1.6)
-        quality.set_ylim(bottom=_floor(everything, top[1]))
-        columns = 2 if len(handles) > 2 and width == WIDE else 1
-        for handle in handles:
-            handle.set_label(_wrapped(handle.get_label(), 56))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-        return _svg(figure, name, description, _at_cursor(drawn, epochs, objective), (rate, quality))
+        figure, rate, quality = _two(width, 4.6, epochs, ceilings(lines), objective)
+        for run, color, dash, thick in looks:
+            if run.trace is not None:
+                _rate(rate, run.trace, color, dash)
+            label = _wrapped(run.label, 56)
+            quality.plot(*_xy(run.values), color=color, linestyle=dash, linewidth=thick, label=label)
+        quality.set_ylim(bottom=_floor(lines))
+        columns = 2 if len(looks) > 2 and width == WIDE else 1
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+        cursor = _at_cursor([(run.label, color, run) for run, color, *_ in looks], epochs, objective)
+        return _svg(figure, name, description, cursor, (rate, quality))
 
 
 def intervals(
@@ -189,20 +185,21 @@ def precision_recall(
         return _svg(figure, name, description)
 
 
-def ceilings(traces: Sequence[Trace | None], curves: Sequence[Mapping[int, float]]) -> tuple[float, float]:
+def ceilings(runs: Sequence[Line]) -> tuple[float, float]:
     """Upper ends of the learning-rate axis and of the objective's axis that hold all of these."""
-    peak = max((trace.peak for trace in traces if trace is not None), default=0.0)
-    best = max((value for curve in curves for value in curve.values()), default=0.0)
+    peak = max((run.trace.peak for run in runs if run.trace is not None), default=0.0)
+    best = max((value for run in runs for value in run.values.values()), default=0.0)
     return 1.12 * peak or 1.0, 1.06 * best or 1.0
 
 
 def begins_late(runs: Sequence[Line]) -> bool:
     """Whether an overlay of these runs leaves out the lower half: only where all of them end above it."""
-    return _floor(runs, ceilings([], [run.values for run in runs])[1]) > 0
+    return _floor(runs) > 0
 
 
-def _floor(runs: Sequence[Line], top: float) -> float:
+def _floor(runs: Sequence[Line]) -> float:
     """Lower end of the mAP axis of an overlay; below 0 where the highest value is 0, so that the line can be seen."""
+    top = ceilings(runs)[1]
     ends = [run.values[max(run.values)] for run in runs if run.values]
     if not any(value > 0 for run in runs for value in run.values.values()):
         return -0.05 * top
@@ -220,12 +217,6 @@ def _two(
     quality.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
     quality.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
     return figure, rate, quality
-
-
-def _pair(rate: Axes, quality: Axes, run: Line, color: str, dash: Any, width: float) -> list[Any]:
-    if run.trace is not None:
-        _rate(rate, run.trace, color, dash)
-    return quality.plot(*_xy(run.values), color=color, linestyle=dash, linewidth=width, label=run.label)
 
 
 def _rate(axes: Axes, trace: Trace, color: str, dash: Any) -> None:

@@ -21,7 +21,7 @@ from sweeper import evidence, names, report, schedules, stats
 from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
-from sweeper.report.page import Configuration, Page, Verdict, render
+from sweeper.report.page import Configuration, Page, render
 from sweeper.schedules import TimeBase
 from sweeper.service import Place, Service
 from sweeper.tracking import ui
@@ -67,19 +67,19 @@ class Reader(HTMLParser):
 def many(count: int, epochs: int = 100) -> Page:
     """A page of ``count`` trials of ``epochs`` epochs."""
     time_base = TimeBase(epochs, 100)
-    found = []
+    shown = []
     for number in range(count):
         steps = [10 + number % 40, 60 + number % 30]
         spec = schedules.parse({"family": "cawb", "lr": 0.1, "steps": steps, "step_scale": 0.7, "horizon": "end"}).spec
         trace = schedules.parse(spec).trace(time_base)
         values = invented.curve(trace, number)
         effects = [effect.to_dict() for effect in evidence.effects(values, trace.jumps())]
-        found.append(Configuration(number, f"cawb steps={steps}", trace, [dict(enumerate(values))], effects))
+        shown.append(Configuration(number, f"cawb steps={steps}", trace, [dict(enumerate(values))], effects))
     facts = {"restarts": 2, "drops": 0, "peak": 0.1, "integral": 3.0}
     ranking = [
-        {"trial": one.trial, "name": one.name, "label": one.label, "score": 0.4, "run_id": None, "stage": "search"}
-        | {"n": 1, "facts": facts}
-        for one in found
+        {"trial": entry.trial, "name": f"trial {entry.trial}", "label": entry.label, "score": 0.4, "run_id": None}
+        | {"stage": "search", "n": 1, "facts": facts}
+        for entry in shown
     ]
     answer = {"sentence": "no winner yet: <b>one run</b> each", "winner": None, "candidates": [], "ranking": ranking}
     answer |= {"baseline": None, "baselines": [], "excluded": [], "alpha": 0.05, "equivalence": 0.002}
@@ -88,17 +88,17 @@ def many(count: int, epochs: int = 100) -> Page:
     restart = evidence.verdict(
         "restart", movement=evidence.Movement(0.9, 0.01, 1.0), gain=evidence.Gain(0.02, 0.01, 0.03, 6)
     )
-    controls = [Line("without the restart", found[0].trace, found[0].curves[0])] if found else []
+    controls = [Line("without the restart", shown[0].trace, shown[0].curves[0])] if shown else []
     return Page(
         sweep="many",
         made="2026-01-01",
         epochs=epochs,
         answer=answer,
-        configurations=found,
+        configurations=shown,
         cost=cost,
         sweep_file="name: many\n",
         identity={"Recipes": "0" * 64},
-        verdicts=[Verdict(0, 10, restart.to_dict(), controls)] if found else [],
+        verdicts=[(0, {"epoch": 10, **restart.to_dict()}, controls)] if shown else [],
         importance={"steps_1": 0.9, "restart_2": 0.1},
         importance_of=count,
     )

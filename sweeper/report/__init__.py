@@ -1,31 +1,32 @@
-"""What a sweep has come to, gathered from its parts for those who look: plain data, nothing is trained or changed."""
+"""What a sweep has come to, gathered from its parts for those who look; nothing is trained or changed."""
 
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import yaml
 
-from sweeper import evidence, names
+from sweeper import charts, evidence, fleet, names
 from sweeper.charts import Line
 from sweeper.config import Sweep
-from sweeper.report.learned import gather
-from sweeper.report.page import Configuration, Page, Verdict, render
-from sweeper.schedules import Trace
+from sweeper.errors import DataError, DeviceError, TrackingError, TrainingError
+from sweeper.report.page import Configuration, Learned, Page, render
 from sweeper.search import prune
-from sweeper.service import Service
-from sweeper.service.status import Status
+from sweeper.service import Service, Status
 from sweeper.stats import Answer
 from sweeper.study import Trial
 from sweeper.tracking.view import Axes
+from sweeper.training import pictures
 
 #: Numbers that every family's trace has: what can be compared over all trials, baselines included.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
 SHOWN = 8  # runs beside the baseline, in charts that show a few
+BEST = 3  # schedules beside the baseline, of whose models it is shown what they have learned
 _VERSIONS = ("lr-sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
+_CONTROLS = {"counterfactual": "without the restart", "matched_peak": "one anneal from its peak"}
 
 
 def axes(sweep: Sweep) -> Axes:
@@ -53,29 +54,36 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
 
     Raises DatabaseError if the sweep was never launched.
     """
-    rows = service.study.trials()
-    answer = service.pick()
+    sweep, rows = service.sweep, service.study.trials()
+    answer, status = service.pick(), service.status()
     importance, trials = service.study.importance()
-    status = service.status()
-    pictures, notes = gather(service, answer, draw=draw and not status.counts["running"])
+    learned, notes = _learned(service, answer, draw=draw and not status.counts["running"])
+    typical = status.seconds_per_epoch or 0.0  # for trials that have not finished
+    hours = [(row, (row.facts.epoch_seconds or typical) / 3600) for row in rows]  # of an epoch
     return render(
         Page(
-            sweep=service.sweep.name,
+            sweep=sweep.name,
             made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            epochs=service.sweep.epochs,
-            objective=service.sweep.objective,
+            epochs=sweep.epochs,
+            objective=sweep.objective,
             last=prune.LAST,
             answer=answer.to_dict(),
-            configurations=configurations(service, rows, link),
-            cost=_cost(rows, status),
-            sweep_file=sweep_file(service.sweep),
+            configurations=_configurations(service, rows, link),
+            cost={
+                "trained": status.epochs.trained,
+                "reused": status.epochs.reused,
+                "hours": sum((len(row.curve) - row.reused) * each for row, each in hours),
+                "hours_saved": sum(row.reused * each for row, each in hours),
+                "seconds_per_epoch": status.seconds_per_epoch,
+            },
+            sweep_file=sweep_file(sweep),
             identity=_identity(service, rows),
             facts=_facts(answer, status),
             verdicts=_verdicts(service, rows, answer),
             importance=importance,
             importance_of=trials,
-            unfinished=sum(status.counts[state] for state in ("waiting", "running")),
-            learned=pictures,
+            unfinished=status.counts["waiting"] + status.counts["running"],
+            learned=learned,
             learned_notes=notes,
         )
     )
@@ -105,105 +113,79 @@ def differences(answer: Answer) -> dict[str, str]:
     return texts
 
 
-def configurations(service: Service, rows: Sequence[Trial], link: str | None = None) -> list[Configuration]:
+def sweep_file(sweep: Sweep) -> str:
+    """The sweep as YAML with every default written out; ``Sweep.load`` reads it back as the same sweep."""
+    keys = sweep.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump({"name": keys.pop("name"), **keys.pop("recipe"), **keys}, sort_keys=False, width=110)
+
+
+def _configurations(service: Service, rows: Sequence[Trial], link: str | None) -> list[Configuration]:
     """Everything that has begun, one entry per schedule: the search's or first run, then other seeds of it."""
     groups: dict[str, list[Trial]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row.stage == "confirm", row.number)):
         if row.curve and row.spec and row.stage != "control":
             groups.setdefault(row.name, []).append(row)
-    found = []
-    for own in groups.values():
-        first = min(own, key=lambda row: (row.stage == "confirm", row.number))
+    configurations = []
+    for first, *others in groups.values():
         assert first.schedule is not None  # it has begun
-        run_id, trace = service.run_id(first), service.trace(first.schedule)
-        found.append(
+        run_id, trace, curve = service.run_id(first), service.trace(first.schedule), first.values
+        effects: list[evidence.Effect] = []
+        if len(curve) == max(first.curve) + 1 and all(map(math.isfinite, curve)):
+            effects = evidence.effects(curve, trace.jumps(), within=service.sweep.escape.within)
+        configurations.append(
             Configuration(
                 trial=first.number,
                 label=service.searched.label(first.schedule.spec),
                 trace=trace,
-                curves=[row.curve for row in (first, *(row for row in own if row is not first))],
-                effects=_effects(first, trace, service.sweep.escape.within),
+                curves=[row.curve for row in (first, *others)],
+                effects=[effect.to_dict() for effect in effects],
                 state=first.state.lower(),
                 score=first.score if first.state == "COMPLETE" else None,
                 link=link.format(run_id=run_id) if link and run_id else None,
             )
         )
-    return found
+    return configurations
 
 
-def sweep_file(sweep: Sweep) -> str:
-    """The sweep as YAML with every default written out; ``Sweep.load`` reads it back as the same sweep."""
-    said = sweep.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({"name": said.pop("name"), **said.pop("recipe"), **said}, sort_keys=False, width=110)
-
-
-def _effects(row: Trial, trace: Trace, within: float) -> list[dict[str, Any]]:
-    """What the curve so far says of each jump; nothing where epochs are missing."""
-    curve = row.values
-    if sorted(row.curve) != list(range(len(curve))) or not all(map(math.isfinite, curve)):
-        return []
-    return [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
-
-
-def _verdicts(service: Service, rows: Sequence[Trial], answer: Answer) -> list[Verdict]:
+def _verdicts(
+    service: Service, rows: Sequence[Trial], answer: Answer
+) -> list[tuple[int, Mapping[str, Any], list[Line]]]:
     """What was examined, with the first run of each kind of control."""
-    controls: dict[tuple[int, int], dict[str, Line]] = {}
+    controls: dict[tuple[int, int | None], dict[str, Line]] = {}
     for row in rows:
-        asked = row.facts.control
-        if row.curve and row.schedule and asked is not None and asked.restart is not None:
-            kinds = controls.setdefault((asked.trial, asked.epoch), {})
-            words = {"counterfactual": "without the restart", "matched_peak": "one anneal from its peak"}
-            if asked.kind in words:
-                line = Line(words[asked.kind], service.trace(row.schedule), row.curve)
-                kinds.setdefault(asked.kind, line)
-    entries = [*answer.ranking, *([answer.baseline] if answer.baseline else [])]
+        control = row.facts.control
+        if row.curve and row.schedule and control is not None and control.kind in _CONTROLS:
+            line = Line(_CONTROLS[control.kind], service.trace(row.schedule), row.curve)
+            controls.setdefault((control.trial, control.epoch), {}).setdefault(control.kind, line)
     return [
-        Verdict(
-            entry.trial, verdict["epoch"], verdict, list(controls.get((entry.trial, verdict["epoch"]), {}).values())
-        )
-        for entry in entries
+        (entry.trial, verdict, list(controls.get((entry.trial, verdict["epoch"]), {}).values()))
+        for entry in (*answer.ranking, *([answer.baseline] if answer.baseline else []))
         for verdict in entry.facts.get("verdicts") or []
     ]
 
 
-def _cost(rows: Sequence[Trial], status: Status) -> dict[str, Any]:
-    """Epochs and hours; an epoch of a trial that did not finish counts as long as the median one."""
-    trained = reused = 0.0
-    for row in rows:
-        seconds = float(row.facts.epoch_seconds or status.seconds_per_epoch or 0.0)
-        shared = row.reused
-        trained += (len(row.curve) - shared) * seconds
-        reused += shared * seconds
-    epochs = {"trained": status.epochs.trained, "reused": status.epochs.reused}
-    hours = {"hours": trained / 3600, "hours_saved": reused / 3600}
-    return {**epochs, **hours, "seconds_per_epoch": status.seconds_per_epoch}
-
-
 def _facts(answer: Answer, status: Status) -> dict[str, str]:
+    """The numbers at the top, by the names under which the page explains them."""
     noise, seen = answer.noise, answer.detectable
-    found = {
+    facts = {
         "Trials": f"{status.counts['complete']} of {status.budget} finished",
         "Schedules tried": str(answer.tried),
         "Pairs on fresh seeds": str(answer.pairs) if answer.pairs else "none yet",
     }
-    if not answer.learned or answer.failures.every:
-        return found | _exactness(status)  # no score, no noise, and nothing that a design could see
-    found |= {
-        "Luck in one run": f"± {noise.sigma:.4f} ({noise.source})" if noise.sigma is not None else noise.source,
-        "Smallest gain that shows": f"{seen:+z.4f}" if seen is not None else "none without pairs",
-        "Pairs for a gain of 0.004": noise.needs,
-    }
-    if answer.baseline:
-        found["Best baseline"] = f"{answer.baseline.name}, {answer.baseline.score:.4f}"
-    if noise.correlation is not None:
-        found["Pairs move together"] = f"{noise.correlation:.2f}"
-    return found | _exactness(status)
-
-
-def _exactness(status: Status) -> dict[str, str]:
+    if answer.learned and not answer.failures.every:  # else no score, no noise, and nothing that a design could see
+        facts |= {
+            "Luck in one run": noise.source if noise.sigma is None else f"± {noise.sigma:.4f} ({noise.source})",
+            "Smallest gain that shows": "none without pairs" if seen is None else f"{seen:+z.4f}",
+            "Pairs for a gain of 0.004": noise.needs,
+        }
+        if answer.baseline:
+            facts["Best baseline"] = f"{answer.baseline.name}, {answer.baseline.score:.4f}"
+        if noise.correlation is not None:
+            facts["Pairs move together"] = f"{noise.correlation:.2f}"
     differing = [str(mismatch) for mismatch in status.mismatches]
     more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
-    return {"Exactness": f"{differing[0]}{more}" if differing else "no two trainings of one segment have differed"}
+    same = "no two trainings of one segment have differed"
+    return facts | {"Exactness": f"{differing[0]}{more}" if differing else same}
 
 
 def _identity(service: Service, rows: Sequence[Trial]) -> dict[str, str]:
@@ -214,3 +196,57 @@ def _identity(service: Service, rows: Sequence[Trial]) -> dict[str, str]:
         "Data": service.data_digest,
         "Here": f"Python {platform.python_version()}, {versions}",
     }
+
+
+def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Learned], list[str]]:
+    """What there is to show of the models of the best baseline and of the best schedules, and a line for each that
+    nothing is shown of. Pictures lie in the trial's run in MLflow.
+
+    ``draw``: draw what is missing, by validating the models on the sweep's device.
+    """
+    entries = [*([answer.baseline] if answer.baseline else []), *answer.ranking[:BEST]]
+    runs = {entry.trial: entry.run_id for entry in entries if entry.run_id}
+    notes = [
+        f"trial {entry.trial}: no pictures, because it has no run in MLflow" for entry in entries if not entry.run_id
+    ]
+    files: dict[int, dict[str, bytes]] = {}
+    try:
+        files |= {trial: _fetched(service, run_id) for trial, run_id in runs.items()}
+        missing = {trial: run_id for trial, run_id in runs.items() if not files[trial]}
+        if missing and draw:
+            notes += _draw(service, missing, files)
+        elif missing:
+            notes.append(f"sweeper report {service.sweep.name} draws what is missing here, when no trial is running")
+    except (DataError, TrackingError, TrainingError) as error:
+        notes.append(f"no new pictures: {error}")
+    labels = {entry.trial: entry.label for entry in entries}
+    return [Learned(trial, labels[trial], content) for trial, content in files.items() if content], notes
+
+
+def _fetched(service: Service, run_id: str) -> dict[str, bytes]:
+    """The pictures that the run has in MLflow; {} before they are drawn."""
+    if service.tracker.server.fetch(run_id, names.LEARNED + pictures.NUMBERS) is None:
+        return {}
+    files = {name: service.tracker.server.fetch(run_id, names.LEARNED + name) for name in pictures.NAMES}
+    return {name: content for name, content in files.items() if content is not None}
+
+
+def _draw(service: Service, runs: Mapping[int, str], files: dict[int, dict[str, bytes]]) -> list[str]:
+    """Draw these trials' pictures, put them into ``files`` and into MLflow; a line for each that cannot be drawn."""
+    recipe = service.sweep.recipe
+    if not pictures.drawable(recipe.model):
+        return [f"no pictures: they are drawn by Ultralytics, which has no {recipe.model}"]
+    weights = {trial: service.tracker.server.fetch(run_id, names.WEIGHTS) for trial, run_id in runs.items()}
+    models = {trial: pictures.Model(recipe, content, service.classes) for trial, content in weights.items() if content}
+    try:
+        device = fleet.slots(str(service.sweep.device))[0]
+    except DeviceError:  # the sweep was trained on another machine
+        device = fleet.CPU
+    if models:
+        drawn = pictures.draw(list(models.values()), service.dataset.yaml, device, charts.font())
+        for trial, content in zip(models, drawn, strict=True):
+            files[trial] = content
+            kept = {names.LEARNED + name: content[name] for name in pictures.NAMES if name in content}
+            service.tracker.add(trial, {}, kept)
+    why = "because its run in MLflow has no weights"
+    return [f"trial {trial}: no pictures, {why}" for trial in runs if trial not in models]
