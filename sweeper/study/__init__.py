@@ -7,12 +7,11 @@ stays a plain study.
 
 from sweeper.study.fence import check_optuna
 from sweeper.study.queue import unfinished
-from sweeper.study.samplers import Suggest
 from sweeper.study.slot import Slot
 from sweeper.study.study import Study, WorkerRow
 from sweeper.study.trial import Control, Facts, Stage, State, Trial, Wanted
 
 __all__ = [
-    "Control", "Facts", "Slot", "Stage", "State", "Study", "Suggest", "Trial", "Wanted",
-    "WorkerRow", "check_optuna", "unfinished",
+    "Control", "Facts", "Slot", "Stage", "State", "Study", "Trial", "Wanted", "WorkerRow",
+    "check_optuna", "unfinished",
 ]  # fmt: skip

@@ -14,13 +14,14 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.database import Connection, Database, IntegrityError, Session, or_, select, update
+from sweeper.database import Connection, Database, IntegrityError, Session, column, or_, select, table, update
 from sweeper.errors import DatabaseError, LeaseLost
 from sweeper.study.fence import FencedStorage, Guard
-from sweeper.study.history import TRIALS
 from sweeper.study.trial import Wanted
 
 T = TypeVar("T")
+
+TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"))  #: Optuna's own
 
 
 def unfinished(database: Database) -> list[str]:

@@ -1,26 +1,33 @@
-"""Samplers by name, each proposal a function of (study's seed, trial's number, history).
+"""Samplers by name, and what they learn from: each proposal is a function of (study's seed, trial's number, history).
 
 A sampler is made anew for every proposal, with a seed drawn from the study's seed and the trial's number. So parallel
 workers don't propose the same, a study with one worker can be repeated, and nothing is lost with a worker's memory.
+It proposes in a study in memory, so that only the proposal that is taken is stored.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.errors import ConfigError
-
-T = TypeVar("T")
+from sweeper.search import Suggest
+from sweeper.study.trial import REPLICATE
 
 TRIES = 50  # proposals for one trial, while they are known already
+FEWEST = 8  # trials below which a share is a coin toss
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     # Conditional parameters want `group`; `constant_liar` keeps parallel workers away from each other's proposals.
@@ -65,49 +72,122 @@ def _imported(name: str, seed: int) -> BaseSampler:
     if not (inspect.isclass(kind) and issubclass(kind, BaseSampler)):
         raise ConfigError(f"sampler: {name!r} is no subclass of optuna.samplers.BaseSampler; {expected}")
     try:
-        seeded = {"seed": seed} if "seed" in inspect.signature(kind).parameters else {}
-        sampler: BaseSampler = kind(**seeded)
-        return sampler
+        return kind(**({"seed": seed} if "seed" in inspect.signature(kind).parameters else {}))
     except TypeError as error:
         raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error
 
 
-def decided(params: Mapping[str, Any]) -> BaseSampler:
-    """A sampler that gives the answers that were decided on before."""
+class _InMemory(InMemoryStorage):
+    """The trials that a sampler learns from, and the one that it proposes, which has its real number."""
+
+    def __init__(self, searched: Sequence[FrozenTrial], number: int) -> None:
+        super().__init__()
+        self._searched, self._number = searched, number
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trial = copy.copy(super().get_trial(trial_id))
+        trial.number = self._number
+        return trial
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        proposed = [self.get_trial(trial._trial_id) for trial in super().get_all_trials(study_id, deepcopy=False)]
+        trials = [trial for trial in (*self._searched, *proposed) if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+def ask(
+    sampler: BaseSampler,
+    searched: Sequence[FrozenTrial],
+    number: int,
+    given: Mapping[str, Any],
+    fn: Callable[[Suggest], Mapping[str, Any]],
+) -> tuple[Mapping[str, Any], FrozenTrial]:
+    """``fn(suggest)`` for trial ``number``, and the trial with the answers: those ``given``, the others the sampler's.
+
+    ``searched``: what it learns from, see :func:`learned`.
+    """
+    storage = _InMemory(searched, number)
+    study = optuna.create_study(storage=storage, sampler=sampler, direction="maximize")
+    if given:
+        study.enqueue_trial(dict(given))
+    trial = study.ask()
+    return fn(trial), storage.get_trial(trial._trial_id)
+
+
+def learned(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[FrozenTrial]:
+    """The trials that have begun (by number) as a sampler should see them; none of the given ones is changed.
+
+    Baselines, confirmations and controls, which have no parameters, are left out: they would count as start-up trials,
+    take places among TPE's good ones, empty the GP's common search space and close the grid at its root.
+
+    With a ``reference``, the name of a baseline, a schedule is one trial with the mean difference of its replicates to
+    the baseline on the same seeds. A score mixes what the schedule is worth with the luck of its seed, which is several
+    times larger; the baseline on that seed had the same luck. A finished trial whose seed the baseline has not finished
+    yet appears as running.
+    """
+    trials = [trial for trial in begun if trial.distributions]
+    if reference is None:
+        return [_with_value(trial, trial.values[0]) if trial.values else trial for trial in trials]
+    against = {
+        trial.user_attrs["seed"]: trial.values[0]
+        for trial in reversed(begun)
+        if trial.state is TrialState.COMPLETE
+        and trial.user_attrs.get("stage") == "baseline"
+        and trial.user_attrs.get("name") == reference
+    }
+    compared = {
+        trial.number: trial.values[0] - against[trial.user_attrs["seed"]]
+        for trial in trials
+        if trial.values and trial.user_attrs.get("seed") in against
+    }
+    differences: dict[int, list[float]] = defaultdict(list)
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.number in compared:
+            differences[trial.user_attrs.get(REPLICATE, trial.number)].append(compared[trial.number])
+    means = compared | {number: fmean(each) for number, each in differences.items()}
+    return [
+        _with_value(trial, means.get(trial.number)) if trial.values else trial
+        for trial in trials
+        if REPLICATE not in trial.user_attrs
+    ]
+
+
+def _with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
+    """A finished trial with another value; running if there is none.
+
+    A pruned one is judged by that value, too: TPE would take its last epoch, which may lie in a dip.
+    """
+    seen = copy.copy(trial)
+    if value is None:
+        seen.state, seen.values, seen.datetime_complete = TrialState.RUNNING, None, None
+        return seen
+    seen.values = [value]
+    if trial.state is TrialState.PRUNED and trial.intermediate_values:
+        seen.intermediate_values = {max(trial.intermediate_values): value}
+    return seen
+
+
+def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int]:
+    """Parameter -> share of 1 in getting among the best, largest first, and of how many finished search trials.
+
+    PED-ANOVA, which knows parameters that only some trials have (the place of a restart that is off). Empty for fewer
+    than 8 trials, or where nothing varies.
+    """
+    trials = [
+        trial
+        for trial in everything
+        if trial.state is TrialState.COMPLETE
+        and trial.user_attrs.get("stage") == "search"
+        and trial.params
+        and REPLICATE not in trial.user_attrs  # all on the same seed
+    ]
+    if len(trials) < FEWEST or len({trial.values[0] for trial in trials}) < 2:
+        return {}, len(trials)
+    searched = optuna.create_study(direction="maximize")
+    searched.add_trials(trials)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return PartialFixedSampler(dict(params), RandomSampler())
-
-
-class Suggest:
-    """What a proposal may ask for; stands for Optuna's trial, and says in one line what it cannot do."""
-
-    def __init__(self, trial: optuna.trial.Trial) -> None:
-        self._trial = trial
-
-    def suggest_float(self, name: str, low: float, high: float, step: float | None = None, log: bool = False) -> float:
-        """A number in [low, high], on a grid of ``step`` from ``low``, or on a log scale."""
-        return self._ask(name, lambda: self._trial.suggest_float(name, low, high, step=step, log=log))
-
-    def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
-        """A whole number in [low, high]."""
-        return self._ask(name, lambda: self._trial.suggest_int(name, low, high, step=step, log=log))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of ``choices``, each None, a bool, a number or a string."""
-        for choice in choices:
-            if not (choice is None or isinstance(choice, (bool, int, float, str))):
-                raise ConfigError(
-                    f"search.{name}: {choice!r} cannot be stored as a choice; "
-                    "expected numbers, strings, true, false or null"
-                )
-        return self._ask(name, lambda: self._trial.suggest_categorical(name, choices))
-
-    def _ask(self, name: str, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except ValueError as error:  # what Optuna raises for a space that is impossible, or not the study's
-            line = " ".join(str(error).split())
-            raise ConfigError(
-                f"search.{name}: {line}; a study's search space is fixed, rename it for a new one"
-            ) from error
+        warnings.simplefilter("ignore")  # experimental in Optuna; what it is worth stands in the report
+        shares = optuna.importance.get_param_importances(searched)
+    return {name: float(share) for name, share in shares.items()}, len(trials)

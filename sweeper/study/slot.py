@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.errors import LeaseLost, NotFinite
+from sweeper.search import Suggest
 from sweeper.study import samplers
-from sweeper.study.history import History, Rehearsal, SearchStorage
 from sweeper.study.queue import Lease
-from sweeper.study.samplers import Suggest
 from sweeper.study.trial import Facts, Stage, stored
 
 
@@ -30,13 +27,14 @@ class Slot:
     is the objective reported so far by epoch, ``facts`` are the stored attributes.
     """
 
-    def __init__(self, lease: Lease, trial: FrozenTrial, history: History, study: str, sampler: str, seed: int) -> None:
+    def __init__(
+        self, lease: Lease, trial: FrozenTrial, history: Callable[[], list[FrozenTrial]], sampler: str, seed: int
+    ) -> None:
         self._lease = lease
         self.number, self.attempt, self.worker = lease.number, lease.attempt, lease.worker
         self.owner = f"{lease.study}/{lease.number}"
         self.reasons, self.adopted = lease.reasons, lease.adopted
-        self._history = history
-        self._study = study
+        self._claimed, self._history = trial, history
         self._sampler = (sampler, seed)
         self.stage: Stage = trial.user_attrs["stage"]
         self.seed = int(trial.user_attrs["seed"])
@@ -58,44 +56,32 @@ class Slot:
         """The trial's schedule: the fixed one, the one stored by an earlier attempt, or ``fn(suggest)``, stored.
 
         While ``known`` says of a proposal that there is nothing new in it, the sampler is asked again, up to 50 times;
-        the attribute "proposals" counts. The sampler learns from scores, or with the name of a baseline as
-        ``reference`` from differences to it on the same seed, those of a schedule's replicates together. ``fn`` may
-        be called any number of times. Raises ConfigError for a space that cannot be, LeaseLost.
+        the attribute "proposals" counts. Answers that are given, or that an earlier attempt stored, are kept. The
+        sampler learns from scores, or with the name of a baseline as ``reference`` from differences to it on the same
+        seed, those of a schedule's replicates together. ``fn`` may be called any number of times. Raises LeaseLost.
         """
         if self.spec is not None:
             return self.spec
         name, seed = self._sampler
-        view = SearchStorage(self._history, self.number, reference)
-        trial_id = self._lease.trial_id
-
-        def ask(storage: Any, sampler: optuna.samplers.BaseSampler) -> Mapping[str, Any]:
-            # a storage in all but name
-            study = optuna.Study(self._study, storage, sampler, optuna.pruners.NopPruner())
-            return fn(Suggest(optuna.trial.Trial(study, trial_id)))
-
-        sampler, count = samplers.make(name, seed, self.number), 1
-        begun = view.get_trial(trial_id)
-        # Answers that are given, or that an earlier attempt stored, are not turned down. A sampler from elsewhere may
-        # keep notes on its trials, so it proposes only once.
-        if (
-            known is not None
-            and name in samplers.SAMPLERS
-            and not (begun.params or "fixed_params" in begun.system_attrs)
-        ):
-            for count in range(1, samplers.TRIES + 1):
-                rehearsal = Rehearsal(view, trial_id)
-                if not known(ask(rehearsal, samplers.make(name, seed, self.number, count - 1))):
-                    break
-            sampler = samplers.decided(rehearsal.trial.params)
-
-        try:
-            proposed = self._lease.write(lambda: ask(view, sampler))
-        except UpdateFinishedTrialError:  # somebody else had it meanwhile
-            raise self._lease.lost() from None
+        lease, storage, claimed = self._lease, self._lease.storage, self._claimed
+        given = claimed.params | claimed.system_attrs.get("fixed_params", {})
+        searched = samplers.learned([trial for trial in self._history() if trial.number != self.number], reference)
+        for count in range(1, samplers.TRIES + 1):
+            sampler = samplers.make(name, seed, self.number, count - 1)
+            proposed, trial = samplers.ask(sampler, searched, self.number, given, fn)
+            if given or known is None or not known(proposed):
+                break
+        for key, distribution in trial.distributions.items():
+            if key not in claimed.params:
+                value = distribution.to_internal_repr(trial.params[key])
+                lease.store(functools.partial(storage.set_trial_param, lease.trial_id, key, value, distribution))
+        if name not in samplers.SAMPLERS:  # a sampler from elsewhere may keep notes on its trials
+            for key, note in trial.system_attrs.items():
+                lease.store(functools.partial(storage.set_trial_system_attr, lease.trial_id, key, note))
         if count > 1:
             self.set("proposals", count)
         self.spec = json.loads(json.dumps(proposed))
-        self._lease.set("schedule", self.spec)
+        lease.set("schedule", self.spec)
         return dict(self.spec)
 
     def renew(self) -> None:

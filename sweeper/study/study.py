@@ -17,8 +17,8 @@ from sweeper.errors import ConfigError, DatabaseError
 from sweeper.schedules import flat
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
-from sweeper.study.history import TRIALS, History, importance
-from sweeper.study.queue import Lease, Queue
+from sweeper.study.queue import TRIALS, Lease, Queue
+from sweeper.study.samplers import importance
 from sweeper.study.slot import Slot
 from sweeper.study.trial import Trial, Wanted
 
@@ -53,7 +53,6 @@ class Study:
         #: Names the trials that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
         self.agenda: Callable[[], Sequence[Wanted]] | None = None
         self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
-        self._history = History(database, storage, row.study_id)
         self._optuna = database.retry(
             lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
         )
@@ -188,7 +187,7 @@ class Study:
             self.add(self.agenda())
 
         def slot(lease: Lease, trial: FrozenTrial) -> Slot:
-            return Slot(lease, trial, self._history, self.name, self.sampler, self.seed)
+            return Slot(lease, trial, self._begun, self.sampler, self.seed)
 
         claimed = self._queue.claim(worker, passing_over, lambda *used_up: giving_up(slot(*used_up)))
         return None if claimed is None else slot(*claimed)
@@ -240,7 +239,7 @@ class Study:
     def find(self, trace: str, seed: int, recipe: str) -> Trial | None:
         """The first COMPLETE trial with this seed and these digests: the same training, known at once."""
         wanted = {"trace": trace, "seed": seed, "recipe": recipe}
-        for trial in self._history.read():
+        for trial in self._frozen():
             if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
                 return Trial.of(trial, 0, None, ())
         return None
@@ -262,6 +261,9 @@ class Study:
         query = select(workers, age).where(workers.c.study == self.id).order_by(age)
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
         return [WorkerRow(row.worker, row.host, row.pid, row.device, row.number, row.epoch, row.age) for row in rows]
+
+    def _begun(self) -> list[FrozenTrial]:
+        return [trial for trial in self._frozen() if trial.state is not TrialState.WAITING]
 
     def _frozen(self) -> list[FrozenTrial]:
         return self._database.retry(lambda: self._optuna.get_trials(deepcopy=False))

@@ -34,7 +34,7 @@ from sweeper.errors import (
 from sweeper.schedules import Schedule, parse, prefix_keys
 from sweeper.service import Service
 from sweeper.store import Snapshot
-from sweeper.study import Slot, Suggest
+from sweeper.study import Slot
 from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
 from sweeper.worker.reporter import Reporter, row_of
@@ -222,7 +222,7 @@ class Worker:
         service = self.service
         proposals: list[Schedule] = []
 
-        def propose(suggest: Suggest) -> Mapping[str, Any]:
+        def propose(suggest: search.Suggest) -> Mapping[str, Any]:
             proposals.append(search.propose(service.searched, suggest, service.time))
             return proposals[-1].spec
 
