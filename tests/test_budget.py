@@ -51,10 +51,24 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert spending.spent == len(set(world.trained)) <= 100 + again
     assert spending.promised == spending.kept == 0
     told = sweeper(world, "status")
-    assert f"budget: {len(set(world.trained))} of 100 epochs spent" in told
+    on_search = sum(len(row.curve) - row.reused for row in rows if row.stage != "confirm")
+    on_confirmation = sum(len(row.curve) - row.reused for row in confirmed)
+    assert f"budget: {len(set(world.trained))} of 100 epochs spent, {on_search} on baselines and search" in told
+    assert f", {on_confirmation} on the confirmation; " in told
     assert "trunk: " in told
     assert "over" in told
     picked, page = sweeper(world, "pick"), report.make(world.service).decode()
+    ended = world.service.status().phase.removesuffix("; the confirmation on fresh seeds has ended, too")
+    known, first = {row.facts.trace for row in rows if row.stage == "baseline"}, []
+    for row in of_search:
+        if row.original is None:
+            first.append(row.facts.trace not in known)
+            known.add(row.facts.trace)
+    in_vain = "the search ended as its last 3 proposals were known schedules: the space has no more"
+    paid = f"the search ended with its budget: it trained {on_search} of 100 epochs, "
+    assert ended.startswith(paid if any(first[-3:]) else in_vain)
+    assert ended[1:] in told
+    assert ended in picked
     noise = world.service.status().race.noise
     assert noise.startswith("noise: the standard deviation of a run over seeds is ")
     assert f"of a branch's difference to {reference} " in noise
@@ -90,6 +104,9 @@ def test_a_budget_that_leaves_nothing_proposes_nothing(
     rows = world.service.study.trials()
     assert {row.stage for row in rows} == {"baseline"}
     assert world.service.study.done
+    ended = world.service.status().phase
+    assert ended.startswith(f"the search ended with its budget: it trained {len(set(world.trained))} of 50 epochs, ")
+    assert ", and the 0 that were left do not pay for another proposal, which takes about " in ended
     show.plan(plan)
     assert "nothing is left for the search: raise the budget" in capsys.readouterr().out
 
@@ -103,6 +120,14 @@ def test_plan_says_what_a_budget_buys_as_far_as_it_is_known(
     plan, cost = world.service.plan(), world.service.plan().cost
     assert plan.trials == cost.proposals == plan.drawn > 1
     assert plan.disk.states == cost.baselines + cost.confirmation + plan.drawn * cost.branch * cost.seeds_per_proposal
+    show.plan(plan)
+    shown = capsys.readouterr().out
+    assert f"budget     70ep: {70 - cost.confirmation:.0f} epochs for the search, {cost.confirmation:.0f} kept" in shown
+    assert f"{cost.baselines:.0f} epochs for the baselines; about {cost.proposals} proposals at " in shown
+    quiet, _, noisy = plan.confirm.elsewhere
+    assert quiet.detectable < 0.01 < noisy.detectable
+    assert f"{quiet.detectable:+.4f} on a quiet data set, where the difference to a baseline varies by" in shown
+    assert f"takes {noisy.needed:,} pairs there" in shown
     world = World(home, tmp_path / "hours", raced(budget="8h", name="hours"))
     before = world.service.plan()
     assert (before.trials, before.cost.proposals, before.disk.states, before.duration) == (None, None, None, None)
@@ -119,9 +144,22 @@ def test_plan_says_what_a_budget_buys_as_far_as_it_is_known(
 
 
 def test_trials_and_budget_both_limit(home: Home, tmp_path: Path) -> None:  # noqa: F811
-    world = World(home, tmp_path, raced(budget="8h", trials=2))
+    phases: dict[str, None] = {}
+    world = World(
+        home,
+        tmp_path,
+        raced(budget="8h", trials=2),
+        hook=lambda world, _, epoch: phases.update({world.service.status().phase: None}),
+    )
     world.run()
     check(world)
+    phases[world.service.status().phase] = None
+    ended = "the search ended with the 2 proposals that `trials` asks for; "
+    baselines, *search, last = (phase.removeprefix(ended) for phase in phases)
+    assert baselines == "now: the baselines on the search seeds; proposals come when the best of them is known"
+    assert search[0] == "now: the search; proposals so far: 1, more come while the budget pays for them"
+    assert any(phase.startswith("now: the confirmation on fresh seeds, 3 of ") for phase in search)
+    assert last == "the confirmation on fresh seeds has ended, too"
     rows = world.service.study.trials()
     assert sum(row.stage == "search" and row.original is None for row in rows) == 2
     assert any(row.stage == "confirm" for row in rows)

@@ -90,7 +90,10 @@ def test_overrides_of_the_launch_need_not_be_repeated(
     status = sweeper("status", file, "--store", store, "--json")
     assert json.loads(told(status))["counts"]["total"] == 8
     assert not status.stderr
-    told(sweeper("status", file, "--store", store))
+    shown = told(sweeper("status", file, "--store", store))
+    assert "The search ended with the 6 proposals that `trials` asks for; next: sweeper confirm" in shown
+    assert "labels: yolo_linear: " in shown
+    assert "; cawb: cosine annealing with warm booting, a decay that begins anew at the epochs `steps`" in shown
     picked = json.loads(told(sweeper("pick", file, "--store", store, "--json")))
     assert {entry["params"]["lr"] for entry in picked["ranking"]} == {0.03}
     assert files(store) == before
@@ -124,6 +127,20 @@ def test_the_file_is_needed_for_the_name_alone(overridden: tuple[Path, Path], tm
     assert {entry["params"]["lr"] for entry in json.loads(told(done))["ranking"]} == {0.03}
     assert len(done.stderr.splitlines()) == 1
     assert "sweep shown is shown as it was launched, because its file cannot be read" in done.stderr
+
+
+def test_a_launched_sweep_goes_before_a_built_in_one_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = invented.launched(invented.written(tmp_path, name="digits"), tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    service, notes = launched("digits", [], ours.place)
+    assert service.sweep.confirm == ours.sweep.confirm != Sweep.load("digits").confirm
+    assert notes == ["sweep digits is the one that was launched here, not the built-in one of that name"]
+    place = Place(str(tmp_path / "built-in"))
+    Service(Sweep.load("digits", ["epochs=9"]), place, overrides=["epochs=9"]).launch()
+    service, notes = launched("digits", [], place)
+    assert (service.sweep.epochs, notes) == (9, [])
 
 
 def test_what_may_change_can_be_given_anew(overridden: tuple[Path, Path]) -> None:

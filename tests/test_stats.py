@@ -221,7 +221,7 @@ def test_without_confirmation_there_is_never_a_winner() -> None:
     assert (answer.noise.needed, answer.noise.s_d, answer.noise.sigma) == (None, None, None)
     low, high = (stats.pairs_needed(0.004, s_d) for s_d in (answer.noise.low, answer.noise.high))
     assert answer.noise.needed_range == (low, high)
-    assert f"+0.004 would need {low} to {high} pairs, depending on the noise of the data set" in answer.sentence
+    assert f"+0.004 would need {low} pairs on a quiet data set and {high} on a noisy one" in answer.sentence
     assert high > 100 * low, "without pairs of its own a sweep knows that little"
     json.dumps(answer.to_dict(), allow_nan=False)
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import invented
 from rich.console import Console
 
 from sweeper.cli import live
@@ -34,6 +35,21 @@ def test_a_log_gets_a_headline_the_trials_in_training_and_the_last_errors(shown:
     assert at.startswith(f"  trial 7 on cuda:1: epoch 9 of 16, LR {rate:.4g}, mAP50-95 {row.curve[8]:.4f} ")
     assert len(at.rpartition(" ")[2]) == 9  # a bar for each epoch
     assert failed == "  trial 4: not finite: loss nan at epoch 6, step 17; lower lr0"
+
+
+def test_trials_that_have_begun_and_wait_are_not_counted_as_running(tmp_path: Path) -> None:
+    service = invented.launched(invented.written(tmp_path), tmp_path / "store")
+    for worker in ("first", "second"):
+        assert service.study.claim(worker) is not None
+        service.study.beat(worker, host="here", pid=1, device="cpu")
+    third = service.study.claim("third")
+    assert third is not None
+    third.give_back()
+    status = service.status()
+    assert (status.counts["running"], status.waits) == (3, 1)
+    assert live.lines(status, None)[0][9:].startswith("shown: 5 waiting, 2 running, 1 begun and waiting of 8 trials; ")
+    assert [row.trial for row in status.trials if row.waits] == [third.number]
+    assert status.to_dict()["begun_and_waiting"] == 1
 
 
 def test_a_terminal_gets_what_fits_with_those_in_training_first(shown: Service) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sweeper.service.status import AtWork, Row, Status
 
 LINE_EVERY_S, LOOK_EVERY_S = 15.0, 2.0  # in a log, on a terminal
-SILENT_S = 120.0  # a worker not heard of for longer counts as gone
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -56,7 +55,7 @@ class Pace:
 
 def heard_of(found: Status) -> list[AtWork]:
     """The workers that are alive."""
-    return [worker for worker in found.workers if worker.age_s < SILENT_S]
+    return [worker for worker in found.workers if worker.alive]
 
 
 def headline(found: Status, left_s: float | None) -> str:
@@ -125,10 +124,10 @@ def screen(found: Status, left_s: float | None, height: int) -> Group:
         at = [str(row.trial), *_progress(row, found)] if row else ["-"] * 5
         workers.add_row(worker.worker, worker.device, *at, f"{worker.age_s:.0f} s ago")
     problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(found)]
-    room = max(height - 12 - workers.row_count - len(problems), 5)
+    room = max(height - 13 - workers.row_count - len(problems), 5)
     order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
     rows = sorted(trials.values(), key=lambda row: (order.get(row.state, 5), -(row.score or 0.0)))
-    parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text()]
+    parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text(found.phase), Text()]
     idle = "all trials are finished" if found.done else "no worker is alive: sweeper run or sweeper worker"
     parts += [workers] if workers.row_count else [Text(idle)]
     parts.append(_trials(rows[:room], found))
@@ -145,7 +144,7 @@ def _trials(rows: Sequence[Row], found: Status) -> Table:
         column.no_wrap = column.header != "schedule"
     for row in rows:
         schedule = Text(row.label, no_wrap=True, overflow="ellipsis")
-        table.add_row(str(row.trial), schedule, row.state, *_progress(row, found))
+        table.add_row(str(row.trial), schedule, "begun, waits" if row.waits else row.state, *_progress(row, found))
     return table
 
 

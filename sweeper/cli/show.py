@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,11 +12,12 @@ from rich.text import Text
 
 from sweeper.schedules import short
 from sweeper.search.prune import LAST
+from sweeper.service.status import legend
 
 if TYPE_CHECKING:
     from sweeper.evidence import Examined
     from sweeper.service import SweepSummary
-    from sweeper.service.plan import Plan
+    from sweeper.service.plan import Evidence, Plan
     from sweeper.service.racing import Race, Spending
     from sweeper.service.status import Status
     from sweeper.stats import Answer, Excluded, Failures, Ranked
@@ -60,10 +61,8 @@ def plan(found: "Plan") -> None:
     on_one = " on one seed" if found.race is not None else ""
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
     (train, val), confirm = found.images, found.confirm
-    seen = "{:+z.4f} to {:+z.4f}".format(*confirm.detectable_range)
-    if confirm.detectable is not None:
-        seen = f"about {confirm.detectable:+z.4f} ({seen})"
     lines = [
+        *_legend([item.label for item in shown], "labels     "),
         f"data       {train} training and {val} validation images, "
         f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
         f"drawn      {drawn}, {found.distinct} distinct schedules (at random; the sweep's sampler learns); "
@@ -72,11 +71,10 @@ def plan(found: "Plan") -> None:
         f"{least}{found.share_saved:.0%} shared",
         *_beside_baselines(found),
         *_race_planned(found),
+        *_budget_planned(found),
         _time(found),
         *_disk(found),
-        f"evidence   with {confirm.seeds} paired seeds for the best {confirm.best}: {seen} would be seen "
-        "with 80 % power",
-        f"           +0.004 in one comparison needs {confirm.noise.needs}",
+        *_evidence_planned(confirm),
         *([f"           fewer than {confirm.least} seeds name no winner"] if confirm.seeds < confirm.least else []),
         *(f"data       {problem}" for problem in found.problems),
     ]
@@ -85,26 +83,59 @@ def plan(found: "Plan") -> None:
 
 
 def _race_planned(found: "Plan") -> Iterator[str]:
-    """What the race is, and what the budget buys."""
-    race, cost, confirm = found.race, found.cost, found.confirm
-    if race is not None:
+    """What the race is."""
+    if (race := found.race) is not None:
         yield f"trunk      {race.trunk}"
         yield f"race       {race.rule}"
         yield race.noise.replace("noise: ", "noise      ", 1)
-    if race is None and cost.budget is None:
-        return
-    yield (
-        f"cost       baselines {cost.baselines:,.0f} epochs; a proposal trains {cost.branch:.3g} on a "
-        f"seed and reaches {cost.seeds_per_proposal:.3g} seeds on average; confirmation "
-        f"{cost.confirmation:,.0f} (baselines and the best {confirm.best} on {confirm.seeds} fresh seeds)"
-    )
+
+
+def _budget_planned(found: "Plan") -> Iterator[str]:
+    """What the search and what the confirmation train, and what a budget buys."""
+    cost, confirm = found.cost, found.confirm
+    proposal, seeds = cost.branch * cost.seeds_per_proposal, f"{cost.seeds_per_proposal:.3g}"
     if cost.budget is not None:
         buys = "what it buys is known after the first epochs"
-        if cost.proposals is not None:
-            buys = f"the confirmation is kept back, the rest buys about {cost.proposals} proposals"
-        yield f"budget     {cost.budget}: {buys}; the search is followed by the confirmation"
-        if cost.proposals == 0:
-            yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
+        if cost.epochs is not None:
+            buys = f"{max(cost.epochs - cost.confirmation, 0):,.0f} epochs for the search, {cost.confirmation:,.0f} "
+            buys += "kept back for the confirmation, which follows by itself"
+        yield f"budget     {cost.budget}: {buys}"
+    if cost.budget is not None or found.race is not None:
+        proposals = "proposals" if cost.proposals is None else f"about {cost.proposals} proposals"
+        yield (
+            f"search     {cost.baselines:,.0f} epochs for the baselines; {proposals} at {proposal:,.3g} each on "
+            f"average ({cost.branch:.3g} on a seed, {seeds} seed{'s' * (seeds != '1')})"
+        )
+    by_itself = "" if cost.budget is not None else "; it is trained by sweeper confirm"
+    yield (
+        f"confirm    {cost.confirmation:,.0f} epochs: the best {confirm.best} and the baselines again on "
+        f"{confirm.seeds} fresh seeds{by_itself}"
+    )
+    if cost.proposals == 0:
+        yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
+
+
+def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
+    """Which gain the confirmation shows, and how many seeds a gain of 0.004 takes."""
+    begin = f"evidence   in 4 of 5 cases {confirm.seeds} paired seeds for the best {confirm.best} show a gain of"
+    if confirm.detectable is not None:
+        low, high = confirm.detectable_range
+        yield f"{begin} about {confirm.detectable:+z.4f} ({low:+z.4f} to {high:+z.4f}), a smaller one less often"
+        yield f"           to show +0.004 in one comparison takes {confirm.noise.needs}"
+        return
+    yield begin
+    for data, example in zip(("a quiet", "a usual", "a noisy"), confirm.elsewhere, strict=True):
+        yield (
+            f"             {example.detectable:+z.4f} on {data} data set, where the difference to a baseline varies by "
+            f"{example.s_d:.4f} over seeds ({example.where}); +0.004 takes {example.needed:,} pairs there"
+        )
+    yield "           how much it varies here is known after two seeds; plan then says so"
+
+
+def _legend(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
+    """What the words in labels of schedules mean, as a line; none where none needs a word."""
+    text = legend(labels)
+    return [f"{begin}{text}"] if text else []
 
 
 def _time(found: "Plan") -> str:
@@ -186,6 +217,8 @@ def answer(found: "Answer", objective: str) -> None:
             *([difference.difference if difference else ""] if trunk else []),
         )
     console.print(table)
+    for line in _legend([row.label for row in rows]):
+        say(line)
     say(f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds only")
     if trunk:
         say(f"over {trunk}: the mean difference on the same seeds; search seeds chose the best, so theirs are too high")
@@ -226,14 +259,13 @@ def race(found: "Race") -> Iterator[str]:
 
 def spending(found: "Spending") -> str:
     """What is spent and left of the budget, in a line."""
-    digits, whole = "0" if found.unit == "epochs" else "2", found.budget.amount
-    amount, spent, left, promised, kept = (
-        f"{value:,.{digits}f}" for value in (whole, found.spent, whole - found.spent, found.promised, found.kept)
-    )
-    kept_back = f", {kept} kept back for the confirmation" if found.kept else ""
+    words, whole = found.words, found.budget.amount
+    kept = f"; {words(found.kept)} kept back for the confirmation" if found.kept else ""
+    promised = f"; {words(found.promised)} promised to open trials" if found.promised else ""
     return (
-        f"budget: {spent} of {amount} {found.unit} spent, {left} left ({promised} of it promised to open "
-        f"trials{kept_back})"
+        f"budget: {words(found.spent)} of {words(whole)} {found.unit} spent, {words(found.searched)} on baselines and "
+        f"search, {words(found.spent - found.searched)} on the confirmation{promised}{kept}; "
+        f"{words(whole - found.spent - found.promised - found.kept)} left"
     )
 
 
@@ -275,6 +307,7 @@ def _jumps(row: "Ranked") -> Iterator[str]:
 def status(found: "Status") -> None:
     """What ``sweeper status`` prints."""
     say(counts(found))
+    say(_capital(found.phase))
     failures(found.failures)
     objective = found.objective
     table = plain_table(
@@ -283,12 +316,17 @@ def status(found: "Status") -> None:
     for row in found.trials:
         value = row.score
         done = f"{row.epochs_done}/{found.epochs.per_trial}"
-        state = row.state + (f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else "")
+        state = "begun, waits" if row.waits else row.state
+        state += f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else ""
         score = f"{value:.4f}" if value is not None else "-"
         table.add_row(str(row.trial), row.stage, row.label, str(row.seed), state, done, score)
     console.print(table)
+    for line in _legend(row.label for row in found.trials):
+        say(line)
+    if found.waits:
+        say("begun, waits: no worker has it now; another trial trains an epoch that it can use, or its worker is gone")
     for worker in found.workers:
-        if worker.age_s < 120:
+        if worker.alive:
             at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
             say(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
     for line in race(found.race) if found.race is not None else ():
@@ -355,7 +393,9 @@ def exactness(mismatches: "Sequence[Mismatch]") -> None:
 
 def counts(found: "Status") -> str:
     """Trials by state and epochs, in a line."""
-    number, epochs = found.counts, found.epochs
-    states = ", ".join(f"{number[state]} {state}" for state in number if number[state] and state != "total")
+    number, epochs = {state: count for state, count in found.counts.items() if state != "total"}, found.epochs
+    number["running"] -= found.waits
+    number["begun and waiting"] = found.waits
+    states = ", ".join(f"{count} {state}" for state, count in number.items() if count)
     saved = f", {epochs.reused} reused" if epochs.reused else ""
     return f"{found.sweep}: {states} of {found.budget} trials; {epochs.trained} epochs trained{saved}"

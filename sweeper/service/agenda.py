@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sweeper import evidence, search
 from sweeper.config import BEST, Sweep
+from sweeper.errors import ConfigError
 from sweeper.service.answer import confirmation
 from sweeper.service.racing import Spending
 from sweeper.study import Trial, Wanted
@@ -77,7 +78,7 @@ class Agenda:
             return wanted + raced + self.proposals(self._sweep.trials or 0)
         existing = {(row.original, row.seed) for row in rows}
         affordable = budget.affordable([each for each in raced if (each.replicate_of, each.seed) not in existing])
-        made = sum(row.stage == "search" and row.original is None for row in rows)
+        made = len(self._proposed(rows))
         return wanted + affordable + self.proposals(made + self._further(rows, budget, made, idle=not affordable))
 
     def reference(self, rows: Sequence[Trial]) -> str | None:
@@ -127,6 +128,40 @@ class Agenda:
             return []
         return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
 
+    def phase(self, rows: Sequence[Trial]) -> str:
+        """What is being done now, and why what came before it ended; in sentences."""
+        try:
+            ended = self.ending(rows)
+        except ConfigError as error:  # the search cannot begin, and the error says why
+            return str(error)
+        limit, confirmed = self._sweep.trials, [row for row in rows if row.stage == "confirm"]
+        if ended is None:
+            if self.waits and self.reference(rows) is None:
+                return "now: the baselines on the search seeds; proposals come when the best of them is known"
+            made = len(self._proposed(rows))
+            more = "more come while the budget pays for them" if self._sweep.budget is not None else f"of {limit}"
+            return f"now: the search; proposals so far: {made}, {more}"
+        if any(row.open for row in confirmed):
+            over = sum(not row.open for row in confirmed)
+            return f"{ended}; now: the confirmation on fresh seeds, {over} of {len(confirmed)} runs have ended"
+        if confirmed:
+            return f"{ended}; the confirmation on fresh seeds has ended, too"
+        budget = self._sweep.budget is not None
+        return f"{ended}; {'there is nothing to confirm' if budget else 'next: sweeper confirm, on fresh seeds'}"
+
+    def ending(self, rows: Sequence[Trial]) -> str | None:
+        """Why the search ended, in a sentence; None while it goes on."""
+        began = any(row.stage == "confirm" for row in rows)
+        searched = [row for row in rows if row.stage in ("baseline", "search")]
+        if not began and not self._over(searched, self.wanted(searched)):
+            return None
+        limit, proposed = self._sweep.trials, self._proposed(searched)
+        if self._sweep.budget is None or (limit is not None and len(proposed) >= limit):
+            return f"the search ended with the {len(proposed)} proposals that `trials` asks for"
+        if self._in_vain(searched):
+            return f"the search ended as its last {IN_VAIN} proposals were known schedules: the space has no more"
+        return Spending.of(self._service, searched).ending
+
     def _over(self, rows: Sequence[Trial], wanted: Sequence[Wanted]) -> bool:
         """Whether the search has ended: no trial of it is open, and none is to be added."""
         began = any(row.stage == "confirm" for row in rows)
@@ -134,15 +169,23 @@ class Agenda:
         open_ones = any(row.open for row in trained)
         return began or not (open_ones or self._service.study.missing(wanted))
 
+    @staticmethod
+    def _proposed(rows: Sequence[Trial]) -> list[Trial]:
+        """The proposals so far, without their replicates."""
+        return [row for row in rows if row.stage == "search" and row.original is None]
+
+    def _in_vain(self, rows: Sequence[Trial]) -> bool:
+        """Whether the last proposals were all known schedules."""
+        distinct = {row.number for row in evidence.proposals(rows)}
+        latest = [row for row in self._proposed(rows) if row.facts.trace][-IN_VAIN:]
+        return len(latest) == IN_VAIN and not any(row.number in distinct for row in latest)
+
     def _further(self, rows: Sequence[Trial], budget: Spending, made: int, *, idle: bool) -> int:
         """How many proposals may be made beyond those that there are: one at a time, while the budget buys it."""
         limit = self._sweep.trials
-        proposed = [row for row in rows if row.stage == "search" and row.original is None]
-        if (limit is not None and made >= limit) or any(row.state == "WAITING" for row in proposed):
+        if (limit is not None and made >= limit) or any(row.state == "WAITING" for row in self._proposed(rows)):
             return 0
-        distinct = {row.number for row in evidence.proposals(rows)}
-        latest = [row for row in proposed if row.facts.trace][-IN_VAIN:]
-        if len(latest) == IN_VAIN and not any(row.number in distinct for row in latest):
+        if self._in_vain(rows):
             return 0
         idle = idle and not any(row.open and row.stage == "search" for row in rows)
-        return int(budget.another(len(distinct), idle=idle))
+        return int(budget.another(len(evidence.proposals(rows)), idle=idle))

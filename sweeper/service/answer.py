@@ -40,6 +40,8 @@ def answer(service: Service, trials: Sequence[Trial]) -> Answer:
     )
     changes = design.changes(sweep.confirm) if design else []
     notes = [f"{change}; what it began with is what counts" for change in changes]
+    if design and (ended := service.agenda.ending(rows)):
+        notes.insert(0, ended)
     return replace(chosen, notes=(*(race.notes if race else ()), *notes))
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import database
-from sweeper.config import Sweep, file_of
+from sweeper.config import Sweep, built_in
 from sweeper.config.written import override
 from sweeper.errors import ConfigError, StoreError, SweeperError
 from sweeper.service.service import Service
+from sweeper.service.status import ALIVE_S
 from sweeper.store import check_url
 from sweeper.study import Study
 from sweeper.tracking import check_uri
 
 RESERVE = 500_000_000
 MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
-ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
 
 AnySweep = Sweep | str | os.PathLike[str]
 
@@ -88,15 +88,18 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
     """A launched sweep, for looking, and a line for each thing that ``sweep`` (or its file) says otherwise now.
 
     What it was launched with counts; ``sweep`` or its file only names it. It may also be the name of a launched sweep,
-    where there is no file of that name. Overrides that the launch was given count again, and those of what may change
-    (``Sweep.FREE``) can be given anew. Nothing is created. Raises DatabaseError if no such sweep was launched,
-    ConfigError for a file without a name and for an override that cannot be.
+    where there is no file of that name; a launched one goes before a built-in one. Overrides that the launch was given
+    count again, and those of what may change (``Sweep.FREE``) can be given anew. Nothing is created. Raises
+    DatabaseError if no such sweep was launched, ConfigError for a file without a name and for an override that cannot
+    be.
     """
     by_name = not isinstance(sweep, Sweep) and _is_name(sweep)
     name = sweep.name if isinstance(sweep, Sweep) else str(sweep) if by_name else Sweep.name_in(sweep, overrides)
     study = Study.open(database.open(place.database, create=False), name)
     frozen, free = _launched_with(study)
     notes, shown = list[str](), f"sweep {name} is shown as it was launched"
+    if by_name and name in built_in() and not _is_built_in(study):
+        notes.append(f"sweep {name} is the one that was launched here, not the built-in one of that name")
     try:
         if isinstance(sweep, Sweep):
             now = sweep.flat()
@@ -131,7 +134,17 @@ def _launched_with(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _is_name(sweep: str | os.PathLike[str]) -> bool:
     """Whether this can only be meant as the name of a sweep: there is no such file, and it is no path of one."""
-    return not file_of(sweep).exists() and not {"/", ".", os.sep} & set(str(sweep))
+    return not Path(sweep).exists() and not {"/", ".", os.sep} & set(str(sweep))
+
+
+def _is_built_in(study: Study) -> bool:
+    """Whether the built-in sweep of this name was launched, with the overrides of the launch."""
+    try:
+        now = Sweep.load(study.name, study.config.get("overrides", ())).identity()
+    except ConfigError:
+        return False
+    comparable = {key: value for key, value in now.items() if key in study.config}
+    return not study.changes(comparable, [*(study.config.keys() - now.keys())])
 
 
 @dataclass(frozen=True)

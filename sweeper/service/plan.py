@@ -12,7 +12,7 @@ from sweeper.errors import DatabaseError, DeviceError
 from sweeper.schedules import Schedule, Trace, begin_alike, prefix_keys
 from sweeper.service.racing import Cost, RacePlan, race_plan
 from sweeper.service.run import slots
-from sweeper.stats import MIN_PAIRS, Spread, detectable_effect
+from sweeper.stats import CLAIM, KNOWN, MIN_PAIRS, Spread, detectable_effect, pairs_needed
 from sweeper.study import Study, Trial, samplers
 
 if TYPE_CHECKING:
@@ -41,11 +41,22 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """With the noise of another data set: the standard deviation of a pair's difference ``s_d``, the effect that would
+    be seen with 80 % power, and how many pairs +0.004 needs."""
+
+    where: str
+    s_d: float
+    detectable: float
+    needed: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the confirmation of the ``best`` on ``seeds`` could tell; fewer than ``least`` seeds name no winner.
 
     ``detectable``: the effect that would be seen with 80 % power at the ``noise`` of paired differences, and its range;
-    None while the sweep has no pairs.
+    None while the sweep has no pairs. ``elsewhere``: what it would be with the noise of some other data sets.
     """
 
     best: int
@@ -54,11 +65,13 @@ class Evidence:
     noise: Spread
     detectable: float | None
     detectable_range: tuple[float, float]
+    elsewhere: Sequence["Elsewhere"]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         noise = self.noise
         return {key: value for key, value in vars(self).items() if key != "noise"} | {
+            "elsewhere": [vars(example) for example in self.elsewhere],
             "sigma_of_differences": noise.s_d,
             "sigma_of_differences_range": (noise.low, noise.high),
             "source": noise.source,
@@ -228,6 +241,9 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
             noise=noise,
             detectable=None if noise.s_d is None else seen(noise.s_d),
             detectable_range=(seen(noise.low), seen(noise.high)),
+            elsewhere=[
+                Elsewhere(where, s_d, seen(s_d), pairs_needed(CLAIM, s_d, most=10**9)) for s_d, where in _measured()
+            ],
         ),
         race=race_plan(service, finished),
         cost=cost,
@@ -235,6 +251,12 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
         duration=None if seconds is None or whole is None else _duration(service, whole, seconds),
         problems=list(service.dataset.problems),
     )
+
+
+def _measured() -> list[tuple[float, str]]:
+    """The noise of the quietest, a middle and the noisiest of the data sets elsewhere, and which they are."""
+    noises = sorted(((known.low * known.high) ** 0.5, f"{known.data}, {known.what}") for known in KNOWN)
+    return [noises[0], noises[(len(noises) - 1) // 2], noises[-1]]
 
 
 def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequence[Trial]) -> Disk:

@@ -195,13 +195,15 @@ class Cost:
 class Spending:
     """All amounts in the unit of ``budget``: trained epochs, or hours of one worker.
 
-    ``spent``: trained so far; ``promised``: what the trials that are open still need; ``kept``: the confirmation, kept
-    back until it has begun; ``typical``: training an average proposal on one seed; ``seeds``: on how many seeds an
-    average proposal is trained. A branch costs what it does not share with the baselines.
+    ``spent``: trained so far, ``searched`` of it in baselines and search; ``promised``: what the trials that are open
+    still need; ``kept``: the confirmation, kept back until it has begun; ``typical``: training an average proposal on
+    one seed; ``seeds``: on how many seeds an average proposal is trained. A branch costs what it does not share with
+    the baselines.
     """
 
     budget: Budget
     spent: float
+    searched: float
     promised: float
     kept: float
     typical: float
@@ -223,11 +225,12 @@ class Spending:
         branches = [epochs - shares[row.number] for row in evidence.proposals(rows) if row.number in shares]
         typical = fmean(branches) if branches else float(epochs)
         cost = {row.number: float(epochs - shares[row.number]) if row.number in shares else typical for row in counted}
-        spent = promised = 0.0
+        spent = searched = promised = 0.0
         for row in counted:
             trained = max(len(row.curve) - row.reused, 0)
             each = 1.0 if budget.unit == "ep" else float(row.facts.epoch_seconds or unit * 3600) / 3600
             spent += trained * each
+            searched += trained * each if row.stage != "confirm" else 0.0
             if row.open:
                 whole = float(epochs) if row.stage == "baseline" else cost[row.number]
                 left = whole if not row.curve else min(float(epochs - len(row.curve)), whole)
@@ -235,6 +238,7 @@ class Spending:
         return cls(
             budget,
             spent,
+            searched,
             promised,
             kept=unit * _confirmation(service, rows, cost, typical),
             typical=unit * typical,
@@ -252,6 +256,21 @@ class Spending:
     def left(self) -> float:
         """What the search may still spend: without what is promised and the confirmation."""
         return self.budget.amount - self.spent - self.promised - self.kept
+
+    @property
+    def ending(self) -> str:
+        """Why no further proposal is made, in a sentence."""
+        words = self.words
+        return (
+            f"the search ended with its budget: it trained {words(self.searched)} of {words(self.budget.amount)} "
+            f"{self.unit}, {words(self.kept)} were kept for the confirmation, and the {words(self.left)} that were "
+            f"left do not pay for another proposal, which takes about {words(self.typical * self.seeds)} "
+            f"({words(self.typical)} on a seed, {self.seeds:.3g} seed{'s' * (self.seeds > 1)} on average)"
+        )
+
+    def words(self, amount: float) -> str:
+        """An amount as it is shown, nothing below 0."""
+        return f"{max(amount, 0.0):,.{0 if self.budget.unit == 'ep' else 2}f}"
 
     def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
         """As many of these replicates, in their order, as there is something left for."""
@@ -280,6 +299,8 @@ class Spending:
             "unit": self.unit,
             "amount": self.budget.amount,
             "spent": self.spent,
+            "spent_on_search": self.searched,
+            "spent_on_confirmation": self.spent - self.searched,
             "promised": self.promised,
             "kept": self.kept,
             "left": self.budget.amount - self.spent,

@@ -1,6 +1,7 @@
 """How far a sweep is."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,29 @@ if TYPE_CHECKING:
     from sweeper.service.service import Service
 
 OVER = ("complete", "fail", "pruned")  # states of a trial that has no epoch to come
+ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
+
+#: What the words of a schedule's label mean, families and parameters.
+_LEGEND = {
+    "yolo_linear": "what `yolo train` does by default, a straight line to 1 % of lr0",
+    "yolo_cosine": "the same as a cosine (`cos_lr`)",
+    "cawb": "cosine annealing with warm booting, a decay that begins anew at the epochs `steps`",
+    "step_scale": "the height of each new peak, times the one before; the first is lr0",
+    "epoch_scale": "the length that a decay is made for, times that of its cycle",
+    "horizon": "where a decay is heading",
+    "floor": "where a decay ends, as a share of its peak",
+    "cosine": "one cosine from its peak to eta_min",
+    "warm_restarts": "a cosine again and again, each T_mult times as long and step_scale times as high as the last",
+    "multistep": "stairs, times gamma at each of the boundaries",
+    "onecycle": "up to its peak until the share pct_start of the run, then down",
+    "wsd": "held, then a decay over the last decay_length",
+    "polynomial": "(1 - the share of the run)^power",
+    "exponential": "times gamma in each epoch",
+    "trunk": "the schedule that it is up to its first jump",
+    "from": "the epoch at which it leaves its trunk",
+    "counterfactual": "the run without that restart",
+    "matched_peak": "one decay from the learning rate of that restart, without the restart",
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +86,17 @@ class AtWork:
     epoch: int | None
     age_s: float
 
+    @property
+    def alive(self) -> bool:
+        """Whether it reported of late."""
+        return self.age_s < ALIVE_S
+
 
 @dataclass(frozen=True)
 class Row:
     """A trial in the table. ``score``: what it was told with, before that its last epoch's; ``curve``: by epoch;
-    ``lr``: at the start of its next epoch, None unless it is in training."""
+    ``lr``: at the start of its next epoch, None unless its state is running. ``waits``: it has begun, and no worker has
+    it now: another trial trains an epoch that it can use, or its worker is gone."""
 
     trial: int
     state: str
@@ -79,6 +109,7 @@ class Row:
     curve: list[float]
     lr: float | None
     reasons: list[str]
+    waits: bool
 
     @property
     def over(self) -> bool:
@@ -90,9 +121,10 @@ class Row:
 class Status:
     """How far a sweep is. ``budget``: how many trials there are; ``counts``: trials by state, with their "total".
 
-    ``hours_saved`` by reuse, at the median ``seconds_per_epoch`` (None: none was timed). ``mismatches``: trainings of
-    one segment that differ. ``race``: how the race over seeds stands, ``spending``: of the sweep's budget; None without
-    one. ``tracking_problem``: why MLflow does not get everything, None if it does.
+    ``phase``: what is being done now and why, in sentences. ``hours_saved`` by reuse, at the median
+    ``seconds_per_epoch`` (None: none was timed). ``mismatches``: trainings of one segment that differ. ``race``: how
+    the race over seeds stands, ``spending``: of the sweep's budget; None without one. ``tracking_problem``: why MLflow
+    does not get everything, None if it does.
     """
 
     sweep: str
@@ -100,6 +132,7 @@ class Status:
     budget: int
     counts: Mapping[str, int]
     done: bool
+    phase: str
     epochs: Epochs
     proposals: Proposals
     hours_saved: float
@@ -115,6 +148,11 @@ class Status:
     tracking_problem: str | None
 
     @property
+    def waits(self) -> int:
+        """How many of the running trials have begun and are in no worker's hands."""
+        return sum(row.waits for row in self.trials)
+
+    @property
     def settled(self) -> tuple[int, int]:
         """Epochs that are settled, and those of all trials; a trial that failed or was pruned has none to come."""
         each = self.epochs.per_trial
@@ -125,6 +163,7 @@ class Status:
         parts = {"race": self.race, "spending": self.spending, "failures": self.failures}
         data = asdict(replace(self, race=None, spending=None))
         data |= {key: None if part is None else part.to_dict() for key, part in parts.items()}
+        data["begun_and_waiting"] = self.waits
         data["mismatches"] = [mismatch.to_dict() for mismatch in self.mismatches]
         for row in data["trials"]:
             row[self.objective] = row.pop("score")
@@ -139,23 +178,26 @@ def status(service: "Service") -> Status:
     trained = sum(len(trial.curve) for trial in trials) - reused
     timed = [trial.facts.epoch_seconds for trial in trials if trial.facts.epoch_seconds]
     seconds = median(timed) if timed else None
+    workers = [
+        AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))
+        for worker in service.study.workers()
+    ]
+    alive = {worker.worker for worker in workers if worker.alive}
     return Status(
         sweep=service.sweep.name,
         objective=service.sweep.objective,
         budget=counts["total"],
         counts=counts,
         done=service.done,
+        phase=service.agenda.phase(trials),
         epochs=Epochs(service.sweep.epochs, trained, reused),
         proposals=_proposals(trials),
         hours_saved=reused * (seconds or 0.0) / 3600,
         seconds_per_epoch=seconds,
         store=Stored(**asdict(service.store.usage()), budget=service.store.max_bytes or 0),
         mismatches=service.store.mismatches(),
-        workers=[
-            AtWork(worker.worker, worker.device, worker.number, worker.epoch, round(worker.age_s, 1))
-            for worker in service.study.workers()
-        ],
-        trials=[_row(service, trial) for trial in trials],
+        workers=workers,
+        trials=[_row(service, trial, alive) for trial in trials],
         race=race(service, trials),
         spending=Spending.of(service, trials) if service.sweep.budget is not None else None,
         failures=failures([trial for trial in trials if trial.stage != "control"]),
@@ -180,7 +222,13 @@ def _proposals(trials: Sequence[Trial]) -> Proposals:
     )
 
 
-def _row(service: "Service", trial: Trial) -> Row:
+def legend(labels: Iterable[str]) -> str:
+    """What the families and parameters in these labels of schedules mean, in a line; empty where none needs a word."""
+    words = {word for label in labels for word in re.findall(r"\w+", label)}
+    return "; ".join(f"{word}: {meaning}" for word, meaning in _LEGEND.items() if word in words)
+
+
+def _row(service: "Service", trial: Trial, alive: Collection[str]) -> Row:
     values = trial.values
     return Row(
         trial=trial.number,
@@ -194,6 +242,7 @@ def _row(service: "Service", trial: Trial) -> Row:
         curve=values,
         lr=_lr_now(service, trial),
         reasons=list(trial.reasons),
+        waits=trial.state == "RUNNING" and trial.worker not in alive,
     )
 
 

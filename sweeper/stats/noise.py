@@ -102,7 +102,7 @@ class Spread:
         """How many pairs ``CLAIM`` needs, and how that is known, to follow it in a sentence."""
         low, high = self.needed_range
         if self.s_d is None:
-            return f"{low} to {high} pairs, depending on the noise of the data set, which is {self.source}"
+            return f"{low} pairs on a quiet data set and {high} on a noisy one; which this is, is {self.source}"
         return (
             f"about {self.needed} pairs ({COVER:.0%} interval {low} to {high}; the differences' standard deviation is "
             f"{self.s_d:.4f}, {self.low:.4f} to {self.high:.4f}, {self.source})"
