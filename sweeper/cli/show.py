@@ -12,7 +12,6 @@ from rich.text import Text
 
 from sweeper.schedules import short
 from sweeper.search.prune import LAST
-from sweeper.service.status import legend
 
 if TYPE_CHECKING:
     from sweeper.evidence import Examined
@@ -134,6 +133,8 @@ def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
 
 def _legend(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
     """What the words in labels of schedules mean, as a line; none where none needs a word."""
+    from sweeper.service.status import legend  # Optuna and SciPy: seconds that `--help` need not wait for
+
     text = legend(labels)
     return [f"{begin}{text}"] if text else []
 
