@@ -82,10 +82,11 @@ def panel(
 ) -> str:
     """The chart of a schedule: learning rate above, the objective below on the same epochs.
 
-    ``runs``: the first is drawn strong, the same schedule on other seeds weak. ``effects``: of its jumps,
-    ``evidence.Effect`` as dicts; a dip beyond the noise is shaded until the curve is back or the cycle ends. ``top``:
-    upper ends of both axes, so that panels of one page compare. ``score``: what the first run comes to, the mean of its
-    ``last`` epochs; it is drawn as a level over them.
+    ``runs``: the first is drawn strong, the same schedule on other seeds weak. ``effects``: of its jumps, see
+    ``evidence.jumps_of``; a dip beyond the noise is shaded until the curve is back or the cycle ends, that of a branch
+    below the ``reference``, which then is its trunk on the same seed. ``top``: upper ends of both axes, so that panels
+    of one page compare. ``score``: what the first run comes to, the mean of its ``last`` epochs; it is drawn as a level
+    over them.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, rate, quality = _two(NARROW, 2.7, epochs, top, objective)
@@ -105,7 +106,7 @@ def panel(
                     axes.axvline(at, color=color, linewidth=0.7, linestyle=dash)
                 rate.plot(at, first.trace.lr[jump.step], mark, color=color, markersize=5)
         for effect in effects:
-            _shade(quality, first.values, effect)
+            _shade(quality, first.values, effect, reference.values if reference and effect.get("over") else {})
         if score is not None:
             end = max(first.values) + 1
             quality.plot([max(end - last, 0), end], [score, score], color=INK, linewidth=2.2, solid_capstyle="butt")
@@ -234,15 +235,17 @@ def _xy(values: Mapping[int, float]) -> tuple[list[float], list[float]]:
     return [epoch + 1.0 for epoch in sorted(values)], [values[epoch] for epoch in sorted(values)]
 
 
-def _shade(axes: Axes, values: Mapping[int, float], effect: Mapping[str, Any]) -> None:
+def _shade(axes: Axes, values: Mapping[int, float], effect: Mapping[str, Any], trunk: Mapping[int, float]) -> None:
+    """Shade what ``values`` lost by a jump: below the ``trunk``'s values, without them below the value before."""
     if effect["dip"] <= 2 * effect["noise"]:
         return
     start = int(effect["epoch"])
     back = effect["watched"] if effect["recovery"] is None else effect["recovery"]
     epochs = [epoch for epoch in range(start, start + int(back) + 1) if epoch in values]
-    x, y = [start, *(epoch + 1 for epoch in epochs)], [effect["before"], *(values[epoch] for epoch in epochs)]
-    under = np.minimum(y, effect["before"])
-    axes.fill_between(x, under, effect["before"], color=LR, alpha=0.25, linewidth=0)
+    before = trunk.get(start - 1, effect["before"])
+    level = [before, *(trunk.get(epoch, before) for epoch in epochs)]
+    x, y = [start, *(epoch + 1 for epoch in epochs)], [before, *(values[epoch] for epoch in epochs)]
+    axes.fill_between(x, np.minimum(y, level), level, color=LR, alpha=0.25, linewidth=0)
 
 
 def _at_cursor(runs: Sequence[tuple[str, str, Line]], epochs: int, objective: str) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trials import trial
 
 from sweeper import evidence
 from sweeper.config import Escape
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.evidence import Gain, Movement, verdict
 from sweeper.schedules import TimeBase, Trace, counterfactual, epochs_along, matched_peak, parse, quench
+from sweeper.study import Trial
 
 # The curve.
 
@@ -92,6 +96,51 @@ def test_jumps_the_curve_has_not_reached_are_left_out() -> None:
     assert evidence.effects([], []) == []
     with pytest.raises(ConfigError, match="finite"):
         evidence.effects([0.1, math.nan], [jump(1)])
+
+
+def branch() -> list[Trial]:
+    """A branch of yolo_linear (LR x0.944 from epoch 20 on) and its trunk on four seeds, as trained on BCCD."""
+    rows = json.loads(Path(__file__).with_name("bccd_branch.json").read_text())
+    return [
+        trial(**{**row, "curve": dict(enumerate(row["curve"]))}, score=float(np.mean(row["curve"][-3:])))
+        for row in rows
+    ]
+
+
+def test_a_bad_epoch_of_the_trunk_is_no_dip_of_its_branch() -> None:
+    """Epoch 22 of the first seed is bad in both, by half of the score; the branch itself lost a seventh of that."""
+    trials = branch()
+    first = next(row for row in trials if row.name == "trial 7")
+    assert first.facts.effects[0]["dip"] == pytest.approx(0.247, abs=1e-3), "what its own curve says"
+    [jump] = evidence.jumps_of(first, trials)
+    ours, theirs = (np.array([row.values for row in trials if row.name == name]) for name in ("trial 7", "yolo_linear"))
+    difference = (ours - theirs).mean(axis=0)
+    assert not difference[:20].any(), "the same training up to the jump"
+    assert (jump["over"], jump["seeds"], jump["fresh"]) == ("yolo_linear", 4, False)
+    assert jump["before"] == 0.0
+    assert jump["dip"] == pytest.approx(-difference[20:].min(), abs=1e-9)
+    assert jump["dip"] == pytest.approx(0.035, abs=1e-3)
+    assert jump["gain"] == pytest.approx(difference[-3:].mean(), abs=1e-9)
+    assert evidence.effect_in_words(jump).startswith(
+        "drop x0.944 at epoch 20, by the difference to yolo_linear on 4 search seeds: dip 0.035"
+    )
+
+
+def test_fresh_seeds_measure_a_branch_where_there_are_any_and_without_its_trunk_nothing_does() -> None:
+    trials = branch()
+    confirmed = [replace(row, stage="confirm", facts=replace(row.facts, name=row.name)) for row in trials[-1:]]
+    stem = [
+        replace(row, stage="confirm") for row in trials if row.name == "yolo_linear" and row.seed == trials[-1].seed
+    ]
+    [jump] = evidence.jumps_of(trials[4], [*trials[:-1], *confirmed, *stem])
+    assert (jump["seeds"], jump["fresh"]) == (1, True)
+    assert "on 1 fresh seed:" in evidence.effect_in_words(jump)
+    assert evidence.jumps_of(trials[4], trials[4:]) == []
+
+
+def test_a_schedule_without_a_trunk_is_measured_by_its_own_curve() -> None:
+    rows = [replace(row, spec={**(row.spec or {}), "trunk": None}) for row in branch()]
+    assert evidence.jumps_of(rows[4], rows) == list(rows[4].facts.effects)
 
 
 def test_effects_read_the_jumps_of_a_schedule() -> None:

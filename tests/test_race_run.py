@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,6 +95,27 @@ def test_searches_among_branches_race_by_their_scores(
     if trunk == "best":
         assert min(row.number for row in proposals) == 2 * SEEDS["seeds"], "baselines on all search seeds come first"
     assert world.service.study.done
+
+
+def test_what_a_jump_of_a_branch_did_is_its_difference_to_the_trunk(home: Home, tmp_path: Path) -> None:  # noqa: F811
+    """In MLflow on the seed of each run, in the answer on all search seeds that both were trained on."""
+    sweep = written(trials=3, search={**BRANCHES, "restarts": {"min": 1, "max": 1, "first": 2, "last": 2}})
+    world = World(home, tmp_path, sweep)
+    world.run()
+    rows = world.service.study.trials()
+    trunk = {row.seed: row for row in rows if row.stage == "baseline"}
+    proposal = next(row for row in rows if row.stage == "search" and row.facts.effects)
+    runs = [row for row in rows if row.name == proposal.name]
+    for run in runs:
+        [(epoch, gain, _)] = world.tracker.server.history(run.facts.run_id, "jump/gain")
+        ends = [np.mean(row.values[2:]) for row in (run, trunk[run.seed])]
+        assert (epoch, gain) == (2, pytest.approx(ends[0] - ends[1]))
+    ranked = {entry.trial: entry for entry in world.open().answer(rows).ranking}
+    [jump] = ranked[proposal.number].facts["jumps"]
+    assert (jump["over"], jump["seeds"]) == ("constant", len(runs))
+    assert jump["gain"] == pytest.approx(
+        np.mean([np.mean(run.values[2:]) - np.mean(trunk[run.seed].values[2:]) for run in runs])
+    )
 
 
 def test_the_trunk_is_the_baseline_that_is_best_on_the_search_seeds(home: Home, tmp_path: Path) -> None:  # noqa: F811

@@ -27,6 +27,7 @@ say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which t
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
 RACERS = 5  # proposals whose standing `status` shows
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
+NOT_EXAMINED = "not examined (sweeper confirm --escape)"
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -296,13 +297,12 @@ def _jump(kind: str, ratio: float | None) -> str:
 
 
 def _jumps(row: "Ranked") -> Iterator[str]:
-    """What the curve says about each jump of a trial, and the verdict where there is one."""
+    """What curves say about each jump of a trial, and the verdict where there is one."""
     from sweeper.evidence import effect_in_words  # with scipy, which takes long to import
 
     words = {verdict["epoch"]: verdict["word"] for verdict in row.facts.get("verdicts") or ()}
     for jump in row.facts.get("jumps") or ():
-        verdict = words.get(jump["epoch"], "not compared with a run without it (sweeper confirm --escape)")
-        yield f"trial {row.trial}, {effect_in_words(jump)}; {verdict}"
+        yield f"trial {row.trial}, {effect_in_words(jump)}; {words.get(jump['epoch'], NOT_EXAMINED)}"
 
 
 def status(found: "Status") -> None:

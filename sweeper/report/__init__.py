@@ -129,19 +129,25 @@ def _configurations(service: Service, rows: Sequence[Trial], link: str | None) -
     for first, *others in groups.values():
         assert first.schedule is not None  # it has begun
         run_id, trace, curve = service.run_id(first), service.trace(first.schedule), first.values
-        effects: list[evidence.Effect] = []
-        if len(curve) == max(first.curve) + 1 and all(map(math.isfinite, curve)):
-            effects = evidence.effects(curve, trace.jumps(), within=service.sweep.escape.within)
+        within, trunk = service.sweep.escape.within, None
+        effects: list[dict[str, Any]] = []
+        if first.schedule.trunk is not None:
+            effects = evidence.jumps_of(first, rows, within)
+            if stem := evidence.trunk_runs(rows, first.schedule.spec).get(first.seed):
+                trunk = Line(stem.name, service.trace(first.schedule.trunk), stem.curve)
+        elif len(curve) == max(first.curve) + 1 and all(map(math.isfinite, curve)):
+            effects = [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
         configurations.append(
             Configuration(
                 trial=first.number,
                 label=service.searched.label(first.schedule.spec),
                 trace=trace,
                 curves=[row.curve for row in (first, *others)],
-                effects=[effect.to_dict() for effect in effects],
+                effects=effects,
                 state=first.state.lower(),
                 score=first.score if first.state == "COMPLETE" else None,
                 link=link.format(run_id=run_id) if link and run_id else None,
+                trunk=trunk,
             )
         )
     return configurations

@@ -26,8 +26,8 @@ PICTURE = 640  # pixels, the longer side
 @dataclass(frozen=True)
 class Configuration:
     """A schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch, one
-    for each run. ``effects``: what the first curve says of each jump, ``evidence.Effect`` as dicts. ``state`` is in
-    small letters. ``score``: the first run's, None before its end."""
+    for each run. ``effects``: what each jump did, see ``evidence.jumps_of``. ``state`` is in small letters. ``score``:
+    the first run's, None before its end. ``trunk``: of a branch, the run of its trunk on the first run's seed."""
 
     trial: int
     label: str
@@ -37,6 +37,7 @@ class Configuration:
     state: str = "complete"
     link: str | None = None
     score: float | None = None
+    trunk: Line | None = None
 
     @property
     def lines(self) -> list[Line]:

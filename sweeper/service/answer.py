@@ -24,8 +24,11 @@ def answer(service: Service, trials: Sequence[Trial]) -> Answer:
     rule = design or sweep.confirm
 
     def shown(trial: Trial) -> dict[str, Any]:
-        verdicts = [jump.to_dict() for jump in service.verdicts(trial, rows)]
-        return trial.shown() | ({"verdicts": verdicts} if verdicts else {})
+        more = {
+            "jumps": evidence.jumps_of(trial, rows, sweep.escape.within),
+            "verdicts": [jump.to_dict() for jump in service.verdicts(trial, rows)],
+        }
+        return trial.shown() | {key: value for key, value in more.items() if value}
 
     race = racing.race(service, rows)
     chosen = choose(

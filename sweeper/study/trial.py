@@ -81,8 +81,9 @@ class Facts:
     ``warmup_fraction`` the ones that optuna-dashboard shows as columns; ``proposals`` counts the sampler's for it;
     ``duplicate_of`` is a finished trial with the same training.
     Known with its end: ``epochs_trained`` and ``epochs_reused``, the median ``epoch_seconds``, ``state_digest``
-    (SHA-256), ``effects`` of its jumps (``evidence.Effect``), ``landscape`` (``evidence.Landscape``), ``AP`` (COCO's,
-    of the final model), ``gpu_memory`` (the largest share held), ``run_id`` in MLflow, why it was ``pruned``.
+    (SHA-256), ``effects`` of its jumps on its own curve (``evidence.Effect``; of a branch see ``evidence.jumps_of``),
+    ``landscape`` (``evidence.Landscape``), ``AP`` (COCO's, of the final model), ``gpu_memory`` (the largest share
+    held), ``run_id`` in MLflow, why it was ``pruned``.
     ``judged``: after how many epochs it was last compared with others. ``confounder``: why it must not be compared, in
     a word. ``reasons``: how its attempts ended, once they are used up.
     """
@@ -236,9 +237,8 @@ class Trial:
         return [self.curve[epoch] for epoch in sorted(self.curve)]
 
     def shown(self) -> dict[str, Any]:
-        """What stands beside it in a table: the facts of its trace, COCO's ``AP``, and what its ``jumps`` did."""
-        more = {"AP": self.facts.AP, "jumps": list(self.facts.effects) or None}
-        return {**self.facts.facts, **{key: value for key, value in more.items() if value is not None}}
+        """What stands beside it in a table: the facts of its trace, and COCO's ``AP`` if it has one."""
+        return {**self.facts.facts, **({} if self.facts.AP is None else {"AP": self.facts.AP})}
 
 
 def stored(value: Any) -> Any:

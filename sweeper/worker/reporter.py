@@ -204,10 +204,18 @@ class Reporter:
         self._service.store.unpin(slot.owner)
 
     def _effects(self, task: Task, log: TrialLog, end: Snapshot, curve: list[float]) -> list[dict[str, Any]]:
-        """What the curve says about each jump, also as metrics at the jumps' epochs."""
-        within = self._service.sweep.escape.within
-        effects = [effect.to_dict() for effect in evidence.effects(curve, task.trace.jumps(), within=within)]
-        for effect in effects:
+        """What the curve says about each jump. In MLflow it stands as metrics at the jumps' epochs, of a branch by its
+        difference to the trunk on this seed, and without such a run only the jump itself."""
+        within, jumps, spec = self._service.sweep.escape.within, task.trace.jumps(), task.schedule.spec
+        effects = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within)]
+        shown = effects
+        if effects and spec.get("trunk") is not None:
+            trunk = evidence.trunk_runs(self._service.study.trials(), spec).get(task.slot.seed)
+            values = trunk.values[: len(curve)] if trunk is not None else curve
+            shown = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within, trunk=values)]
+            if trunk is None:
+                shown = [dict.fromkeys(effect) | {key: effect[key] for key in ("epoch", "ratio")} for effect in shown]
+        for effect in shown:
             log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
         if effects and all(effect["kind"] == "drop" for effect in effects):
             log.tags({names.VERDICT: evidence.NOT_A_RESTART})
