@@ -63,7 +63,7 @@ def main() -> None:
         run = asked.epochs * seconds(epoch, asked.times)
         state, weights = trainer.state(), trainer.arrays()
         steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-        tail = quench(trace, trace.epochs, epochs=2)
+        tail = quench(trace, epochs=2)
 
         def quenched() -> None:
             trainer.load(state)

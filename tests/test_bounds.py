@@ -228,5 +228,8 @@ def test_an_expression_beyond_its_bounds_is_one_line(text: str) -> None:
 
 
 def test_an_open_constant_too_deep_is_one_line() -> None:
-    with pytest.raises(ScheduleError, match="nested too deeply"):
-        filled("-" * 395 + "q", {"q": 1.0})
+    text = filled("-" * 395 + "q", {"q": 1.0})
+    assert text == "-" * 395 + "1.0"
+    with pytest.raises(ScheduleError, match="791 parts; expected at most 150") as caught:
+        parse({"family": "cawb", "lr": 0.1, "decay": text})
+    assert len(one_line(caught)) < 1200

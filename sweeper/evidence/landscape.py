@@ -236,7 +236,7 @@ def measure(
     """
     began = time.monotonic()
     steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
-    tail = quench(trace, trace.epochs, epochs=2)
+    tail = quench(trace, epochs=2)
     spent = {"losses": 0, "quenches": 0}
 
     def quenched(state: bytes | None, order: int = 0) -> Weights:

@@ -1,11 +1,12 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.schedule import AT_RESTARTS, MAIN, Schedule, begin_alike, flat, label, parse, short, words
+from sweeper.schedules.schedule import AT_RESTARTS, MAIN, Schedule, flat, label, parse, short, words
 from sweeper.schedules.trace import (
     CONTROLS,
     Jump,
     Trace,
+    begin_alike,
     counterfactual,
     epochs_along,
     matched_peak,

@@ -16,16 +16,13 @@ schedules of one trunk share every epoch before the first of them leaves it, so 
 In the functions below ``warm`` is the steps of the trunk's warm-up, and ``begin`` the step at which the branch begins.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from sweeper.errors import ScheduleError
 from sweeper.schedules import cawb
 from sweeper.schedules.decay import Curve, held
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.values import IDLE, Duration, Key, TimeBase, length
-
-Params = Mapping[str, Any]
+from sweeper.schedules.values import IDLE, Duration, Key, Params, TimeBase, length
 
 DEEPEST = 4  # a trunk may be a branch itself
 LENGTHS = ("T_max", "T_0", "total_iters", "decay_length")
@@ -46,13 +43,12 @@ TRUNKS = {
 def keys(family: str, given: Params) -> dict[str, Key]:
     """The parameters of a branch of ``family``. ScheduleError for one that only its trunk can have."""
     known = dict(FAMILIES[family].keys(given))
-    for name in [name for name in TRUNKS if name in known]:
-        if name in given:
+    for name in TRUNKS:
+        if known.pop(name, None) is not None and name in given:
             raise ScheduleError(
                 f"{family}: {name}: given beside trunk; a branch has its trunk's warm-up and momentum, take it out or "
                 "write it below trunk"
             )
-        del known[name]
     if family != "cawb":
         return {**known, "lr": Key(known["lr"].check, IDLE), "from": Key(length)}
     if given.get("mode", "clean") != "clean":
@@ -69,9 +65,9 @@ def begins(family: str, params: Params, time: TimeBase, warm: float) -> int | No
 
     ScheduleError for a place inside the warm-up, outside the run, or inside an epoch.
     """
-    name, written = ("steps", params["steps"]) if family == "cawb" else ("from", [params["from"]])
-    steps = [Duration.parse(place, f"{family}: {name}").steps(time) for place in written]
-    for step, place in zip(steps, written, strict=True):
+    name, places = ("steps", params["steps"]) if family == "cawb" else ("from", [params["from"]])
+    steps = {place: Duration.parse(place).steps(time) for place in places}
+    for place, step in steps.items():
         if 0 < step < warm or (family == "cawb" and 0 < step == warm):
             raise ScheduleError(
                 f"{family}: {name}: {place} is inside the trunk's warm-up, which ends after "
@@ -82,15 +78,16 @@ def begins(family: str, params: Params, time: TimeBase, warm: float) -> int | No
         every = time.steps_per_epoch if params["granularity"] == "epoch" else 1
         first = -int(-cycles[0].start // every) * every if cycles else time.steps
         return first if first < time.steps else None
-    if not 0 < steps[0] < time.steps:
+    begin = steps[params["from"]]
+    if not 0 < begin < time.steps:
         raise ScheduleError(
             f"{family}: from: {params['from']} is outside the run; expected epochs above 0 and below {time.epochs}"
         )
-    if steps[0] % time.steps_per_epoch:
+    if begin % time.steps_per_epoch:
         raise ScheduleError(
             f"{family}: from: {params['from']} is not a whole number of epochs; expected for example 20ep"
         )
-    return int(steps[0])
+    return int(begin)
 
 
 def curve(family: str, params: Params, time: TimeBase, group: str, warm: float, begin: int) -> Curve:
@@ -142,13 +139,12 @@ def _laid(family: str, params: Params, time: TimeBase, begin: int) -> dict[str, 
         if laid.get(name) is not None and (written := Duration.parse(laid[name])).unit == "dur":
             laid[name] = f"{written.epochs(time):.17g}ep"
     for name in POINTS:
-        steps = [Duration.parse(point).steps(time) for point in laid.get(name, ())]
-        for step, point in zip(steps, laid.get(name, ()), strict=True):
-            if step < begin:
+        if name in laid:
+            steps = {point: Duration.parse(point).steps(time) for point in laid[name]}
+            if early := [point for point, step in steps.items() if step < begin]:
                 raise ScheduleError(
-                    f"{family}: {name}: {point} is before the branch, which begins after "
+                    f"{family}: {name}: {early[0]} is before the branch, which begins after "
                     f"{begin // time.steps_per_epoch} epochs; take it out"
                 )
-        if name in laid:
-            laid[name] = [f"{step - begin:.17g}it" for step in steps]
+            laid[name] = [f"{steps[point] - begin:.17g}it" for point in laid[name]]
     return laid

@@ -3,21 +3,19 @@
 Source: the article on CAWB and its published code (github.com/Huangdebo/CAWB, cawb.py at 542f86d).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sweeper.errors import ScheduleError
 from sweeper.schedules.decay import Curve, Shape, segment, sequence, shape, warmup_lerp
-from sweeper.schedules.values import Duration, FloatArray, TimeBase
-
-Params = Mapping[str, Any]
+from sweeper.schedules.values import Duration, FloatArray, Params, TimeBase
 
 
 def curve(params: Params, time: TimeBase, group: str) -> Curve:
-    """The LR by the optimizer step. Raises ScheduleError for parameters that do not fit the run."""
+    """The LR of ``group`` by the step. Raises ScheduleError for parameters that do not fit the run."""
     return _clean(params, time, group) if params["mode"] == "clean" else _loop(params, time)
 
 
@@ -27,19 +25,19 @@ def marks(params: Params, time: TimeBase) -> list[int]:
 
 
 def as_trainer(params: Params) -> bool:
-    """Whether the warm-up is the trainer's, of bias LR and momentum, too: ``warmup_kind: trainer`` (clean mode)."""
+    """Whether the warm-up is the trainer's, which moves the bias group's LR and the momentum, too (clean mode)."""
     return params.get("warmup_kind") == "trainer"
 
 
 def trainers_warmup(params: Params, time: TimeBase) -> int:
-    """The steps of Ultralytics' warm-up, round(min(warmup, epochs - 1) * steps per epoch): the last epoch is never
-    warm-up. Source: ultralytics/engine/trainer.py, _get_warmup_iterations."""
+    """The steps of Ultralytics' warm-up, of which the last epoch is never a part.
+    Source: ultralytics/engine/trainer.py, _get_warmup_iterations."""
     return round(min(Duration.parse(params["warmup"]).epochs(time), time.epochs - 1) * time.steps_per_epoch)
 
 
 def warm(params: Params, time: TimeBase) -> float:
     """The steps of the warm-up."""
-    return float(trainers_warmup(params, time) if as_trainer(params) else Duration.parse(params["warmup"]).steps(time))
+    return trainers_warmup(params, time) if as_trainer(params) else Duration.parse(params["warmup"]).steps(time)
 
 
 class Cycle(NamedTuple):
@@ -66,9 +64,9 @@ def cycles(params: Params, time: TimeBase) -> list[Cycle]:
 
 
 def _steps_inside(params: Params, time: TimeBase, warm: float) -> list[float]:
-    inside = set()
-    for written in params["steps"]:
-        step = Duration.parse(written, "steps").steps(time)
+    inside = {Duration.parse(written): written for written in params["steps"]}
+    for length, written in inside.items():
+        step = length.steps(time)
         if not 0 < step < time.steps:
             raise ScheduleError(
                 f"cawb: steps: {written} is outside the run; expected epochs above 0 and below {time.epochs}"
@@ -77,8 +75,7 @@ def _steps_inside(params: Params, time: TimeBase, warm: float) -> list[float]:
             raise ScheduleError(
                 f"cawb: steps: {written} is not after the warm-up of {params['warmup']}; move it or shorten the warm-up"
             )
-        inside.add(step)
-    return sorted(inside)
+    return sorted({length.steps(time) for length in inside})
 
 
 def _peaks(params: Params, count: int) -> list[float]:
@@ -105,16 +102,15 @@ def _periods(params: Params, time: TimeBase, edges: list[float]) -> list[float]:
             f"cawb: horizon: {len(each)} lengths do not fit {len(lengths)} cycles; expected one each, or one for all"
         )
     return [
-        time.steps - start if h == "end" else Duration.parse(h, "horizon").steps(time)
-        for h, start in zip(each, edges[:-1], strict=True)
+        time.steps - start if length == "end" else Duration.parse(length).steps(time)
+        for length, start in zip(each, edges[:-1], strict=True)
     ]
 
 
 def _clean(params: Params, time: TimeBase, group: str) -> Curve:
     """t < w: base (start + (1-start) t/w). Then, with i steps at or before t and the i-th cycle begun at x_i:
-    base s^i shape(u), u = clip((t - x_i) / period_i, 0, 1), where the period is epoch_scale times the cycle's length
-    (the last cycle: 1 times), or the horizon. Past the end it stays. In the trainer's warm-up the group bias comes
-    from ``warmup_bias_lr``, the others from 0.
+    base s^i shape(u), u = clip((t - x_i) / period_i, 0, 1). The period is epoch_scale times the cycle's length (the
+    last cycle's: 1 times), or the horizon. In the trainer's warm-up the group bias begins at ``warmup_bias_lr``.
     """
     parts = cycles(params, time)
     first = parts[0]
@@ -155,8 +151,8 @@ def formula(params: Params, time: TimeBase, k: FloatArray) -> FloatArray:
     With B = [w, the steps strictly between w and E, sorted, duplicates kept, E] in epochs:
     F(k) = s^i base f(k - B[i], G), with i the number of entries of B[1:] strictly below k, and G the length of segment
     i, to which epoch_scale is added (the published code) or multiplied (the article) unless the segment is the last.
-    Past the end the reference leaves its loop: s^len(B[1:]) base f(k, the last length). Raises ScheduleError where the
-    reference divides by zero; NaN where f is complex or undefined.
+    Past the end it is s^len(B[1:]) base f(k, the last length). Raises ScheduleError where the reference divides by
+    zero; NaN where f is complex or undefined.
     """
     edges = np.asarray(_bounds(params, time))
     gaps, stretch = np.diff(edges), params["epoch_scale"]
@@ -194,8 +190,6 @@ def _loop(params: Params, time: TimeBase) -> Curve:
     >>> run = {"family": "cawb", "lr": 1, "mode": "reference", "decay": "linear", "floor": 0, "epoch_scale": 0}
     >>> parse({**run, "steps": [2], "step_scale": 0.5}).values(TimeBase(6, 1)).tolist()  # 2 first acts in epoch 4
     [1.0, 1.0, 0.5, 0.0, 0.375, 0.25]
-    >>> parse({**run, "warmup": 1.5}).values(TimeBase(3, 2)).round(3).tolist()  # an overshoot, x being negative
-    [0.0, 0.333, 0.667, 0.667, 1.333, 1.333]
     """
     base, unit, first = params["lr"], time.steps_per_epoch, params.get("last_epoch", 0)
     if first >= time.epochs:

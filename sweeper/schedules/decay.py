@@ -1,11 +1,12 @@
 """Decays, by name or written as arithmetic, and the few ways in which curves are joined.
 
 A decay falls from 1 at the start of a cycle to a floor at its end. A curve maps optimizer steps to values. Arithmetic
-may come from a stranger: it is read as a syntax tree and never run as code.
+from a stranger's file is read as a syntax tree and never run as code.
 """
 
 import ast
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sweeper.errors import ScheduleError, did_you_mean, shorten
+from sweeper.errors import ScheduleError, did_you_mean
 from sweeper.schedules.values import FloatArray
 
 Shape = Callable[[FloatArray, FloatArray | float], FloatArray]
@@ -50,14 +51,11 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
 
     Nothing is clipped here. Raises ScheduleError for an unknown decay.
 
-    >>> ends = np.array([0.0, 5.0, 10.0])
-    >>> {name: shape(name, floor=0.25)(ends, 10.0).round(3).tolist() for name in ("linear", "cosine", "exponential")}
-    {'linear': [1.0, 0.625, 0.25], 'cosine': [1.0, 0.625, 0.25], 'exponential': [1.0, 0.5, 0.25]}
-    >>> shape("1/sqrt", floor=0.5)(ends, 10.0).round(3).tolist()
+    >>> shape("1/sqrt", floor=0.5)(np.array([0.0, 5.0, 10.0]), 10.0).round(3).tolist()
     [1.0, 0.632, 0.5]
     """
     if decay not in SHAPES:
-        if decay.isidentifier() and decay not in (*_VARIABLES, *_CONSTANTS):
+        if decay.isidentifier() and decay not in _NAMES:
             raise ScheduleError(
                 f"decay: {decay!r} is not known; expected {', '.join(SHAPES)} or an expression in x and y"
                 + did_you_mean(decay, SHAPES)
@@ -77,8 +75,7 @@ MAX_LENGTH = 400  # characters
 MAX_NODES = 150  # each costs one pass over the trace
 MAX_POWER = 100.0
 
-_VARIABLES = ("x", "y", "u")
-_CONSTANTS = {"pi": math.pi, "e": math.e}
+_NAMES = ("x", "y", "u", "pi", "e")
 _FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
     "cos": np.cos,
     "sin": np.sin,
@@ -107,9 +104,9 @@ def expression(text: str) -> Shape:
     """Arithmetic in x (epochs since the cycle began), y (length of its decay in epochs) and u = x/y.
 
     Allowed are numbers, + - * / **, the names x, y, u, pi, e and the functions cos, sin, tan, tanh, exp, log, sqrt,
-    abs, floor, ceil, min, max; at most 400 characters, 150 parts and a constant power of 100. Everything else
-    raises ScheduleError here. Where any part of it is complex, undefined or infinite the value is NaN, which a
-    schedule refuses with the step.
+    abs, floor, ceil, min, max; at most 400 characters, 150 parts and a constant power of 100. Everything else raises
+    ScheduleError here. Where any part of it is complex, undefined or infinite the value is NaN, which a schedule
+    refuses with the step.
 
     >>> half = expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
     >>> [round(float(v), 3) for v in half(np.array([0.0, 15.0, 30.0]), 30.0)]
@@ -119,35 +116,29 @@ def expression(text: str) -> Shape:
         raise ScheduleError(
             f"decay: an expression of {len(text)} characters is too long; expected at most {MAX_LENGTH}"
         )
-    if (tree := _tree(text)) is None:
-        raise _not_arithmetic(text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "1(x)" warns; it is refused anyway
+            tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _not_arithmetic(text, "it") from None
     if (count := sum(1 for _ in ast.walk(tree))) > MAX_NODES:
         raise ScheduleError(f"decay: {text!r} has {count} parts; expected at most {MAX_NODES}")
 
     def evaluated(x: FloatArray, y: FloatArray | float) -> FloatArray:
         x, y = np.asarray(x, np.float64), np.atleast_1d(np.asarray(y, np.float64))
         with np.errstate(all="ignore"):
-            names = {"x": x, "y": y, "u": x / y, **{name: np.asarray(value) for name, value in _CONSTANTS.items()}}
-            value = _value(text, tree, names)
+            values = (x, y, x / y, np.asarray(math.pi), np.asarray(math.e))
+            value = _value(text, tree, dict(zip(_NAMES, values, strict=True)))
         return np.broadcast_to(value, np.broadcast_shapes(x.shape, y.shape)) + 0.0
 
     evaluated(np.ones(1), 1.0)  # raises for whatever is no arithmetic
     return evaluated
 
 
-def _tree(text: str) -> ast.expr | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "1(x)" warns; it is refused anyway
-            return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _not_arithmetic(text: str, part: ast.expr | None = None) -> ScheduleError:
-    names = ", ".join((*_VARIABLES, *_CONSTANTS, *_FUNCTIONS))
-    what = "it" if part is None else repr(ast.unparse(part))
-    return ScheduleError(f"decay: {text!r}: {what} is not arithmetic; expected + - * / ** with {names} and numbers")
+def _not_arithmetic(text: str, part: str) -> ScheduleError:
+    names = ", ".join((*_NAMES, *_FUNCTIONS))
+    return ScheduleError(f"decay: {text!r}: {part} is not arithmetic; expected + - * / ** with {names} and numbers")
 
 
 def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatArray:
@@ -173,60 +164,46 @@ def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatA
             if len(args) != (count := 2 if name in ("min", "max") else 1):
                 raise ScheduleError(f"decay: {text!r}: {name} has {len(args)} arguments; expected {count}")
             return _finite(_FUNCTIONS[name](*(_value(text, argument, names) for argument in args)))
-        case ast.Call(func=func):
-            raise _not_arithmetic(text, func)
-    raise _not_arithmetic(text, node)
+    raise _not_arithmetic(text, repr(ast.unparse(node.func if isinstance(node, ast.Call) else node)))
 
 
 def _finite(values: FloatArray) -> FloatArray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+
+
 def free_names(text: str) -> set[str]:
-    """The names in an expression that are not its variables, pi, e or a function: constants left open. None in what
-    is no arithmetic, which :func:`shape` refuses.
+    """The names in an expression that are not its variables, pi, e or a function: constants left open.
 
     >>> sorted(free_names("a*((1+cos(pi*x/y))/2)**b+(1-a)"))
     ['a', 'b']
     """
-    if len(text) > MAX_LENGTH or (tree := _tree(text)) is None:
-        return set()
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return names - {*_VARIABLES, *_CONSTANTS, *_FUNCTIONS}
+    return {*_NAME.findall(text)} - {*_NAMES, *_FUNCTIONS}
 
 
 def filled(text: str, constants: Mapping[str, float]) -> str:
-    """The expression with numbers in place of the names in ``constants``. Raises ScheduleError if it is too deep."""
+    """The expression with numbers in place of the names in ``constants``, a negative one in parentheses."""
 
-    class Fill(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:  # the name that ast looks for
-            if node.id not in constants:
-                return node
-            number = float(constants[node.id])
-            return ast.Constant(number) if number >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-number))
+    def number(match: re.Match[str]) -> str:
+        value = repr(float(constants[match[0]])) if match[0] in constants else match[0]
+        return f"({value})" if value.startswith("-") else value
 
-    if not constants:
-        return text
-    try:
-        return ast.unparse(Fill().visit(ast.parse(text.strip(), mode="eval")))
-    except RecursionError:
-        raise ScheduleError(
-            f"decay: {shorten(text)}: is nested too deeply; expected fewer parts in each other"
-        ) from None
+    return _NAME.sub(number, text)
 
 
 def segment(shape: Shape, length: float, period: float | None = None, unit: float = 1.0) -> Curve:
-    """``shape`` walked over ``period`` steps (default: ``length``) and cut after ``length``; held where either ends.
-
-    A period that is not the length is CAWB's stretch. ``unit``: steps per epoch, where the shape counts epochs.
+    """``shape`` walked over ``period`` steps (default: ``length``), cut after ``length`` and held from where it ends.
+    ``unit``: steps per epoch, where the shape counts epochs.
     """
     walk = length if period is None else period
     return lambda k: shape(np.clip(k, 0.0, min(length, walk)) / unit, walk / unit)
 
 
 def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
-    """``curves[i]`` from step ``starts[i]`` on, each counting from its start; the last goes on for ever. ``starts``
-    ascend; steps before the first see its curve at 0.
+    """``curves[i]`` from step ``starts[i]`` (ascending) on, each counting from its start; the last goes on for ever.
+    Steps before the first see its curve at 0.
     """
 
     def joined(k: FloatArray) -> FloatArray:
@@ -240,8 +217,8 @@ def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
 
 
 def warmup_lerp(curve: Curve, length: float, start: float, target: float | None = None) -> Curve:
-    """From ``start`` (a value) to ``target`` over ``length`` steps; without ``target``, to where ``curve`` is at that
-    moment, a moving target (Ultralytics).
+    """A line from ``start`` to ``target`` over ``length`` steps, and then ``curve``. Without ``target`` the line leads
+    to where the curve is at that step, a moving target (Ultralytics).
     """
     if length <= 0:
         return curve

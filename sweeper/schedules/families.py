@@ -26,16 +26,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from sweeper.errors import ScheduleError, shorten
 from sweeper.schedules import cawb, values
 from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, Curve, held, segment, sequence, shape, warmup_lerp
-from sweeper.schedules.values import Duration, FloatArray, Key, TimeBase, number
-
-Params = Mapping[str, Any]
+from sweeper.schedules.values import Duration, FloatArray, Key, Params, TimeBase, number
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class Family:
     """What a family consists of; ``time`` is the run's time base and ``params`` are checked parameters.
 
     ``keys(given)``: its parameters, which may depend on one given (CAWB's mode). ``steps(params, time, group)``: the LR
-    by the optimizer step. ``marks``: steps at which the curve breaks. ``groups``: the groups that the family itself
-    treats differently. ``momentum``: the momentum's curve, if the family drives it. ``warm``: steps of the warm-up.
+    by the step. ``marks``: steps at which the curve breaks. ``groups``: the groups that the family itself treats
+    differently. ``momentum``: the momentum's curve, if the family drives it. ``warm``: steps of the warm-up.
     """
 
     keys: Callable[[Params], Mapping[str, Key]]
@@ -83,22 +80,20 @@ def _plain(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:
 
 
 def _decay(what: str, value: object) -> str:
-    """A decay's name or an expression in x and y."""
     if not isinstance(value, str):
         raise ScheduleError(f"{what}: {shorten(value)} is not known; expected {', '.join(SHAPES)} or an expression")
     text = value.strip()
-    shape(text, floor=1.0 if text in NEEDS_FLOOR else 0.0)
+    shape(text, floor=1.0)
     return text
 
 
 def _shaped(given: Params, decay: str, floor: float) -> dict[str, Key]:
-    """decay, and the floor and power that it uses; an expression has its own."""
+    """decay, and the floor and power that it uses; those beside an expression do nothing."""
     chosen = str(given.get("decay", decay)).strip()
-    if chosen not in SHAPES:
-        idle = Key(values.idle, values.IDLE)
-        return {"decay": Key(_decay, decay), "floor": idle, "power": idle}
     fraction = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
-    return {"decay": Key(_decay, decay), "floor": Key(fraction, floor), "power": POWER}
+    idle = Key(values.idle, values.IDLE)
+    keys = {"floor": Key(fraction, floor), "power": POWER} if chosen in SHAPES else {"floor": idle, "power": idle}
+    return {"decay": Key(_decay, decay), **keys}
 
 
 def _cawb_keys(given: Params) -> Mapping[str, Key]:
@@ -121,18 +116,14 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
         return keys
     kind = values.choice("lr", "trainer")
     keys |= {"warmup_kind": Key(kind, "lr"), "granularity": GRANULARITY}
-    if kind("cawb: warmup_kind", given.get("warmup_kind", "lr")) == "trainer":
-        keys |= TRAINER
-    else:
-        keys["warmup_start"] = WARMUP["warmup_start"]
+    trainers = kind("cawb: warmup_kind", given.get("warmup_kind", "lr")) == "trainer"
+    keys |= TRAINER if trainers else {"warmup_start": WARMUP["warmup_start"]}
     if given.get("horizon") is None:
-        keys["horizon"] = Key(values.optional(values.horizon), None)
-        return keys
+        return {**keys, "horizon": Key(values.optional(values.horizon), None)}
     if given.get("epoch_scale") is not None:
         raise ScheduleError("cawb: horizon: given beside epoch_scale; expected one of the two, take one out")
     del keys["epoch_scale"]
-    keys["horizon"] = Key(values.listed(values.horizon, or_single=True))
-    return keys
+    return {**keys, "horizon": Key(values.listed(values.horizon, or_single=True))}
 
 
 def _warm(params: Params, time: TimeBase) -> float:
@@ -195,22 +186,14 @@ def _cycle_starts(first: float, growth: float, end: float) -> FloatArray:
 
 
 def _warm_restarts(params: Params, time: TimeBase, group: str) -> Curve:
-    first, growth, factor = _length(params, "T_0", time), params["T_mult"], params["step_scale"]
-    lr, cosine = float(params["lr"]), shape("cosine")
-    low = float(params["eta_min"]) / lr
+    first, growth, lr = _length(params, "T_0", time), params["T_mult"], float(params["lr"])
+    cosine, low = shape("cosine"), float(params["eta_min"]) / lr
 
     def cycles(k: FloatArray) -> FloatArray:
-        length: FloatArray | float
-        if growth == 1.0:
-            index = np.floor(k / first)
-            begun, length = index * first, first
-        else:
-            starts = _cycle_starts(first, growth, float(k.max(initial=0.0)) + 1.0)
-            index = np.searchsorted(starts, k, side="right") - 1
-            begun = starts[index]
-            length = np.append(np.diff(starts), first * growth ** (len(starts) - 1))[index]
-        height = np.power(factor, index.astype(np.float64)) - low
-        return lr * (low + height * cosine(k - begun, length))
+        starts = _cycle_starts(first, growth, float(k.max(initial=0.0)) + 1.0)
+        index = np.searchsorted(starts, k, side="right") - 1
+        height = np.power(params["step_scale"], index.astype(np.float64)) - low
+        return lr * (low + height * cosine(k - starts[index], first * growth ** index.astype(np.float64)))
 
     return _after_warmup(params, time, cycles)
 
@@ -323,13 +306,6 @@ _ONECYCLE = {
     "max_momentum": _MOMENTUM,
     "granularity": GRANULARITY,
 }
-_WARM_RESTARTS = {
-    "T_0": Key(values.length),
-    "T_mult": Key(number(1, 1e3), 1.0),
-    "step_scale": Key(FACTOR, 1.0),
-    "eta_min": ETA_MIN,
-}
-_MULTISTEP = {"boundaries": Key(values.listed(values.point)), "gamma": Key(FACTOR, 0.1)}
 
 FAMILIES: dict[str, Family] = {
     "cawb": Family(
@@ -341,8 +317,14 @@ FAMILIES: dict[str, Family] = {
         warm=cawb.warm,
     ),
     "cosine": Family(_plain(T_max=LENGTH_OF_RUN, eta_min=ETA_MIN), _cosine),
-    "warm_restarts": Family(_plain(**_WARM_RESTARTS), _warm_restarts, _warm_restarts_marks),
-    "multistep": Family(_plain(**_MULTISTEP), _multistep, _multistep_marks),
+    "warm_restarts": Family(
+        _plain(T_0=Key(values.length), T_mult=Key(number(1, 1e3), 1.0), step_scale=Key(FACTOR, 1.0), eta_min=ETA_MIN),
+        _warm_restarts,
+        _warm_restarts_marks,
+    ),
+    "multistep": Family(
+        _plain(boundaries=Key(values.listed(values.point)), gamma=Key(FACTOR, 0.1)), _multistep, _multistep_marks
+    ),
     "yolo_linear": _yolo("linear"),
     "yolo_cosine": _yolo("cosine"),
     "onecycle": Family(

@@ -24,8 +24,7 @@ class Schedule:
     """A checked schedule; make one with :func:`parse`. ``params`` has every default written out.
 
     ``groups``: what a parameter group has instead of the main group's parameters, by the group's name. ``trunk``: the
-    schedule that this one is a branch of, see :mod:`sweeper.schedules.branch`. ``of``: the schedule that this one is
-    a control run of.
+    schedule that this one is a branch of. ``of``: the schedule that this one is a control run of.
     """
 
     family: str
@@ -36,11 +35,7 @@ class Schedule:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """This schedule as plain data for JSON or YAML; ``parse(schedule.spec) == schedule``.
-
-        >>> parse({"family": "constant", "lr": "1e-3"}).spec
-        {'family': 'constant', 'lr': 0.001, 'warmup': '0ep', 'warmup_start': 0.0, 'granularity': 'step'}
-        """
+        """This schedule as plain data for JSON or YAML; ``parse(schedule.spec) == schedule``."""
         nested: dict[str, Any] = {} if self.trunk is None else {"trunk": self.trunk.spec}
         nested |= {"groups": {name: dict(over) for name, over in self.groups.items()}} if self.groups else {}
         control = {} if self.of is None else {"of": self.of.spec}
@@ -84,9 +79,8 @@ class Schedule:
     def trace(self, time: TimeBase) -> Trace:
         """The LR trace of the run, float32: all groups, the momentum if the family drives it, the breaks marked.
 
-        >>> run = parse({"family": "cawb", "lr": 0.1, "steps": [5], "floor": 0.0}).trace(TimeBase(10, 2))
-        >>> [(jump.step, jump.epoch, jump.kind) for jump in run.jumps()]
-        [(10, 5, 'restart')]
+        >>> parse({"family": "cawb", "lr": 0.1, "steps": [5]}).trace(TimeBase(epochs=10, steps_per_epoch=2)).marks
+        (10,)
         """
         if self.of is not None:
             return self._control(self.of.trace(time))
@@ -171,22 +165,19 @@ def parse(spec: Mapping[str, Any] | Schedule) -> Schedule:
     """Read a schedule from plain data: ``family``, its parameters, and perhaps ``groups``. A Schedule stays as it is.
 
     ``lr`` may be a list, one base LR per parameter group: the first is the main group, the others are called "1", "2"
-    ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. Everything that does not
-    depend on the length of the run is checked here. ``trunk``: the schedule (or its family's name) that this one is a
-    branch of, see :mod:`sweeper.schedules.branch`. The control runs of a restart are schedules, too:
+    ... ``groups``: {"bias": {"lr": 0.2}} gives a group other parameters of the same family. ``trunk``: the schedule (or
+    its family's name) that this one is a branch of, see :mod:`sweeper.schedules.branch`. A control run of a restart is
     ``{family: counterfactual | matched_peak, of: SPEC, restart: 1}``, see :mod:`sweeper.schedules.trace`.
-    Raises ScheduleError naming the parameter and what is allowed.
+    Raises ScheduleError naming the parameter and what is allowed, unless that depends on the length of the run.
 
     >>> parse({"family": "cawb", "lr": 0.1, "steps": [31, 81], "warmup": "3ep"}).params["step_scale"]
     0.8
-    >>> parse({"family": "cawb", "lr": 0.1, "step": [31]})
-    Traceback (most recent call last):
-        ...
-    sweeper.errors.ScheduleError: cawb: step is not a parameter; known are lr, mode, steps, step_scale, epoch_scale, \
-warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, groups, trunk (did you mean 'steps'?)
     """
-    if isinstance(spec, Schedule):
-        return spec
+    return spec if isinstance(spec, Schedule) else _read(spec)
+
+
+def _read(spec: Mapping[str, Any], lr: object = None, depth: int = 0) -> Schedule:
+    """:func:`parse` of a trunk ``depth`` branches below; ``lr``: the base LR where neither it nor its trunk has one."""
     if not isinstance(spec, Mapping):
         raise ScheduleError(f"schedule: {str(spec)[:80]!r} is not a mapping; expected family: and its parameters")
     family = spec.get("family")
@@ -198,7 +189,13 @@ warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, gr
             + did_you_mean(family, FAMILIES)
         )
     given = {key: value for key, value in spec.items() if key not in ("family", "groups", "trunk")}
-    trunk = None if spec.get("trunk") is None else _trunk(family, spec["trunk"], given)
+    trunk = None
+    if spec.get("trunk") is not None:
+        trunk = _trunk(family, spec["trunk"], given.get("lr", lr), depth + 1)
+        if family == "cawb":
+            given.setdefault("lr", trunk.base)
+    elif lr is not None:
+        given.setdefault("lr", lr)
     groups = _groups(family, given, spec.get("groups"))
     params = _checked(family, family, given, trunk)
     overrides = {}
@@ -216,14 +213,14 @@ warmup, decay, floor, power, warmup_kind, granularity, warmup_start, horizon, gr
 def _checked(family: str, where: str, given: Mapping[str, Any], trunk: Schedule | None) -> dict[str, Any]:
     """Every parameter of the family, or of a branch of it, checked, in the family's order, defaults written out."""
     keys = FAMILIES[family].keys(given) if trunk is None else branch.keys(family, given)
-    for key in given:
-        if key == "from" and key not in keys:
-            raise ScheduleError(f"{where}: from: says where a branch begins; expected trunk: beside it")
-        if key not in keys:
-            known = [*keys, "groups", "trunk"]
-            raise ScheduleError(
-                f"{where}: {str(key)[:80]} is not a parameter; known are {', '.join(known)}{did_you_mean(key, known)}"
-            )
+    if "from" in given and "from" not in keys:
+        raise ScheduleError(f"{where}: from: says where a branch begins; expected trunk: beside it")
+    if unknown := [key for key in given if key not in keys]:
+        known = [*keys, "groups", "trunk"]
+        raise ScheduleError(
+            f"{where}: {str(unknown[0])[:80]} is not a parameter; known are {', '.join(known)}"
+            + did_you_mean(unknown[0], known)
+        )
     params: dict[str, Any] = {}
     for name, rule in keys.items():
         if name not in given and rule.required:
@@ -245,9 +242,7 @@ def _groups(family: str, given: dict[str, Any], groups: object) -> dict[str, dic
     if MAIN in overrides or "" in overrides:
         raise ScheduleError(f"{family}: groups: {MAIN} is what the schedule itself says; expected other groups' names")
     lr = given.get("lr")
-    if isinstance(lr, list | tuple):
-        if not lr:
-            raise ScheduleError(f"{family}: lr: [] is empty; expected one base LR per parameter group")
+    if isinstance(lr, list | tuple) and lr:
         given["lr"] = lr[0]
         for index, base in enumerate(lr[1:], start=1):
             overrides.setdefault(str(index), {}).setdefault("lr", base)
@@ -256,16 +251,8 @@ def _groups(family: str, given: dict[str, Any], groups: object) -> dict[str, dic
     return overrides
 
 
-def _trunk(family: str, written: object, given: dict[str, Any]) -> Schedule:
-    """The trunk of a branch. Where it names no ``lr`` it has the branch's; a CAWB branch that names none has its."""
+def _trunk(family: str, written: object, lr: object, depth: int) -> Schedule:
     spec = {"family": written} if isinstance(written, str) else written
-    below, depth = spec, 0
-    while isinstance(below, Mapping) and below.get("trunk") is not None:
-        below, depth = below["trunk"], depth + 1
-    if depth >= branch.DEEPEST:
-        raise ScheduleError(
-            f"{family}: trunk: is a branch of a branch {depth} times; expected at most {branch.DEEPEST}"
-        )
     if not isinstance(spec, Mapping):
         raise ScheduleError(
             f"{family}: trunk: {str(spec)[:80]!r} is not a schedule; expected a family's name, or family: and its "
@@ -275,59 +262,25 @@ def _trunk(family: str, written: object, given: dict[str, Any]) -> Schedule:
         raise ScheduleError(f"{family}: trunk: {spec['family']} is a control run; expected a schedule of its own")
     if spec.get("last_epoch"):
         raise ScheduleError(f"{family}: trunk: last_epoch: a trunk begins with the run; take it out")
+    if depth > branch.DEEPEST:
+        raise ScheduleError(
+            f"{family}: trunk: is a branch of a branch {depth} times; expected at most {branch.DEEPEST}"
+        )
     try:
-        trunk = parse(_with_lr(spec, given["lr"]) if "lr" in given else spec)
+        return _read(spec, lr, depth)
     except ScheduleError as error:
         raise ScheduleError(f"{family}: trunk: {error}") from None
-    if family == "cawb":
-        given.setdefault("lr", trunk.base)
-    return trunk
-
-
-def _with_lr(spec: Mapping[str, Any], lr: object) -> dict[str, Any]:
-    """``spec`` with ``lr`` where neither it nor a trunk below it names one."""
-    if "lr" in spec:
-        return dict(spec)
-    below = spec.get("trunk")
-    if below is None:
-        return {**spec, "lr": lr}
-    return {**spec, "trunk": _with_lr({"family": below} if isinstance(below, str) else below, lr)}
 
 
 def _control(family: str, spec: Mapping[str, Any]) -> Schedule:
     """A control run of the schedule ``of``, whose ``restart`` (from 1) it does without."""
-    of, unknown = spec.get("of"), sorted(map(str, spec.keys() - {"family", "of", "restart"}))
-    if unknown:
+    of = spec.get("of")
+    if unknown := sorted(map(str, spec.keys() - {"family", "of", "restart"})):
         raise ScheduleError(f"{family}: {unknown[0][:80]} is not a parameter; known are of, restart")
     if not isinstance(of, Mapping) or of.get("family") in CONTROLS:
         raise ScheduleError(f"{family}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
     restart = whole(1, 1_000)(f"{family}: restart", spec.get("restart", 1))
     return Schedule(family, {"restart": restart}, of=parse(of))
-
-
-#: Beginnings count as alike when they differ by less than this share of the peak LR and by less than this momentum.
-#: yolo_linear and yolo_cosine, whose runs of one seed correlate with 0.88, differ by 6 % of the peak at the end of a
-#: warm-up of 3 of 40 epochs. A bias group warmed up as the others are differs from the trainer's by several peaks.
-ALIKE_LR, ALIKE_MOMENTUM = 0.1, 0.01
-
-
-def begin_alike(schedule: Schedule, other: Schedule, time: TimeBase) -> bool:
-    """Whether the first steps of two schedules have nearly the same LR, in every group, and momentum.
-
-    The first steps are the longer of both warm-ups, at least one epoch. Runs of one seed that begin alike stay
-    correlated to the end; runs that begin otherwise have no more in common than runs of two seeds.
-    """
-    trace, reference = schedule.trace(time), other.trace(time)
-    steps = max(time.steps_per_epoch, *(int(np.ceil(each.warm(time))) for each in (schedule, other)))
-    if trace.momentum is None or reference.momentum is None:
-        if trace.momentum is not reference.momentum:
-            return False
-    elif np.abs(trace.momentum[:steps] - reference.momentum[:steps]).max() > ALIKE_MOMENTUM:
-        return False
-    peak = max(trace.lr[:steps].max(), reference.lr[:steps].max())
-    groups = (MAIN, *{*trace.groups, *reference.groups})
-    differences = [np.abs(trace.group(name)[:steps] - reference.group(name)[:steps]).max() for name in groups]
-    return bool(max(differences) <= ALIKE_LR * peak)
 
 
 def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, searched: Collection[str] = ()) -> str:
@@ -337,15 +290,9 @@ def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, search
     writes them, that all compared schedules have and that therefore need no mention. ``searched``: parameters that are
     shown at their default, too, because other schedules differ in them.
 
-    >>> cawb = {"family": "cawb", "lr": 0.02, "steps": [20], "step_scale": 1.0, "epoch_scale": 1.0, "decay": "cosine"}
-    >>> label(cawb), label(cawb, {"lr": "2e-2"}, ["decay"])
-    ('cawb lr=0.02 steps=[20] step_scale=1', 'cawb steps=[20] step_scale=1 decay=cosine')
-    >>> label({**cawb, "steps": []}, {"lr": 0.02}, ["steps", "step_scale"])
-    'cawb steps=[]'
-    >>> label({"family": "counterfactual", "of": cawb, "restart": 2}, {"lr": 0.02})
-    'counterfactual of (cawb steps=[20] step_scale=1) restart=2'
-    >>> label({"family": "cosine", "trunk": {"family": "yolo_linear", "lr": 0.1}, "from": "20ep"}, {"lr": 0.1})
-    'cosine trunk=(yolo_linear) from=20ep'
+    >>> cosine = {"family": "cosine", "trunk": {"family": "yolo_linear", "lr": 0.1}, "from": "20ep", "eta_min": 0.01}
+    >>> label(cosine, {"lr": 0.1, "eta_min": 0.01}), label(cosine, {"lr": 0.1}, ["eta_min"])
+    ('cosine trunk=(yolo_linear) from=20ep', 'cosine trunk=(yolo_linear) from=20ep eta_min=0.01')
     """
     family = str(spec.get("family"))
     if family in CONTROLS:

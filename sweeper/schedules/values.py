@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sweeper.errors import ScheduleError, did_you_mean, shorten
 
 FloatArray = NDArray[np.float64]
+Params = Mapping[str, Any]
 MAX_STEPS = 50_000_000
 MAX_LIST = 1_000
 _WRITTEN = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ep|it|img|dur)\s*")
@@ -18,10 +20,8 @@ _WRITTEN = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ep|it|img|dur)\s*")
 
 @dataclass(frozen=True)
 class TimeBase:
-    """How long a run is: ``epochs`` of ``steps_per_epoch`` optimizer steps.
-
-    ``images`` (per epoch) is needed only by durations written in images. Raises ScheduleError unless the numbers are
-    whole and at least 1.
+    """How long a run is: ``epochs`` of ``steps_per_epoch`` optimizer steps. ``images`` (per epoch) are needed by
+    durations written in images only. Raises ScheduleError unless the numbers are whole and at least 1.
     """
 
     epochs: int
@@ -29,10 +29,9 @@ class TimeBase:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        _count("epochs", self.epochs, "a length of a run")
-        _count("steps_per_epoch", self.steps_per_epoch, "a length of a run")
-        if self.images is not None:
-            _count("images", self.images)
+        for name in ("epochs", "steps_per_epoch", "images"):
+            if name != "images" or self.images is not None:
+                COUNT(name, getattr(self, name))
         if self.steps > MAX_STEPS:
             raise ScheduleError(
                 f"epochs: {self.epochs} x {self.steps_per_epoch} steps are too many; expected at most {MAX_STEPS} steps"
@@ -52,13 +51,8 @@ class TimeBase:
         1849
         """
         for name, value in (("images", images), ("batch", batch), ("accumulate", accumulate)):
-            _count(name, value)
+            COUNT(name, value)
         return cls(epochs, math.ceil(math.ceil(images / batch) / accumulate), images)
-
-
-def _count(name: str, value: object, noun: str = "a size") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
-        raise ScheduleError(f"{name}: {shorten(value)} is not {noun}; expected a whole number from 1 to {MAX_STEPS}")
 
 
 def _number(value: object) -> float:
@@ -71,12 +65,10 @@ def _number(value: object) -> float:
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of time: ``value`` in ``unit``, one of ep (epochs), it (optimizer steps), img (images seen) and dur
-    (fraction of the run).
+    """A length of time in a unit: ep (epochs), it (optimizer steps), img (images seen) or dur (fraction of the run).
 
-    >>> time = TimeBase(epochs=150, steps_per_epoch=10)
-    >>> [Duration.parse(text).steps(time) for text in (0, "1.1ep", "7it", "0.02dur")]
-    [0.0, 11.0, 7.0, 30.0]
+    >>> [Duration.parse(text).steps(TimeBase(epochs=150, steps_per_epoch=10)) for text in ("1.1ep", "7it", "0.02dur")]
+    [11.0, 7.0, 30.0]
     """
 
     value: float
@@ -98,15 +90,11 @@ class Duration:
 
     def epochs(self, time: TimeBase) -> float:
         """This duration in epochs of ``time``, not rounded."""
-        if self.unit == "ep":
-            return self.value
-        if self.unit == "it":
-            return self.value / time.steps_per_epoch
         if self.unit == "dur":
             return self.value * time.epochs
-        if time.images is None:
+        if self.unit == "img" and time.images is None:
             raise ScheduleError(f"{self}: images need a time base that knows the data set; write it in ep, it or dur")
-        return self.value / time.images
+        return self.value / {"ep": 1, "it": time.steps_per_epoch, "img": time.images or 1}[self.unit]
 
     def steps(self, time: TimeBase) -> float:
         """This duration in optimizer steps of ``time``; rounded only if within 1e-6 of a whole number, because 1.1
@@ -134,7 +122,7 @@ class Key:
 
     @property
     def required(self) -> bool:
-        """No default: the parameter must be given."""
+        """Whether the parameter must be given."""
         return self.default is REQUIRED
 
 
@@ -155,14 +143,16 @@ def whole(low: int, high: int) -> Check:
     """A whole number from ``low`` to ``high``."""
 
     def check(what: str, value: object) -> int:
-        given = int(value) if isinstance(value, float) and value.is_integer() else value
-        if not isinstance(given, int) or isinstance(given, bool) or not low <= given <= high:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ScheduleError(
                 f"{what}: {shorten(value)} is not allowed; expected a whole number from {low} to {high}"
             )
-        return given
+        return value
 
     return check
+
+
+COUNT = whole(1, MAX_STEPS)
 
 
 def choice(*known: str) -> Check:
@@ -208,10 +198,7 @@ def point(what: str, value: object) -> float | int | str:
 
 def horizon(what: str, value: object) -> float | int | str:
     """The length of a cycle's decay: a duration above 0, or ``end`` (of the run)."""
-    if value == "end":
-        return "end"
-    length(what, value)
-    return point(what, value)
+    return "end" if value == "end" else point(what, length(what, value))
 
 
 def listed(check: Check, *, or_single: bool = False) -> Check:

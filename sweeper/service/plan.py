@@ -324,7 +324,8 @@ class _Reckoned:
         epochs = min(max(ceil(warm / time.steps_per_epoch), 1), time.epochs)
         place = (baseline, epochs, keys[epochs])
         if place not in self._alike:
-            self._alike[place] = begin_alike(schedule, reference, time)
+            steps = max(ceil(warm), time.steps_per_epoch)
+            self._alike[place] = begin_alike(schedule.trace(time), reference.trace(time), steps)
         return self._alike[place]
 
 
