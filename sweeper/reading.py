@@ -63,6 +63,8 @@ def why(error: OSError | UnicodeDecodeError) -> str:
     """What ``read_bytes`` and ``read_text`` raised, without number and path, to stand behind the path."""
     if isinstance(error, UnicodeDecodeError):
         return "is not text"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
     return (error.strerror or str(error)) if isinstance(error.strerror, str) else os.strerror(error.errno or 0)
 
 

@@ -11,8 +11,8 @@ from tiny import sweeper
 
 from sweeper import data
 from sweeper.config import Sweep
-from sweeper.data import voc, yolo
-from sweeper.data.checks import Findings, image_facts
+from sweeper.data import coco, yolo
+from sweeper.data.source import Findings, image_facts
 from sweeper.errors import ConfigError, DataError, ScheduleError
 from sweeper.reading import MAX_DEPTH, MAX_NODES, NotYaml, TooMuch, parse_yaml, read_bytes
 from sweeper.schedules import parse
@@ -172,7 +172,7 @@ def test_what_a_data_set_names_is_bounded_too(tmp_path: Path) -> None:
     (tmp_path / "voc/Annotations").mkdir(parents=True)
     (tmp_path / "voc/Annotations/a.xml").symlink_to("/dev/zero")
     findings = Findings(tmp_path)
-    assert voc._objects(tmp_path / "voc/Annotations/a.xml", findings) == []
+    assert coco.voc_objects(tmp_path / "voc/Annotations/a.xml", findings) == []
     assert "is a device" in str(findings.faults)
     (tmp_path / "coco/annotations").mkdir(parents=True)
     for split in ("train", "val"):

@@ -16,6 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sweeper import data
+from sweeper.data.source import published
 from sweeper.errors import DataError
 
 NAMES = ["cat", "dog"]
@@ -300,8 +301,8 @@ def test_what_is_no_data_set_is_told_in_one_short_line(tmp_path: Path) -> None:
     assert "name the folder" in message
     assert len(message) < 400
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="expected a writable folder"):
-        data.layout.aside(tmp_path / "file" / "below")
+    with pytest.raises(DataError, match="expected a writable folder"), published(tmp_path / "file" / "x", ""):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,10 @@ VOC_OBJECT = (
         ("<annotation>", "annotation files that cannot be read: 1, first b.xml"),
         ("<annotation><object><name>a</name></object></annotation>", "without a <name> or a <bndbox>"),
         (f"<annotation>{VOC_OBJECT.format('', 'x')}</annotation>", "without four numbers"),
-        (f"<annotation>{VOC_OBJECT.format('', -7)}</annotation>", "boxes that cannot be: 1, first b: a"),
+        (
+            f"<annotation>{VOC_OBJECT.format('', -7)}</annotation>",
+            "broken boxes: 1, first Annotations: annotation b.xml, a:",
+        ),
     ],
 )
 def test_a_broken_voc_annotation_is_refused_or_skipped(tmp_path: Path, content: str, says: str) -> None:

@@ -1,27 +1,38 @@
-"""Reads COCO annotations: ids, areas and crowds stay in the ground truth, labels are made from the boxes."""
+"""Reads annotations in the formats of COCO and Pascal VOC; labels are made from their boxes.
 
+COCO's ids, areas and crowds stay in the ground truth. Pascal VOC's layout is ``Annotations`` (one XML file per image),
+``JPEGImages``, and splits in ``ImageSets``; format: Everingham et al., The PASCAL Visual Object Classes Challenge 2012,
+development kit.
+"""
+
+import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sweeper.data.checks import Findings
-from sweeper.data.layout import SPLITS, Sample, Source
-from sweeper.data.yolo import class_names, read, read_yaml, root
+from sweeper.data.source import SPLITS, SUFFIXES, Findings, Sample, Source
+from sweeper.data.yolo import class_names, read, read_list, read_yaml, root
 from sweeper.errors import DataError
 from sweeper.reading import MAX_JSON, read_bytes, why
 
 OUTSIDE = 1.0  # pixels by which a box may leave its image without a remark; COCO's own do by fractions
+VOC_LISTS = {"train": ("train.txt", "trainval.txt"), "val": ("val.txt", "test.txt")}
+ONE_IN = 5  # images of a VOC folder without lists that are for validation
+MAX_XML = 10_000_000  # bytes of an annotation file of VOC
 
 
 def read_folder(path: Path, findings: Findings) -> Source:
-    """A folder: COCO annotations where it has ``annotations/*.json``, else its data.yaml."""
+    """A folder in the layout of Pascal VOC or of COCO, or one with a data.yaml."""
+    if any((path / "Annotations").glob("*.xml")):
+        return _read_voc(path, findings)
     if (path / "annotations").is_dir():
-        return _read([Annotations(split, file, path) for split, file in find_annotations(path).items()], None, findings)
+        return _read({split: load(file, split, path) for split, file in find_annotations(path).items()}, findings)
     if (path / "data.yaml").is_file():
         return read(path / "data.yaml", read_yaml(path / "data.yaml"), findings)
     raise DataError(
@@ -37,22 +48,21 @@ def read_described(path: Path, described: dict[str, Any], findings: Findings) ->
         raise DataError(f"{path}: is a file of COCO annotations; name the folder that has annotations/ and the images")
     if not isinstance(files, dict) or not all(isinstance(files.get(split), str) for split in SPLITS):
         raise DataError(f"{path}: annotations: {files!s:.100}; expected a COCO json for train and one for val")
-    images = {split: [top / str(described[split])] for split in SPLITS if isinstance(described.get(split), str)}
-    names = class_names(path, described) if "names" in described else None
-    splits = [Annotations(split, top / files[split], top, images.get(split, ())) for split in SPLITS]
-    return _read(splits, names, findings)
+    folders = {split: [top / described[split]] for split in SPLITS if isinstance(described.get(split), str)}
+    source = _read({split: load(top / files[split], split, top, folders.get(split, ())) for split in SPLITS}, findings)
+    if "names" in described and (names := class_names(path, described)) != source.names:
+        categories = f"are not the categories of {files['train']}, {', '.join(source.names)}"
+        raise DataError(f"{path}: names: {', '.join(names)} {categories}")
+    return source
 
 
-def _read(splits: "Sequence[Annotations]", names: tuple[str, ...] | None, findings: Findings) -> Source:
-    train, val = splits
+def _read(splits: "Mapping[str, Annotations]", findings: Findings) -> Source:
+    train, val = splits["train"], splits["val"]
     if train.categories != val.categories:
         expected = "expected the same ids and names"
         raise DataError(f"{val.file}: categories: differ from those of {train.file.name}; {expected}")
-    classes = tuple(train.categories.values())
-    if names is not None and names != classes:
-        shown = f"{', '.join(names)} are not the categories of {train.file.name}, {', '.join(classes)}"
-        raise DataError(f"{train.top}: names: {shown}")
-    return Source(classes, tuple(train.categories), {each.split: each.samples(findings) for each in splits})
+    samples = {split: annotations.samples(findings) for split, annotations in splits.items()}
+    return Source(tuple(train.categories.values()), tuple(train.categories), samples)
 
 
 def find_annotations(path: Path) -> dict[str, Path]:
@@ -62,35 +72,52 @@ def find_annotations(path: Path) -> dict[str, Path]:
         candidates = sorted((path / "annotations").glob(f"instances_{split}*.json"))
         candidates = candidates or sorted((path / "annotations").glob(f"*{split}*.json"))
         if len(candidates) != 1:
-            there = ", ".join(file.name for file in candidates) or "none"
+            names = ", ".join(file.name for file in candidates) or "none"
             hint = "name one in a data.yaml, annotations: {train: FILE, val: FILE}"
-            raise DataError(f"{path}: annotations/instances_{split}*.json: expected one file, found {there}; {hint}")
+            raise DataError(f"{path}: annotations/instances_{split}*.json: expected one file, found {names}; {hint}")
         files[split] = candidates[0]
     return files
 
 
-class Annotations:
-    """The annotations of one split. Raises DataError for a file that is no COCO json.
+def load(file: Path, split: str, top: Path, folders: Sequence[Path] = ()) -> "Annotations":
+    """The annotations of one split; its images lie in ``folders``, or in the usual places of COCO below ``top``.
 
-    ``categories``: names by id, in the order of the ids, which is the order of the classes. The images lie in
-    ``folders``, or in the usual places of COCO layouts below ``top``.
+    Raises DataError for a file that is no COCO json.
+    """
+    try:
+        content = json.loads(read_bytes(file, MAX_JSON))
+    except OSError as error:
+        raise DataError(f"{file}: {why(error)}; expected COCO annotations") from None
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be read as JSON ({error!s:.200})") from None
+    except RecursionError:
+        raise DataError(f"{file}: is nested too deeply; expected COCO annotations") from None
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DataError(f"{file}: has no list {key}; expected COCO annotations (images, annotations, categories)")
+    stem = file.stem.removeprefix("instances_")
+    usual = (top / "images" / stem, top / stem, top / "images" / split, top / split, top / "images", top)
+    return Annotations(file, content, (*folders, *usual))
+
+
+class Annotations:
+    """The annotations of one split, ``content`` as in a COCO json, and the ``folders`` in which its images may lie.
+
+    ``categories``: names by id, in the order of the ids, which is the order of the classes.
     """
 
-    def __init__(self, split: str, file: Path, top: Path, folders: Sequence[Path] = ()) -> None:
-        self.split, self.file, self.top = split, file, top
-        self.content = _load(file)
-        self.categories = _categories(file, self.content["categories"])
+    def __init__(self, file: Path, content: dict[str, Any], folders: Sequence[Path]) -> None:
+        self.file, self.content, self._folders = file, content, folders
+        self.categories = _categories(file, content["categories"])
         self._classes = {category: number for number, category in enumerate(self.categories)}
-        stem = file.stem.removeprefix("instances_")
-        usual = (top / "images" / stem, top / stem, top / "images" / split, top / split, top / "images", top)
-        self._folders = (*folders, *usual)
 
     def samples(self, findings: Findings) -> list[Sample]:
         """The split's images with their labels; what is wrong with single ones goes to ``findings``."""
         records = self.images(findings)
         boxes = self.boxes(records, findings)
-        made = (self.sample(record, boxes[record["id"]], findings) for record in records)
-        return [sample for sample in made if sample is not None]
+        samples = (self.sample(record, boxes[record["id"]], findings) for record in records)
+        return [sample for sample in samples if sample is not None]
 
     def images(self, findings: Findings) -> list[dict[str, Any]]:
         """COCO's entries of the images. DataError where there are none."""
@@ -101,28 +128,30 @@ class Annotations:
 
     def boxes(self, images: Sequence[Mapping[str, Any]], findings: Findings) -> dict[int, list[dict[str, Any]]]:
         """Annotations by image, in the file's order, without those of no image or no category, which are faults."""
-        listed = {record["id"] for record in images}
-        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        boxes: dict[int, list[dict[str, Any]]] = {record["id"]: [] for record in images}
         for annotation in self._unique("annotations", findings):
             image, kind = annotation.get("image_id"), annotation.get("category_id")
             example = f"{self.file.name}: annotation {annotation['id']}"
-            if image is None or image not in listed:
+            if image not in boxes:
                 findings.fault("annotations of an image that is not listed", f"{example}: image_id {image}")
             elif kind not in self._classes:
-                known = f"category_id {kind}, {len(self._classes)} categories are listed"
-                findings.fault("labels of a class that does not exist", f"{example}: {known}")
+                expected = f"category_id {kind}, {len(self._classes)} categories are listed"
+                findings.fault("labels of a class that does not exist", f"{example}: {expected}")
             else:
-                found[image].append(annotation)
-        return found
+                boxes[image].append(annotation)
+        return boxes
 
     def sample(
         self, record: Mapping[str, Any], annotations: Sequence[dict[str, Any]], findings: Findings
     ) -> Sample | None:
-        """One image with its annotations, None for one that cannot be used; the image file knows its own size best."""
+        """One image with its annotations, None for one that cannot be used; the image file knows its own size best.
+
+        A crowd is no label, because COCO ignores what is found inside it.
+        """
         name = str(record.get("file_name"))
         path = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if path is None:
-            findings.fault("missing images", f"{self.file.name}: {record.get('file_name')}")
+            findings.fault("missing images", f"{self.file.name}: {name}")
             return None
         if (facts := findings.facts(path)) is None:
             return None
@@ -130,24 +159,12 @@ class Annotations:
         if (record.get("width", width), record.get("height", height)) != (width, height):
             wrong = f"{path} is {width}x{height}, not {record.get('width')}x{record.get('height')}"
             findings.note("image sizes that the annotations have wrong", wrong)
-        return Sample(path, *facts, *self._labels(annotations, width, height, findings, record))
-
-    def _labels(
-        self,
-        annotations: Sequence[dict[str, Any]],
-        width: int,
-        height: int,
-        findings: Findings,
-        record: Mapping[str, Any],
-    ) -> tuple[np.ndarray, Mapping[str, Any], list[dict[str, Any]]]:
-        """Label rows float64 (n, 5), the image's entry, and those of the ground truth. A crowd is no label, because
-        COCO ignores what is found inside it."""
         rows: dict[bytes, tuple[float, ...]] = {}
         truth = []
         for annotation in annotations:
             where, kind = f"{self.file.name}: annotation {annotation['id']}", annotation["category_id"]
             try:
-                row = row_of(annotation.get("bbox"), width, height, self._classes[kind])
+                row = _row(annotation.get("bbox"), width, height, self._classes[kind])
             except ValueError as error:
                 findings.fault("broken boxes", f"{where}: {error}")
                 continue
@@ -166,64 +183,120 @@ class Annotations:
             if key in rows:
                 findings.note("repeated boxes, used once in the labels", where)
             rows[key] = row
-        return np.array(list(rows.values()), dtype=np.float64).reshape(-1, 5), record, truth
+        return Sample(path, *facts, np.array(list(rows.values()), np.float64).reshape(-1, 5), record, truth)
 
     def _unique(self, what: str, findings: Findings) -> list[dict[str, Any]]:
         """The file's entries without those that have no integer id or an id seen before, which are faults."""
-        kept: dict[int, dict[str, Any]] = {}
+        entries: dict[int, dict[str, Any]] = {}
         for entry in self.content[what]:
             key = entry.get("id")
             if not isinstance(key, int) or isinstance(key, bool):
                 findings.fault(f"{what} without an integer id", f"{self.file.name}: id {key!r}")
-            elif key in kept:
+            elif key in entries:
                 findings.fault(f"{what} whose id occurs twice", f"{self.file.name}: id {key}")
             else:
-                kept[key] = entry
-        return list(kept.values())
+                entries[key] = entry
+        return list(entries.values())
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """A COCO json with its three lists. Raises DataError for anything else."""
-    try:
-        content = json.loads(read_bytes(file, MAX_JSON))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; expected COCO annotations") from None
-    except OSError as error:
-        raise DataError(f"{file}: {why(error)}; expected COCO annotations") from None
-    except ValueError as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error!s:.200})") from None
-    except RecursionError:
-        raise DataError(f"{file}: is nested too deeply; expected COCO annotations") from None
-    for key in ("images", "annotations", "categories"):
-        listed = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-            raise DataError(f"{file}: has no list {key}; expected COCO annotations (images, annotations, categories)")
-    return dict(content)
-
-
-def _categories(file: Path, listed: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _categories(file: Path, entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Category names by id, in the order of the ids."""
-    if not listed or not all(isinstance(c.get("id"), int) and "name" in c for c in listed):
+    if not entries or not all(isinstance(entry.get("id"), int) and "name" in entry for entry in entries):
         expected = "expected at least one, each with an integer id and a name"
-        raise DataError(f"{file}: categories: {len(listed)} listed; {expected}")
+        raise DataError(f"{file}: categories: {len(entries)} listed; {expected}")
     for key in ("id", "name"):
-        if twice := [value for value, times in Counter(c[key] for c in listed).items() if times > 1]:
-            raise DataError(f"{file}: categories: {key} {twice[0]!r} occurs twice; expected one each")
-    return {c["id"]: str(c["name"]) for c in sorted(listed, key=lambda c: c["id"])}
+        if repeated := [value for value, times in Counter(entry[key] for entry in entries).items() if times > 1]:
+            raise DataError(f"{file}: categories: {key} {repeated[0]!r} occurs twice; expected one each")
+    return {entry["id"]: str(entry["name"]) for entry in sorted(entries, key=lambda entry: entry["id"])}
 
 
-def row_of(box: Any, width: int, height: int, index: int) -> tuple[float, ...]:
+def _row(box: Any, width: int, height: int, index: int) -> tuple[float, ...]:
     """The label row of a box (x, y, width, height in pixels), clipped to the image, in parts of it.
 
     Raises ValueError for a broken box.
     """
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+    if not numbers or not all(map(math.isfinite, box)):
         raise ValueError(f"bbox {box}, expected four numbers x y width height")
-    if not all(map(math.isfinite, box)):
-        raise ValueError(f"bbox {box}, expected four numbers x y width height")
-    left, right = (min(max(v, 0.0), width) for v in (box[0], box[0] + box[2]))
-    top, bottom = (min(max(v, 0.0), height) for v in (box[1], box[1] + box[3]))
+    left, right = (min(max(value, 0.0), width) for value in (box[0], box[0] + box[2]))
+    top, bottom = (min(max(value, 0.0), height) for value in (box[1], box[1] + box[3]))
     if right <= left or bottom <= top:
         raise ValueError(f"bbox {box} has no area inside its image of {width}x{height}")
     centre = ((left + right) / 2 / width, (top + bottom) / 2 / height)
     return (index, *centre, (right - left) / width, (bottom - top) / height)
+
+
+def _read_voc(folder: Path, findings: Findings) -> Source:
+    """Both splits of a folder in VOC's layout, its XML turned into COCO's entries.
+
+    Classes are in alphabetical order, as VOC's own are. Objects marked ``difficult`` are left out, as VOC's evaluation
+    does. Without ``ImageSets/Main/train.txt`` and ``val.txt`` every fifth image, by the hash of its name, is for
+    validation. Raises DataError where there are no objects; what is wrong with single files becomes a fault.
+    """
+    stems = _voc_splits(folder, findings)
+    files = {stem: folder / "Annotations" / f"{stem}.xml" for split in SPLITS for stem in stems[split]}
+    objects = {stem: voc_objects(file, findings) for stem, file in files.items()}
+    names = sorted({name for boxes in objects.values() for name, _ in boxes})
+    if not names:
+        raise DataError(f"{folder}: Annotations: no object in {len(objects)} files; expected <object> with <bndbox>")
+    place = next((folder / name for name in ("JPEGImages", "images", "Images") if (folder / name).is_dir()), folder)
+    images = {file.stem: file.name for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES}
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    annotations = Annotations(folder / "Annotations", {"categories": categories}, [place])
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for number, stem in enumerate(stems[split], 1):
+            entries = [
+                {"id": f"{stem}.xml, {name}", "category_id": names.index(name) + 1, "bbox": box}
+                for name, box in objects[stem]
+            ]
+            record = {"id": number, "file_name": images.get(stem, f"{stem}, an image of its name in {place.name}")}
+            if (sample := annotations.sample(record, entries, findings)) is not None:
+                samples[split].append(sample)
+    return Source(tuple(names), tuple(range(1, len(names) + 1)), samples)
+
+
+def _voc_splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
+    """The images' names without their suffix, by split."""
+    lists = folder / "ImageSets" / "Main"
+    train, val = (next(filter(Path.is_file, (lists / name for name in VOC_LISTS[split])), None) for split in SPLITS)
+    if train is not None and val is not None:
+        # lists of one class have a second column: 1 for images with an object of it
+        stems = [list(dict.fromkeys(line.split()[0] for line in read_list(file, str(file)))) for file in (train, val)]
+        if both := sorted(set(stems[0]) & set(stems[1])):
+            expected = "expected two sets that share no image"
+            raise DataError(f"{lists}: {both[0]} is in {train.name} and in {val.name}; {expected}")
+        return dict(zip(SPLITS, stems, strict=True))
+    everything = sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
+    chosen = {stem for stem in everything if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % ONE_IN == 0}
+    findings.note(
+        "sets drawn here, by the hash of the images' names, as there are no lists of them",
+        f"{len(chosen)} of {len(everything)} images for validation (expected {lists}/train.txt and val.txt)",
+    )
+    return {"train": [stem for stem in everything if stem not in chosen], "val": sorted(chosen)}
+
+
+def voc_objects(file: Path, findings: Findings) -> list[tuple[str, list[float]]]:
+    """Class and box (x, y, width, height in pixels) of the objects of an XML file that are not marked difficult.
+
+    VOC counts pixels from 1 and both corners lie inside the box: one from (1, 1) to (width, height) is the whole image.
+    """
+    objects = []
+    try:
+        for entry in ElementTree.fromstring(read_bytes(file, MAX_XML)).iter("object"):
+            name, bounds = (entry.findtext("name") or "").strip(), entry.find("bndbox")
+            if not name or bounds is None:
+                raise ValueError("an object without a <name> or a <bndbox>")
+            corners = [bounds.findtext(key) or "" for key in ("xmin", "ymin", "xmax", "ymax")]
+            try:
+                left, top, right, bottom = map(float, corners)
+            except ValueError:
+                raise ValueError(f"{name}: a <bndbox> without four numbers xmin, ymin, xmax, ymax") from None
+            if (entry.findtext("difficult") or "0").strip() == "1":
+                findings.note("objects marked difficult, left out", f"{file.name}: {name}")
+            else:
+                objects.append((name, [left - 1, top - 1, right - left + 1, bottom - top + 1]))
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        findings.fault("annotation files that cannot be read", f"{file.name} ({error})")
+        return []
+    return objects

@@ -14,13 +14,12 @@ import numpy as np
 import PIL.Image
 import yaml
 
-from sweeper.data.checks import Findings
-from sweeper.data.coco import Annotations, find_annotations
-from sweeper.data.layout import SPLITS, Sample, aside, label_text, publish, write
+from sweeper.data.coco import Annotations, find_annotations, load
+from sweeper.data.source import SPLITS, Findings, Sample, label_text, published
 from sweeper.errors import DataError
 from sweeper.reading import MAX_TEXT, read_bytes
 
-MARKER = "digits.json"  # written last
+MARKER, MANIFEST = "digits.json", "manifest.json"  # written last: of the digits, and of a draw
 VERSION = 1  # of the pictures; another version is another folder and another digest
 SEED = 20240611
 IMAGES = {"train": 352, "val": 96}
@@ -45,9 +44,8 @@ def make_digits(folder: Path) -> Path:
     """
     home = folder.resolve() / f"digits-{VERSION}"
     if not digits_made(folder):
-        made = aside(home)
-        _draw_digits(made)
-        publish(made, home, MARKER)
+        with published(home, MARKER) as made:
+            _draw_digits(made)
     return home / "data.yaml"
 
 
@@ -58,27 +56,28 @@ def _draw_digits(folder: Path) -> None:
     glyphs = np.asarray(raw.images * (255 / 16), np.uint8)
     order = np.random.default_rng(SEED).permutation(len(glyphs))
     pools = {"train": order[VAL_GLYPHS:], "val": order[:VAL_GLYPHS]}
+    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+    files = {split: f"annotations/instances_{split}.json" for split in SPLITS}
+    (folder / "annotations").mkdir()
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([SEED, number])
-        (folder / "images" / split).mkdir(parents=True)
-        (folder / "labels" / split).mkdir(parents=True)
-        coco: dict[str, Any] = {"images": [], "annotations": []}
+        pictures, labels = folder / "images" / split, folder / "labels" / split
+        pictures.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         for image in range(1, IMAGES[split] + 1):
             pixels, boxes = _canvas(rng, glyphs, raw.target, pools[split])
-            name = f"{image:04d}"
-            PIL.Image.fromarray(pixels).save(folder / "images" / split / f"{name}.png")
-            rows = np.array(
-                [(c, (x + w / 2) / SIDE, (y + h / 2) / SIDE, w / SIDE, h / SIDE) for c, x, y, w, h in boxes]
-            )
-            write(folder / "labels" / split / f"{name}.txt", label_text(rows))
-            coco["images"].append({"id": image, "file_name": f"{name}.png", "width": SIDE, "height": SIDE})
-            for c, x, y, w, h in boxes:
-                ids = {"id": len(coco["annotations"]) + 1, "image_id": image, "category_id": c + 1}
-                coco["annotations"].append({**ids, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
-        coco["categories"] = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-        write(folder / "annotations" / f"instances_{split}.json", json.dumps(coco))
-    _describe(folder, {digit: str(digit) for digit in range(10)})
-    write(folder / MARKER, json.dumps({"seed": SEED, "version": VERSION, **IMAGES}))
+            PIL.Image.fromarray(pixels).save(pictures / f"{image:04d}.png")
+            rows = [(c, (x + w / 2) / SIDE, (y + h / 2) / SIDE, w / SIDE, h / SIDE) for c, x, y, w, h in boxes]
+            (labels / f"{image:04d}.txt").write_text(label_text(np.array(rows)), encoding="utf-8")
+            images.append({"id": image, "file_name": f"{image:04d}.png", "width": SIDE, "height": SIDE})
+            for c, *box in boxes:
+                ids = {"id": len(annotations) + 1, "image_id": image, "category_id": c + 1}
+                annotations.append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        coco = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / files[split]).write_text(json.dumps(coco), encoding="utf-8")
+    _describe(folder, dict(enumerate("0123456789")), files)
+    (folder / MARKER).write_text(json.dumps({"seed": SEED, "version": VERSION, **IMAGES}), encoding="utf-8")
 
 
 def _canvas(
@@ -87,8 +86,8 @@ def _canvas(
     """One canvas uint8 (128, 128, 3) and its digits as (class, x, y, width, height) in pixels."""
     canvas = _ground(rng)
     boxes: list[tuple[int, int, int, int, int]] = []
-    wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
-    while len(boxes) < wanted:
+    count = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
+    while len(boxes) < count:
         chosen = int(rng.choice(pool))
         ink = _glyph(glyphs[chosen], int(rng.integers(GLYPH[0], GLYPH[1] + 1)), float(rng.uniform(0.8, 1.2)))
         height, width = ink.shape
@@ -146,21 +145,22 @@ def coco_subset(
     coco_dir, out = Path(coco_dir).absolute(), Path(out).absolute()
     options = {"train": train, "val": val, "seed": seed, "stratified": stratified}
     if out.exists():
-        return _there(out, options)
+        return _earlier(out, options)
     if min(train, val) < 1:
         raise DataError(f"train {train}, val {val}: expected at least one image each")
-    source = {split: Annotations(split, file, coco_dir) for split, file in find_annotations(coco_dir).items()}
+    source = {split: load(file, split, coco_dir) for split, file in find_annotations(coco_dir).items()}
     findings = Findings(coco_dir)
     drawn: dict[str, list[Sample]] = {"train": [], "val": []}
-    for split, count in (("val", val), ("train", train)):  # val first: its images are the ones to keep out of training
-        rng = np.random.default_rng([seed, SPLITS.index(split)])
+    for split in ("val", "train"):  # val first: its images are the ones to keep out of training
+        count, rng = options[split], np.random.default_rng([seed, SPLITS.index(split)])
         validated = {sample.sha for sample in drawn["val"]}
         drawn[split] = _draw(source[split], count, rng, stratified, validated, findings)
         if len(drawn[split]) < count:
-            problems = "; ".join(findings.settle("skip"))
-            there = f"only {len(drawn[split])} images to draw from{' (' + problems + ')' if problems else ''}"
-            raise DataError(f"{source[split].file}: {split} {count}: {there}; ask for fewer, or complete the images")
-    content = {split: sorted((_id(sample), sample.sha) for sample in drawn[split]) for split in SPLITS}
+            problems = f" ({'; '.join(findings.settle('skip'))})" if findings.faults or findings.notes else ""
+            left = f"only {len(drawn[split])} images to draw from{problems}"
+            raise DataError(f"{source[split].file}: {split} {count}: {left}; ask for fewer, or complete the images")
+        drawn[split].sort(key=_id)
+    content = {split: [(_id(sample), sample.sha) for sample in drawn[split]] for split in SPLITS}
     manifest = {
         **options,
         "digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
@@ -168,12 +168,13 @@ def coco_subset(
         "source": {split: source[split].file.name for split in SPLITS},
         "ids": {split: [number for number, _ in content[split]] for split in SPLITS},
     }
-    made = aside(out)
-    for split in SPLITS:
-        _write(made, source[split], sorted(drawn[split], key=_id))
-    _describe(made, dict(enumerate(source["train"].categories.values())))
-    write(made / "manifest.json", json.dumps(manifest, indent=1))
-    publish(made, out, "manifest.json")
+    files = {split: f"annotations/instances_{split}.json" for split in SPLITS}
+    with published(out, MANIFEST) as made:
+        (made / "annotations").mkdir()
+        for split in SPLITS:
+            _write(made, split, source[split], drawn[split], made / files[split])
+        _describe(made, dict(enumerate(source["train"].categories.values())), files)
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
 
 
@@ -201,10 +202,10 @@ def _draw(
     return drawn
 
 
-def _there(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _earlier(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of an earlier draw with the same options; anything else under this name is left alone."""
     try:
-        manifest = dict(json.loads(read_bytes(out / "manifest.json", MAX_TEXT)))
+        manifest = dict(json.loads(read_bytes(out / MANIFEST, MAX_TEXT)))
     except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{out}: exists and is no subset; name a folder that does not exist yet") from None
     if differ := [f"{key} {manifest.get(key)}" for key, value in options.items() if manifest.get(key) != value]:
@@ -240,29 +241,28 @@ def _order(
     return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest only where an image has to be passed over
 
 
-def _write(out: Path, source: Annotations, drawn: Sequence[Sample]) -> None:
+def _write(out: Path, split: str, source: Annotations, drawn: Sequence[Sample], file: Path) -> None:
     """Links, labels, and the annotations of the images drawn, word for word."""
     for sample in drawn:
         name = str((sample.record or {})["file_name"])
-        link = out / "images" / source.split / name
-        labels = (out / "labels" / source.split / name).with_suffix(".txt")
+        link = out / "images" / split / name
+        labels = (out / "labels" / split / name).with_suffix(".txt")
         link.parent.mkdir(parents=True, exist_ok=True)
         labels.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(sample.path.resolve())
         labels.write_text(label_text(sample.rows), encoding="utf-8")
     ids = {_id(sample) for sample in drawn}
-    annotations = [annotation for annotation in source.content["annotations"] if annotation.get("image_id") in ids]
+    annotations = [entry for entry in source.content["annotations"] if entry.get("image_id") in ids]
     kept = {**source.content, "images": [sample.record for sample in drawn], "annotations": annotations}
-    write(out / "annotations" / f"instances_{source.split}.json", json.dumps(kept))
+    file.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _id(sample: Sample) -> int:
     return int((sample.record or {})["id"])
 
 
-def _describe(folder: Path, names: Mapping[int, str]) -> None:
-    """Write the data.yaml of a data set that lies here in both layouts."""
-    described: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
-    described["names"] = dict(names)
-    described["annotations"] = {split: f"annotations/instances_{split}.json" for split in SPLITS}
-    write(folder / "data.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+def _describe(folder: Path, names: Mapping[int, str], annotations: Mapping[str, str]) -> None:
+    """Write the data.yaml of a data set that lies in ``folder`` in both layouts."""
+    images = {split: f"images/{split}" for split in SPLITS}
+    text = yaml.safe_dump({**images, "names": names, "annotations": annotations}, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sweeper.data.checks import SUFFIXES, Findings
-from sweeper.data.layout import SPLITS, Sample, Source
+from sweeper.data.source import SPLITS, SUFFIXES, Findings, Sample, Source
 from sweeper.errors import DataError, shorten
 from sweeper.reading import MAX_TEXT, NotYaml, parse_yaml, read_text, why
 
@@ -26,8 +25,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         expected += "; of COCO annotations name the folder that has annotations/ and the images"
     try:
         described = parse_yaml(read_text(path))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {expected}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {why(error)}; {expected}") from None
     except NotYaml as error:
@@ -45,20 +42,21 @@ def read(path: Path, described: dict[str, Any], findings: Findings) -> Source:
     top = root(path, described)
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for split in SPLITS:
-        wanted = described.get(split) or (described.get("validation") if split == "val" else None)
-        if not wanted:
+        entries = described.get(split) or (described.get("validation") if split == "val" else None)
+        if not entries:
             expected = "expected a folder, a list of folders or a .txt list of images"
             raise DataError(f"{path}: {split}: is missing; {expected}")
-        files = list(_listed(path, split, top, wanted if isinstance(wanted, list) else [wanted]))
+        files = sorted(_listed(path, split, top, entries if isinstance(entries, list) else [entries]))
         if not files:
             endings = " ".join(sorted(SUFFIXES))
-            raise DataError(f"{path}: {split}: no images in {wanted}; expected files ending in {endings}")
-        for image in sorted(files):
-            rows = read_labels(label_path(image), _shown(label_path(image), top), len(names), findings)
+            raise DataError(f"{path}: {split}: no images in {entries}; expected files ending in {endings}")
+        for image in files:
+            labels = label_path(image)
+            rows = read_labels(labels, _shown(labels, top), len(names), findings)
             if (facts := findings.facts(image)) is None:
                 continue
             samples[split].append(Sample(image, *facts, rows))
-            if not label_path(image).is_file():
+            if not labels.is_file():
                 findings.note(f"{split} images without a label file, taken as background", _shown(image, top))
     return Source(names, tuple(range(1, len(names) + 1)), samples)
 
@@ -81,8 +79,8 @@ def class_names(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(f"{path}: names: {shorten(names)} {expected}")
     if count is not None and count != len(names):
         raise DataError(f"{path}: nc: {count} contradicts the {len(names)} classes in names:; remove nc")
-    if twice := [name for name, times in Counter(map(str, names)).items() if times > 1]:
-        raise DataError(f"{path}: names: {twice[0]!r} occurs twice; expected one name per class")
+    if repeated := [name for name, times in Counter(map(str, names)).items() if times > 1]:
+        raise DataError(f"{path}: names: {repeated[0]!r} occurs twice; expected one name per class")
     return tuple(str(name) for name in names)
 
 
@@ -125,8 +123,8 @@ def read_labels(path: Path, shown: str, classes: int, findings: Findings) -> np.
             what = f"{words} words {line.strip()[:40]!r}"
             findings.fault("label rows that are not five numbers (class x y width height)", f"{where}: {what}")
         elif row[0] != int(row[0]) or not 0 <= row[0] < classes:
-            known = f"the data have {classes} classes, 0 to {classes - 1}"
-            findings.fault("labels of a class that does not exist", f"{where}: class {row[0]:g}, {known}")
+            expected = f"the data have {classes} classes, 0 to {classes - 1}"
+            findings.fault("labels of a class that does not exist", f"{where}: class {row[0]:g}, {expected}")
         elif min(row[1:]) < -ROUNDING or max(row[1:]) > 1 + ROUNDING:
             worst = max(row[1:], key=lambda value: abs(value - 0.5))
             findings.fault("label coordinates outside 0 to 1", f"{where}: {worst:g}")

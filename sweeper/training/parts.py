@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from sweeper import data as datasets
-from sweeper.data.layout import MARKER
 from sweeper.errors import SnapshotCorrupt
 from sweeper.training import Detections, cache_mb, loader_workers, memory, models  # noqa: F401  before Ultralytics
 from sweeper.training.epochs import ExactDataset, epoch_loader
@@ -155,7 +154,7 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
     def get_dataset(self) -> dict[str, Any]:
         """The data set's description, from a private layout: Ultralytics writes beside what it reads."""
         path = Path(self._recipe.data)
-        if not (path.parent / MARKER).is_file():
+        if not (path.parent / datasets.MARKER).is_file():
             path = datasets.open(self._recipe.data, folder=self._folder / "data", **self._recipe.part).yaml
         return described(path)
 
