@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help dist demo exactness evidence-test gpu-test test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
+.PHONY: help dist demo exactness evidence-test gpu-test gpu-bench test check lint install clean drill compose-env compose-test ray-test slurm-test scale-test screenshots
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make dist   a wheel and a source distribution, in dist/"
 	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
 	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
+	@echo "make gpu-bench DATA=data.yaml  an epoch against yolo train, and 1 to 8 workers, on a CUDA device (12 minutes)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=100; half an hour)"
 	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
 	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
@@ -42,6 +43,9 @@ exactness: install
 
 gpu-test: install
 	$(BIN)/python -m pytest -q -s -m gpu tests/test_gpu.py
+
+gpu-bench: install
+	$(BIN)/python benchmarks/gpu.py $(DATA)
 
 evidence-test: install
 	$(BIN)/python -m pytest -q -m slow tests/test_confirm.py

@@ -146,6 +146,8 @@ def stock(pipe: Connection, recipe: Recipe, device: str, epochs: int, folder: Pa
         pipe.recv()
         started = clock()
 
+    # its check of mixed precision downloads weights
+    ultralytics.engine.trainer.check_amp = lambda model: device != "cpu"
     model = ultralytics.YOLO(recipe.model)
     model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_fit_epoch_end", lambda trainer: pipe.send(since(started)))
@@ -174,6 +176,7 @@ def compare(recipe: Recipe, dataset: data.Dataset, device: str, epochs: int, fol
         pipes[name], theirs = spawn.Pipe()
         process = spawn.Process(target=task, args=(theirs, recipe, device, epochs, folder / name, dataset))
         process.start()
+        theirs.close()  # else nobody would notice its death
         processes.append(process)
     for epoch in range(epochs):
         for name in spent if epoch % 2 else reversed(spent):

@@ -227,8 +227,8 @@ def put(state: Mapping[str, Any], trainer: Any) -> None:
 def copied(state: dict[str, Any]) -> dict[str, Any]:
     """A copy of a state on the CPU, which stays as it is when the training goes on. Waits for a GPU once."""
     result: dict[str, Any] = _copied(state)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
+    for device in {value.device for value in state["model"].values() if value.is_cuda}:
+        torch.cuda.synchronize(device)
     return result
 
 
