@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sweeper.cli import app
 from sweeper.errors import ConfigError, SweeperError
-from sweeper.schedules import FAMILIES, TimeBase, parse
+from sweeper.schedules import CONTROLS, FAMILIES, MEANINGS, TimeBase, legend, parse
 
 ARTICLE = ["cawb", "lr=0.1", "steps=[31,81]", "step_scale=0.7", "epoch_scale=4", "floor=0.35", "mode=article"]
 RUN = ["--epochs", "150", "--steps-per-epoch", "4"]
@@ -141,9 +141,20 @@ def test_the_families_are_listed_with_their_parameters() -> None:
     needed = {"lr": 0.1, "T_0": 2, "boundaries": [2], "gamma": 0.5}
     for name, about in listed.items():
         assert f"\n{name} " in "\n" + shown
+        for word in (name, *about["required"], *about["defaults"]):
+            assert f"\n{word:<17} {MEANINGS[word]}" in "\n" + shown
         required = {key: needed[key] for key in about["required"]}
         given = {key: value for key, value in about["defaults"].items() if value is not None}
         assert parse({"family": name, **required}) == parse({"family": name, **required, **given})
+
+
+def test_every_word_of_a_schedule_has_a_meaning_and_a_label_those_of_its_own_words() -> None:
+    modes = [{"mode": "reference"}, {"warmup_kind": "trainer"}, {"horizon": "end"}, {}]
+    keys = {key for family in FAMILIES.values() for given in modes for key in family.keys(given)}
+    assert set(MEANINGS) == {*FAMILIES, *CONTROLS, *keys, "trunk", "from", "groups"}
+    words = ("cawb", "yolo_linear", "step_scale", "decay", "trunk")  # cosine is a decay here, and no family
+    text = legend(["cawb trunk=(yolo_linear) step_scale=0.7 decay=cosine"])
+    assert text == "; ".join(f"{word}: {MEANINGS[word]}" for word in words)
 
 
 def test_a_sweep_file_is_told_from_a_schedule(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sweeper.reading import NotYaml, parse_yaml, read_text, why
 from sweeper.schedules import (
     FAMILIES,
     MAIN,
+    MEANINGS,
     Duration,
     Schedule,
     TimeBase,
@@ -42,7 +43,10 @@ class Shown(NamedTuple):
 def trace(
     schedule: Annotated[
         list[str],
-        typer.Argument(help="A family and its parameters (cawb lr=0.1 'steps=[31,81]'), or a YAML or JSON file."),
+        typer.Argument(
+            help="A family and its parameters (cawb lr=0.1 'steps=[31,81]'; 'sweeper families' explains them), or a "
+            "YAML or JSON file."
+        ),
     ],
     epochs: Annotated[int, typer.Option(help="Epochs of the run.")],
     steps_per_epoch: Annotated[int | None, typer.Option(help="Optimizer steps per epoch.")] = None,
@@ -227,7 +231,7 @@ def _draw(shown: list[Shown], file: Path) -> None:
 def families(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the families of schedules with their parameters and defaults."""
+    """List the families of schedules with their parameters and defaults, and what each word means."""
     listed = {name: family.keys({}) for name, family in FAMILIES.items()}
     if as_json:
         described = {
@@ -241,9 +245,15 @@ def families(
         return
     for name, keys in listed.items():
         words = [key if about.required else f"{key}={short(about.default)}" for key, about in keys.items()]
-        typer.echo(f"{name:<14} {' '.join(words)}")
-    typer.echo("\nA parameter without a default has to be given. Show one:")
-    typer.echo("  sweeper trace cawb lr=0.1 'steps=[31,81]' --epochs 150 --steps-per-epoch 100")
+        typer.echo(f"{name:<17} {MEANINGS[name]}\n{'':<17}   {' '.join(words)}")
+    typer.echo("\nBehind = is the default, - for none. A parameter without a default has to be given. They mean:\n")
+    for key in dict.fromkeys(key for keys in listed.values() for key in keys):
+        typer.echo(f"{key:<17} {MEANINGS[key]}")
+    typer.echo("\nLengths are epochs (20 or 20ep), steps (500it), images (256000img) or a share of the run (0.2dur).")
+    typer.echo("Any schedule may also have:\n")
+    for key in ("trunk", "from", "groups"):
+        typer.echo(f"{key:<17} {MEANINGS[key]}")
+    typer.echo("\nShow one:  sweeper trace cawb lr=0.1 'steps=[31,81]' --epochs 150 --steps-per-epoch 100")
 
 
 def convert(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.schedules import short
+from sweeper.schedules import legend, short
 from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
@@ -134,8 +134,6 @@ def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
 
 def _legend(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
     """What the words in labels of schedules mean, as a line; none where none needs a word."""
-    from sweeper.service.status import legend  # Optuna and SciPy: seconds that `--help` need not wait for
-
     text = legend(labels)
     return [f"{begin}{text}"] if text else []
 

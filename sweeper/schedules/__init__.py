@@ -1,7 +1,8 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.schedule import AT_RESTARTS, MAIN, Schedule, flat, label, parse, short, words
+from sweeper.schedules.label import AT_RESTARTS, MEANINGS, flat, label, legend, short, words
+from sweeper.schedules.schedule import MAIN, Schedule, parse
 from sweeper.schedules.trace import (
     CONTROLS,
     Jump,
@@ -20,6 +21,7 @@ __all__ = [
     "CONTROLS",
     "FAMILIES",
     "MAIN",
+    "MEANINGS",
     "Duration",
     "Jump",
     "Schedule",
@@ -30,6 +32,7 @@ __all__ = [
     "epochs_along",
     "flat",
     "label",
+    "legend",
     "matched_peak",
     "parse",
     "prefix_keys",

@@ -1,7 +1,7 @@
 """A schedule is a family and its parameters; :func:`parse` is the only way in, the trace the only way out."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,6 @@ from sweeper.schedules.values import IDLE, FloatArray, TimeBase, whole
 
 MAIN = "main"
 MAX_GROUPS = 64
-#: What acts at restarts only, and so does nothing in a schedule without any.
-AT_RESTARTS = ("step_scale", "epoch_scale")
 
 
 @dataclass(frozen=True)
@@ -281,70 +279,3 @@ def _control(family: str, spec: Mapping[str, Any]) -> Schedule:
         raise ScheduleError(f"{family}: of: {str(of)[:80]!r} is not allowed; expected the schedule that it controls")
     restart = whole(1, 1_000)(f"{family}: restart", spec.get("restart", 1))
     return Schedule(family, {"restart": restart}, of=parse(of))
-
-
-def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, searched: Collection[str] = ()) -> str:
-    """The family of a schedule and those of its parameters that tell what it is: ``cawb steps=[20] step_scale=1``.
-
-    A parameter at its family's default is left out, and so is one that does nothing. ``held``: values, as a sweep file
-    writes them, that all compared schedules have and that therefore need no mention. ``searched``: parameters that are
-    shown at their default, too, because other schedules differ in them.
-
-    >>> cosine = {"family": "cosine", "trunk": {"family": "yolo_linear", "lr": 0.1}, "from": "20ep", "eta_min": 0.01}
-    >>> label(cosine, {"lr": 0.1, "eta_min": 0.01}), label(cosine, {"lr": 0.1}, ["eta_min"])
-    ('cosine trunk=(yolo_linear) from=20ep', 'cosine trunk=(yolo_linear) from=20ep eta_min=0.01')
-    """
-    family = str(spec.get("family"))
-    if family in CONTROLS:
-        return f"{family} of ({label(spec['of'], held, searched)}) restart={spec['restart']}"
-    keys = FAMILIES[family].keys(spec) if family in FAMILIES else {}
-    defaults = {name: key.default for name, key in keys.items()}
-    for name, value in (held or {}).items():
-        if name in keys:
-            defaults[name] = keys[name].check(name, value)
-    trunk = spec.get("trunk")
-    words = [family]
-    if trunk != (held or {}).get("trunk"):
-        words.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
-    for name, value in flat({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
-        if not _idle(spec, name) and (name in searched or name not in defaults or defaults[name] != value):
-            words.append(f"{name}={'none' if value is None else short(value)}")
-    return " ".join(words)
-
-
-def _idle(spec: Mapping[str, Any], name: str) -> bool:
-    """Whether a parameter does nothing for want of a restart, which is also where a CAWB branch leaves its trunk."""
-    if spec.get("steps") != [] or name == "steps":
-        return False
-    return spec.get("trunk") is not None or (name in AT_RESTARTS and not isinstance(spec[name], list))
-
-
-def words(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Every parameter of a schedule by its own name, as text that reads back: what a program filters and plots.
-
-    Numbers and lists are written as JSON, which YAML reads, too; what lies below a parameter has a dotted name.
-
-    >>> words({"family": "cawb", "steps": [20, 40], "horizon": None, "groups": {"bias": {"lr": 0.1}}})
-    {'family': 'cawb', 'steps': '[20, 40]', 'horizon': 'null', 'groups.bias.lr': '0.1'}
-    """
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat(spec)}
-
-
-def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested keys joined by dots, with their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def short(value: Any) -> str:
-    """A value in a table cell: no trailing digits, no quotes."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(short(item) for item in value) + "]"
-    return str(value)

@@ -1,7 +1,6 @@
 """How far a sweep is."""
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,28 +15,6 @@ if TYPE_CHECKING:
 
 OVER = ("complete", "fail", "pruned")  # states of a trial that has no epoch to come
 ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
-
-#: What the words of a schedule's label mean, families and parameters.
-_LEGEND = {
-    "yolo_linear": "what `yolo train` does by default, a straight line to 1 % of lr0",
-    "yolo_cosine": "the same as a cosine (`cos_lr`)",
-    "cawb": "cosine annealing with warm booting, a decay that begins anew at the epochs `steps`",
-    "step_scale": "the height of each new peak, times the one before; the first is lr0",
-    "epoch_scale": "the length that a decay is made for, times that of its cycle",
-    "horizon": "where a decay is heading",
-    "floor": "where a decay ends, as a share of its peak",
-    "cosine": "one cosine from its peak to eta_min",
-    "warm_restarts": "a cosine again and again, each T_mult times as long and step_scale times as high as the last",
-    "multistep": "stairs, times gamma at each of the boundaries",
-    "onecycle": "up to its peak until the share pct_start of the run, then down",
-    "wsd": "held, then a decay over the last decay_length",
-    "polynomial": "(1 - the share of the run)^power",
-    "exponential": "times gamma in each epoch",
-    "trunk": "the schedule that it is up to its first jump",
-    "from": "the epoch at which it leaves its trunk",
-    "counterfactual": "the run without that restart",
-    "matched_peak": "one decay from the learning rate of that restart, without the restart",
-}
 
 
 @dataclass(frozen=True)
@@ -220,12 +197,6 @@ def _proposals(trials: Sequence[Trial]) -> Proposals:
         per_trial=asked / len(ended) if ended else None,
         duplicates=sum(trial.facts.duplicate_of is not None for trial in ended),
     )
-
-
-def legend(labels: Iterable[str]) -> str:
-    """What the families and parameters in these labels of schedules mean, in a line; empty where none needs a word."""
-    words = {word for label in labels for word in re.findall(r"\w+", label)}
-    return "; ".join(f"{word}: {meaning}" for word, meaning in _LEGEND.items() if word in words)
 
 
 def _row(service: "Service", trial: Trial, alive: Collection[str]) -> Row:
