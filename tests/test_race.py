@@ -135,7 +135,7 @@ def test_a_replicate_is_the_same_schedule_and_parameters_on_another_seed(url: st
     assert len(rows) == 4
     assert rows[2].params == rows[0].params != {}
     assert rows[2].spec == rows[0].spec
-    assert study._frozen()[2].distributions == study._frozen()[0].distributions
+    assert study._queue.trials()[2].distributions == study._queue.trials()[0].distributions
 
 
 # -- what samplers are told
@@ -206,7 +206,7 @@ def test_a_search_finds_what_is_good_although_seeds_differ_more(url: str) -> Non
                 continue
             spec = slot.propose(propose, reference=reference)
             seed = slot.number - 60 if reference else slot.number
-            slot._lease.set("seed", seed)  # each proposal on a seed of its own
+            slot._set("seed", seed)  # each proposal on a seed of its own
             slot.tell(score(spec["x"], seed))
         return study
 
@@ -214,6 +214,6 @@ def test_a_search_finds_what_is_good_although_seeds_differ_more(url: str) -> Non
         return float(sum(abs(row.params["x"] - 0.8) for row in study.trials()[100:]) / 20)
 
     informed = hunt("trunk")
-    assert len(learned(informed._frozen(), "trunk")) == len(informed.trials()) - 60
+    assert len(learned(informed._queue.trials(), "trunk")) == len(informed.trials()) - 60
     assert miss(informed) < 0.12
     assert miss(hunt(None)) > 2 * miss(informed)

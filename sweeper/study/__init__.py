@@ -6,8 +6,7 @@ stays a plain study.
 """
 
 from sweeper.study.fence import check_optuna
-from sweeper.study.queue import unfinished
-from sweeper.study.slot import Slot
+from sweeper.study.queue import Slot, unfinished
 from sweeper.study.study import Study, WorkerRow
 from sweeper.study.trial import Control, Facts, Stage, State, Trial, Wanted
 

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
 from sweeper.schedules import flat
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
-from sweeper.study.queue import TRIALS, Lease, Queue
+from sweeper.study.queue import TRIALS, Queue, Slot
 from sweeper.study.samplers import importance
-from sweeper.study.slot import Slot
 from sweeper.study.trial import Trial, Wanted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,10 +51,10 @@ class Study:
         self._database = database
         #: Names the trials that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
         self.agenda: Callable[[], Sequence[Wanted]] | None = None
-        self._queue = Queue(database, storage, row.id, row.study_id, lease_seconds, attempts)
         self._optuna = database.retry(
             lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
         )
+        self._queue = Queue(database, storage, self._optuna, self.id, self.sampler, self.seed, lease_seconds, attempts)
 
     @classmethod
     def create(
@@ -166,7 +165,8 @@ class Study:
         One with a schedule is known by its content, one that is yet to be proposed by its place among those of its
         stage: to raise the budget, pass the whole longer list.
         """
-        self._queue.add(trials)
+        for item, wanted in self._queue.missing(trials).items():
+            self._queue.enqueue(wanted, item)
 
     def claim(
         self,
@@ -182,15 +182,9 @@ class Study:
         numbered in ``passing_over`` are left to others. ``giving_up`` hears of a trial whose attempts are used up
         before it is closed as FAIL, again by another worker should this one die meanwhile.
         """
-
         if self.agenda is not None:
             self.add(self.agenda())
-
-        def slot(lease: Lease, trial: FrozenTrial) -> Slot:
-            return Slot(lease, trial, self._begun, self.sampler, self.seed)
-
-        claimed = self._queue.claim(worker, passing_over, lambda *used_up: giving_up(slot(*used_up)))
-        return None if claimed is None else slot(*claimed)
+        return self._queue.claim(worker, passing_over, giving_up)
 
     # -- what it tells
 
@@ -222,7 +216,7 @@ class Study:
         slots = self._queue.rows()
         return [
             Trial.of(trial, slot.attempt, slot.worker, tuple(json.loads(slot.reasons)))
-            for trial in self._frozen()
+            for trial in self._queue.trials()
             if (slot := slots.get(trial.number)) is not None
         ]
 
@@ -234,12 +228,12 @@ class Study:
 
     def importance(self) -> tuple[dict[str, float], int]:
         """Parameter -> share in getting among the best, and of how many trials; see :func:`importance`."""
-        return importance(self._frozen())
+        return importance(self._queue.trials())
 
     def find(self, trace: str, seed: int, recipe: str) -> Trial | None:
         """The first COMPLETE trial with this seed and these digests: the same training, known at once."""
         wanted = {"trace": trace, "seed": seed, "recipe": recipe}
-        for trial in self._frozen():
+        for trial in self._queue.trials():
             if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
                 return Trial.of(trial, 0, None, ())
         return None
@@ -261,12 +255,6 @@ class Study:
         query = select(workers, age).where(workers.c.study == self.id).order_by(age)
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
         return [WorkerRow(row.worker, row.host, row.pid, row.device, row.number, row.epoch, row.age) for row in rows]
-
-    def _begun(self) -> list[FrozenTrial]:
-        return [trial for trial in self._frozen() if trial.state is not TrialState.WAITING]
-
-    def _frozen(self) -> list[FrozenTrial]:
-        return self._database.retry(lambda: self._optuna.get_trials(deepcopy=False))
 
 
 def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> None:
