@@ -78,12 +78,12 @@ class Slot:
         """
         if self.spec is not None:
             return self.spec
-        name, claimed, storage = self._queue.sampler, self._claimed, self._queue.storage
+        name, claimed, storage = self._queue.row.sampler, self._claimed, self._queue.storage
         given = claimed.params | claimed.system_attrs.get("fixed_params", {})
         others = [trial for trial in self._queue.trials() if trial.state is not TrialState.WAITING]
         searched = samplers.learned([trial for trial in others if trial.number != self.number], reference)
         for count in range(1, samplers.TRIES + 1):
-            sampler = samplers.make(name, self._queue.seed, self.number, count - 1)
+            sampler = samplers.make(name, self._queue.row.seed, self.number, count - 1)
             proposed, trial = samplers.ask(sampler, searched, self.number, given, fn)
             if given or known is None or not known(proposed):
                 break
@@ -168,7 +168,7 @@ class Slot:
         values.setdefault("expires", database.now + self._queue.lease_seconds)
         return (
             update(slots)
-            .where(slots.c.study == self._queue.study, slots.c.number == self.number, slots.c.state == "open")
+            .where(slots.c.study == self._queue.row.id, slots.c.number == self.number, slots.c.state == "open")
             .where(slots.c.worker == self.worker, slots.c.attempt == self.attempt)
             .values(**values)
         )
@@ -210,14 +210,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Queue:
-    """The slots of one study. ``study`` is our name for it; ``sampler`` and its ``seed`` are for its proposals."""
+    """The slots of one study; ``row`` is ours of that study."""
 
     database: Database
     storage: FencedStorage
     optuna: optuna.Study
-    study: str
-    sampler: str
-    seed: int
+    row: Any
     lease_seconds: float
     attempts: int
 
@@ -243,14 +241,14 @@ class Queue:
             original = self._trial(wanted.replicate_of, self.rows()[wanted.replicate_of].trial_id)
             waiting.params, waiting.distributions = original.params, original.distributions
             waiting.set_user_attr("schedule", original.user_attrs["schedule"])
-        slots, study_id = self.database.tables.slots, self.optuna._study_id
+        slots, study_id = self.database.tables.slots, self.row.study_id
 
         def guard(session: Session) -> None:
             session.flush()
             # Optuna holds the study's row, so the newest trial is the one being made.
             mine = select(TRIALS.c.trial_id, TRIALS.c.number).where(TRIALS.c.study_id == study_id)
             trial_id, number = session.execute(mine.order_by(TRIALS.c.trial_id.desc()).limit(1)).one()
-            row = {"study": self.study, "number": number, "trial_id": trial_id, "item": item}
+            row = {"study": self.row.id, "number": number, "trial_id": trial_id, "item": item}
             first = wanted.stage == "baseline" or wanted.replicate_of is not None
             session.execute(slots.insert().values(**row, first=first))
 
@@ -279,7 +277,7 @@ class Queue:
         free = or_(slots.c.worker.is_(None), slots.c.expires < now, slots.c.claim == claim)
         first = (
             select(slots)
-            .where(slots.c.study == self.study, slots.c.state == "open", free)
+            .where(slots.c.study == self.row.id, slots.c.state == "open", free)
             .where(slots.c.number.not_in(passing_over))
             .order_by(slots.c.first.desc(), slots.c.number)
             .limit(1)
@@ -296,7 +294,7 @@ class Queue:
                 reasons.append(f"{row.worker} stopped renewing its lease (attempt {row.attempt})")
             taken = (
                 update(slots)
-                .where(slots.c.study == self.study, slots.c.number == row.number)
+                .where(slots.c.study == self.row.id, slots.c.number == row.number)
                 .values(worker=worker, claim=claim, expires=now + self.lease_seconds, attempt=row.attempt + 1)
                 .values(strikes=row.strikes + died, reasons=json.dumps(reasons))
             )
@@ -319,12 +317,12 @@ class Queue:
     def done(self) -> bool:
         """Whether every slot is closed. One query, whatever the size."""
         t = self.database.tables.slots
-        left = select(t.c.number).where(t.c.study == self.study, t.c.state == "open").limit(1)
+        left = select(t.c.number).where(t.c.study == self.row.id, t.c.state == "open").limit(1)
         return self.database.transaction(lambda connection: connection.execute(left).first()) is None
 
     def rows(self) -> dict[int, Any]:
         """The slots' rows by the trial's number."""
         t = self.database.tables.slots
-        query = select(t).where(t.c.study == self.study)
+        query = select(t).where(t.c.study == self.row.id)
         rows = self.database.transaction(lambda connection: connection.execute(query).all())
         return {row.number: row for row in rows}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
@@ -45,8 +44,6 @@ class Study:
     ) -> None:
         self.name: str = row.name
         self.config: dict[str, Any] = json.loads(row.config)
-        self.sampler: str = row.sampler
-        self.seed: int = row.seed
         self.id = str(row.id)  #: random: a study made anew under the name has another
         self._database = database
         #: Names the trials that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
@@ -54,7 +51,7 @@ class Study:
         self._optuna = database.retry(
             lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
         )
-        self._queue = Queue(database, storage, self._optuna, self.id, self.sampler, self.seed, lease_seconds, attempts)
+        self._queue = Queue(database, storage, self._optuna, row, lease_seconds, attempts)
 
     @classmethod
     def create(
@@ -80,7 +77,7 @@ class Study:
         samplers.make(sampler, seed, 0)
         storage = open_storage(database)
         _forget_deleted(database, storage, name)
-        database.retry(
+        optuna_study = database.retry(
             lambda: optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -90,31 +87,24 @@ class Study:
             )
         )
         study_id = database.retry(lambda: storage.get_study_id_from_name(name))
-        directions = database.retry(lambda: storage.get_study_directions(study_id))
-        studies = database.tables.studies
-        text = json.dumps(dict(config), sort_keys=True)
-        ours = {"id": uuid.uuid4().hex, "name": name, "study_id": study_id, "config": text}
+        studies, launched = database.tables.studies, json.dumps(dict(config), sort_keys=True)
+        ours = {"id": uuid.uuid4().hex, "name": name, "study_id": study_id, "sampler": sampler, "seed": seed}
 
         def register(connection: Connection) -> Any:
-            insert = database.upsert(studies).values(**ours, sampler=sampler, seed=seed).on_conflict_do_nothing()
+            insert = database.upsert(studies).values(**ours, config=launched).on_conflict_do_nothing()
             made = connection.execute(insert.returning(studies.c.id)).first() is not None
             used = connection.execute(select(TRIALS).where(TRIALS.c.study_id == study_id)).first() is not None
-            if made and (used or directions != [optuna.study.StudyDirection.MAXIMIZE]):
+            if made and (used or optuna_study.directions != [optuna.study.StudyDirection.MAXIMIZE]):
                 raise ConfigError(
                     f"study {name!r}: there is one in {database} that sweeper did not make; choose another name"
                 )
-            row = connection.execute(select(studies).where(studies.c.name == name)).one()
-            changed = _changes(json.loads(row.config), json.loads(text), free_keys)
-            also = _changes({"sampler": row.sampler, "seed": row.seed}, {"sampler": sampler, "seed": seed}, ())
-            changed += [change for change in also if change not in changed]  # a sweep's configuration has them, too
-            if changed:
-                raise _changed(name, changed)
-            if row.config == text:
-                return row
-            connection.execute(update(studies).where(studies.c.id == row.id).values(config=text))
-            return connection.execute(select(studies).where(studies.c.id == row.id)).one()
+            return connection.execute(select(studies).where(studies.c.name == name)).one()
 
         study = cls(database, storage, database.transaction(register), lease_seconds, attempts)
+        study.check(config, free_keys)
+        newer = update(studies).where(studies.c.id == study.id).values(config=launched)
+        database.transaction(lambda connection: connection.execute(newer))
+        study.config = json.loads(launched)
         study.add(trials)
         return study
 
@@ -151,11 +141,19 @@ class Study:
     def check(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> None:
         """Raise ConfigError, saying which keys changed, unless ``config`` is the launched one but for ``free_keys``."""
         if changed := self.changes(config, free_keys):
-            raise _changed(self.name, changed)
+            raise ConfigError(
+                f"study {self.name!r} was launched with another configuration: {', '.join(changed)}; "
+                "give the sweep a new name, or undo the change"
+            )
 
     def changes(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> list[str]:
         """ "key: launched -> now" for every key that differs from the launched configuration, but for ``free_keys``."""
-        return _changes(self.config, json.loads(json.dumps(dict(config))), free_keys)
+        before, after = dict(flat(self.config)), dict(flat(json.loads(json.dumps(dict(config)))))
+        return [
+            f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free_keys)
+        ]
 
     # -- slots
 
@@ -232,11 +230,8 @@ class Study:
 
     def find(self, trace: str, seed: int, recipe: str) -> Trial | None:
         """The first COMPLETE trial with this seed and these digests: the same training, known at once."""
-        wanted = {"trace": trace, "seed": seed, "recipe": recipe}
-        for trial in self._queue.trials():
-            if trial.state is TrialState.COMPLETE and wanted.items() <= trial.user_attrs.items():
-                return Trial.of(trial, 0, None, ())
-        return None
+        same = (row for row in self.trials() if (row.facts.trace, row.seed, row.facts.recipe) == (trace, seed, recipe))
+        return next((row for row in same if row.state == "COMPLETE"), None)
 
     def beat(
         self, worker: str, *, host: str, pid: int, device: str, number: int | None = None, epoch: int | None = None
@@ -279,20 +274,3 @@ def _optuna_id(database: Database, storage: FencedStorage, name: str) -> int | N
         return database.retry(lambda: storage.get_study_id_from_name(name))
     except KeyError:
         return None
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """ "key: old -> new" for every key that differs and does not lie in ``free``."""
-    before, after = dict(flat(old)), dict(flat(new))
-    return [
-        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free)
-    ]
-
-
-def _changed(name: str, changed: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        f"study {name!r} was launched with another configuration: {', '.join(changed)}; "
-        "give the sweep a new name, or undo the change"
-    )
