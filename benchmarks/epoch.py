@@ -178,17 +178,19 @@ def compare(recipe: Recipe, dataset: data.Dataset, device: str, epochs: int, fol
         process.start()
         theirs.close()  # else nobody would notice its death
         processes.append(process)
-    for epoch in range(epochs):
-        for name in spent if epoch % 2 else reversed(spent):
-            pipes[name].send("go")
-            spent[name].append(pipes[name].recv())
-            wall, cpu = spent[name][-1]
-            print(f"epoch {epoch}  {name:<10}  {wall:7.2f} s wall  {cpu:7.2f} s CPU", flush=True)
-    pipes["sweeper"].send("go")
-    where = pipes["sweeper"].recv()
-    for process in processes:
-        process.kill()
-        process.join()
+    try:
+        for epoch in range(epochs):
+            for name in spent if epoch % 2 else reversed(spent):
+                pipes[name].send("go")
+                spent[name].append(pipes[name].recv())
+                wall, cpu = spent[name][-1]
+                print(f"epoch {epoch}  {name:<10}  {wall:7.2f} s wall  {cpu:7.2f} s CPU", flush=True)
+        pipes["sweeper"].send("go")
+        where = pipes["sweeper"].recv()
+    finally:  # else this process would wait for the one whose partner has failed
+        for process in processes:
+            process.kill()
+            process.join()
     for what, column in (("wall", 0), ("CPU", 1)):
         pairs = zip(spent["sweeper"][1:], spent["yolo train"][1:], strict=True)
         ratios = sorted(mine[column] / theirs[column] for mine, theirs in pairs)

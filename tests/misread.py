@@ -32,14 +32,14 @@ class Misreading:
         other = Trace(lr, groups, momentum, trace.steps_per_epoch, trace.epochs)
         yield from super().plan(epoch, other)  # type: ignore[misc]
 
-    def step(self, wanted: list[float], momentum: float) -> None:
+    def step(self, lrs: list[float], momentum: float) -> None:
         """As planned, but with other betas, or twice."""
         for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
             if self.wrong == "momentum" and "betas" in group:
                 group["betas"] = (0.9, 0.999)
-        super().step(wanted, momentum)  # type: ignore[misc]
+        super().step(lrs, momentum)  # type: ignore[misc]
         if self.wrong == "twice":
-            super().step(wanted, momentum)  # type: ignore[misc]
+            super().step(lrs, momentum)  # type: ignore[misc]
 
 
 class YoloParts(Misreading, UltralyticsTrainer.parts_of):  # type: ignore[misc]

@@ -90,21 +90,21 @@ def _versions() -> str:
     return ", ".join([f"python {platform.python_version()}", version("lr-sweeper"), *map(version, LIBRARIES)])
 
 
-def _device(wanted: str, threads: int, sweep: Sweep | None) -> str:
-    slots, torch = fleet.slots(wanted, None, threads=threads), training.torch_sees()
+def _device(device: str, threads: int, sweep: Sweep | None) -> str:
+    slots, (version, seen) = fleet.slots(device, None, threads=threads), training.torch_sees()
     if fleet.CPU in slots:
-        there = f"cpu, {platform.machine()}; torch {torch.version}" + (", no GPU here" if not fleet.gpus() else "")
-    elif len(torch.gpus) < len(fleet.gpus()):
+        devices = f"cpu, {platform.machine()}; torch {version}" + (", no GPU here" if not fleet.gpus() else "")
+    elif len(seen) < len(fleet.gpus()):
         raise SweeperError(
-            f"{len(fleet.gpus())} GPUs, but torch {torch.version} sees {len(torch.gpus)} of them; "
+            f"{len(fleet.gpus())} GPUs, but torch {version} sees {len(seen)} of them; "
             "install a torch built for this driver's CUDA (nvidia-smi names its version)"
         )
     else:
-        there = f"{len(slots)} x {', '.join(sorted(set(torch.gpus)))}; torch {torch.version}"
+        devices = f"{len(slots)} x {', '.join(sorted(set(seen)))}; torch {version}"
     loaders, cache = ("auto", "auto") if sweep is None else (sweep.recipe.loader_workers, sweep.recipe.cache_mb)
     megabytes = training.cache_mb(training.memory(), len(slots)) if cache == "auto" else cache
     count = fleet.loaders(loaders, slots)
-    return f"{there}; a worker has {count} loader process{'es' * (count != 1)}, and {megabytes} MB for decoded images"
+    return f"{devices}; a worker has {count} loader process{'es' * (count != 1)}, and {megabytes} MB for decoded images"
 
 
 def _threads(threads: int) -> str:
@@ -166,16 +166,16 @@ def _room(url: str, free: int | None) -> str:
 
 def _writable(folder: Path) -> Path:
     """The deepest of this folder and those above it that is there; SweeperError if nothing could be made in it."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SweeperError(f"{folder}: cannot be made: {there} cannot be written to; expected a folder that can")
-    return there
+    deepest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not deepest.is_dir() or not os.access(deepest, os.W_OK):
+        raise SweeperError(f"{folder}: cannot be made: {deepest} cannot be written to; expected a folder that can")
+    return deepest
 
 
 def _data(service: Service) -> str:
-    found = service.dataset
-    problems = f"; {len(found.problems)} oddities, `sweeper plan` lists them" if found.problems else ""
-    return f"{found.train_images} training and {found.val_images} validation images{problems}"
+    dataset = service.dataset
+    problems = f"; {len(dataset.problems)} oddities, `sweeper plan` lists them" if dataset.problems else ""
+    return f"{dataset.train_images} training and {dataset.val_images} validation images{problems}"
 
 
 def _study(service: Service) -> str:

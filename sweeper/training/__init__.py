@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,26 +71,24 @@ class Applied:
         lr = np.stack(columns, axis=1)
         if recipe.optimizer in WITH_MOMENTUM:
             steady = np.full(expected, recipe.momentum)
-            driven = steady if trace.momentum is None else trace.momentum[part].astype(np.float64)
-            names, momentum = ["momentum"], np.broadcast_to(driven[:, None, None], (*lr.shape, 1))
+            driven = {"momentum": steady if trace.momentum is None else trace.momentum[part].astype(np.float64)}
         else:
-            names = ["beta 1", "beta 2"]
-            momentum = np.broadcast_to(np.array([recipe.momentum, SECOND_BETA]), (*lr.shape, 2))
-        if self.momentum.shape[1:] != momentum.shape[1:]:
+            driven = {"beta 1": np.full(expected, recipe.momentum), "beta 2": np.full(expected, SECOND_BETA)}
+        if self.momentum.shape[-1] != len(driven):
             raise LRMismatch(
                 f"epoch {epoch}: the optimizer's groups have {self.momentum.shape[-1]} values for momentum, "
-                f"{recipe.optimizer} has {len(names)} ({', '.join(names)}); the trainer built another optimizer"
+                f"{recipe.optimizer} has {len(driven)} ({', '.join(driven)}); the trainer built another optimizer"
             )
-        pairs = {"LR": (self.lr, lr)} | {
-            name: (self.momentum[:, :, i], momentum[:, :, i]) for i, name in enumerate(names)
-        }
+        pairs = {"LR": (self.lr, lr)}
+        pairs |= {name: (self.momentum[:, :, i], driven[name][:, None]) for i, name in enumerate(driven)}
         for what, (applied, proposed) in pairs.items():
             wrong = applied != proposed  # NaN differs from everything
             if wrong.any():
                 step, group = np.unravel_index(int(wrong.argmax()), wrong.shape)
+                expected_value = np.broadcast_to(proposed, wrong.shape)[step, group]
                 raise LRMismatch(
                     f"epoch {epoch}, step {part.start + step}: group {self.groups[group]} used {what} "
-                    f"{float(applied[step, group])!r}, the schedule says {float(proposed[step, group])!r}; the trainer "
+                    f"{float(applied[step, group])!r}, the schedule says {float(expected_value)!r}; the trainer "
                     "reads the trace wrongly, or something else in its process sets it"
                 )
 
@@ -273,15 +271,8 @@ def memory() -> int:
     return machine
 
 
-class Torch(NamedTuple):
-    """The installed torch: its ``version`` (with "+cpu" or "+cu130") and the names of the ``gpus`` that it can use."""
-
-    version: str
-    gpus: list[str]
-
-
-def torch_sees() -> Torch:
-    """What the installed torch can train on."""
+def torch_sees() -> tuple[str, list[str]]:
+    """The installed torch's version (with "+cpu" or "+cu130"), and the names of the GPUs that it can use."""
     import torch
 
-    return Torch(torch.__version__, [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())])
+    return torch.__version__, [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -91,7 +91,7 @@ def serve(
             if message == STOP:
                 raise Stopped
             function, *arguments = message
-            answer = function(child.asked(), *arguments)
+            answer = function(child.begin(), *arguments)
             if answer is not None:
                 child.send(answer)
         except Stopped:
@@ -118,10 +118,10 @@ class Child:
         self._untrained = b""
         self.trainer: Trainer | None = None
         self.device = device
-        self.asked()
+        self.begin()
 
-    def asked(self) -> "Child":
-        """Something new is asked."""
+    def begin(self) -> "Child":
+        """Forget what was asked before."""
         self._last_beat, self.epoch, self.may_go_on = 0.0, 0, True
         return self
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -171,8 +172,8 @@ def _built(model: str, cfg: str) -> tuple[int, int, int]:
 
 
 def _unknown(model: str) -> ConfigError:
-    known = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml"))
-    near = difflib.get_close_matches(Path(model).name, known, n=3, cutoff=0.5)
+    names = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml"))
+    near = difflib.get_close_matches(Path(model).name, names, n=3, cutoff=0.5)
     hint = f"near it: {', '.join(near)}" if near else "for example yolo11n.yaml"
     return ConfigError(f"model: {model} is neither a file nor one of Ultralytics' models; {hint}")
 
@@ -183,17 +184,14 @@ def _line(error: Exception) -> str:
 
 def check_device(device: str) -> torch.device:
     """``device`` as torch knows it. Raises DeviceError where it is not there."""
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        parsed = torch.device("meta")
-    if parsed.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise DeviceError(f"device: {device} is not supported; expected cpu, cuda or cuda:0")
-    if parsed.type == "cpu":
-        return parsed
-    if not torch.cuda.is_available() or (parsed.index or 0) >= torch.cuda.device_count():
+    if device == "cpu":
+        return torch.device(device)
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
         raise DeviceError(f"device: {device} is not there; torch {torch.__version__} sees {torch.cuda.device_count()}")
-    return torch.device("cuda", parsed.index or 0)
+    return torch.device("cuda", index)
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
@@ -245,8 +243,8 @@ def model_file(recipe: "Recipe", names: Sequence[str], weights: bytes, arguments
         Detect.legacy = False  # a class attribute that loading an old model may have changed
         kind = RTDETRDetectionModel if is_rtdetr(recipe.model) else DetectionModel
         model = kind(architecture(recipe.model), ch=3, nc=len(names), verbose=False)
-        known = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
-        model.args = {**DEFAULT_CFG_DICT, **known, "task": "detect", "model": recipe.model}
+        accepted = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
+        model.args = {**DEFAULT_CFG_DICT, **accepted, "task": "detect", "model": recipe.model}
         model.names, model.nc, model.task = dict(enumerate(names)), len(names), "detect"
         content = {
             "epoch": -1,  # as Ultralytics marks a training that has ended

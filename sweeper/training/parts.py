@@ -132,9 +132,9 @@ class Parts(DetectionTrainer):  # type: ignore[misc]
             momentum = self._recipe.momentum if trace.momentum is None else float(trace.momentum[step])
             yield [x * float(lrs[name][step]) for x, name in zip(self.multiples, names, strict=True)], momentum
 
-    def step(self, wanted: list[float], momentum: float) -> None:
-        """One optimizer update at the learning rates ``wanted``; ``record`` keeps what was used."""
-        for group, lr in zip(self.optimizer.param_groups, wanted, strict=True):
+    def step(self, lrs: list[float], momentum: float) -> None:
+        """One optimizer update at the learning rates ``lrs``; ``record`` keeps what was used."""
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
             if "momentum" in group:  # as Ultralytics: Adam's betas stay
                 group["momentum"] = momentum

@@ -83,7 +83,7 @@ def draw(models: Sequence[Model], data: Path, device: str, font: str) -> Iterato
 
 def _validate(folder: Path) -> None:
     """The process: validate every model that ``asked.json`` names, and leave its files in ``NUMBER.files``."""
-    asked = json.loads((folder / "asked.json").read_text())
+    request = json.loads((folder / "asked.json").read_text())
 
     from sweeper.config import Recipe
     from sweeper.training.models import model_file  # before Ultralytics
@@ -95,7 +95,7 @@ def _validate(folder: Path) -> None:
     from ultralytics.models.yolo.detect import val
     from ultralytics.utils import plotting
 
-    def larger(labels: dict[str, Any], images: torch.Tensor | None = None, **how: Any) -> None:
+    def larger(labels: dict[str, Any], images: torch.Tensor | None = None, **options: Any) -> None:
         few = (labels["img"] if images is None else images)[:IMAGES].float()
         factor = max(round(WIDE / few.shape[-1]), 1)
         few = torch.nn.functional.interpolate(few, scale_factor=factor, mode="bilinear")
@@ -103,16 +103,16 @@ def _validate(folder: Path) -> None:
             labels, images = {**labels, "img": few}, None  # boxes in parts of the image
         else:
             labels, images = {**labels, "bboxes": labels["bboxes"] * factor}, few  # boxes in pixels
-        plotting.plot_images(labels, images, **how | {"paths": None, "max_subplots": IMAGES}, threaded=False)
+        plotting.plot_images(labels, images, **options | {"paths": None, "max_subplots": IMAGES}, threaded=False)
 
     val.plot_images = larger
-    plotting.check_font = lambda font="": asked["font"]
-    for number, model in enumerate(asked["models"]):
+    plotting.check_font = lambda font="": request["font"]
+    for number, model in enumerate(request["models"]):
         recipe, file, out = Recipe(**model["recipe"]), folder / f"{number}.pt", folder / f"{number}.files"
         file.write_bytes(model_file(recipe, model["names"], (folder / f"{number}.weights").read_bytes(), {}))
-        where = {"project": str(folder), "name": f"{number}.val", "device": asked["device"]}
+        options = {"project": str(folder), "name": f"{number}.val", "device": request["device"]}
         result = YOLO(file).val(
-            data=asked["data"], imgsz=recipe.imgsz, batch=BATCH, workers=0, plots=True, verbose=False, **where
+            data=request["data"], imgsz=recipe.imgsz, batch=BATCH, workers=0, plots=True, verbose=False, **options
         )
         recall, precision = np.linspace(0, 1, _POINTS), np.zeros(_POINTS)
         if len(result.box.ap_class_index):  # else nothing was detected, and Ultralytics has no curve
@@ -128,9 +128,9 @@ def _validate(folder: Path) -> None:
         }
         out.mkdir()
         (out / NUMBERS).write_text(json.dumps(numbers))
-        for theirs, ours in _FILES.items():
-            if (drawn := folder / f"{number}.val" / theirs).exists():
-                drawn.rename(out / ours)
+        for drawn, name in _FILES.items():
+            if (file := folder / f"{number}.val" / drawn).exists():
+                file.rename(out / name)
 
 
 if __name__ == "__main__":

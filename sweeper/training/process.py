@@ -234,9 +234,9 @@ class TrainingProcess:
         self.log.unlink(missing_ok=True)
         self._asked_at = 0
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        given = (theirs, self._opening, self._device, self._share, self._folder, self.log, os.getpid())
-        self._process = context.Process(target=child.serve, args=given, daemon=False)
+        self._pipe, other_end = context.Pipe()
+        arguments = (other_end, self._opening, self._device, self._share, self._folder, self.log, os.getpid())
+        self._process = context.Process(target=child.serve, args=arguments, daemon=False)
         self._process.start()
         self._has_answered = False
-        theirs.close()
+        other_end.close()

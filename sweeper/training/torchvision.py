@@ -44,8 +44,8 @@ def split(model: str) -> tuple[str, str]:
     """
     family, _, rest = model.partition("_")
     backbone = rest.removesuffix("_fpn")
-    known = torchvision.models.list_models(torchvision.models)
-    if family not in ("fasterrcnn", "retinanet", "fcos") or backbone == rest or backbone not in known:
+    backbones = torchvision.models.list_models(torchvision.models)
+    if family not in ("fasterrcnn", "retinanet", "fcos") or backbone == rest or backbone not in backbones:
         raise ConfigError(
             f"model: {model} is not one of torchvision's; expected fasterrcnn, retinanet or fcos, a backbone and fpn, "
             "for example fasterrcnn_resnet18_fpn"
@@ -178,8 +178,8 @@ class Detector(torch.nn.Module):
         labels = batch["cls"].long().reshape(-1) + self._first
         real = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what rounds to nothing is an error to torchvision
         for index in range(len(batch["img"])):
-            mine = (batch["batch_idx"] == index) & real
-            yield {"boxes": boxes[mine], "labels": labels[mine]}
+            chosen = (batch["batch_idx"] == index) & real
+            yield {"boxes": boxes[chosen], "labels": labels[chosen]}
 
     def _detections(self, images: list[Batch]) -> list[Batch]:
         """torchvision's detections under the names that the validator knows from YOLO."""
@@ -217,10 +217,7 @@ class TorchvisionTrainer(UltralyticsTrainer):
 
     parts_of = TorchvisionParts
     check = staticmethod(check)
-
-    def _summed(self, loss: torch.Tensor, images: int) -> float:
-        """torchvision's loss is a mean over the images."""
-        return float(loss) * images
+    loss_is_mean = True
 
     def _exported(self) -> Any:
         """torchvision's own network."""

@@ -37,6 +37,7 @@ class UltralyticsTrainer:
     """YOLO's; see ``sweeper.training.Trainer``. Another family brings parts of its own and says what they refuse."""
 
     parts_of: type[Parts] = Parts
+    loss_is_mean = False  # over the images of a batch, of which YOLO's is the sum
 
     def __init__(self, recipe: "Recipe", *, device: str, threads: int, folder: Path) -> None:
         self.check(recipe)
@@ -169,16 +170,13 @@ class UltralyticsTrainer:
                 batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, images))])
                 batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 batch["img"] = batch["img"].float() / 255
-                total += self._summed(ema.loss(batch, ema(batch["img"]))[0], len(batch["img"]))
+                loss = float(ema.loss(batch, ema(batch["img"]))[0].sum())
+                total += loss * len(batch["img"]) if self.loss_is_mean else loss
         return total / images
 
     def _exported(self) -> Any:
         """The network whose weights a user takes away."""
         return self._parts.ema.ema
-
-    def _summed(self, loss: torch.Tensor, images: int) -> float:
-        """The sum of a batch's loss over its ``images``: YOLO's parts are sums already."""
-        return float(loss.sum())
 
     def _check(self, epoch: int, trace: "Trace") -> None:
         if trace.steps_per_epoch != self.steps_per_epoch:
@@ -245,10 +243,7 @@ class RTDETRTrainer(UltralyticsTrainer):
     """RT-DETR's; see ``sweeper.training.Trainer``."""
 
     parts_of = RTDETRParts
-
-    def _summed(self, loss: torch.Tensor, images: int) -> float:
-        """RT-DETR's loss is a mean."""
-        return float(loss) * images
+    loss_is_mean = True
 
 
 @contextmanager
