@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -831,34 +832,47 @@ def test_a_race_for_the_parent_ends_with_one(mlflow_server: MLflow, tmp_path: Pa
     assert [run["run_id"] for run in Tracker(url, "race", tmp_path).server.runs()] == ids[:1]
 
 
-def test_two_machines_that_send_attempts_of_a_trial_after_an_outage_make_one_run(
-    mlflow_server: MLflow, tmp_path: Path
-) -> None:
-    """They share no journal, and the server that comes back has heard of neither attempt."""
-    mlflow_server.kill()
-    trackers = [Tracker(mlflow_server.url, "two machines", tmp_path / str(i)) for i in range(4)]
-    for attempt, tracker in enumerate(trackers):
-        for number in range(3):
-            epochs(tracker.trial(number, attempt, params={"lr0": 1}), attempt, attempt + 3)
-    mlflow_server.ready()
-    start = threading.Barrier(len(trackers))
+def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_server: MLflow, tmp_path: Path) -> None:
+    """One of them is slow: between its look for a run and its making one, the other has done both."""
+    url, slow_makes = mlflow_server.ready(), threading.Event()
 
-    def send(tracker: Tracker) -> None:
-        start.wait()
-        assert tracker.drain(90) == 0
+    class Slow(BaseHTTPRequestHandler):
+        """The real server, but a second late where a run is made."""
 
-    with ThreadPoolExecutor(len(trackers)) as pool:
-        list(pool.map(send, trackers))
-    runs = trackers[0].server.runs()
-    assert sorted(run["tags"].get(names.TRIAL, "") for run in runs) == ["", "0", "1", "2"]
-    assert {run["tags"][names.PARENT] for run in runs if names.TRIAL in run["tags"]} == {trackers[0].sweep()}
-    points = arrived(mlflow_server.database, "two machines")
-    assert {(trial, step) for trial, key, step in points if key == "curve/lr"} == {
-        (trial, step) for trial in range(3) for step in range(6)
-    }
+        def do_GET(self) -> None:
+            if self.path.endswith("/runs/create"):
+                slow_makes.set()
+                time.sleep(1)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = urllib.request.Request(
+                url + self.path, body or None, {"Content-Type": "application/json"}, method=self.command
+            )
+            with urllib.request.urlopen(request) as answer:
+                content = answer.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        slow = Tracker(f"http://127.0.0.1:{proxy.server_port}", "at once", tmp_path / "slow")
+        quick = Tracker(url, "at once", tmp_path / "quick")
+        parent = quick.sweep()
+        epochs(slow.trial(0, 0), 0, 3)
+        assert slow_makes.wait(60)
+        epochs(quick.trial(0, 1), 2, 5, T0 + 1)
+        assert (quick.drain(60), slow.drain(60)) == (0, 0)
+        slow.close()
+        quick.close()
+        proxy.shutdown()
+    (run,) = (run for run in quick.server.runs() if run["run_id"] != parent)
+    points = arrived(mlflow_server.database, "at once")
+    assert {step for _, key, step in points if key == "curve/lr"} == set(range(5))
     assert all(len(values) == 1 for values in points.values())
-    for tracker in trackers:
-        tracker.close()
+    assert run["tags"][names.ATTEMPT] == "1"
 
 
 def test_check_passes_where_all_is_well(mlflow_server: MLflow, store: str, tmp_path: Path) -> None:
