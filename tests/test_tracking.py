@@ -155,13 +155,12 @@ def test_importing_the_package_does_not_import_mlflow() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_path: Path) -> None:
+def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str) -> None:
     parent = tracker.sweep({"epochs": 20}, {"note": "a"}, {"sweep.yaml": b"name: x"})
     log = tracker.trial(3, name="cawb 3", tags={names.FAMILY: "cawb", names.STAGE: "search"}, params={"lr0": 0.02})
     epochs(log, 0, 20)
     log.artifact("trace/lr.parquet", b"PAR1")
-    (tmp_path / "picture.png").write_bytes(b"PNG")
-    log.artifact("schedule.png", tmp_path / "picture.png")
+    log.artifact("schedule.png", b"PNG")
     log.artifact("weights/best.pt", b"weights")
     log.finish("FINISHED", T0 + 20_000)
     assert log.flush(30)
@@ -178,7 +177,10 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str, tmp_pa
     assert (files / "trace/lr.parquet").read_bytes() == b"PAR1"
     assert (files / "schedule.png").read_bytes() == b"PNG"
     assert (files / "weights/best.pt").read_bytes() == b"weights"
-    assert tracker.server.experiment_tags()[names.EXPERIMENT_KIND] == "custom_model_development"
+    assert (
+        tracker.server.client().get_experiment(tracker.server.experiment_id()).tags[names.EXPERIMENT_KIND]
+        == "custom_model_development"
+    )
 
 
 def test_system_metrics_of_all_attempts_arrive(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,14 +605,10 @@ def test_a_full_disk_delays_records_and_tears_none(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (journal.size + 20, hard))  # room for part of a record
         journal.append({"kind": "metrics", "step": 1, "values": {"a": 1}, "time": T0})
         journal.append({"kind": "metrics", "step": 2, "values": {"a": 1}, "time": T0})
-        problem = journal.problem
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert problem is not None
-    assert str(journal.path) in problem
     assert set(journaled(tmp_path)) == {(0, "a", 0)}
     journal.append({"kind": "metrics", "step": 3, "values": {"a": 1}, "time": T0})
-    assert journal.problem is None
     assert set(journaled(tmp_path)) == {(0, "a", step) for step in range(4)}
     journal.close()
 

@@ -125,7 +125,7 @@ def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served
 
 def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
     def stored() -> dict[str, str]:
-        tags = sweep.server.experiment_tags()
+        tags = sweep.server.client().get_experiment(sweep.server.experiment_id()).tags
         return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
 
     view.publish(sweep, axes("restarts"), baselines(sweep))
@@ -221,7 +221,7 @@ def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Serv
 
 def decoded(tracker: Tracker) -> dict[str, Any]:
     """The state of the prepared view, as MLflow reads it."""
-    tags = tracker.server.experiment_tags()
+    tags = tracker.server.client().get_experiment(tracker.server.experiment_id()).tags
     (value,) = [value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")]
     state = json.loads(value)["state"].removeprefix("deflate;")
     return json.loads(zlib.decompress(base64.b64decode(state)))  # type: ignore[no-any-return]

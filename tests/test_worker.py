@@ -26,8 +26,7 @@ from sweeper.schedules import words
 from sweeper.search import prune
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
-from sweeper.worker import Worker
-from sweeper.worker.worker import LONGEST_LOOK_S, LONGEST_PAUSE_S, pause
+from sweeper.worker import LONGEST_LOOK_S, LONGEST_PAUSE_S, Worker, pause
 
 EPOCHS = 4
 STAY = {"family": "constant", "lr": 1.0}

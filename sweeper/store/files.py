@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ _ABANDONED_S = 1800  # a file that was not changed for so long is not being writ
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state at the end of ``epoch`` epochs, and the rows of these epochs, so that curves are complete.
+    """The bytes of a training state after ``epoch`` epochs, and a row for each of them.
 
-    ``state`` is opaque. ``state_digest`` names its tensors: equal for equal trainings, whatever the bytes around them.
+    ``state_digest`` names its tensors: equal for equal trainings, whatever the bytes around them.
     """
 
     epoch: int
@@ -57,14 +57,20 @@ class Mismatch:
     seen: float
     known: bool
 
-    def __str__(self) -> str:
-        def machine(profile: Mapping[str, Any]) -> str:
-            return f"{profile.get('host', 'a host')} ({profile.get('device', 'unknown device')})"
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Mismatch:
+        """The mismatch in a row of the index."""
+        values = {field.name: row[field.name] for field in fields(cls) if field.name != "known"}
+        profiles = {name: json.loads(row[name]) for name in ("first_profile", "profile")}
+        return cls(**values | profiles, known=True)
 
+    def __str__(self) -> str:
+        machines = (self.first_profile, self.profile)
+        first, second = (f"{at.get('host', 'a host')} ({at.get('device', 'unknown device')})" for at in machines)
         return (
-            f"two trainings of {self.key[:12]} differ after epoch {self.epoch}: {self.first_digest[:12]} on "
-            f"{machine(self.first_profile)}, {self.digest[:12]} on {machine(self.profile)}; the recipe does not "
-            "determine the training on this hardware; the first state is kept (docs/determinism.md)"
+            f"two trainings of {self.key[:12]} differ after epoch {self.epoch}: {self.first_digest[:12]} on {first}, "
+            f"{self.digest[:12]} on {second}; the recipe does not determine the training on this hardware; the first "
+            "state is kept (docs/determinism.md)"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +80,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of the whole store: snapshots and bytes now, reads and bytes read since it was made, free bytes where known."""
+    """Snapshots and bytes in the store, reads and bytes read since it was made, free bytes where known."""
 
     count: int
     bytes: int
@@ -122,8 +128,7 @@ def check_url(url: str) -> None:
 
 
 class Place:
-    """The folder or bucket that holds the files. ``id`` is the random name in its ``store.json``, which the first
-    process to open it makes.
+    """The folder or bucket that holds the files. ``id`` is the random name in its ``store.json``.
 
     Without ``make`` nothing is written: ``id`` is then the one given, else that of the store at ``url``, else "".
     Whatever error the file system raises becomes a StoreError in one line.
@@ -215,10 +220,7 @@ class Place:
             self._fs.rm_file(f"{self._root}/{file}")
 
     def remove_abandoned(self) -> None:
-        """Remove what was written aside and has not been put in place for long, because its writer is dead.
-
-        Should that writer only have been frozen, it is told that its state could not be stored.
-        """
+        """Remove what was written aside and has not been put in place for long, because its writer is dead."""
         with self._doing("list", self.url):
             self._fs.invalidate_cache()
             paths: dict[str, Any] = self._fs.find(f"{self._root}/tmp", detail=True)

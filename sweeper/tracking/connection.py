@@ -118,6 +118,12 @@ class Connection:
         if answer.status_code != 200:
             raise TrackingError(f"tracking {self}: answers {answer.status_code}; expected an MLflow server")
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator["MlflowClient"]:
+        """As :meth:`asking`, in our turn."""
+        with self.asking() as client, self.turn:
+            yield client
+
     def client(self) -> "MlflowClient":
         """The client, made at the first call: importing MLflow takes seconds, making a new SQLite store takes one."""
         if self._client is None:
@@ -131,7 +137,7 @@ class Connection:
             signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking", "mlflow.utils.validation"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)  # no error: a busy database, a text that is cut
-            with self.asking(), self.turn:
+            with self.turn:
                 if self.file:
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
                         database.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
@@ -158,10 +164,10 @@ class Connection:
         return http_request(credentials, path, "GET", **options)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Turn every failure into a TrackingError of the kind that says what can be done about it."""
+    def asking(self) -> Iterator["MlflowClient"]:
+        """The client; every failure becomes a TrackingError of the kind that says what can be done about it."""
         try:
-            yield
+            yield self.client()
         except TrackingError:
             raise
         except Exception as error:

@@ -1,14 +1,12 @@
 """A journal: the file with everything that one process writes about one trial, before anything is sent.
 
-Each line is a JSON record. The file ``.ack`` beside it says how many bytes which server has confirmed; it is replaced
-as a whole, and another server is sent everything. The process that holds the file's lock owns the journal: the writer
-while it lives, and after its death the first process that comes to send the rest. The next owner cuts off a torn last
-line.
+Each line is a JSON record. The file ``.ack`` beside it says how many bytes which server has confirmed; another server
+is sent everything. The process that holds the file's lock owns the journal: the writer while it lives, and after its
+death the first process that comes to send the rest, which cuts off a torn last line.
 
-When ``append`` returns, the operating system has the record, so the death of the process loses nothing. Against the
-death of the machine it is on disk (fsync) when ``append`` returns, or with ``wait=False`` milliseconds later: fsync
-takes 2 ms on a busy disk, and training does not wait for it. (An epoch that is lost in those milliseconds is also in
-the epoch's snapshot, from which the next attempt journals it again.)
+When ``append`` returns, the operating system has the record, so the death of the process loses nothing. If the machine
+dies, an epoch of the last milliseconds may be lost, because training does not wait for the disk; the epoch's snapshot
+has it, too, and the next attempt journals it again.
 """
 
 import contextlib
@@ -21,6 +19,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sweeper.tracking.server import Held
 
 Record = dict[str, Any]
 
@@ -36,7 +36,9 @@ class Journal:
         name = _NAME.fullmatch(path.name)
         assert name is not None, path
         self.number, self.attempt = int(name[1]), int(name[2])
-        self.problem: str | None = None  # why the disk did not take the last record
+        self.writing = False  # whether this process may still append records
+        self.held: Held | None = None  # what the run has; None before the server was asked
+        self.asked = 0.0  # when the server was asked, in monotonic seconds
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._unsynced = threading.Event()
@@ -63,7 +65,7 @@ class Journal:
 
     @classmethod
     def take(cls, path: Path, server: str = "", *, create: bool = False) -> "Journal | None":
-        """Own ``path``, or None if a live process does or it is gone. OSError if it cannot be opened or read."""
+        """Own ``path``; None if a live process does or it is gone. OSError if it cannot be opened or read."""
         try:
             # No O_APPEND: a record that was half written to a full disk is written over.
             descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
@@ -91,6 +93,11 @@ class Journal:
         """Bytes of all records, those included that the disk has not taken yet."""
         return self._size + len(self._waiting)
 
+    @property
+    def done(self) -> bool:
+        """Whether everything has arrived."""
+        return self.acknowledged == self.size
+
     def append(self, record: Record, *, wait: bool = True) -> None:
         """Write a record, and ``wait`` until it is on disk. A full disk raises nothing: the next call writes it."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
@@ -113,21 +120,14 @@ class Journal:
     def _write(self) -> None:
         if not self._waiting:
             return
-        try:
-            if os.pwrite(self._descriptor, self._waiting, self._size) < len(self._waiting):
-                raise OSError("no space left for a whole record")
-        except OSError as error:
-            self.problem = f"{self.path}: {error}"
-            return
-        self._size += len(self._waiting)
-        self._waiting = b""
-        self.problem = None
+        with contextlib.suppress(OSError):
+            if os.pwrite(self._descriptor, self._waiting, self._size) == len(self._waiting):
+                self._size += len(self._waiting)
+                self._waiting = b""
 
     def _sync(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
-        except OSError as error:
-            self.problem = f"{self.path}: {error}"
 
     def _keep_syncing(self) -> None:
         while not self._closing:
@@ -185,15 +185,6 @@ class Journal:
 def pending(folder: Path) -> list[Path]:
     """The journals of a folder that have not arrived whole, oldest attempt first."""
     return sorted(path for path in folder.glob("*.jsonl") if _NAME.fullmatch(path.name))
-
-
-def points_of(record: Record) -> list[tuple[str, int, float]]:
-    """The (metric, step, value) of a record of kind "metrics", an epoch's, or "series", a metric's; else none."""
-    if record.get("kind") == "metrics":
-        return [(metric, record["step"], value) for metric, value in record["values"].items()]
-    if record.get("kind") == "series":
-        return [(record["metric"], step, value) for step, value in record["points"]]
-    return []
 
 
 def _parse(data: bytes, offset: int) -> Iterator[tuple[Record | None, int]]:

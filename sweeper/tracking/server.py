@@ -5,6 +5,7 @@ caller's timestamps. MLflow can neither delete nor overwrite a metric; sending a
 changes nothing.
 """
 
+import functools
 import os
 import posixpath
 import tempfile
@@ -58,7 +59,7 @@ class Server(Connection):
     def experiment_id(self) -> str:
         """The experiment's id; the experiment is made if it is not there."""
         if self._experiment_id is None:
-            with self.asking(), self.turn:
+            with self.writing():
                 self._experiment_id = self._existing_experiment() or self._new_experiment()
         return self._experiment_id
 
@@ -92,134 +93,115 @@ class Server(Connection):
         waits a moment and looks again: the oldest one stays. Of an SQLite store only one process has its ``turn``.
         """
         experiment = self.experiment_id()
-        with self.asking(), self.turn:
+        with self.writing() as client:
             if (run := self.find(tags)) is not None:
                 return str(run["run_id"])
-            made = self.client().create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
+            made = client.create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
             new = oldest = str(made.info.run_id)
             if self.file is None:
                 time.sleep(_SETTLE)
                 if (run := self.find(tags)) is not None and (oldest := str(run["run_id"])) != new:
-                    self.client().delete_run(new)
+                    client.delete_run(new)
             return oldest
 
     def find(self, tags: Mapping[str, str]) -> dict[str, Any] | None:
         """The oldest run with these tags, as in :meth:`runs`; None if there is none. Makes no experiment."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        with self.asking():
+        with self.asking() as client:
             experiment = self._experiment_id or self._existing_experiment()
-            runs = self.client().search_runs([experiment], query, max_results=1, order_by=order) if experiment else []
+            runs = client.search_runs([experiment], query, max_results=1, order_by=order) if experiment else []
         return _plain(runs[0]) if runs else None
 
     def attempt(self, run_id: str) -> int:
         """The newest attempt that has written to the run."""
-        with self.asking():
-            return int(self.client().get_run(run_id).data.tags.get(names.ATTEMPT, 0))
+        with self.asking() as client:
+            return int(client.get_run(run_id).data.tags.get(names.ATTEMPT, 0))
 
     def held(self, run_id: str) -> Held:
         """What the run has, every (metric, step) included."""
-        with self.asking():
-            run = self.client().get_run(run_id)
+        with self.asking() as client:
+            run = client.get_run(run_id)
             if run.info.lifecycle_stage != "active":
                 raise Gone(f"tracking {self}: run {run_id} was deleted there")
             tags = run.data.tags
             held = Held(run.info.status, int(tags.get(names.ATTEMPT, 0)), tags.get(names.PARENT), set(run.data.params))
             for key in run.data.metrics:
-                held.points.update((key, point.step) for point in self.client().get_metric_history(run_id, key))
+                held.points.update((key, point.step) for point in client.get_metric_history(run_id, key))
         return held
 
     def send(self, run_id: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Log points, params and tags."""
-        client = self.client()
-        from mlflow.entities import Metric, Param, RunTag
+        with self.writing() as client:
+            from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(*point) for point in points]
-        with self.asking(), self.turn:
             client.log_batch(
-                run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
+                run_id,
+                [Metric(*point) for point in points],
+                [Param(*item) for item in params.items()],
+                [RunTag(*item) for item in tags.items()],
             )
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
         """RUNNING for a run that goes on; FINISHED, FAILED or KILLED with its end."""
-        with self.asking(), self.turn:
+        with self.writing() as client:
             if end_ms is None:
-                self.client().update_run(run_id, status)
+                client.update_run(run_id, status)
             else:
-                self.client().set_terminated(run_id, status, end_ms)
-
-    def delete_tag(self, run_id: str, key: str) -> None:
-        """Remove a tag of a run."""
-        with self.asking(), self.turn:
-            self.client().delete_tag(run_id, key)
-
-    def set_experiment_tag(self, key: str, value: str) -> None:
-        """Set a tag of the experiment."""
-        experiment = self.experiment_id()
-        with self.asking(), self.turn:
-            self.client().set_experiment_tag(experiment, key, value)
-
-    def experiment_tags(self) -> dict[str, str]:
-        """The tags of the experiment."""
-        with self.asking():
-            return dict(self.client().get_experiment(self.experiment_id()).tags)
+                client.set_terminated(run_id, status, end_ms)
 
     def runs(self) -> list[dict[str, Any]]:
         """Every run of the experiment as a plain dict, oldest first. Makes no experiment and no store."""
         if self.file is not None and not self.file.exists():
             return []
-        with self.asking():
-            experiment = self._existing_experiment()
-        runs: list[dict[str, Any]] = []
-        token, order = None, ["attributes.start_time ASC"]
-        while experiment:
-            with self.asking():
-                page = self.client().search_runs([experiment], max_results=1000, order_by=order, page_token=token)
-            runs += [_plain(run) for run in page]
-            token = page.token
-            if not token:
-                break
-        return runs
+        with self.asking() as client:
+            from mlflow.utils import get_results_from_paginated_fn
+
+            if (experiment := self._existing_experiment()) is None:
+                return []
+            search, order = functools.partial(client.search_runs, [experiment], "", 1), ["attributes.start_time ASC"]
+            runs = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+                lambda count, token: search(count, order, token), 1000
+            )
+        return [_plain(run) for run in runs]
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float, int]]:
         """(step, value, time in ms since 1970) of a metric, by step."""
-        with self.asking():
-            points = self.client().get_metric_history(run_id, key)
+        with self.asking() as client:
+            points = client.get_metric_history(run_id, key)
         return sorted((int(point.step), float(point.value), int(point.timestamp)) for point in points)
 
     # Files and models
 
     def send_file(self, run_id: str, name: str, path: Path) -> None:
         """Log the file as artifact ``name``, whose last part must be the file's own name."""
-        with self.asking():
-            self.client().log_artifact(run_id, str(path), posixpath.dirname(name) or None)
+        with self.asking() as client:
+            client.log_artifact(run_id, str(path), posixpath.dirname(name) or None)
 
     def has_file(self, run_id: str, name: str) -> bool:
         """Whether artifact ``name`` is there."""
-        with self.asking():
-            files = self.client().list_artifacts(run_id, posixpath.dirname(name) or None)
+        with self.asking() as client:
+            files = client.list_artifacts(run_id, posixpath.dirname(name) or None)
         return any(file.path == name for file in files)
 
     def fetch(self, run_id: str, name: str) -> bytes | None:
         """Artifact ``name`` of a run; None if the run has none of that name."""
         if not self.has_file(run_id, name):
             return None
-        with tempfile.TemporaryDirectory() as folder, self.asking():
-            return Path(self.client().download_artifacts(run_id, name, folder)).read_bytes()
+        with tempfile.TemporaryDirectory() as folder, self.asking() as client:
+            return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
     def register(self, run_id: str, model: str, alias: str, tags: Mapping[str, str]) -> int:
         """Make the run's weights the version of ``model`` that ``alias`` names; gives the version's number.
 
-        What is registered is an *external* model: where the weights are, a plain ``state_dict`` among the run's
-        artifacts, so nothing that MLflow would unpickle is stored. A version of this run that is there already is used
-        again.
+        What is registered is where the weights are, a plain ``state_dict`` among the run's artifacts, so nothing that
+        MLflow would unpickle. A version of this run that is there already is used again.
         """
-        client = self.client()
-        import mlflow
-
         words = {**tags, "weights": f"runs:/{run_id}/{names.WEIGHTS}", "format": "torch state_dict, weights_only"}
         text = f"Weights: artifact {names.WEIGHTS} of run {run_id}; a state_dict, torch.load(..., weights_only=True)."
-        with self.asking(), self.turn:
+        with self.writing() as client:
+            import mlflow
+
             try:
                 client.get_registered_model(model)
             except Exception as error:

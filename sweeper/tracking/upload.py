@@ -14,7 +14,7 @@ from pathlib import Path
 from sweeper import names
 from sweeper.errors import TrackingError
 from sweeper.tracking.connection import Gone, Refused
-from sweeper.tracking.journal import Journal, Record, pending, points_of
+from sweeper.tracking.journal import Journal, Record, pending
 from sweeper.tracking.server import Held, Point, Server
 
 _log = logging.getLogger("sweeper")
@@ -24,21 +24,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between rounds while the serve
 _GATHER = 0.2  # seconds; records that are written within them are sent together
 _FRESH = 3.0  # seconds; after them the run is asked again whether a newer attempt writes to it
 _LAST_REQUEST = 5.0  # seconds that ``stop`` waits for the request that is under way
-_PATIENCE = 20.0  # seconds of failures after which a round is broken off
-
-
-class Upload:
-    """A journal that is being sent. ``writing``: whether this process may still append records."""
-
-    def __init__(self, journal: Journal, *, writing: bool) -> None:
-        self.journal, self.writing = journal, writing
-        self.held: Held | None = None  # what the run has; None before the server was asked
-        self.asked = 0.0  # when the server was asked, in monotonic seconds
-
-    @property
-    def done(self) -> bool:
-        """Whether everything has arrived."""
-        return self.journal.acknowledged == self.journal.size
+_ROUND = 20.0  # seconds of failures after which a round is broken off
+_AGAIN = 0.5  # seconds between rounds while somebody waits for them
 
 
 class Uploader:
@@ -48,60 +35,50 @@ class Uploader:
         self.problem: str | None = None  # why the last round did not send everything
         self.unopened: dict[Path, str] = {}  # journals that cannot be opened, and why; the others are sent
         self._server, self._folder = server, folder
-        self._uploads: list[Upload] = []
+        self._journals: list[Journal] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._news = False  # there is something to send
         self._now = False  # the next round shall not wait until the server may be back
         self._stopping = False
-        self._begun = self._ended = 0  # how many rounds have begun and ended
-        self._waiting = 0  # how many callers are in wait()
 
-    def add(self, journal: Journal) -> Upload:
+    def add(self, journal: Journal) -> None:
         """Send a journal of this process, also the records that will be appended."""
-        upload = Upload(journal, writing=True)
+        journal.writing = True
         with self._changed:
-            self._uploads.append(upload)
+            self._journals.append(journal)
         self.wake()
-        return upload
 
     def wake(self, *, now: bool = False) -> None:
         """Say that there is something to send; ``now``: even if the server was away a moment ago."""
         with self._changed:
-            if self._news and not now:
-                return
-            self._news = True
-            self._now = self._now or now
+            self._news, self._now = True, self._now or now
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="sweeper-tracking", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
-    def wait(self, timeout: float, upload: Upload | None = None) -> bool:
-        """Wait until ``upload``, or every journal without another owner, has arrived; False if it has not in time."""
+    def wait(self, timeout: float, journal: Journal | None = None) -> bool:
+        """Wait until ``journal``, or every journal without another owner, has arrived; False if it has not in time."""
+        deadline = time.monotonic() + timeout
+        self._adopt()
         with self._changed:
-            self._waiting += 1
-            round_needed = self._begun + 1  # the first round that begins after this call
-        try:
-            self.wake(now=True)
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._arrived(upload, round_needed), timeout)
-                return self._arrived(upload, round_needed)
-        finally:
-            with self._changed:
-                self._waiting -= 1
+            while not self._arrived(journal) and not self._stopping and (left := deadline - time.monotonic()) > 0:
+                self.wake(now=True)
+                self._changed.wait_for(lambda: self._stopping or self._arrived(journal), min(left, _AGAIN))
+            return self._arrived(journal)
 
     def left(self) -> int:
         """How many journals of this process or of dead ones have not arrived whole."""
         with self._changed:
-            return sum(not upload.done for upload in self._uploads) + len(self.unopened)
+            return sum(not journal.done for journal in self._journals) + len(self.unopened)
 
     def stop(self) -> None:
         """End the thread after the request that is under way, and give the journals up for others to send."""
         with self._changed:
             self._stopping = True
-            for upload in self._uploads:
-                upload.writing = False
+            for journal in self._journals:
+                journal.writing = False
             self._changed.notify_all()
         if self._thread:
             self._thread.join(_LAST_REQUEST)  # if the server hangs, they end with the process
@@ -109,27 +86,28 @@ class Uploader:
             self._give_up()
 
     def _give_up(self) -> None:
-        for upload in self._uploads:
-            upload.journal.close()
-        self._uploads = []
+        for journal in self._journals:
+            journal.close()
+        self._journals = []
 
-    def _arrived(self, upload: Upload | None, round_needed: int) -> bool:
-        if upload:
-            return upload.done
-        return self._ended >= round_needed and all(upload.done for upload in self._uploads)
+    def _arrived(self, journal: Journal | None) -> bool:
+        if journal:
+            return journal.done
+        return all(journal.done and journal.writing for journal in self._journals)  # one that is over leaves the list
 
     def _work(self) -> None:
         wait = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(self._due, min(wait, 0.5) if self._waiting else wait)
+                self._changed.wait_for(
+                    lambda: self._stopping or self._now or (self._news and self.problem is None), wait
+                )
                 if not self._now:
                     self._changed.wait_for(lambda: self._stopping or self._now, _GATHER)
                 if self._stopping:
                     self._give_up()
                     return
                 self._news = self._now = False
-                self._begun += 1
             try:
                 problem = self._round()
             except OSError as error:
@@ -140,36 +118,33 @@ class Uploader:
                 wait = _FIRST_WAIT if self.problem is None else min(2 * wait, _LONGEST_WAIT) * random.uniform(0.8, 1.0)
             with self._changed:
                 self.problem = problem
-                self._ended += 1
                 self._changed.notify_all()
-
-    def _due(self) -> bool:
-        return self._stopping or self._now or (self._news and self.problem is None)
 
     def _round(self) -> str | None:
         """Send all that is unsent; gives the last failure, or None."""
         problem = None
-        patience = time.monotonic() + _PATIENCE
+        patience = time.monotonic() + _ROUND
         self._adopt()
         with self._changed:
-            uploads = sorted(self._uploads, key=lambda upload: upload.journal.path.name)
-        for upload in uploads:
-            writing = upload.writing  # asked before sending, so that no record is appended between the two
+            journals = sorted(self._journals, key=lambda journal: journal.path.name)
+        for journal in journals:
+            # Asked before sending, so that no record is appended between the two; what stop() ends, others send.
+            writing = journal.writing or self._stopping
             try:
-                upload.journal.retry()
-                self._send(upload)
-                if upload.done and not writing:
-                    upload.journal.retire()
+                journal.retry()
+                self._send(journal)
+                if journal.done and not writing:
+                    journal.retire()
                     with self._changed:
-                        self._uploads.remove(upload)
+                        self._journals.remove(journal)
             except Gone as error:
                 problem = str(error)
-                upload.journal.acknowledge(0, None)  # the run was deleted: everything is sent to a new one
-                upload.held = None
+                journal.acknowledge(0, None)  # the run was deleted: everything is sent to a new one
+                journal.held = None
                 self._server.forget()
             except Exception as error:  # the next round may succeed, and training goes on meanwhile
                 problem = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
-                upload.held = None  # the failed request may have arrived, so the run is asked what it has
+                journal.held = None  # the failed request may have arrived, so the run is asked what it has
                 if time.monotonic() > patience:
                     break  # the server hangs, and each further journal would wait for it
         return problem
@@ -177,34 +152,25 @@ class Uploader:
     def _adopt(self) -> None:
         """Take over the journals of dead processes; log once of each that cannot be opened that it waits."""
         with self._changed:
-            owned = {upload.journal.path for upload in self._uploads}
-        unopened = {}
-        for path in pending(self._folder):
-            if path in owned:
-                continue
-            try:
-                journal = Journal.take(path, self._server.uri)
-            except OSError as error:
-                unopened[path] = (
-                    f"journal {path}: {error.strerror}; it waits, the others are sent; expected a file that this user "
-                    "may read and write"
-                )
-                if path not in self.unopened:
-                    _log.warning("%s", unopened[path])
-                continue
-            if journal is not None:
-                with self._changed:
-                    self._uploads.append(Upload(journal, writing=False))
-        with self._changed:
-            self.unopened = unopened
+            before, self.unopened = self.unopened, {}
+            for path in set(pending(self._folder)) - {journal.path for journal in self._journals}:
+                try:
+                    if (journal := Journal.take(path, self._server.uri)) is not None:
+                        self._journals.append(journal)
+                except OSError as error:
+                    self.unopened[path] = (
+                        f"journal {path}: {error.strerror}; it waits, the others are sent; expected a file that this "
+                        "user may read and write"
+                    )
+                    if path not in before:
+                        _log.warning("%s", self.unopened[path])
 
-    def _send(self, upload: Upload) -> None:
+    def _send(self, journal: Journal) -> None:
         """Send the unsent records of a journal in their order."""
-        journal = upload.journal
         records = journal.unsent()
         if not records:
             return
-        run_id, held = self._bound(upload)
+        run_id, held = self._bound(journal)
         batch = _Batch()
         arrived = journal.acknowledged
         for record, end in records:
@@ -243,43 +209,37 @@ class Uploader:
         self._deliver(run_id, batch)
         journal.acknowledge(arrived, run_id)
 
-    def _bound(self, upload: Upload) -> tuple[str, Held]:
+    def _bound(self, journal: Journal) -> tuple[str, Held]:
         """The id of a journal's run, which is made if it is not there, and what the run has."""
-        journal = upload.journal
-        held, run = upload.held, journal.run_id
+        held, run = journal.held, journal.run_id
         # While this process was frozen, another may have gone on with the trial in a newer attempt.
-        if run and held and (time.monotonic() < upload.asked + _FRESH or self._server.attempt(run) == held.attempt):
-            upload.asked = time.monotonic()
+        if run and held and (time.monotonic() < journal.asked + _FRESH or self._server.attempt(run) == held.attempt):
+            journal.asked = time.monotonic()
             return run, held
         opened = journal.first()
         start = opened.get("time") or round(time.time() * 1000)
         parent = self._server.run(self._server.experiment, {names.KIND: "sweep"}, start)
         identity = {names.KIND: "trial", names.TRIAL: str(journal.number)}
         run_id = journal.run_id or self._server.run(opened.get("name") or f"trial {journal.number}", identity, start)
-        upload.held, upload.asked = self._server.held(run_id), time.monotonic()
-        if upload.held.parent != parent:
+        journal.held, journal.asked = self._server.held(run_id), time.monotonic()
+        if journal.held.parent != parent:
             self._server.send(run_id, [], {}, {names.PARENT: parent})
         journal.acknowledge(journal.acknowledged, run_id)
-        return run_id, upload.held
+        return run_id, journal.held
 
     def _deliver(self, run_id: str, batch: "_Batch") -> None:
         """Send a batch. What the server will never take is left out, and a tag of the run names it."""
         try:
             self._server.send(run_id, batch.points, batch.params, batch.tags)
         except Refused:
-            refusal = None
-            singles = [
-                *(([point], {}, {}) for point in batch.points),
-                *(([], {key: value}, {}) for key, value in batch.params.items()),
-                *(([], {}, {key: value}) for key, value in batch.tags.items()),
-            ]
+            singles = [_Batch([point]) for point in batch.points]
+            singles += [_Batch(params={key: value}) for key, value in batch.params.items()]
+            singles += [_Batch(tags={key: value}) for key, value in batch.tags.items()]
             for single in singles:
                 try:
-                    self._server.send(run_id, *single)
+                    self._server.send(run_id, single.points, single.params, single.tags)
                 except Refused as error:
-                    refusal = str(error)
-            if refusal:
-                self._server.send(run_id, [], {}, {names.REFUSED: refusal})
+                    self._server.send(run_id, [], {}, {names.REFUSED: str(error)})
 
     def _send_file(self, run_id: str, name: str, path: Path, batch: "_Batch") -> None:
         try:
@@ -299,8 +259,12 @@ class _Batch:
     tags: dict[str, str] = field(default_factory=dict)
 
     def add_points(self, record: Record, held: Held) -> None:
-        """The points of a record that the run does not have yet."""
-        for metric, step, value in points_of(record):
+        """The points of an epoch's metrics or of a metric's series that the run does not have yet."""
+        if record["kind"] == "metrics":
+            points = [(metric, record["step"], value) for metric, value in record["values"].items()]
+        else:
+            points = [(record["metric"], step, value) for step, value in record["points"]]
+        for metric, step, value in points:
             if (metric, step) not in held.points:
                 held.points.add((metric, step))
                 self.points.append((metric, value, record["time"], step))

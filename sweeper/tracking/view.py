@@ -7,7 +7,7 @@ version with an unknown encoding the link goes to MLflow's plain metric page, wh
 import base64
 import hashlib
 import json
-import time
+import re
 import urllib.parse
 import zlib
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper import names
+from sweeper.tracking import Tracker
 from sweeper.tracking.connection import Refused
-from sweeper.tracking.tracker import Tracker
 
 COLUMNS = 4  # parameters beside the score in MLflow's table of runs
 STAR = "★ "  # begins the winner's name
@@ -25,8 +25,23 @@ Schedule = frozenset[tuple[str, str]]  #: the params of a run but for its seed
 
 _KEY = "LR beside mAP"  # names the view's tag together with the experiment; never shown
 _TAG = "mlflow.sharedViewState."
-_FIRST = (3, 15)  # the first version of MLflow that reads a tag so
-_BELOW = (4, 0)  # the first version that has not been tried
+_FIRST = [3, 15]  # the first version of MLflow that reads a tag so
+_BELOW = [4, 0]  # the first version that has not been tried
+_SECTION = "sweeper-view"  # of the page, with the charts
+# What a reader of the view expects beside what is chosen in _state.
+_STATE: dict[str, Any] = {
+    "searchFilter": "",
+    "modelVersionFilter": "All Runs",
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "groupBy": None,
+    "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    **dict.fromkeys(("datasetsFilter", "columnOrder", "runsPinned", "runsHidden"), ()),
+    **{key: {} for key in ("columnWidths", "runsExpanded", "runsVisibilityMap", "groupsExpanded")},
+    **dict.fromkeys(("viewMaximized", "runListHidden"), False),
+    **dict.fromkeys(("isAccordionReordered", "useGroupedValuesInCharts"), True),
+    **dict.fromkeys(("hideEmptyCharts", "autoRefreshEnabled"), True),
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +78,7 @@ class View:
     note: str | None = None
 
     def link(self, base_url: str) -> str:
-        """The address to open in a browser.
-
-        >>> View("/#/experiments/1/runs", ()).link("http://localhost:5000/")
-        'http://localhost:5000/#/experiments/1/runs'
-        """
+        """The address to open in a browser."""
         return base_url.rstrip("/") + self.path
 
 
@@ -84,18 +95,18 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str 
     _mark(tracker, runs, shown, winner)
     version = tracker.server.version()
     experiment = tracker.server.experiment_id()
-    if not _FIRST <= _numbers(version) < _BELOW:
-        return _plain(
-            experiment, shown, axes, f"MLflow {version} cannot take a prepared view: this is its plain metric page"
-        )
-    state = _state(runs, axes, len(shown))
+    if not _FIRST <= [int(number) for number in re.findall(r"\d+", version)[:2]] < _BELOW:
+        return _plain(experiment, shown, axes, f"MLflow {version} cannot take a prepared view")
+    state = zlib.compress(json.dumps(_state(runs, axes, len(shown))).encode(), 9)
+    since = runs[0]["start_ms"] if runs else 0  # so that the same view, published again, is the same tag
+    value = {"name": f"LR beside {axes.objective}", "createdAt": since, "updatedAt": since}
+    value["state"] = "deflate;" + base64.b64encode(state).decode()
     key = hashlib.sha256(f"{tracker.experiment}\n{_KEY}".encode()).hexdigest()[:32]
-    old = tracker.server.experiment_tags().get(_TAG + key)
-    value = _encoded(state, f"LR beside {axes.objective}", old)
     try:
-        tracker.server.set_experiment_tag(_TAG + key, value)
+        with tracker.server.writing() as client:
+            client.set_experiment_tag(experiment, _TAG + key, json.dumps(value))
     except Refused:
-        return _plain(experiment, shown, axes, "this MLflow refused the prepared view: this is its plain metric page")
+        return _plain(experiment, shown, axes, "this MLflow refused the prepared view")
     query = f"viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
     return View(f"/#/experiments/{experiment}/runs?{query}", tuple(shown))
 
@@ -121,18 +132,18 @@ def _mark(tracker: Tracker, runs: list[dict[str, Any]], shown: Sequence[str], wi
     colors: dict[bool, dict[Schedule, str]] = {True: {}, False: {}}  # of baselines, of the other schedules
     for run in sorted(runs, key=lambda run: places.get(run["run_id"], len(runs) + 1)):
         run_id, tags = run["run_id"], run["tags"]
-        wanted: dict[str, str] = {names.NAME: (STAR if run_id == winner else "") + run["name"].removeprefix(STAR)}
+        marks: dict[str, str] = {names.NAME: run["name"].removeprefix(STAR)}
+        if run_id == winner:
+            marks = {names.NAME: STAR + marks[names.NAME], names.WINNER: "yes"}
         if run_id in places:
             schedule = _schedule(run)
             baseline = schedule in baselines
             color = colors[baseline].setdefault(schedule, names.color(len(colors[baseline]), baseline=baseline))
-            wanted |= {names.VIEW: f"{places[run_id]:03d}", names.COLOR: color}
-        if run_id == winner:
-            wanted[names.WINNER] = "yes"
-        for key in (names.VIEW, names.WINNER):
-            if key in tags and key not in wanted:
-                tracker.server.delete_tag(run_id, key)
-        if changed := {key: value for key, value in wanted.items() if tags.get(key) != value}:
+            marks |= {names.VIEW: f"{places[run_id]:03d}", names.COLOR: color}
+        for key in {names.VIEW, names.WINNER} & tags.keys() - marks.keys():
+            with tracker.server.writing() as client:
+                client.delete_tag(run_id, key)
+        if changed := {key: value for key, value in marks.items() if tags.get(key) != value}:
             tracker.server.send(run_id, [], {}, changed)
 
 
@@ -142,20 +153,12 @@ def _schedule(run: dict[str, Any]) -> Schedule:
 
 
 def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]:
-    section, objective = "sweeper-view", axes.objective
-    # The trace has its own step axis, the optimizer's; runs of older versions have the value of each epoch only.
-    rate = names.TRACE if any(names.TRACE in run["metrics"] for run in runs) else names.LR
-    both = [names.LR_RELATIVE, axes.metric]
+    objective = axes.objective
     charts = [
-        _line("sweeper-lr", section, "Learning rate", [rate]),
-        _line("sweeper-map", section, objective, [axes.metric]),
-        _card("BAR", "sweeper-score", section, f"{objective}, best first") | {"metricKey": axes.score},
-        _line(
-            "sweeper-lr-over-map",
-            section,
-            f"Learning rate (of its peak) over {objective}",
-            both,
-        ),
+        _line("sweeper-lr", "Learning rate", [names.TRACE]),
+        _line("sweeper-map", objective, [axes.metric]),
+        _card("BAR", "sweeper-score", f"{objective}, best first", metricKey=axes.score),
+        _line("sweeper-lr-over-map", f"Learning rate (of its peak) over {objective}", [names.LR_RELATIVE, axes.metric]),
     ]
     finished = [run for run in runs if axes.score in run["metrics"]]
     proposed = [run for run in finished if run["tags"].get(names.FAMILY) == axes.family]
@@ -164,52 +167,25 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
         ("sweeper-parameters", f"All schedules and {objective}", axes.facts, finished),
     ):
         if useful := _varying(params, drawn):
-            charts.append(
-                _card("PARALLEL", uuid, section, title)
-                | {"selectedParams": useful, "selectedMetrics": [axes.score], "showAllRuns": True}
-            )
+            both = {"selectedParams": useful, "selectedMetrics": [axes.score]}
+            charts.append(_card("PARALLEL", uuid, title, showAllRuns=True, **both))
     columns = [f"params.`{param}`" for param in (*axes.searched, *axes.facts)][:COLUMNS]
     # MLflow adds a chart for every other metric in a section of its prefix; these sections are folded.
     prefixes = sorted({key.rpartition("/")[0] for run in runs for key in run["metrics"]} - {""})
+    title = f"Learning rate beside {objective}"
     sections = [
-        {
-            "uuid": section,
-            "name": f"Learning rate beside {objective}",
-            "display": True,
-            "columns": 2,
-            "cardHeight": 340,
-        },
+        {"uuid": _SECTION, "name": title, "display": True, "columns": 2, "cardHeight": 340},
         *({"uuid": f"sweeper-{prefix}", "name": prefix, "display": False} for prefix in prefixes),
     ]
+    defaults = {"isReordered": True, "deleted": False, "isGenerated": False}
     return {
-        "searchFilter": "",
+        **_STATE,
         "orderByKey": f"tags.`{names.VIEW}`",
         "orderByAsc": True,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
         "selectedColumns": [f"metrics.`{axes.score}`", *(columns or ["attributes.`Source`"])],
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
         "runsHiddenMode": "FIRST_10_RUNS" if shown <= 10 else "FIRST_20_RUNS",
         "compareRunCharts": charts,
-        "compareRunSections": [
-            {"isReordered": True, "deleted": False, "isGenerated": False, **part} for part in sections
-        ],
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "compareRunSections": [{**defaults, **section} for section in sections],
     }
 
 
@@ -219,43 +195,16 @@ def _varying(params: Sequence[str], runs: Sequence[dict[str, Any]]) -> list[str]
     return [param for param, seen in values.items() if None not in seen and len(set(seen)) > 1]
 
 
-def _card(kind: str, uuid: str, section: str, title: str) -> dict[str, Any]:
-    return {
-        "type": kind,
-        "uuid": uuid,
-        "metricSectionId": section,
-        "displayName": title,
-        "isGenerated": False,
-        "deleted": False,
-        "runsCountToCompare": 20,
-    }
+def _card(kind: str, uuid: str, title: str, **more: Any) -> dict[str, Any]:
+    card = {"type": kind, "uuid": uuid, "metricSectionId": _SECTION, "displayName": title, "runsCountToCompare": 20}
+    return card | {"isGenerated": False, "deleted": False} | more
 
 
-def _line(uuid: str, section: str, title: str, metrics: list[str]) -> dict[str, Any]:
-    return _card("LINE", uuid, section, title) | {
-        "metricKey": metrics[0],
-        "selectedMetricKeys": metrics,
-        "xAxisKey": "step",
-        "useGlobalXaxisKey": False,
-        "selectedXAxisMetricKey": "",
-        "xAxisScaleType": "linear",
-        "scaleType": "linear",
-        "range": {},
-        "lineSmoothness": 0,
-        "useGlobalLineSmoothing": False,
-        "yAxisKey": "metric",
-        "yAxisExpressions": [],
-        "ignoreOutliers": False,
-    }
-
-
-def _encoded(state: dict[str, Any], name: str, old: str | None) -> str:
-    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
-    was = json.loads(old) if old and old.startswith("{") else {}
-    if was.get("state") == packed and old:
-        return old
-    now = round(time.time() * 1000)
-    return json.dumps({"name": name, "createdAt": was.get("createdAt", now), "updatedAt": now, "state": packed})
+def _line(uuid: str, title: str, metrics: list[str]) -> dict[str, Any]:
+    axes = {"xAxisKey": "step", "useGlobalXaxisKey": False, "selectedXAxisMetricKey": "", "xAxisScaleType": "linear"}
+    axes |= {"yAxisKey": "metric", "yAxisExpressions": [], "scaleType": "linear", "range": {}, "ignoreOutliers": False}
+    smooth = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
+    return _card("LINE", uuid, title, metricKey=metrics[0], selectedMetricKeys=metrics, **axes, **smooth)
 
 
 def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
@@ -270,16 +219,7 @@ def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
         "y_axis_scale": "linear",
         "line_smoothness": "1",
         "show_point": "false",
-        "deselected_curves": "[]",
-        "last_linear_y_axis_range": "[]",
+        **dict.fromkeys(("deselected_curves", "last_linear_y_axis_range"), "[]"),
     }
-    return View(f"/#/metric?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}", tuple(shown), note)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """
-    >>> _numbers("3.17.2"), _numbers("2.9.0rc1"), _numbers("dev")
-    ((3, 17), (2, 9), (0,))
-    """
-    parts = version.split(".")[:2]
-    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)
+    path = f"/#/metric?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+    return View(path, tuple(shown), f"{note}: this is its plain metric page")

@@ -26,11 +26,9 @@ SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 
 
 def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
-    """An epoch as the flat row that travels with its state; ``by`` names the trial that trained it.
+    """An epoch as the row that travels with its state; ``by`` names the trial that trained it.
 
-    Beside ``epoch``, ``time`` (ms since the Unix epoch), ``by`` and ``seconds`` it holds numbers under names with a
-    slash, which are the metrics in MLflow: ``curve/``, ``train/``, ``val/`` and, where detections were asked for,
-    ``coco/``.
+    ``time`` is in ms since 1970. Values under names with a slash are the metrics in MLflow.
     """
     metrics = dict(event.metrics)
     curve = {f"{names.CURVE}{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
@@ -75,8 +73,8 @@ class Reporter:
         """Describe the trial in the study and in MLflow; ``reused``: epochs that are stored already. Gives the log."""
         slot, trace = task.slot, task.trace
         jumps = ", ".join(f"{jump.kind} at epoch {jump.epoch} x{jump.ratio:.2g}" for jump in trace.jumps())
-        there = f"; {reused} of {trace.epochs} epochs are there already" if reused else ""
-        say.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", there)
+        shared = f"; {reused} of {trace.epochs} epochs are there already" if reused else ""
+        say.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", shared)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
         # "facts" for programs; one by one they are columns and axes in optuna-dashboard
         shown = {key: facts[key] for key in SHOWN}
@@ -117,10 +115,10 @@ class Reporter:
         landscape: dict[str, Any] | None,
         memory: float,
     ) -> None:
-        """The end of a trial: into the journal, MLflow's files and the study, in this order.
+        """The end of a trial, first in MLflow and then in the study.
 
-        ``pruned``: why the trial was stopped early. ``landscape``: what the battery measured, if it did. ``memory``:
-        the largest share of the GPU's memory that was held, 0 on a CPU.
+        ``pruned``: why it was stopped early. ``landscape``: what the battery measured. ``memory``: the largest share of
+        the GPU's memory that was held.
         """
         slot, sweep, last = task.slot, self._service.sweep, end.rows[-1]
         with_model = bool(end.state) and not pruned and slot.stage != "control"
@@ -138,11 +136,8 @@ class Reporter:
         if coco.AP not in last and with_model:  # the last epoch comes from a sweep that did not ask for its detections
             late = coco.metrics(self._service.dataset, child.detections(task.recipe, end.state))
         best, name = max(curve), sweep.objective
-        summary = {
-            f"{names.BEST}{name}": best,
-            names.BEST_EPOCH: end.rows[curve.index(best)]["epoch"],
-            f"{names.FINAL}{name}": value,
-        }
+        summary = {f"{names.BEST}{name}": best, f"{names.FINAL}{name}": value}
+        summary[names.BEST_EPOCH] = end.rows[curve.index(best)]["epoch"]
         log.epoch(last["epoch"], summary | late, last["time"])
         counts = {names.EPOCHS_TRAINED: trained, names.EPOCHS_REUSED: reused}
         log.tags({names.STATE_DIGEST: end.state_digest, **counts})
@@ -181,13 +176,13 @@ class Reporter:
         slot.give_back(reason)
 
     def fail(self, slot: Slot, reason: str) -> None:
-        """The end of a trial, in MLflow first: should this worker die in between, the next one does it again."""
+        """The end of a trial, in MLflow first: if this worker dies in between, the next one does it again."""
         self._end_run(slot, reason)
         slot.fail(reason)
         self.unpin(slot)
 
     def give_up(self, slot: Slot) -> None:
-        """The same for a trial whose workers died too often; the study closes it."""
+        """The end of a trial whose workers died too often; the study closes it."""
         say.warning("trial %d has had its attempts: %s", slot.number, "; ".join(slot.reasons))
         try:
             self._end_run(slot, slot.reasons[-1])

@@ -36,8 +36,8 @@ class Elsewhere(Exception):
 class Task:
     """A claimed trial with all that determines its training.
 
-    ``facts``: what determines a training beside the values of ``recipe``, whose ``digest`` holds both. ``keys``: the
-    prefix keys of the states after 0, 1, ... epochs. ``branches``: epochs after which other trials may part from it.
+    ``facts``: what determines it beside ``recipe``; ``digest`` is that of both. ``keys``: the prefix keys of the states
+    after 0, 1, ... epochs. ``branches``: epochs after which other trials may part from it.
     """
 
     slot: Slot
@@ -174,23 +174,17 @@ class Known:
         self._traces: tuple[int, set[Any]] | None = None  # a trial, and the traces of all others when it was proposed
 
     def awaits_trunk(self, slot: Slot) -> bool:
-        """Whether a search trial is not to be proposed yet, because its trunk is still being trained with this seed.
+        """Whether a search trial is not proposed yet, because its trunk is still being trained with this seed.
 
-        It would wait for the trunk's epochs anyway, and a worker that waits looks at the next trial: all of the search
-        would be proposed before anything is known.
+        It would wait for the trunk's epochs anyway, and all of the search would be proposed before anything is known.
         """
         trunk = self._service.searched.trunk
         if trunk is None or slot.stage != "search" or slot.spec is not None:
             return False
-        open_rows = [row for row in self._service.study.trials() if row.state in ("WAITING", "RUNNING")]
-        digest = self._service.trace(trunk).digest
-        return any(
-            row.stage == "baseline"
-            and row.seed == slot.seed
-            and row.schedule is not None
-            and self._service.trace(row.schedule).digest == digest
-            for row in open_rows
-        )
+        digest, trials = self._service.trace(trunk).digest, self._service.study.trials()
+        baselines = [trial for trial in trials if trial.stage == "baseline" and trial.seed == slot.seed]
+        schedules = [trial.schedule for trial in baselines if trial.state in ("WAITING", "RUNNING")]
+        return any(schedule and self._service.trace(schedule).digest == digest for schedule in schedules)
 
     def trained(self, slot: Slot, schedule: Schedule) -> bool:
         """Whether another trial of this seed has the trace of ``schedule``, or no run of it can have one."""
@@ -199,8 +193,8 @@ class Known:
         except ScheduleError:
             return True
         if self._traces is None or self._traces[0] != slot.number:
-            rows = self._service.study.trials()
-            self._traces = slot.number, {row.facts.trace for row in rows if row.seed == slot.seed}
+            trials = self._service.study.trials()
+            self._traces = slot.number, {trial.facts.trace for trial in trials if trial.seed == slot.seed}
         return digest in self._traces[1]
 
     def twin(self, task: Task) -> Snapshot | None:
@@ -209,29 +203,24 @@ class Known:
         The trial's attribute ``duplicate_of`` then says which one.
         """
         slot, trace = task.slot, task.trace
-        row = self._service.study.find(trace.digest, slot.seed, task.digest)
-        if row is None or row.number == slot.number or len(row.curve) < trace.epochs:
+        twin = self._service.study.find(trace.digest, slot.seed, task.digest)
+        if twin is None or twin.number == slot.number or len(twin.curve) < trace.epochs:
             return None
-        slot.set("duplicate_of", row.number)
-        now, steps = round(time.time() * 1000), trace.steps_per_epoch
+        slot.set("duplicate_of", twin.number)
+        by, seconds = f"{self._service.study.id}/{twin.number}", twin.facts.epoch_seconds or 0.0
+        row = {"time": round(time.time() * 1000), "by": by, "seconds": seconds}
+        rates, values = trace.lr[trace.steps_per_epoch - 1 :: trace.steps_per_epoch], twin.curve
         rows = [
-            {
-                "epoch": epoch,
-                "time": now,
-                "by": f"{self._service.study.id}/{row.number}",
-                "seconds": row.facts.epoch_seconds or 0.0,
-                names.LR: float(trace.lr[(epoch + 1) * steps - 1]),
-                self._service.sweep.metric: row.curve[epoch],
-            }
-            for epoch in range(trace.epochs)
+            {**row, "epoch": epoch, names.LR: float(rate), self._service.sweep.metric: values[epoch]}
+            for epoch, rate in enumerate(rates)
         ]
-        return Snapshot(trace.epochs, b"", rows, row.facts.state_digest or "")
+        return Snapshot(trace.epochs, b"", rows, twin.facts.state_digest or "")
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
-        """The reason to stop a search trial after ``curve`` (objective by epoch), or None. Nothing else ever is.
+        """The reason to stop a search trial after ``curve`` (objective by epoch), or None.
 
-        Where a cycle ends a trial is judged once. Its attribute ``judged`` says after how many epochs that was last: a
-        trial that is resumed, perhaps much later, is not held against what others have reached since.
+        At the end of a cycle a trial is judged once; its attribute ``judged`` says after how many epochs that was last.
+        So a trial that is resumed later is not compared with what others have reached since.
         """
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
@@ -241,20 +230,11 @@ class Known:
         ends = {jump.epoch for jump in trace.jumps()}
         if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.facts.judged:
             return None
-        others = [
-            row.values
-            for row in self._service.study.trials()
-            if row.number != slot.number and row.seed == slot.seed and row.state != "FAIL"
-        ]
-        from_epoch = sweep.pruner.from_epoch
-        reason = prune.cycle_end(
-            curve,
-            ends,
-            others,
-            from_epoch=trace.epochs // 3 if from_epoch is None else from_epoch,
-            share=sweep.pruner.share,
-            least=sweep.pruner.others,
-        )
+        trials = [trial for trial in self._service.study.trials() if trial.seed == slot.seed and trial.state != "FAIL"]
+        others = [trial.values for trial in trials if trial.number != slot.number]
+        first = trace.epochs // 3 if sweep.pruner.from_epoch is None else sweep.pruner.from_epoch
+        share, least = sweep.pruner.share, sweep.pruner.others
+        reason = prune.cycle_end(curve, ends, others, from_epoch=first, share=share, least=least)
         if reason is None:
             slot.set("judged", len(curve))
         return reason
