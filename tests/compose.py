@@ -27,6 +27,7 @@ from typing import Any
 import tiny
 import yaml
 from held import Held
+from trials import history
 
 from sweeper import database
 from sweeper.database import func, select
@@ -209,7 +210,7 @@ def audited(stack: Stack) -> None:
     runs = tracker.runs()
     check(f"{TRIALS} runs, all finished", [run["status"] for run in runs] == ["FINISHED"] * TRIALS)
     for key in ("curve/lr", "curve/mAP50-95", "train/box_loss"):
-        steps = [[step for step, _, _ in tracker.server.history(run["run_id"], key)] for run in runs]
+        steps = [[step for step, _, _ in history(tracker.server, run["run_id"], key)] for run in runs]
         check(f"{key} at every epoch once in every run", steps == [list(range(EPOCHS))] * TRIALS)
     tracker.close()
     opened = database.open(stack.database)

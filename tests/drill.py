@@ -27,6 +27,7 @@ import yaml
 from held import Held
 from postgres import Postgres, programs
 from test_tracking import MLflow
+from trials import history
 
 from sweeper import database
 from sweeper.database import func, select
@@ -176,7 +177,7 @@ class Stand:
             if run["status"] != "FINISHED":
                 wrong.append(f"run {number} is {run['status']}")
             for key in SAME:
-                found = tracker.server.history(run["run_id"], key)
+                found = history(tracker.server, run["run_id"], key)
                 if [step for step, _, _ in found] != list(range(EPOCHS)):
                     wrong.append(f"run {number}: {key} at steps {[step for step, _, _ in found]}")
                 points |= {(names[number], key, step): value for step, value, _ in found}

@@ -15,7 +15,7 @@ import tiny
 import yaml
 from test_main_job import wait
 from tiny import SWEEP, sweeper
-from trials import trial
+from trials import history, trial
 
 from sweeper import evidence
 from sweeper.config import Confirm, Escape, Sweep
@@ -331,7 +331,7 @@ def test_measures_of_jumps_are_on_the_trials_run(trained: Service) -> None:
     trained.tracker.drain(30)
     runs = {run["tags"]["sweeper.trial"]: run for run in trained.tracker.runs()}
     assert {"jump/dip", "jump/ratio", "jump/noise"} <= runs["2"]["metrics"].keys()
-    assert [step for step, _, _ in trained.tracker.server.history(runs["2"]["run_id"], "jump/dip")] == [2]
+    assert [step for step, _, _ in history(trained.tracker.server, runs["2"]["run_id"], "jump/dip")] == [2]
     effect = trained.study.trials()[2].facts.effects[0]
     assert effect["gain"] is None or effect["gain"] <= 0, "two epochs before a restart are too few to tell a gain"
     assert ("jump/gain" in runs["2"]["metrics"]) == (effect["gain"] is not None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from trials import history
 
 from sweeper import database
 from sweeper.study import Study, Trial
@@ -35,7 +36,7 @@ def runs(place: Path) -> dict[int, dict[str, Any]]:
 
 
 def points(place: Path, run: dict[str, Any]) -> list[int]:
-    return [step for step, _, _ in tracking(place).server.history(run["run_id"], "curve/mAP50-95")]
+    return [step for step, _, _ in history(tracking(place).server, run["run_id"], "curve/mAP50-95")]
 
 
 def start(sweep: Path, folder: Path, *arguments: object) -> "subprocess.Popen[bytes]":

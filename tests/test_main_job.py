@@ -18,6 +18,7 @@ import pytest
 import tiny
 import yaml
 from tiny import EPOCHS, sweeper
+from trials import history
 
 from sweeper import names
 from sweeper.tracking import Tracker, ui
@@ -37,7 +38,7 @@ def finals(folder: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
     for run in tracker.runs():
         assert run["status"] == "FINISHED", run
         for key in ("curve/lr", "curve/mAP50-95"):
-            steps = [step for step, _, _ in tracker.server.history(run["run_id"], key)]
+            steps = [step for step, _, _ in history(tracker.server, run["run_id"], key)]
             assert steps == list(range(EPOCHS)), (run["name"], key)
         found[run["tags"]["sweeper.trial"]] = run
     return found
@@ -167,7 +168,7 @@ def test_a_store_that_is_moved_goes_on_where_it_is(sweep: Path, tmp_path: Path) 
     assert runs["1"]["metrics"][f"{names.SYSTEM}system_memory_usage_megabytes"] > 0
     store = there / "sweeper_store"
     tracker = Tracker(f"sqlite:///{store / 'mlflow.db'}", "tiny", store / "journals")
-    times = {when for run in runs.values() for _, _, when in tracker.server.history(run["run_id"], "curve/lr")}
+    times = {when for run in runs.values() for _, _, when in history(tracker.server, run["run_id"], "curve/lr")}
     assert len([when for when in times if when < moved]) == stored
     assert len(times) == json.loads(sweeper("status", sweep, "--json", cwd=there).stdout)["store"]["count"]
     sweeper("pick", sweep, cwd=there)

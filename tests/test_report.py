@@ -166,18 +166,25 @@ def test_the_sweep_file_on_the_page_is_the_sweep(shown: Service, tmp_path: Path)
     assert Sweep.load(tmp_path / "again.yaml") == shown.sweep
 
 
+def tag_of(shown: Service, tags: dict[str, str], key: str) -> str:
+    """Tag ``key`` of the run in MLflow that has these tags."""
+    run = shown.tracker.server.find(tags)
+    assert run is not None
+    return str(run["tags"][key])
+
+
 def test_the_page_is_kept_in_mlflow(file: Path, shown: Service) -> None:
     parent = shown.tracker.sweep()
     assert shown.tracker.server.has_file(parent, "report.html")
     stored = list((shown.place.folder / "mlartifacts").rglob("report.html"))
     assert [path.read_bytes() for path in stored] == [file.read_bytes()]
     answer = shown.pick()
-    assert shown.tracker.server.tag({names.KIND: "sweep"}, names.ANSWER) == answer.sentence
+    assert tag_of(shown, {names.KIND: "sweep"}, names.ANSWER) == answer.sentence
     for candidate in answer.candidates:
         trial = {names.KIND: "trial", names.TRIAL: str(candidate.trial)}
-        assert shown.tracker.server.tag(trial, names.DIFFERENCE) == candidate.differences
+        assert tag_of(shown, trial, names.DIFFERENCE) == candidate.differences
     report.tell(shown, replace(answer, sentence="no winner"))  # a new answer leaves the page as it is
-    assert shown.tracker.server.tag({names.KIND: "sweep"}, names.ANSWER) == "no winner"
+    assert tag_of(shown, {names.KIND: "sweep"}, names.ANSWER) == "no winner"
     assert shown.tracker.server.has_file(parent, "report.html")
     report.tell(shown, answer)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking._tracking_service import utils
+from trials import history
 
 from sweeper import names
 from sweeper.errors import TrackingError
@@ -170,7 +171,7 @@ def test_a_trial_arrives_with_its_own_times(tracker: Tracker, store: str) -> Non
     assert run["params"] == {"lr0": "0.02"}
     assert run["tags"].items() >= {names.PARENT: parent, names.FAMILY: "cawb", names.KIND: "trial"}.items()
     assert run["tags"][names.COLOR].startswith("#")
-    assert tracker.server.history(log.run_id, "curve/mAP50-95") == [(i, i / 100, T0 + 1000 * i) for i in range(20)]
+    assert history(tracker.server, log.run_id, "curve/mAP50-95") == [(i, i / 100, T0 + 1000 * i) for i in range(20)]
     files = (
         Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.experiment / log.run_id / "artifacts"
     )
@@ -196,7 +197,7 @@ def test_system_metrics_of_all_attempts_arrive(tracker: Tracker, monkeypatch: py
             time.sleep(0.1)
         log.close()
         assert log.flush(60)
-        steps = tracker.server.history(log.run_id or "", f"{names.SYSTEM}system_memory_usage_megabytes")
+        steps = history(tracker.server, log.run_id or "", f"{names.SYSTEM}system_memory_usage_megabytes")
         assert all(value > 0 and step == time_ms // 1000 for step, value, time_ms in steps)
         counts.append(len(steps))
     assert counts[1] > counts[0] >= 1
@@ -204,7 +205,7 @@ def test_system_metrics_of_all_attempts_arrive(tracker: Tracker, monkeypatch: py
     assert {f"{names.SYSTEM}{name}" for name in ("cpu_utilization_percentage", "network_receive_megabytes")} < set(
         metrics
     )
-    assert tracker.server.history(log.run_id or "", "curve/lr")[-1][0] == 2
+    assert history(tracker.server, log.run_id or "", "curve/lr")[-1][0] == 2
 
 
 def test_pruned_and_failed_are_shown_as_such(tracker: Tracker) -> None:
@@ -233,7 +234,7 @@ def test_not_a_number_is_recorded(tracker: Tracker) -> None:
     log.epoch(0, {"train/box": float("nan"), "val/box": 1.0}, T0)
     assert log.flush(30)
     assert log.run_id
-    assert [value != value for _, value, _ in tracker.server.history(log.run_id, "train/box")] == [True]
+    assert [value != value for _, value, _ in history(tracker.server, log.run_id, "train/box")] == [True]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_a_late_attempt_does_not_overrule_a_newer_one(store: str, tmp_path: Path
         assert old.flush(30)
         run = run_of(newer, 0)
         assert (run["status"], run["end_ms"], run["tags"]["host"]) == ("FINISHED", T0 + 9000, "b")
-        assert len(newer.server.history(run["run_id"], "curve/lr")) == 6
+        assert len(history(newer.server, run["run_id"], "curve/lr")) == 6
         assert [path.read_bytes() for path in Path(store[10:]).parent.rglob(f"{run['run_id']}/artifacts/log.txt")] == [
             b"new"
         ]
@@ -420,7 +421,7 @@ def test_a_run_deleted_on_the_server_is_made_again_whole(tracker: Tracker) -> No
     assert log.run_id != old
     run = run_of(tracker, 0)
     assert (run["run_id"], run["params"]) == (log.run_id, {"lr0": "1"})
-    assert len(tracker.server.history(run["run_id"], "curve/lr")) == 6
+    assert len(history(tracker.server, run["run_id"], "curve/lr")) == 6
 
 
 def test_what_the_server_never_takes_is_named_and_holds_nothing_up(tracker: Tracker) -> None:
@@ -436,7 +437,7 @@ def test_what_the_server_never_takes_is_named_and_holds_nothing_up(tracker: Trac
     assert log.flush(30)
     run = run_of(tracker, 0)
     assert run["params"] == {"lr0": "9", "momentum": "0.9"}
-    assert len(tracker.server.history(log.run_id, "curve/lr")) == 3
+    assert len(history(tracker.server, log.run_id, "curve/lr")) == 3
     assert "lost.txt" in run["tags"][names.REFUSED]
 
 
@@ -476,7 +477,7 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, store: str) -> None:
     with Tracker(store, "damaged", tmp_path) as again:
         assert again.drain(30) == 0
         run = run_of(again, 0)
-        assert [step for step, _, _ in again.server.history(run["run_id"], "curve/lr")] == [0, 2, 3]
+        assert [step for step, _, _ in history(again.server, run["run_id"], "curve/lr")] == [0, 2, 3]
         assert path.name in run["tags"][names.DAMAGED]
 
 
@@ -542,7 +543,7 @@ def test_what_waits_goes_whole_to_another_server_but_never_into_another_study(tm
     assert everything.waiting() == 1
     with everything.of("first") as tracker:
         assert tracker.drain(30) == 0
-        assert len(tracker.server.history(run_of(tracker, 0)["run_id"], "curve/lr")) == 6
+        assert len(history(tracker.server, run_of(tracker, 0)["run_id"], "curve/lr")) == 6
         assert run_of(tracker, 0)["params"] == {"lr0": "1"}
     assert not path.exists()
 

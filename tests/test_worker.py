@@ -17,6 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import Home, Toy, World, begin, digest, forged, train, undisturbed
+from trials import history
 from typer.testing import CliRunner
 
 from sweeper import data, database
@@ -518,7 +519,7 @@ def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_p
     assert {run["tags"]["sweeper.epochs_trained"] for run in (straight, fork)} == {"4", "2"}
     assert fork["tags"]["sweeper.epochs_reused"] == "2"
     for key in ("curve/lr", "curve/mAP50-95", "curve/lr_rel", "train/loss"):
-        mine, theirs = (world.tracker.server.history(run["run_id"], key) for run in (fork, straight))
+        mine, theirs = (history(world.tracker.server, run["run_id"], key) for run in (fork, straight))
         assert [step for step, _, _ in mine] == list(range(EPOCHS))
         assert mine[:2] == theirs[:2]  # with the times at which they were trained
         assert mine[2:] != theirs[2:]

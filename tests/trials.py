@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.study import Facts, Trial
+from sweeper.tracking.server import Server
 
 
 def trial(number: int, stage: str, seed: int = 0, score: float | None = None, **more: Any) -> Trial:
@@ -32,3 +33,9 @@ def run(
     reasons: Sequence[str] = (confounder,) if failed and confounder else ()
     curve = {} if highest is None else {0: highest}
     return Trial(trial, stage, seed, state, params, score, curve, facts, reasons=reasons)
+
+
+def history(server: Server, run_id: str, metric: str) -> list[tuple[int, float, int]]:
+    """(step, value, time in ms since 1970) of a metric of a run in MLflow, by step."""
+    points = server.client().get_metric_history(run_id, metric)
+    return sorted((int(point.step), float(point.value), int(point.timestamp)) for point in points)

@@ -1,7 +1,4 @@
-"""The connection to MLflow: its client, one writer at a time, and what a failure means.
-
-MLflow is imported only when it is first needed, because that takes seconds.
-"""
+"""The connection to MLflow, which is imported when it is first needed, because that takes seconds."""
 
 import contextlib
 import logging
@@ -45,18 +42,14 @@ class Gone(TrackingError):
 
 
 def check_uri(uri: str) -> None:
-    """TrackingError unless ``uri`` can be an MLflow server or store; connects to nothing.
-
-    MLflow itself would take any text for the name of a folder and make that folder.
-    """
+    """TrackingError unless ``uri`` can be an MLflow server or store; MLflow would make a folder of any other name."""
+    file = uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///").strip("/")
     try:
         parts = urllib.parse.urlsplit(uri)
-        host = parts.hostname if parts.port != 0 else None
+        server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", uri)
     except ValueError:
-        parts, host = urllib.parse.urlsplit(""), None
-    server = parts.scheme in ("http", "https") and host
-    file = parts.scheme == "sqlite" and uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///").strip("/")
-    if re.search(r"\s", uri) if server else not file:
+        server = False
+    if not (server or file):
         raise TrackingError(
             f"tracking {without_password(uri)!r}: not an MLflow server; expected http(s)://HOST:PORT or sqlite:///FILE"
             "; correct --tracking-uri or MLFLOW_TRACKING_URI"
@@ -70,10 +63,7 @@ def set_environment() -> None:
 
 
 class Connection:
-    """An MLflow server or store. The constructor connects to nothing. Everything may raise TrackingError.
-
-    ``uri``: ``http(s)://`` or ``sqlite:///FILE``, to which several processes may write at once.
-    """
+    """An MLflow server (``http(s)://``) or store (``sqlite:///FILE``). The constructor connects to nothing."""
 
     def __init__(self, uri: str) -> None:
         check_uri(uri)

@@ -39,7 +39,7 @@ class Held:
 
 
 class Server(Connection):
-    """One experiment on one MLflow server or store. ``uri`` and the errors are as in :class:`Connection`."""
+    """One experiment on one MLflow server or store."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         super().__init__(uri)
@@ -53,7 +53,7 @@ class Server(Connection):
             self._existing_experiment()
 
     def forget(self) -> None:
-        """Ask for the experiment's id again, because the server may have lost its memory."""
+        """Ask for the experiment's id again: the server may have lost its memory."""
         self._experiment_id = None
 
     def experiment_id(self) -> str:
@@ -82,8 +82,6 @@ class Server(Connection):
             if experiment := self._existing_experiment():  # another process has made it meanwhile
                 return experiment
             raise
-
-    # Runs
 
     def run(self, name: str, tags: Mapping[str, str], start_ms: int) -> str:
         """The id of the run with these identifying ``tags``: the oldest that there is, or a new one.
@@ -164,14 +162,6 @@ class Server(Connection):
                 lambda count, token: search(count, order, token), 1000
             )
         return [_plain(run) for run in runs]
-
-    def history(self, run_id: str, key: str) -> list[tuple[int, float, int]]:
-        """(step, value, time in ms since 1970) of a metric, by step."""
-        with self.asking() as client:
-            points = client.get_metric_history(run_id, key)
-        return sorted((int(point.step), float(point.value), int(point.timestamp)) for point in points)
-
-    # Files and models
 
     def send_file(self, run_id: str, name: str, path: Path) -> None:
         """Log the file as artifact ``name``, whose last part must be the file's own name."""

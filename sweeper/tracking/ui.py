@@ -33,7 +33,7 @@ class Served:
     process: subprocess.Popen[bytes]
 
     def stop(self) -> None:
-        """End the server and its workers; returns when they are gone."""
+        """End the server and its workers."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, 15)
         try:
@@ -57,9 +57,8 @@ def answers(url: str, timeout: float = 2.0) -> bool:
 def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
 
-    It has no login, therefore only this machine reaches it. ``port`` 0 takes a free one; what the server prints goes to
-    ``log``. TrackingError if the port is taken, or with the end of the log if the server does not come up in
-    ``timeout`` seconds.
+    It has no login, so only this machine reaches it. ``port`` 0 takes a free one. TrackingError if the port is taken,
+    or with the end of the ``log`` if the server does not come up in ``timeout`` seconds.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
