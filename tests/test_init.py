@@ -89,7 +89,7 @@ def test_plan_accepts_what_was_written_for_photographs(
     planned = invoke("plan", "jobs.yaml")
     assert planned.exit_code == 0, planned.exception
     assert "205 training and 87 validation images" in planned.output
-    assert "+0.004 in one comparison needs" in planned.output
+    assert "; +0.004 takes " in planned.output
     assert "warning" not in planned.output
     bought = int(planned.output.split("the rest buys about ")[1].split()[0])
     assert bought >= 8

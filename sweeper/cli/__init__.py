@@ -1,11 +1,23 @@
-"""The command line: a thin skin over the library, and the only reader of argv and environment."""
+"""The command line: a thin skin over the library, and the only reader of argv and environment.
 
+Here are the commands that need no sweep: doctor, gc, and ``sweeper data``.
+"""
+
+import json
 import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from sweeper import __version__
-from sweeper.cli import look, schedules, sweeps, tools
+from sweeper.cli import look, schedules, sweeps
+from sweeper.cli.options import STORE, DatabaseOption, JsonOption, Overrides, StoreOption, TrackingOption
+from sweeper.cli.show import console
+from sweeper.config import Sweep
 from sweeper.errors import SweeperError
 
 INTERRUPTED = 130
@@ -18,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or draw a subset from COCO.")
 
 
 def _version(wanted: bool) -> None:
@@ -33,14 +46,122 @@ def _root(
     pass
 
 
+def doctor(
+    sweep: Annotated[Path | None, typer.Argument(metavar="[SWEEP]", help="Look at its data and study, too.")] = None,
+    overrides: Overrides = None,
+    trial: Annotated[bool, typer.Option(help="Train its model for a minute, while no epoch was timed.")] = True,
+    store: StoreOption = STORE,
+    database_url: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Device, threads, database, tracking server, store, versions: what works, and what to do where it does not."""
+    from sweeper.service import Place
+    from sweeper.service.doctor import examine
+
+    place = Place(store, database_url, tracking_uri)
+    findings = []
+    for finding in examine(place, None if sweep is None else Sweep.load(sweep, overrides or ()), trial=trial):
+        findings.append(finding)
+        if not as_json:
+            mark = Text("ok " if finding.good else "RED", style="green" if finding.good else "bold red")
+            console.print(Text.assemble(mark, f"  {finding.what:<9} {finding.says}"), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+def gc(
+    max_gb: Annotated[
+        float | None, typer.Option("--max-gb", min=0, help="Least recently used states go until so much is left.")
+    ] = None,
+    store: StoreOption = STORE,
+    database_url: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make room in the store; what an unfinished trial of any sweep needs stays, and branch points go last.
+
+    Without --max-gb only files that dead writers left behind go. Safe while workers train.
+    """
+    from sweeper import database
+    from sweeper.service import Place
+    from sweeper.store import Store
+    from sweeper.study import unfinished
+
+    place = Place(store, database_url)
+    index = database.open(place.database, create=False)
+    states = Store(place.snapshots, index)
+    needed = unfinished(index)
+    count, size = states.gc(None if max_gb is None else int(max_gb * 1e9), unfinished=needed)
+    left = states.usage()
+    if as_json:
+        freed = {"removed": count, "removed_bytes": size, "kept": left.count, "kept_bytes": left.bytes}
+        typer.echo(json.dumps({**freed, "unfinished": needed}, indent=1))
+        return
+    typer.echo(
+        f"removed {count} states ({size / 1e9:.2f} GB), kept {left.count} ({left.bytes / 1e9:.2f} GB) "
+        f"for {len(needed)} unfinished trials and later sweeps"
+    )
+    if max_gb is not None and left.bytes > max_gb * 1e9:
+        typer.echo(f"more than {max_gb:g} GB: what is left is needed by trials that are not finished")
+
+
+@data_app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="A data.yaml, a folder in the layout of COCO or Pascal VOC, or digits.")],
+    skip: Annotated[bool, typer.Option("--skip", help="List what is invalid instead of refusing it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in a data set and what is wrong with it; it is only read."""
+    from sweeper import data
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = data.open(path, folder=Path(folder), invalid="skip" if skip else "refuse")
+    if as_json:
+        images = {"train": dataset.train_images, "val": dataset.val_images}
+        described = {"digest": dataset.digest, "images": images, "names": dataset.names, "problems": dataset.problems}
+        typer.echo(json.dumps(described))
+        return
+    names = ", ".join(dataset.names[:10]) + (", ..." if len(dataset.names) > 10 else "")
+    typer.echo(f"images    {dataset.train_images} train, {dataset.val_images} val")
+    typer.echo(f"classes   {len(dataset.names)}: {names}")
+    typer.echo(f"digest    {dataset.digest}")
+    for problem in dataset.problems or ("none",):
+        typer.echo(f"problems  {problem}")
+
+
+@data_app.command("coco-subset")
+def coco_subset(
+    coco_dir: Annotated[Path, typer.Argument(help="COCO: annotations/instances_{train,val}*.json beside the images.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    train: Annotated[int, typer.Option(min=1, help="Training images to draw.")] = 10000,
+    val: Annotated[int, typer.Option(min=1, help="Validation images to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same images.")] = 0,
+    stratified: Annotated[bool, typer.Option("--stratified", help="Keep the frequencies of the classes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw images at random from COCO: links, labels, annotations, and a manifest that says which."""
+    from sweeper import data
+
+    drawn = data.coco_subset(coco_dir, out, train=train, val=val, seed=seed, stratified=stratified)
+    if as_json:
+        typer.echo(json.dumps(drawn))
+        return
+    for problem in drawn["problems"]:
+        typer.echo(f"problems  {problem}")
+    typer.echo(f"{train} + {val} images, digest {drawn['digest'][:12]}, in {out} (manifest.json says which)")
+    typer.echo(f"next: sweeper run SWEEP data={out / 'data.yaml'}")
+
+
 for command in (sweeps.run, sweeps.init, sweeps.plan, sweeps.launch, sweeps.worker, sweeps.confirm, sweeps.ray):
     app.command()(command)
 for command in (look.status, look.pick, look.ui, look.report, look.export):
     app.command()(command)
 app.command("list")(look.list_sweeps)
-for command in (tools.doctor, tools.gc, schedules.trace, schedules.families, schedules.convert):
+for command in (doctor, gc, schedules.trace, schedules.families, schedules.convert):
     app.command()(command)
-app.add_typer(tools.data, name="data")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What changes while one looks: a sweep in progress, on a terminal and in a log."""
+"""How far a sweep is: as a table, live on a terminal, as lines in a log; and the sweeps of a place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -14,14 +14,249 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.cli.show import console, counts, plain_table
+from sweeper.cli.show import capital, console, exactness, failures, legend_of, plain_table, say
 from sweeper.schedules import short
 
 if TYPE_CHECKING:
-    from sweeper.service.status import AtWork, Row, Status
+    from sweeper.service import SweepSummary
+    from sweeper.service.racing import Race, Spending
+    from sweeper.service.status import Row, Status
 
 LINE_EVERY_S, LOOK_EVERY_S = 15.0, 2.0  # in a log, on a terminal
+RACERS = 5  # proposals whose standing `status` shows
 BARS = "▁▂▃▄▅▆▇█"
+
+
+def print_status(status: Status) -> None:
+    """What ``sweeper status`` prints."""
+    say(counts(status))
+    say(capital(status.phase))
+    failures(status.failures)
+    objective = status.objective
+    table = plain_table(
+        "trial", "stage", "schedule", "seed", "state", "epochs", objective, right=("trial", "seed", "epochs", objective)
+    )
+    for row in status.trials:
+        state = _state(row) + (f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else "")
+        done, score = f"{row.epochs_done}/{status.epochs.per_trial}", _score(row)
+        table.add_row(str(row.trial), row.stage, row.label, str(row.seed), state, done, score)
+    console.print(table)
+    for line in legend_of(row.label for row in status.trials):
+        say(line)
+    if status.waits:
+        say("begun, waits: no worker has it now; another trial trains an epoch that it can use, or its worker is gone")
+    for worker in status.at_work:
+        at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
+        say(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
+    for line in _race(status.race) if status.race is not None else ():
+        say(line)
+    if status.spending is not None:
+        say(_spending(status.spending))
+    proposals, store, epochs = status.proposals, status.store, status.epochs
+    if proposals.told:
+        say(
+            f"proposals: {proposals.asked} drawn for {proposals.told} trials ({proposals.per_trial:.2f} each), "
+            f"{proposals.distinct} distinct schedules"
+        )
+    free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
+    say(
+        f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:.3g}{free}; "
+        f"read {store.reads} times"
+    )
+    if total := epochs.trained + epochs.reused:
+        say(
+            f"reuse: {epochs.reused} of {total} epochs were there already ({epochs.reused / total:.0%}), "
+            f"{status.hours_saved:.2g} hours saved"
+        )
+    exactness(status.mismatches)
+    if status.tracking_problem:
+        say(f"tracking: {status.tracking_problem}")
+
+
+def _race(race: Race) -> Iterator[str]:
+    """How a race stands: which trunk, by which rule, and who leads."""
+    yield race.sentence
+    yield f"race: {race.rule}"
+    for standing in race.standings[:RACERS]:
+        seeds = f"{standing.n} search seed{'s' * (standing.n > 1)}"
+        yield f"  {standing.name}: {standing.difference} over {standing.over} on {seeds}"
+    if (more := len(race.standings) - RACERS) > 0:
+        yield f"  and {more} more; sweeper pick has all"
+    yield race.noise
+
+
+def _spending(spending: Spending) -> str:
+    """What is spent and left of the budget, in a line."""
+    words, whole = spending.words, spending.budget.amount
+    kept = f"; {words(spending.kept)} kept back for the confirmation" if spending.kept else ""
+    promised = f"; {words(spending.promised)} promised to open trials" if spending.promised else ""
+    return (
+        f"budget: {words(spending.spent)} of {words(whole)} {spending.unit} spent, {words(spending.searched)} on "
+        f"baselines and search, {words(spending.spent - spending.searched)} on the confirmation{promised}{kept}; "
+        f"{words(whole - spending.spent - spending.promised - spending.kept)} left"
+    )
+
+
+def counts(status: Status) -> str:
+    """Trials by state and epochs, in a line."""
+    by_state = {state: count for state, count in status.counts.items() if state != "total"}
+    by_state["running"] -= status.waits
+    by_state["begun and waiting"] = status.waits
+    states = ", ".join(f"{count} {state}" for state, count in by_state.items() if count)
+    saved = f", {status.epochs.reused} reused" if status.epochs.reused else ""
+    return f"{status.sweep}: {states} of {status.budget} trials; {status.epochs.trained} epochs trained{saved}"
+
+
+def print_sweeps(launched: Sequence[SweepSummary]) -> None:
+    """What ``sweeper list`` prints."""
+    table = plain_table("sweep", "state", "trials", "best", "", "winner", "worker heard of", right=("trials", "best"))
+    for sweep in launched:
+        ended = sum(sweep.counts.get(state, 0) for state in ("complete", "pruned", "fail"))
+        best = f"{sweep.best:.4f}" if sweep.best is not None else "-"
+        heard = f"{_time(sweep.heard_s)} ago" if sweep.heard_s is not None else "-"
+        trials = f"{ended} of {sweep.counts['total']}"
+        table.add_row(sweep.name, sweep.state, trials, best, sweep.objective, sweep.winner or "-", heard)
+    console.print(table)
+    for sweep in launched:
+        if sweep.problem:
+            say(f"{sweep.name}: {sweep.problem}")
+
+
+def _time(seconds: float) -> str:
+    """
+    >>> _time(4.6), _time(600), _time(7200), _time(3 * 86400)
+    ('5 s', '10 min', '2 h', '3 days')
+    """
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# -- while it is worked on
+
+
+class Pace:
+    """How long it will take, from how it went since the first look; before that, from the median epoch."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def left_s(self, status: Status) -> float | None:
+        """Seconds to the end of all trials; None while nobody can say."""
+        now, (done, total) = time.monotonic(), status.settled
+        begun, at_first = self._first = self._first or (now, done)
+        if done >= total:
+            return None
+        if done > at_first:
+            return (total - done) * (now - begun) / (done - at_first)
+        busy = sum(worker.trial is not None for worker in status.at_work)
+        return (total - done) * status.seconds_per_epoch / busy if status.seconds_per_epoch and busy else None
+
+
+def headline(status: Status, left_s: float | None) -> str:
+    """Counts, epochs and time left in a line."""
+    done, total = status.settled
+    left = f", about {_time(left_s)} left" if left_s is not None else ""
+    return f"{counts(status)}; epoch {done} of {total}{left}"
+
+
+def watch(look: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> Status | None:
+    """Show the sweep until it is done or Ctrl-C: live on a terminal, else plain lines; as JSON one object a line.
+
+    Returns the last status of a sweep that is done, None after Ctrl-C.
+    """
+    pace, terminal = Pace(), sys.stdout.isatty() and not as_json
+    pause = every_s or (LOOK_EVERY_S if terminal else LINE_EVERY_S)
+    live = Live(console=console, auto_refresh=False, screen=False) if terminal else None
+    try:
+        with live or nullcontext():
+            while True:
+                status = look()
+                if as_json:
+                    print(json.dumps(status.to_dict()), flush=True)
+                elif live:
+                    live.update(screen(status, pace.left_s(status), console.height), refresh=True)
+                else:
+                    print("\n".join(lines(status, pace.left_s(status))), flush=True)
+                if status.done:
+                    return status
+                time.sleep(pause)
+    except KeyboardInterrupt:
+        return None
+
+
+def lines(status: Status, left_s: float | None) -> list[str]:
+    """For a log: the headline, a line for each trial in training, the last errors."""
+    trials = {row.trial: row for row in status.trials}
+    texts = [time.strftime("%H:%M:%S ") + headline(status, left_s)]
+    for worker in status.at_work:
+        row = trials.get(-1 if worker.trial is None else worker.trial)
+        if row is not None and row.state == "running":
+            _, rate, score, curve = _progress(row, status)
+            texts.append(
+                f"  trial {row.trial} on {worker.device}: epoch {row.epochs_done} of "
+                f"{status.epochs.per_trial}, LR {rate}, {status.objective} {score} {curve}".rstrip()
+            )
+    return texts + [f"  {error}" for error in errors(status)]
+
+
+def errors(status: Status, most: int = 3) -> list[str]:
+    """Why the last trials failed or were given back, and what is wrong with tracking."""
+    reasons = [f"trial {row.trial}: {row.reasons[-1].splitlines()[0]}" for row in status.trials if row.reasons]
+    failed = status.failures
+    last = [failed.sentence, *failed.further] if failed.every else reasons[-most:]
+    return last + ([f"tracking: {status.tracking_problem}"] if status.tracking_problem else [])
+
+
+def screen(status: Status, left_s: float | None, height: int) -> Group:
+    """For a terminal of so many lines: workers, the trials that fit (in training first, then the best), errors."""
+    trials = {row.trial: row for row in status.trials}
+    workers = plain_table(
+        "worker", "device", "trial", "epoch", "LR", status.objective, "", "heard of", right=("LR", "epoch")
+    )
+    for worker in status.at_work:
+        row = trials.get(-1 if worker.trial is None else worker.trial)
+        at = [str(row.trial), *_progress(row, status)] if row else ["-"] * 5
+        workers.add_row(worker.worker, worker.device, *at, f"{worker.age_s:.0f} s ago")
+    problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(status)]
+    room = max(height - 13 - workers.row_count - len(problems), 5)
+    order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
+    rows = sorted(trials.values(), key=lambda row: (order.get(row.state, 5), -(row.score or 0.0)))
+    phase = Text(status.phase, no_wrap=True, overflow="ellipsis")
+    parts: list[Any] = [Text(headline(status, left_s), style="bold"), phase, Text()]
+    idle = "all trials are finished" if status.done else "no worker is alive: sweeper run or sweeper worker"
+    parts += [workers] if workers.row_count else [Text(idle)]
+    parts.append(_trials(rows[:room], status))
+    if len(rows) > room:
+        parts.append(Text(f"and {len(rows) - room} more"))
+    return Group(*parts, *problems)
+
+
+def _trials(rows: Sequence[Row], status: Status) -> Table:
+    table = plain_table(
+        "trial", "schedule", "state", "epoch", "LR", status.objective, "", right=("trial", "epoch", "LR")
+    )
+    for column in table.columns:  # where room is short, the schedule gives way, and each trial keeps to one line
+        column.no_wrap = column.header != "schedule"
+    for row in rows:
+        schedule = Text(row.label, no_wrap=True, overflow="ellipsis")
+        table.add_row(str(row.trial), schedule, _state(row), *_progress(row, status))
+    return table
+
+
+def _state(row: Row) -> str:
+    return "begun, waits" if row.waits else row.state
+
+
+def _score(row: Row) -> str:
+    return f"{row.score:.4f}" if row.score is not None else "-"
+
+
+def _progress(row: Row, status: Status) -> list[str]:
+    """Epochs, learning rate, score, and the curve as bars."""
+    top = max((value for other in status.trials for value in other.curve), default=0.0)
+    return [f"{row.epochs_done}/{status.epochs.per_trial}", short(row.lr), _score(row), sparkline(row.curve, top)]
 
 
 def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:
@@ -35,143 +270,6 @@ def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:
     return "".join(BARS[min(int(value / top * len(BARS)), len(BARS) - 1) if top > 0 else 0] for value in chosen)
 
 
-class Pace:
-    """How long it will take, from how it went since the first look; before that, from the median epoch."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-
-    def left_s(self, found: Status) -> float | None:
-        """Seconds to the end of all trials; None while nobody can say."""
-        now, (done, total) = time.monotonic(), found.settled
-        begun, at_first = self._first = self._first or (now, done)
-        if done >= total:
-            return None
-        if done > at_first:
-            return (total - done) * (now - begun) / (done - at_first)
-        busy = sum(worker.trial is not None for worker in heard_of(found))
-        return (total - done) * found.seconds_per_epoch / busy if found.seconds_per_epoch and busy else None
-
-
-def heard_of(found: Status) -> list[AtWork]:
-    """The workers that are alive."""
-    return [worker for worker in found.workers if worker.alive]
-
-
-def headline(found: Status, left_s: float | None) -> str:
-    """Counts, epochs and time left in a line."""
-    done, total = found.settled
-    left = f", about {_duration(left_s)} left" if left_s is not None else ""
-    return f"{counts(found)}; epoch {done} of {total}{left}"
-
-
-def watch(status: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> Status | None:
-    """Show the sweep until it is done or Ctrl-C: live on a terminal, else plain lines; as JSON one object a line.
-
-    Returns the last status of a sweep that is done, None after Ctrl-C.
-    """
-    pace, terminal = Pace(), sys.stdout.isatty() and not as_json
-    pause = every_s or (LOOK_EVERY_S if terminal else LINE_EVERY_S)
-    live = Live(console=console, auto_refresh=False, screen=False) if terminal else None
-    try:
-        with live or _nothing():
-            while True:
-                found = status()
-                if as_json:
-                    print(json.dumps(found.to_dict()), flush=True)
-                elif live:
-                    live.update(screen(found, pace.left_s(found), console.height), refresh=True)
-                else:
-                    print("\n".join(lines(found, pace.left_s(found))), flush=True)
-                if found.done:
-                    return found
-                time.sleep(pause)
-    except KeyboardInterrupt:
-        return None
-
-
-def lines(found: Status, left_s: float | None) -> list[str]:
-    """For a log: the headline, a line for each trial in training, the last errors."""
-    trials = {row.trial: row for row in found.trials}
-    said = [time.strftime("%H:%M:%S ") + headline(found, left_s)]
-    for worker in heard_of(found):
-        row = trials.get(-1 if worker.trial is None else worker.trial)
-        if row is not None and row.state == "running":
-            value = f"{row.score:.4f} {_curve(row, found)}" if row.score is not None else "-"
-            said.append(
-                f"  trial {row.trial} on {worker.device}: epoch {row.epochs_done} of "
-                f"{found.epochs.per_trial}, LR {short(row.lr)}, {found.objective} {value}"
-            )
-    return said + [f"  {error}" for error in errors(found)]
-
-
-def errors(found: Status, most: int = 3) -> list[str]:
-    """Why the last trials failed or were given back, and what is wrong with tracking."""
-    reasons = [f"trial {row.trial}: {row.reasons[-1].splitlines()[0]}" for row in found.trials if row.reasons]
-    failures = found.failures
-    last = [failures.sentence, *failures.further] if failures.every else reasons[-most:]
-    return last + ([f"tracking: {found.tracking_problem}"] if found.tracking_problem else [])
-
-
-def screen(found: Status, left_s: float | None, height: int) -> Group:
-    """For a terminal of so many lines: workers, the trials that fit (in training first, then the best), errors."""
-    trials = {row.trial: row for row in found.trials}
-    workers = plain_table(
-        "worker", "device", "trial", "epoch", "LR", found.objective, "", "heard of", right=("LR", "epoch")
-    )
-    for worker in heard_of(found):
-        row = trials.get(-1 if worker.trial is None else worker.trial)
-        at = [str(row.trial), *_progress(row, found)] if row else ["-"] * 5
-        workers.add_row(worker.worker, worker.device, *at, f"{worker.age_s:.0f} s ago")
-    problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(found)]
-    room = max(height - 13 - workers.row_count - len(problems), 5)
-    order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
-    rows = sorted(trials.values(), key=lambda row: (order.get(row.state, 5), -(row.score or 0.0)))
-    parts: list[Any] = [Text(headline(found, left_s), style="bold"), Text(found.phase), Text()]
-    idle = "all trials are finished" if found.done else "no worker is alive: sweeper run or sweeper worker"
-    parts += [workers] if workers.row_count else [Text(idle)]
-    parts.append(_trials(rows[:room], found))
-    if len(rows) > room:
-        parts.append(Text(f"and {len(rows) - room} more"))
-    return Group(*parts, *problems)
-
-
-def _trials(rows: Sequence[Row], found: Status) -> Table:
-    table = plain_table(
-        "trial", "schedule", "state", "epoch", "LR", found.objective, "", right=("trial", "epoch", "LR")
-    )
-    for column in table.columns:  # where room is short, the schedule gives way, and each trial keeps to one line
-        column.no_wrap = column.header != "schedule"
-    for row in rows:
-        schedule = Text(row.label, no_wrap=True, overflow="ellipsis")
-        table.add_row(str(row.trial), schedule, "begun, waits" if row.waits else row.state, *_progress(row, found))
-    return table
-
-
-def _progress(row: Row, found: Status) -> list[str]:
-    value = f"{row.score:.4f}" if row.score is not None else "-"
-    done = f"{row.epochs_done}/{found.epochs.per_trial}"
-    return [done, short(row.lr), value, _curve(row, found)]
-
-
-def _curve(row: Row, found: Status) -> str:
-    top = max((value for other in found.trials for value in other.curve), default=0.0)
-    return sparkline(row.curve, top) if row.curve else ""
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(40), _duration(600), _duration(7 * 3600)
-    ('1 min', '10 min', '7.0 h')
-    """
-    return f"{max(round(seconds / 60), 1)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 @contextmanager
 def progress(messages: Console) -> Iterator[Callable[[Callable[[], Status]], None]]:
     """Show in a line how a sweep comes along: live on a terminal, now and then elsewhere.
@@ -182,17 +280,17 @@ def progress(messages: Console) -> Iterator[Callable[[Callable[[], Status]], Non
     pace, last = Pace(), -LINE_EVERY_S
     live = Live(console=messages, refresh_per_second=2, transient=True) if messages.is_terminal else None
 
-    def update(status: Callable[[], Status]) -> None:
+    def update(look: Callable[[], Status]) -> None:
         nonlocal last
         if time.monotonic() - last < (LOOK_EVERY_S if live else LINE_EVERY_S):
             return
         last = time.monotonic()
-        found = status()
-        line = headline(found, pace.left_s(found))
+        status = look()
+        line = headline(status, pace.left_s(status))
         if live:
             live.update(Text(line))
         else:
             print(line, flush=True)
 
-    with live or _nothing():
+    with live or nullcontext():
         yield update

@@ -36,12 +36,12 @@ def status(
         last = live.watch(service.status, as_json=as_json, every_s=every)
         leave(last is not None and last.failures.every)
         return
-    found = service.status()
+    shown = service.status()
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        typer.echo(json.dumps(shown.to_dict(), indent=1))
     else:
-        show.status(found)
-    leave(found.failures.every)
+        live.print_status(shown)
+    leave(shown.failures.every)
 
 
 @on_sweep
@@ -55,8 +55,7 @@ def pick(
     objective = service.sweep.objective
     if as_json:
         exact = {"mismatches": [mismatch.to_dict() for mismatch in mismatches]}
-        told = {"objective": objective, **answer.to_dict(score=objective), **exact}
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps({"objective": objective, **answer.to_dict(score=objective), **exact}, indent=1))
     else:
         show.answer(answer, objective)
         show.exactness(mismatches)
@@ -77,7 +76,7 @@ def list_sweeps(
     if as_json:
         typer.echo(json.dumps([asdict(sweep) for sweep in launched], indent=1))
     elif launched:
-        show.sweeps(launched)
+        live.print_sweeps(launched)
     else:
         typer.echo(f"no sweep was launched in {store if database_url is None else 'this database'}")
 
@@ -145,9 +144,9 @@ def report(
         say("no new pictures of what was learned: they are not drawn while a trial is running")
     page = write_report(service, output, draw=pictures)
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
-    failed = service.status().failures
-    show.failures(failed)
-    leave(failed.every)
+    failures = service.status().failures
+    show.failures(failures)
+    leave(failures.every)
 
 
 def write_report(service: "Service", output: Path, *, draw: bool = False) -> bytes:
@@ -164,11 +163,7 @@ def write_report(service: "Service", output: Path, *, draw: bool = False) -> byt
     except TrackingError:
         pass  # said below
     page = reports.make(service, link, draw=draw)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(page)
-    except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}; expected a file in a folder that can be written") from None
+    _write(output, page)
     try:
         reports.tell(service, service.pick(), page)
     except TrackingError as error:
@@ -194,38 +189,35 @@ def export(
         raise ConfigError("export --curves: goes with a table; expected --table FILE.csv or FILE.parquet")
     service = target.launched()
     if table is not None:
-        rows = exports.table(service, table.suffix, curves=curves)
-        try:
-            table.write_bytes(rows)
-        except OSError as error:
-            raise ConfigError(f"{table}: {error.strerror}; expected a file in a folder that can be written") from None
+        _write(table, exports.table(service, table.suffix, curves=curves))
         typer.echo(f"wrote {table}")
         return
-    found = exports.export(service, trial)
-    folder = output or Path(f"{service.sweep.name}-trial-{found.trial}")
-    server, name = service.tracker.server, service.sweep.name
-    weights = server.fetch(found.run_id, names.WEIGHTS) if found.run_id else None
-    model = None
+    exported = exports.export(service, trial)
+    folder = output or Path(f"{service.sweep.name}-trial-{exported.trial}")
+    server, name, run_id = service.tracker.server, service.sweep.name, exported.run_id
+    files = {file: content.encode() for file, content in exported.files.items()}
+    weights = server.fetch(run_id, names.WEIGHTS) if run_id else None
     if weights is not None:
         from sweeper.training.models import model_file  # torch and Ultralytics take seconds to import
 
-        model = model_file(found.recipe, service.classes, weights, found.arguments)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in found.files.items():
-            (folder / file).write_text(content, encoding="utf-8")
-        if weights is not None and model is not None:
-            (folder / "weights.pt").write_bytes(weights)
-            (folder / "model.pt").write_bytes(model)
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}; expected a folder that can be written") from None
-    written = [*found.files, *(["weights.pt", "model.pt"] if weights is not None else [])]
-    typer.echo(f"wrote {folder}: {', '.join(written)}")
-    if weights is None or found.run_id is None:
-        say(f"trial {found.trial} has no weights in MLflow: nothing to register")
+        model = model_file(exported.recipe, service.classes, weights, exported.arguments)
+        files |= {"weights.pt": weights, "model.pt": model}
+    for file, content in files.items():
+        _write(folder / file, content)
+    typer.echo(f"wrote {folder}: {', '.join(files)}")
+    if weights is None or run_id is None:
+        say(f"trial {exported.trial} has no weights in MLflow: nothing to register")
     elif register:
-        version = server.register(found.run_id, name, found.alias, {names.TRIAL: str(found.trial)})
-        typer.echo(f"registered in MLflow: models:/{name}@{found.alias} (version {version})")
+        version = server.register(run_id, name, exported.alias, {names.TRIAL: str(exported.trial)})
+        typer.echo(f"registered in MLflow: models:/{name}@{exported.alias} (version {version})")
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}; expected a file in a folder that can be written") from None
 
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":

@@ -15,17 +15,13 @@ from sweeper.search.prune import LAST
 
 if TYPE_CHECKING:
     from sweeper.evidence import Examined
-    from sweeper.service import SweepSummary
     from sweeper.service.plan import Evidence, Plan
-    from sweeper.service.racing import Race, Spending
-    from sweeper.service.status import Status
     from sweeper.stats import Answer, Excluded, Failures, Ranked
     from sweeper.store import Mismatch
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which the terminal breaks where it ends
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
-RACERS = 5  # proposals whose standing `status` shows
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
 NOT_EXAMINED = "not examined (sweeper confirm --escape)"
 
@@ -38,61 +34,61 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def plan(found: "Plan") -> None:
+def plan(plan: "Plan") -> None:
     """What ``sweeper plan`` prints."""
-    shown = found.schedules
+    shown = plan.schedules
     right = ("restarts", "drops", "peak", "final")
     table = plain_table("", "schedule", *right, right=right)
     for kind in dict.fromkeys(item.kind for item in shown):
-        mine = [item for item in shown if item.kind == kind]
-        for item in mine[:ROWS_OF_KIND]:
+        of_kind = [item for item in shown if item.kind == kind]
+        for item in of_kind[:ROWS_OF_KIND]:
             table.add_row(item.name, item.label, *(short(item.facts[key]) for key in right))
-        if (more := len(mine) - ROWS_OF_KIND) > 0:
+        if (more := len(of_kind) - ROWS_OF_KIND) > 0:
             table.add_row("...", f"{more} more (--json has all)")
     console.print(table)
-    sampled, trials = found.sampled, found.trials
-    by_budget = found.cost.budget is not None and found.cost.proposals == trials
-    drawn = f"{found.drawn} proposals" + (" as a sample" if trials is None else "")
+    sampled, trials = plan.sampled, plan.trials
+    by_budget = plan.cost.budget is not None and plan.cost.proposals == trials
+    drawn = f"{plan.drawn} proposals" + (" as a sample" if trials is None else "")
     if sampled is not None:
         drawn = f"{sampled} of {trials} proposals as a sample"
-    elif trials is not None and found.drawn < trials:
+    elif trials is not None and plan.drawn < trials:
         what = f"the {trials} that the budget buys" if by_budget else f"{trials} trials"
-        drawn = f"{found.drawn} proposals for {what}: the space has no more, the others cost no epoch"
-    on_one = " on one seed" if found.race is not None else ""
+        drawn = f"{plan.drawn} proposals for {what}: the space has no more, the others cost no epoch"
+    on_one = " on one seed" if plan.race is not None else ""
     most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
-    (train, val), confirm = found.images, found.confirm
+    (train, val), confirm = plan.images, plan.confirm
     lines = [
-        *_legend([item.label for item in shown], "labels     "),
+        *legend_of([item.label for item in shown], "labels     "),
         f"data       {train} training and {val} validation images, "
-        f"{found.steps_per_epoch} steps an epoch, {found.epochs} epochs",
-        f"drawn      {drawn}, {found.distinct} distinct schedules (at random; the sweep's sampler learns); "
+        f"{plan.steps_per_epoch} steps an epoch, {plan.epochs} epochs",
+        f"drawn      {drawn}, {plan.distinct} distinct schedules (at random; the sweep's sampler learns); "
         "corners are the ends of the space",
-        f"epochs     {found.epochs_asked} asked for{on_one}, {most}{found.epochs_to_train} to train: "
-        f"{least}{found.share_saved:.0%} shared",
-        *_beside_baselines(found),
-        *_race_planned(found),
-        *_budget_planned(found),
-        _time(found),
-        *_disk(found),
+        f"epochs     {plan.epochs_asked} asked for{on_one}, {most}{plan.epochs_to_train} to train: "
+        f"{least}{plan.share_saved:.0%} shared",
+        *_beside_baselines(plan),
+        *_race_planned(plan),
+        *_budget_planned(plan),
+        _time(plan),
+        *_disk(plan),
         *_evidence_planned(confirm),
         *([f"           fewer than {confirm.least} seeds name no winner"] if confirm.seeds < confirm.least else []),
-        *(f"data       {problem}" for problem in found.problems),
+        *(f"data       {problem}" for problem in plan.problems),
     ]
     for line in lines:
         say(line)
 
 
-def _race_planned(found: "Plan") -> Iterator[str]:
+def _race_planned(plan: "Plan") -> Iterator[str]:
     """What the race is."""
-    if (race := found.race) is not None:
+    if (race := plan.race) is not None:
         yield f"trunk      {race.trunk}"
         yield f"race       {race.rule}"
         yield race.noise.replace("noise: ", "noise      ", 1)
 
 
-def _budget_planned(found: "Plan") -> Iterator[str]:
+def _budget_planned(plan: "Plan") -> Iterator[str]:
     """What the search and what the confirmation train, and what a budget buys."""
-    cost, confirm = found.cost, found.confirm
+    cost, confirm = plan.cost, plan.confirm
     proposal, seeds = cost.branch * cost.seeds_per_proposal, f"{cost.seeds_per_proposal:.3g}"
     if cost.budget is not None:
         buys = "what it buys is known after the first epochs"
@@ -100,7 +96,7 @@ def _budget_planned(found: "Plan") -> Iterator[str]:
             buys = f"{max(cost.epochs - cost.confirmation, 0):,.0f} epochs for the search, {cost.confirmation:,.0f} "
             buys += "kept back for the confirmation, which follows by itself"
         yield f"budget     {cost.budget}: {buys}"
-    if cost.budget is not None or found.race is not None:
+    if cost.budget is not None or plan.race is not None:
         proposals = "proposals" if cost.proposals is None else f"about {cost.proposals} proposals"
         yield (
             f"search     {cost.baselines:,.0f} epochs for the baselines; {proposals} at {proposal:,.3g} each on "
@@ -132,19 +128,19 @@ def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
     yield "           how much it varies here is known after two seeds; plan then says so"
 
 
-def _legend(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
+def legend_of(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
     """What the words in labels of schedules mean, as a line; none where none needs a word."""
     text = legend(labels)
     return [f"{begin}{text}"] if text else []
 
 
-def _time(found: "Plan") -> str:
+def _time(plan: "Plan") -> str:
     """How long it takes, as far as epochs were timed."""
-    took = found.duration
-    if took is None or found.seconds_per_epoch is None:
+    took = plan.duration
+    if took is None or plan.seconds_per_epoch is None:
         return "time       known after the first epochs: run plan again then"
     line = (
-        f"time       {took.epochs:,} epochs at {found.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
+        f"time       {took.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
         "worker"
     )
     if took.wall_hours is None:
@@ -156,9 +152,9 @@ def _time(found: "Plan") -> str:
     )
 
 
-def _disk(found: "Plan") -> Iterator[str]:
+def _disk(plan: "Plan") -> Iterator[str]:
     """What the states take, and how many of them are kept."""
-    disk, limit = found.disk, f"{found.disk.limit / 1e9:.3g} GB"
+    disk, limit = plan.disk, f"{plan.disk.limit / 1e9:.3g} GB"
     size = f"{'' if disk.measured else 'about '}{disk.state_bytes / 1e6:.3g} MB"
     free = f"; {disk.free / 1e9:.3g} GB are free" if disk.free is not None else ""
     if disk.needed is None:
@@ -171,41 +167,41 @@ def _disk(found: "Plan") -> Iterator[str]:
         yield "warning    that is more than is free: lower store_gb, or choose another --store"
 
 
-def _beside_baselines(found: "Plan") -> Iterator[str]:
+def _beside_baselines(plan: "Plan") -> Iterator[str]:
     """How much of the proposals is the baselines' own training, and whether pairing them on seeds tells anything."""
-    if not found.drawn or not found.begin_otherwise:
+    if not plan.drawn or not plan.begin_otherwise:
         return
-    yield f"           {found.share_of_baselines:.0%} of the proposals' epochs are the baselines' own, bit for bit"
-    for count in sorted({count for count in found.begin_otherwise.values() if count}, reverse=True):
-        names = ", ".join(name for name, other in found.begin_otherwise.items() if other == count)
+    yield f"           {plan.share_of_baselines:.0%} of the proposals' epochs are the baselines' own, bit for bit"
+    for count in sorted({count for count in plan.begin_otherwise.values() if count}, reverse=True):
+        names = ", ".join(name for name, other in plan.begin_otherwise.items() if other == count)
         yield (
-            f"warning    of {found.drawn} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
+            f"warning    of {plan.drawn} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
             "(warm-up of LR, bias or momentum): pairing them on the same seeds buys nothing"
         )
-    otherwise = [name for name, count in found.begin_otherwise.items() if count]
-    if found.trunk is None and len(otherwise) == len(found.begin_otherwise):
+    otherwise = [name for name, count in plan.begin_otherwise.items() if count]
+    if plan.trunk is None and len(otherwise) == len(plan.begin_otherwise):
         yield (
             f"           search.trunk: {otherwise[0]} makes the proposals branches of it; warmup_kind: trainer gives "
             "CAWB the warm-up of yolo_*"
         )
 
 
-def answer(found: "Answer", objective: str) -> None:
+def answer(answer: "Answer", objective: str) -> None:
     """What ``sweeper pick`` prints: the answer first, then what it stands on."""
-    say(Text(_capital(found.sentence), style="bold"))
-    failures(found.failures, said=found.failures.every)
-    judged = [row for row in found.ranking if row.stage != "search"]
-    rows = sorted([*judged, *found.baselines], key=lambda row: -(row.score or 0))
-    rows += [row for row in found.ranking if row.stage == "search"]  # in the order of the ranking
+    say(Text(capital(answer.sentence), style="bold"))
+    failures(answer.failures, headed=answer.failures.every)
+    judged = [row for row in answer.ranking if row.stage != "search"]
+    rows = sorted([*judged, *answer.baselines], key=lambda row: -(row.score or 0))
+    rows += [row for row in answer.ranking if row.stage == "search"]  # in the order of the ranking
     if not rows:
         return
-    trunk = next((row.raced.over for row in found.ranking if row.raced is not None), None)
+    trunk = next((row.raced.over for row in answer.ranking if row.raced is not None), None)
     columns = ("trial", "schedule", objective, "seeds", "restarts", "drops", *([f"over {trunk}"] if trunk else []))
     table = plain_table(*columns, right=(*columns[:1], *columns[2:]))
-    raced = {row.name: row.raced for row in found.ranking}
-    fresh = {candidate.name: candidate.over.get(trunk or "") for candidate in found.candidates if candidate.pairs}
+    raced = {row.name: row.raced for row in answer.ranking}
+    fresh = {candidate.name: candidate.over.get(trunk or "") for candidate in answer.candidates if candidate.pairs}
     for row in rows:
-        baseline = row in found.baselines
+        baseline = row in answer.baselines
         difference = fresh.get(row.name) or raced.get(row.name)
         table.add_row(
             str(row.trial),
@@ -217,56 +213,33 @@ def answer(found: "Answer", objective: str) -> None:
             *([difference.difference if difference else ""] if trunk else []),
         )
     console.print(table)
-    for line in _legend([row.label for row in rows]):
+    for line in legend_of([row.label for row in rows]):
         say(line)
     say(f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds only")
     if trunk:
         say(f"over {trunk}: the mean difference on the same seeds; search seeds chose the best, so theirs are too high")
-    for candidate in found.candidates:
+    for candidate in answer.candidates:
         if candidate.over:
             say(f"{candidate.title}: {candidate.differences}")
-    for row in found.ranking[:JUMPS_OF]:
+    for row in answer.ranking[:JUMPS_OF]:
         for line in _jumps(row):
             say(line)
-    for note in found.notes:
+    for note in answer.notes:
         say(note)
-    failed = {trial for reason in found.failures.reasons for trial in reason.trials}  # named above, by reason
-    for excluded in (run for run in found.excluded if run.trial not in failed):
+    failed = {trial for reason in answer.failures.reasons for trial in reason.trials}  # named above, by reason
+    for excluded in (run for run in answer.excluded if run.trial not in failed):
         say(f"not compared: {_run(excluded)}: {excluded.reason}")
 
 
-def failures(found: "Failures", *, said: bool = False) -> None:
-    """How many trials failed and why; ``said``: the sentence with the commonest reason stands there already."""
-    for line in [*([] if said or not found.failed else [found.sentence]), *found.further]:
-        say(_capital(line))
+def failures(failures: "Failures", *, headed: bool = False) -> None:
+    """How many trials failed and why; ``headed``: the sentence with the commonest reason stands above."""
+    for line in [*([] if headed or not failures.failed else [failures.sentence]), *failures.further]:
+        say(capital(line))
 
 
-def _capital(sentence: str) -> str:
+def capital(sentence: str) -> str:
+    """The sentence with a capital letter."""
     return sentence[:1].upper() + sentence[1:]
-
-
-def race(found: "Race") -> Iterator[str]:
-    """How a race stands: which trunk, by which rule, and who leads."""
-    yield found.sentence
-    yield f"race: {found.rule}"
-    for standing in found.standings[:RACERS]:
-        seeds = f"{standing.n} search seed{'s' * (standing.n > 1)}"
-        yield f"  {standing.name}: {standing.difference} over {standing.over} on {seeds}"
-    if (more := len(found.standings) - RACERS) > 0:
-        yield f"  and {more} more; sweeper pick has all"
-    yield found.noise
-
-
-def spending(found: "Spending") -> str:
-    """What is spent and left of the budget, in a line."""
-    words, whole = found.words, found.budget.amount
-    kept = f"; {words(found.kept)} kept back for the confirmation" if found.kept else ""
-    promised = f"; {words(found.promised)} promised to open trials" if found.promised else ""
-    return (
-        f"budget: {words(found.spent)} of {words(whole)} {found.unit} spent, {words(found.searched)} on baselines and "
-        f"search, {words(found.spent - found.searched)} on the confirmation{promised}{kept}; "
-        f"{words(whole - found.spent - found.promised - found.kept)} left"
-    )
 
 
 def verdicts(trial: int, examined: "Sequence[Examined]") -> None:
@@ -303,83 +276,6 @@ def _jumps(row: "Ranked") -> Iterator[str]:
         yield f"trial {row.trial}, {effect_in_words(jump)}; {words.get(jump['epoch'], NOT_EXAMINED)}"
 
 
-def status(found: "Status") -> None:
-    """What ``sweeper status`` prints."""
-    say(counts(found))
-    say(_capital(found.phase))
-    failures(found.failures)
-    objective = found.objective
-    table = plain_table(
-        "trial", "stage", "schedule", "seed", "state", "epochs", objective, right=("trial", "seed", "epochs", objective)
-    )
-    for row in found.trials:
-        value = row.score
-        done = f"{row.epochs_done}/{found.epochs.per_trial}"
-        state = "begun, waits" if row.waits else row.state
-        state += f" ({row.reasons[-1].splitlines()[0][:60]})" if row.reasons else ""
-        score = f"{value:.4f}" if value is not None else "-"
-        table.add_row(str(row.trial), row.stage, row.label, str(row.seed), state, done, score)
-    console.print(table)
-    for line in _legend(row.label for row in found.trials):
-        say(line)
-    if found.waits:
-        say("begun, waits: no worker has it now; another trial trains an epoch that it can use, or its worker is gone")
-    for worker in found.workers:
-        if worker.alive:
-            at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
-            say(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
-    for line in race(found.race) if found.race is not None else ():
-        say(line)
-    if found.spending is not None:
-        say(spending(found.spending))
-    told = found.proposals
-    if told.told:
-        say(
-            f"proposals: {told.asked} drawn for {told.told} trials ({told.per_trial:.2f} each), "
-            f"{told.distinct} distinct schedules"
-        )
-    store, epochs = found.store, found.epochs
-    free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
-    say(
-        f"store: {store.count} states, {store.bytes / 1e9:.2f} GB of {store.budget / 1e9:.3g}{free}; "
-        f"read {store.reads} times"
-    )
-    if total := epochs.trained + epochs.reused:
-        say(
-            f"reuse: {epochs.reused} of {total} epochs were there already ({epochs.reused / total:.0%}), "
-            f"{found.hours_saved:.2g} hours saved"
-        )
-    exactness(found.mismatches)
-    if found.tracking_problem:
-        say(f"tracking: {found.tracking_problem}")
-
-
-def sweeps(launched: "Sequence[SweepSummary]") -> None:
-    """What ``sweeper list`` prints."""
-    table = plain_table("sweep", "state", "trials", "best", "", "winner", "worker heard of", right=("trials", "best"))
-    for sweep in launched:
-        ended = sum(sweep.counts.get(state, 0) for state in ("complete", "pruned", "fail"))
-        best = f"{sweep.best:.4f}" if sweep.best is not None else "-"
-        heard = f"{_ago(sweep.heard_s)} ago" if sweep.heard_s is not None else "-"
-        trials = f"{ended} of {sweep.counts['total']}"
-        table.add_row(sweep.name, sweep.state, trials, best, sweep.objective, sweep.winner or "-", heard)
-    console.print(table)
-    for sweep in launched:
-        if sweep.problem:
-            say(f"{sweep.name}: {sweep.problem}")
-
-
-def _ago(seconds: float) -> str:
-    """
-    >>> _ago(4.6), _ago(600), _ago(7200), _ago(3 * 86400)
-    ('5 s', '10 min', '2 h', '3 days')
-    """
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def exactness(mismatches: "Sequence[Mismatch]") -> None:
     """How exact this hardware is, as far as it is known: two trainings of one segment that differ, if any did."""
     for mismatch in mismatches[:3]:
@@ -388,13 +284,3 @@ def exactness(mismatches: "Sequence[Mismatch]") -> None:
         say(f"not exact: {len(mismatches) - 3} more (--json)")
     if not mismatches:
         say("exactness: no two trainings of one segment have differed")
-
-
-def counts(found: "Status") -> str:
-    """Trials by state and epochs, in a line."""
-    number, epochs = {state: count for state, count in found.counts.items() if state != "total"}, found.epochs
-    number["running"] -= found.waits
-    number["begun and waiting"] = found.waits
-    states = ", ".join(f"{count} {state}" for state, count in number.items() if count)
-    saved = f", {epochs.reused} reused" if epochs.reused else ""
-    return f"{found.sweep}: {states} of {found.budget} trials; {epochs.trained} epochs trained{saved}"

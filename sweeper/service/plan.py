@@ -70,8 +70,7 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         noise = self.noise
-        return {key: value for key, value in vars(self).items() if key != "noise"} | {
-            "elsewhere": [vars(example) for example in self.elsewhere],
+        return {key: value for key, value in asdict(self).items() if key != "noise"} | {
             "sigma_of_differences": noise.s_d,
             "sigma_of_differences_range": (noise.low, noise.high),
             "source": noise.source,
@@ -155,20 +154,15 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        train, val = self.images
-        shown = [{**vars(planned), **planned.facts} for planned in self.schedules]
-        return vars(self) | {
-            "images": {"train": train, "val": val},
-            "schedules": [{key: value for key, value in entry.items() if key != "facts"} for entry in shown],
-            "confirm": self.confirm.to_dict(),
-            "race": None if self.race is None else asdict(self.race),
-            "cost": asdict(self.cost),
-            "disk": asdict(self.disk),
-            "duration": None if self.duration is None else asdict(self.duration),
-        }
+        plain, (train, val) = asdict(self), self.images
+        schedules = [planned | planned["facts"] for planned in plain["schedules"]]
+        for planned in schedules:
+            del planned["facts"]
+        images = {"train": train, "val": val}
+        return plain | {"images": images, "schedules": schedules, "confirm": self.confirm.to_dict()}
 
 
-def plan(service: "Service", draws: int | None = None) -> Plan:
+def plan_of(service: "Service") -> Plan:
     """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
 
     The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
@@ -181,7 +175,7 @@ def plan(service: "Service", draws: int | None = None) -> Plan:
     baselines, time, finished = service.baselines(), service.time, _trials(service)
     timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
     seconds = median(timed) if timed else None
-    trials = service.sweep.trials if draws is None else draws
+    trials = service.sweep.trials
     cost = None
     if trials is None:
         cost = Cost.of(service, [schedule.spec for schedule, _ in _drawn(service, DRAWN)], seconds)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import operator
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,9 @@ from sweeper import data, database, evidence, names, schedules, search, stats
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError, DatabaseError, StoreError, TrackingError
 from sweeper.schedules import TimeBase, Trace, prefix_keys
-from sweeper.service.agenda import Agenda
-from sweeper.service.answer import answer, confirm, examine
-from sweeper.service.plan import Plan, plan
-from sweeper.service.status import Status, status
+from sweeper.service.agenda import Agenda, answer_of, confirm_best, examine_restarts
+from sweeper.service.plan import plan_of
+from sweeper.service.status import status_of
 from sweeper.stats import Answer
 from sweeper.store import Store
 from sweeper.study import Study, Trial
@@ -272,19 +271,17 @@ class Service:
         tags = {names.DATA: self.dataset.digest, names.STUDY: study.id}
         self.tracker.sweep(params=params, tags=tags)
 
-    # -- what can be said of it
+    # -- what can be said of it; each is described there
+
+    plan = plan_of
+    status = status_of
+    answer = answer_of
+    confirm = confirm_best
+    examine = examine_restarts
 
     def trace(self, schedule: schedules.Schedule) -> Trace:
         """The LR trace that this sweep's trials get from a schedule."""
         return schedule.trace(self.time)
-
-    def plan(self, draws: int | None = None) -> Plan:
-        """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing."""
-        return plan(self, draws)
-
-    def status(self) -> Status:
-        """Counts by state, the budget, workers, epochs trained and reused."""
-        return status(self)
 
     @property
     def searched(self) -> Sweep:
@@ -323,18 +320,6 @@ class Service:
     def pick(self) -> Answer:
         """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
         return self.answer(self.study.trials())
-
-    def answer(self, trials: Sequence[Trial]) -> Answer:
-        """What these trials of the sweep come to, as :meth:`pick` says it of all of them."""
-        return answer(self, trials)
-
-    def confirm(self) -> list[int]:
-        """Ask for what is missing of the confirmation; see ``answer.confirm``."""
-        return confirm(self)
-
-    def examine(self, trial: Trial) -> Iterator[int]:
-        """Ask for the battery on a finished trial; see ``answer.examine``."""
-        return examine(self, trial)
 
     def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[evidence.Examined]:
         """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""

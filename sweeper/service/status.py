@@ -125,6 +125,11 @@ class Status:
     tracking_problem: str | None
 
     @property
+    def at_work(self) -> list[AtWork]:
+        """The workers that are alive."""
+        return [worker for worker in self.workers if worker.alive]
+
+    @property
     def waits(self) -> int:
         """How many of the running trials have begun and are in no worker's hands."""
         return sum(row.waits for row in self.trials)
@@ -147,7 +152,7 @@ class Status:
         return data
 
 
-def status(service: "Service") -> Status:
+def status_of(service: "Service") -> Status:
     """How far the sweep is. Raises DatabaseError if it was never launched."""
     trials = service.study.trials()
     counts = service.study.counts()
