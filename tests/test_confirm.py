@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def examined(
     for settings, height in ((SETTINGS, path), (FEWER, 0.0)):
         found = evidence.Landscape(20, 40, height, height, height, 0.01, 1.0, (30,), 0.1, 0.9, 38, 5, 3, 1.0)
         control = json.loads(json.dumps({**at, "settings": settings.cost()}))  # as the study keeps them
-        measured = json.loads(json.dumps(found.to_dict()))
+        measured = json.loads(json.dumps(asdict(found)))
         rows.append(row(len(rows), "control", score, seed=10, control=control, landscape=measured))
     verdicts = [jump.to_dict() for jump in evidence.verdicts(rows, rows[0], asked)]
     json.dumps(verdicts, allow_nan=False)

@@ -164,7 +164,7 @@ def point(x: float) -> dict[str, np.ndarray]:
 
 def test_a_barrier_is_the_highest_loss_above_the_worse_end() -> None:
     found = evidence.barrier(double_well, point(-1), point(1))
-    assert (found.height, found.at) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert (found.height, found.top) == (pytest.approx(1.0), pytest.approx(1.0))
     lower = evidence.barrier(double_well, point(-1), point(0.5))
     assert lower.height == pytest.approx(1 - (0.25 - 1) ** 2, abs=0.02)
     assert evidence.barrier(double_well, point(1), point(2)).height == 0.0
@@ -214,8 +214,6 @@ def test_weights_of_two_models_are_refused() -> None:
         evidence.barrier(double_well, point(0), {"x": np.zeros(2), "counter": np.array(3)})
     with pytest.raises(ConfigError, match="finite"):
         evidence.barrier(lambda w: math.nan, point(0), point(1))
-    with pytest.raises(ConfigError, match="at least 3"):
-        evidence.barrier(double_well, point(0), point(1), points=2)
 
 
 def test_distance() -> None:

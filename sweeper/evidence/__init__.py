@@ -46,7 +46,6 @@ from sweeper.evidence.seeds import (
     entrants,
     fresh_seeds,
     proposals,
-    replicates,
     slots_of,
     standings,
 )
@@ -55,6 +54,6 @@ __all__ = [
     "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Examined", "Gain", "Landscape", "Movement", "Trunk", "Verdict",
     "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots", "controls_of",
     "curve_noise", "distance", "effect_in_words", "effects", "entrants", "fresh_seeds", "interpolate", "jump_metrics",
-    "jumps_of", "measure", "path_barrier", "proposals", "replicates", "seeds_of", "slots_of", "standings", "states",
+    "jumps_of", "measure", "path_barrier", "proposals", "seeds_of", "slots_of", "standings", "states",
     "subject", "trunk_runs", "verdict", "verdicts",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ is the run itself (nothing to train) with a landscape measured at its end; its s
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -98,9 +98,12 @@ class Examined:
         data = {"kind": self.kind, "epoch": self.epoch, "ratio": self.ratio} | self.verdict.to_dict()
         if self.restart is None:
             return data
-        compared = {"gain": _plain(self.gain), "over_peak": _plain(self.over_peak)}
-        landscape = self.landscape.to_dict() if self.landscape else None
-        return data | {"restart": self.restart, **compared, "landscape": landscape}
+        return data | {
+            "restart": self.restart,
+            "gain": _plain(self.gain),
+            "over_peak": _plain(self.over_peak),
+            "landscape": asdict(self.landscape) if self.landscape else None,
+        }
 
 
 def verdict(
@@ -164,31 +167,20 @@ def _words(what: str, c: Comparison) -> str:
 # -- which trial, and which controls
 
 
-@dataclass(frozen=True)
-class Restart:
-    """Restart ``number`` (from 1) of a run: the LR goes up by ``ratio`` (None: from 0) in ``epoch``; its cycle ends
-    after ``end`` epochs."""
-
-    number: int
-    epoch: int
-    ratio: float | None
-    end: int
-
-
-def restarts(trace: Trace) -> list[Restart]:
-    """The restarts of a run; drops are none.
+def restarts(trace: Trace) -> list[dict[str, Any]]:
+    """The restarts of a run, as in :class:`Control`; drops are none.
 
     >>> restarts(Trace([0.1, 0.05, 0.1, 0.05, 0.02, 0.01], epochs=6, marks=(2, 4)))
-    [Restart(number=1, epoch=2, ratio=2.0, end=4)]
+    [{'restart': 1, 'epoch': 2, 'ratio': 2.0, 'end': 4}]
     """
     jumps, ups = trace.jumps(), [jump for jump in trace.jumps() if jump.kind == "restart"]
     return [
-        Restart(
-            number,
-            jump.epoch,
-            round(jump.ratio, 6) if math.isfinite(jump.ratio) else None,
-            min((other.epoch for other in jumps if other.epoch > jump.epoch), default=trace.epochs),
-        )
+        {
+            "restart": number,
+            "epoch": jump.epoch,
+            "ratio": round(jump.ratio, 6) if math.isfinite(jump.ratio) else None,
+            "end": min((other.epoch for other in jumps if other.epoch > jump.epoch), default=trace.epochs),
+        }
         for number, jump in enumerate(ups, 1)
     ]
 
@@ -202,10 +194,9 @@ def subject(trials: Sequence[Trial], number: int | None = None) -> Trial:
     not finished, not comparable, or itself a confirmation or control run.
     """
     if number is None:
-        best = _best_of_the_search(trials)
-        if best is None:
-            raise ConfigError("escape: no finished trial has a restart or a drop; there is nothing to examine")
-        return best
+        if best := _best_of_the_search(trials):
+            return best
+        raise ConfigError("escape: no finished trial has a restart or a drop; there is nothing to examine")
     for trial in _examinable(trials):
         if trial.number == number:
             return trial
@@ -244,13 +235,13 @@ def control_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int
     run without restarts."""
     seeds, spec = seeds_of(trials, trial), dict(trial.spec or {})
     slots = [
-        _slot(trial, {"family": family, "of": spec, "restart": at.number}, at_seed, family, at)
+        _slot(trial, {"family": family, "of": spec, "restart": at["restart"]}, at_seed, family, at)
         for at_seed in seeds
         for at in restarts(trace)
         for family in CONTROLS
     ]
     if slots and len(seeds) == 1:
-        slots.append(_slot(trial, spec, fresh_seeds(seed, 1)[0], SEED, None))
+        slots.append(_slot(trial, spec, fresh_seeds(seed, 1)[0], SEED, {}))
     return slots
 
 
@@ -259,23 +250,21 @@ def barrier_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int
     first, *others = seeds_of(trials, trial)
     other = others[0] if others else fresh_seeds(seed, 1)[0]
     return [
-        _slot(trial, dict(trial.spec or {}), first, BARRIER, at, other=other, settings=settings.cost())
+        _slot(trial, dict(trial.spec or {}), first, BARRIER, {**at, "other": other, "settings": settings.cost()})
         for at in restarts(trace)
     ]
 
 
-def _slot(trial: Trial, spec: dict[str, Any], seed: int, kind: str, at: Restart | None, **more: Any) -> Wanted:
+def _slot(trial: Trial, spec: dict[str, Any], seed: int, kind: str, at: Mapping[str, Any]) -> Wanted:
+    """``at``: further values of :class:`Control`."""
     words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
-    place = {"restart": at.number, "epoch": at.epoch, "ratio": at.ratio, "end": at.end} if at else {}
-    name = f"{trial.name}: {words}" + (f" (epoch {at.epoch})" if at else "")
-    control = {"trial": trial.number, "kind": kind, **place, **more}
-    return Wanted("control", seed, schedule=spec, name=name, control=control)
+    name = f"{trial.name}: {words}" + (f" (epoch {at['epoch']})" if at else "")
+    return Wanted("control", seed, schedule=spec, name=name, control={"trial": trial.number, "kind": kind, **at})
 
 
 def controls_of(trials: Sequence[Trial], trial: Trial) -> list[tuple[Trial, Control]]:
     """The control trials of a trial, each with what it controls."""
-    asked = ((run, run.facts.control) for run in trials)
-    return [(run, control) for run, control in asked if control is not None and control.trial == trial.number]
+    return [(run, at) for run in trials if (at := run.facts.control) is not None and at.trial == trial.number]
 
 
 # -- what they say
@@ -293,8 +282,8 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
     ]
     controls, confirmed = controls_of(trials, trial), _confirmed(trials, trial)
     best, seeds = _best_of_the_search(trials), seeds_of(trials, trial)
-    of = {run.seed for run in trials if run.stage == "confirm" and run.name == trial.name}
-    lost = len(of - {run.seed for run in confirmed})
+    planned = {run.seed for run in trials if run.stage == "confirm" and run.name == trial.name}
+    lost = len(planned - {run.seed for run in confirmed})
     for number in sorted({at.restart for _, at in controls if at.restart is not None}):
         runs = [(run, at) for run, at in controls if at.restart == number]
         gain, over_peak = (_compared([trial, *confirmed], runs, family, seeds) for family in CONTROLS)
@@ -302,7 +291,7 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
         if gain is not None and lost:
             gain = Gain(gain.mean, n=gain.n)
             limits.append(
-                f"the run itself failed on {lost} of {len(of)} seeds, and on the others alone its gain would "
+                f"the run itself failed on {lost} of {len(planned)} seeds, and on the others alone its gain would "
                 "be flattered, so there is no interval"
             )
         if gain is not None and gain.low > -math.inf and best is not None and best.number != trial.number:
@@ -311,14 +300,15 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
                 f"best is trial {best.number})"
             )
         measured = [run.facts.landscape for run, at in runs if run.facts.landscape and at.settings == settings.cost()]
-        landscape = Landscape.of(measured[-1]) if measured else None
+        landscape = Landscape(**measured[-1]) if measured else None
+        scores = [run.score for run in (trial, *confirmed, *(run for run, _ in runs)) if run.score is not None]
         word = verdict(
             "restart",
             movement=landscape.movement if landscape else None,
             gain=gain,
             over_peak=over_peak,
             thresholds=settings,
-            learned=_learned([trial, *confirmed, *(run for run, _ in runs)]),
+            learned=any(map(stats.learned, scores)) or not scores,
         )
         word = replace(word, reason="; ".join([word.reason, *limits]))
         at = runs[0][1]
@@ -328,14 +318,7 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
 
 def _confirmed(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
     """The confirmation runs of a trial's configuration that did not fail."""
-    runs = (run for run in trials if run.stage == "confirm" and run.name == trial.name)
-    return [run for run in runs if run.confounder is None]
-
-
-def _learned(runs: Iterable[Trial]) -> bool:
-    """Whether any of the finished runs has a score above 0; True while none is finished."""
-    scores = [run.score for run in runs if run.score is not None]
-    return not scores or any(map(stats.learned, scores))
+    return [run for run in trials if run.stage == "confirm" and run.name == trial.name and run.confounder is None]
 
 
 def _compared(

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -36,18 +36,13 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNor
 
 @dataclass(frozen=True)
 class Barrier:
-    """The straight line between two ends: ``height`` of its highest point above the worse end (0: none), at share
-    ``at`` of the way; ``first``, ``last`` the losses of the ends."""
+    """The straight line between two ends: ``height`` of its highest point, ``top``, above the worse end (0: none);
+    ``first``, ``last`` the losses of the ends."""
 
     height: float
-    at: float
+    top: float
     first: float
     last: float
-
-    @property
-    def top(self) -> float:
-        """The highest loss on the line."""
-        return self.height + max(self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,11 @@ def interpolate(first: Weights, last: Weights, share: float) -> dict[str, NDArra
     mixing EMA with raw weights, or two models, looks like.
     """
     _same(first, last)
-    mixed: dict[str, NDArray[np.generic]] = {}
+    mixed = dict(first)
     for name, array in first.items():
         if np.issubdtype(array.dtype, np.floating):
             a, b = array.astype(np.float64), last[name].astype(np.float64)
             mixed[name] = (a + share * (b - a)).astype(array.dtype)
-        else:
-            mixed[name] = array
     return mixed
 
 
@@ -102,7 +95,7 @@ def path_barrier(
     ``points`` are those of each piece; ``direct`` is the straight line, where it is known already. Costs
     ``(k + 2) * (points - 1)`` losses for k > 0 snapshots, ``(k + 1) * (points - 1) - 1`` with ``direct``.
     """
-    direct = barrier(loss, before, after, points=points) if direct is None else direct
+    direct = direct or barrier(loss, before, after, points=points)
     if not snapshots:
         return PathBarrier(direct.height, direct, direct.height)
     path = pairwise([before, *snapshots, after])
@@ -128,15 +121,11 @@ def distance(first: Weights, last: Weights) -> tuple[float, float]:
 
 
 def _line(loss: Loss, first: Weights, last: Weights, points: int, at_first: float, at_last: float) -> Barrier:
-    if points < 3:
-        raise ConfigError(f"{points} interpolation points; expected at least 3: both ends and one between")
-    shares = np.linspace(0.0, 1.0, points)
-    inner = [loss(interpolate(first, last, float(share))) for share in shares[1:-1]]
-    losses = np.array([at_first, *inner, at_last])
-    if not np.isfinite(losses).all():
-        raise ConfigError(f"loss between two snapshots is {losses.tolist()}; expected finite numbers")
-    top = int(losses.argmax())
-    return Barrier(float(losses[top] - max(at_first, at_last)), float(shares[top]), float(at_first), float(at_last))
+    inner = [loss(interpolate(first, last, float(share))) for share in np.linspace(0.0, 1.0, points)[1:-1]]
+    losses = [at_first, *inner, at_last]
+    if not all(map(math.isfinite, losses)):
+        raise ConfigError(f"loss between two snapshots is {losses}; expected finite numbers")
+    return Barrier(max(losses) - max(at_first, at_last), max(losses), at_first, at_last)
 
 
 def _same(first: Weights, last: Weights) -> None:
@@ -192,7 +181,7 @@ class Landscape:
     along: float | None
     self_barrier: float
     seeds: float
-    snapshots: tuple[int, ...]
+    snapshots: Sequence[int]
     distance: float
     cosine: float
     losses: int
@@ -204,15 +193,6 @@ class Landscape:
     def movement(self) -> Movement:
         """As the verdict wants it."""
         return Movement(self.path, self.self_barrier, self.seeds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; all numbers are finite."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Landscape":
-        """What ``to_dict`` gave."""
-        return cls(**{**data, "snapshots": tuple(data["snapshots"])})
 
 
 def measure(
@@ -262,7 +242,8 @@ def measure(
         between = [quenched(state(epoch)) for epoch in way]
         walked = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
         path, along = walked.height, walked.along
-    apart, cosine = distance(_weights(before), _weights(after))
+    kept = [{name: w[name] for name in w if not name.endswith(_STATISTICS)} for w in (before, after)]
+    apart, cosine = distance(*kept)
     return Landscape(
         start=start,
         end=end,
@@ -271,17 +252,13 @@ def measure(
         along=along,
         self_barrier=noise.height,
         seeds=seeds.height,
-        snapshots=tuple(way),
+        snapshots=way,
         distance=apart,
         cosine=cosine,
         **spent,
         quench_steps=steps,
         seconds=time.monotonic() - began,
     )
-
-
-def _weights(arrays: Weights) -> Weights:
-    return {name: array for name, array in arrays.items() if not name.endswith(_STATISTICS)}
 
 
 def states(

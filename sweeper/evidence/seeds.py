@@ -5,6 +5,7 @@ holds.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -13,7 +14,7 @@ from typing import Any
 from sweeper import stats
 from sweeper.config import Confirm
 from sweeper.errors import ConfigError
-from sweeper.search import Entrant, promotions, shrunk
+from sweeper.search import Entrant, shrunk
 from sweeper.study import Trial, Wanted
 
 
@@ -25,14 +26,11 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     >>> fresh_seeds(0, 3) == fresh_seeds(0, 5)[:3], 0 in fresh_seeds(0, 5), fresh_seeds(0, 3) == fresh_seeds(1, 3)
     (True, False, False)
     """
-    seeds: list[int] = []
-    index = 0
-    while len(seeds) < count:
-        drawn = int.from_bytes(hashlib.sha256(f"confirm {seed} {index}".encode()).digest()[:4], "big") % 1_000_000
-        index += 1
-        if drawn != seed and drawn not in seeds:
-            seeds.append(drawn)
-    return seeds
+    hashes = (hashlib.sha256(f"confirm {seed} {index}".encode()).digest() for index in itertools.count())
+    drawn = {seed: None}  # an ordered set
+    while len(drawn) <= count:
+        drawn[int.from_bytes(next(hashes)[:4], "big") % 1_000_000] = None
+    return [*drawn][1:]
 
 
 # -- the race
@@ -71,14 +69,14 @@ def best_baseline(trials: Sequence[Trial], names: Sequence[str], seeds: Sequence
 
     A baseline of which every run failed is left out. Raises ConfigError if nothing is left to choose from.
     """
-    runs = {(trial.name, trial.seed): trial for trial in trials if trial.stage == "baseline"}
-    wanted = [runs.get((name, seed)) for name in names for seed in seeds]
-    if any(run is None or run.open for run in wanted):
+    runs = {(trial.name, trial.seed): trial for trial in trials if trial.stage == "baseline" and not trial.open}
+    if not all((name, seed) in runs for name in names for seed in seeds):
         return None
     scores: dict[str, dict[int, float]] = {}
-    for run in wanted:
-        if run is not None and (score := _score(run)) is not None:
-            scores.setdefault(run.name, {})[run.seed] = score
+    for name in names:
+        for seed in seeds:
+            if (score := _score(runs[name, seed])) is not None:
+                scores.setdefault(name, {})[seed] = score
     common = [seed for seed in seeds if scores and all(seed in by_seed for by_seed in scores.values())]
     if not common:
         raise ConfigError(
@@ -136,15 +134,9 @@ def _score(trial: Trial) -> float | None:
     return trial.score if trial.usable else None
 
 
-def replicates(
-    trials: Sequence[Trial], reference: str, seeds: Sequence[int], race: float, begin: int = 1
-) -> list[Wanted]:
-    """All replicates that the race wants so far; ``Study.add`` makes those that are missing."""
-    return slots_of(trials, promotions(entrants(trials, reference), seeds, race, begin))
-
-
 def slots_of(trials: Sequence[Trial], wanted: Iterable[tuple[int, int]]) -> list[Wanted]:
-    """These replicates, each the number of a proposal and the seed to repeat it on."""
+    """The replicates that ``search.promotions`` asks for, each the number of a proposal and the seed to repeat it on;
+    ``Study.add`` makes those that are missing."""
     names = {trial.number: trial.facts.name for trial in trials}
     return [Wanted("search", seed, name=names[number], replicate_of=number) for number, seed in wanted]
 
@@ -164,7 +156,7 @@ def standings(trials: Sequence[Trial], reference: str) -> list[stats.Standing]:
         standing.append(
             stats.Standing(number, names[number], reference, len(values), fmean(values), low, high, worth[number])
         )
-    return sorted(standing, key=lambda one: (-one.worth, one.trial))
+    return sorted(standing, key=lambda standing: (-standing.worth, standing.trial))
 
 
 # -- the confirmation

@@ -129,7 +129,8 @@ class Agenda:
         settings, reference = self._sweep.search, self.reference(rows)
         if settings.seeds == 1 or reference is None:
             return []
-        return evidence.replicates(rows, reference, self.seeds, settings.race, settings.begin)
+        entrants = evidence.entrants(rows, reference)
+        return evidence.slots_of(rows, search.promotions(entrants, self.seeds, settings.race, settings.begin))
 
     def phase(self, rows: Sequence[Trial]) -> str:
         """What is being done now, and why what came before it ended; in sentences."""

@@ -36,13 +36,11 @@ from .answer import (
     Progress,
     Ranked,
     Standing,
-    explains,
     failures,
-    learned,
 )
-from .choose import MIN_PAIRS, choose
+from .choose import MIN_PAIRS, choose, learned
 from .noise import CLAIM, ELSEWHERE, KNOWN, UNKNOWN, Branches, Departure, Spread, branches, spread
-from .pairs import Paired, detectable_effect, difference, holm, luck_of_the_best, paired, pairs_needed
+from .pairs import Paired, detectable_effect, difference, explains, holm, luck_of_the_best, paired, pairs_needed
 
 __all__ = [
     "CLAIM", "ELSEWHERE", "KNOWN", "MIN_PAIRS", "UNKNOWN", "Answer", "Baseline", "Branches", "Candidate", "Departure",

@@ -1,5 +1,6 @@
 """What the pick says: plain values, and one sentence."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,7 @@ import numpy as np
 from sweeper.study import Trial
 
 from .noise import CLAIM, Spread
-from .pairs import Paired, difference, luck_of_the_best
-
-LEAST = 0.00005  # a lower score is shown as 0.0000
+from .pairs import Paired, difference, explains, luck_of_the_best
 
 
 @dataclass(frozen=True)
@@ -73,18 +72,14 @@ class Candidate(Entry):
     """A configuration that was confirmed: its ``pairs`` with the best baseline, and why it wins or not.
 
     ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why); ``mde`` is what
-    these pairs would have seen with 80 % power at Holm's first, strictest level; ``low_family``, ``high_family`` is the
-    interval at that level (they hold for all candidates together), ``pairs`` has the plain one. ``title`` is how
-    sentences call it. ``search``: the score of the search run, selected for being high. ``over``: its pairs with every
-    baseline, by name.
+    these pairs would have seen with 80 % power at Holm's first, strictest level. ``title`` is how sentences call it.
+    ``search``: the score of the search run, selected for being high. ``over``: its pairs with every baseline, by name.
     """
 
     title: str
     search: float | None
     pairs: Paired | None
     mde: float | None
-    low_family: float | None
-    high_family: float | None
     run_ids: tuple[str, ...]
     over: Mapping[str, Paired]
     p_holm: float | None = None
@@ -152,6 +147,10 @@ class Reason:
         words = [f"{s[0]} to {s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in spans]
         return f"trial{'s' * (len(self.trials) > 1)} {', '.join(words)}"
 
+    def sentence(self, which: str) -> str:
+        """The reason, introduced as ``which`` one it is."""
+        return f"{which} ({len(self.trials)} of them, {self.numbers}) is: {self.text.rstrip('.')}"
+
 
 @dataclass(frozen=True)
 class Failures:
@@ -172,23 +171,18 @@ class Failures:
         """How many trials failed, and the commonest reason with its trials, in one line; "" if none failed."""
         if not self.reasons:
             return ""
-        first, *others = self.reasons
+        count = f"{self.failed} of {self.of} trials failed"
         if self.every:
             count = f"every trial failed: {self.failed} of {self.of} ended with an error and without a score"
-        else:
-            count = f"{self.failed} of {self.of} trials failed"
-        why = f"the reason ({first.numbers})"
+        first, *others = self.reasons
         if others:
-            why = f"the commonest reason ({len(first.trials)} of them, {first.numbers})"
-        return f"{count}; {why} is: {first.text.rstrip('.')}"
+            return f"{count}; {first.sentence('the commonest reason')}"
+        return f"{count}; the reason ({first.numbers}) is: {first.text.rstrip('.')}"
 
     @property
     def further(self) -> list[str]:
         """A line for each reason but the commonest."""
-        return [
-            f"another reason ({len(reason.trials)} of them, {reason.numbers}) is: {reason.text.rstrip('.')}"
-            for reason in self.reasons[1:]
-        ]
+        return [reason.sentence("another reason") for reason in self.reasons[1:]]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the number of failed trials and the lines above."""
@@ -245,16 +239,20 @@ class Answer:
         ``needed``: pairs for +0.004 in one comparison with 80 % power, at the ``s_d`` of ``noise`` (None: not known),
         and ``needed_range`` at the ends of its range.
         """
-        data = asdict(self) | {"needed": self.noise.needed, "needed_range": self.noise.needed_range}
-        confirmed = ((data["winner"], self.winner), *zip(data["candidates"], self.candidates, strict=True))
-        for entry, candidate in confirmed:
-            if candidate is not None:
-                entry["differences"] = candidate.differences
+        data = asdict(self) | {
+            "needed": self.noise.needed,
+            "needed_range": self.noise.needed_range,
+            "failures": self.failures.to_dict(),
+        }
+        for entry, candidate in zip(data["candidates"], self.candidates, strict=True):
+            entry["differences"] = candidate.differences
+            if candidate is self.winner:
+                data["winner"] = dict(entry)
         for entry in (data["winner"], data["baseline"], *data["candidates"], *data["ranking"], *data["baselines"]):
             if entry is not None:
                 entry[score] = entry.pop("score")
-        data["failures"] = self.failures.to_dict()
-        plain: dict[str, Any] = _plain(data)
+        # NaN and infinity have no JSON
+        plain: dict[str, Any] = json.loads(json.dumps(data, default=np.generic.item), parse_constant=lambda _: None)
         return plain
 
 
@@ -339,49 +337,3 @@ def _explained(winner: Candidate, baseline: str) -> str:
     if winner.facts.get("restarts") and not examined:
         parts.append(f"{question} was not examined (sweeper confirm --escape --trial {winner.trial})")
     return "; ".join(parts)
-
-
-def explains(mean: float, low: float | None, high: float | None, practical: float) -> bool | None:
-    """Whether a control explains a gain, by the difference of run and control with its interval (None: no interval).
-
-    It does where the run is worse by ``practical`` and its interval below 0, not where the interval excludes a loss of
-    that size. None: unclear.
-
-    >>> explains(-0.01, -0.02, -0.001, 0.002), explains(0.0, -0.001, 0.001, 0.002), explains(0.01, None, None, 0.002)
-    (True, False, None)
-    """
-    if low is None or high is None:
-        return None
-    if mean <= -practical and high < 0:
-        return True
-    return False if low > -practical else None
-
-
-def learned(score: float | None) -> bool:
-    """Whether a score is more than 0 to the four digits that are shown."""
-    return score is not None and score >= LEAST
-
-
-def nothing_learned(trials: Sequence[Trial], score: str) -> str:
-    """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
-    runs = f"all {len(trials)} finished runs" if len(trials) > 1 else "the only finished run"
-    highest = max((trial.highest for trial in trials if trial.highest is not None), default=None)
-    if learned(highest):
-        return (
-            f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "
-            f"{highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
-        )
-    return (
-        f"nothing was learned: the {score} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
-        "another learning rate (lr0), and look at the labels"
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,14 +18,13 @@ from .answer import (
     Ranked,
     Standing,
     failures,
-    learned,
-    nothing_learned,
     sentence,
 )
 from .noise import Spread, paired_by_seed, scores_by_seed, spread
 from .pairs import detectable_effect, holm
 
 MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
+LEAST = 0.00005  # a lower score is shown as 0.0000
 
 Shown = Callable[[Trial], dict[str, Any]]
 
@@ -80,9 +79,12 @@ def choose(
     level = alpha / max(len(groups), 1)
     drafts = []
     for name, group in groups.items():
-        draft = _candidate(group, searched.get(name, []), scores, reference, alpha, level, equivalence, shown)
+        draft = _candidate(group, searched.get(name, []), scores, reference, alpha, shown)
+        if p := draft.pairs:
+            draft = replace(draft, mde=detectable_effect(p.s_d, p.n, alpha=level, equivalence=equivalence))
         why = _obstacle(draft, [trial for trial in rivals if trial.name == name], everything, names)
-        drafts.append(replace(draft, reason="the confirmation is not finished" if _unfinished(progress) else why))
+        unfinished = progress is not None and not progress.complete
+        drafts.append(replace(draft, reason="the confirmation is not finished" if unfinished else why))
     candidates = _judged(drafts, reference, alpha, equivalence)
 
     compared = [c.pairs for c in candidates if c.pairs]
@@ -117,17 +119,33 @@ def choose(
         failures=failures(everything),
         confirmation=progress,
     )
-    return replace(answer, sentence=sentence(answer, objective) if any_learned else nothing_learned(judged, objective))
+    return replace(answer, sentence=sentence(answer, objective) if any_learned else _nothing_learned(judged, objective))
+
+
+def learned(score: float | None) -> bool:
+    """Whether a score is more than 0 to the four digits that are shown."""
+    return score is not None and score >= LEAST
+
+
+def _nothing_learned(trials: Sequence[Trial], score: str) -> str:
+    """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
+    runs = f"all {len(trials)} finished runs" if len(trials) > 1 else "the only finished run"
+    highest = max((trial.highest for trial in trials if trial.highest is not None), default=None)
+    if learned(highest):
+        return (
+            f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "
+            f"{highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
+        )
+    return (
+        f"nothing was learned: the {score} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
+        "another learning rate (lr0), and look at the labels"
+    )
 
 
 def _progress(trials: Iterable[Trial], plan: Collection[tuple[str, int]]) -> Progress:
     ended = {(trial.name, trial.seed) for trial in trials if trial.stage == "confirm" and not trial.unfinished}
     seeds, waited_for = {seed for _, seed in plan}, {seed for name, seed in plan if (name, seed) not in ended}
     return Progress(len(seeds - waited_for), len(seeds), len(ended.intersection(plan)), len(plan))
-
-
-def _unfinished(progress: Progress | None) -> bool:
-    return progress is not None and not progress.complete
 
 
 def _excluded(trial: Trial, reason: str | None = None) -> Excluded:
@@ -180,22 +198,17 @@ def _candidate(
     baselines: Mapping[str, Mapping[int, float]],
     reference: str | None,
     alpha: float,
-    level: float,
-    equivalence: float,
     shown: Shown,
 ) -> Candidate:
     scores = scores_by_seed(runs, [runs[0].name]).get(runs[0].name, {})
     over = {name: p for name, theirs in baselines.items() if (p := paired_by_seed(scores, theirs, alpha)) is not None}
-    pairs, family = over.get(reference or ""), paired_by_seed(scores, baselines.get(reference or "", {}), level)
     first = searched[0] if searched else runs[0]
     return Candidate(
         **_entry(first, scores.values(), shown),
         title=first.title,
         search=searched[0].score if searched else None,
-        pairs=pairs,
-        mde=detectable_effect(pairs.s_d, pairs.n, alpha=level, equivalence=equivalence) if pairs else None,
-        low_family=family.low if family else None,
-        high_family=family.high if family else None,
+        pairs=over.get(reference or ""),
+        mde=None,
         run_ids=tuple(run.facts.run_id for run in runs if run.facts.run_id),
         over=over,
     )

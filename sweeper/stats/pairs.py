@@ -77,6 +77,22 @@ def difference(mean: float, low: float | None = None, high: float | None = None)
     return f"{mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" if known else f"{mean:+z.4f}"
 
 
+def explains(mean: float, low: float | None, high: float | None, practical: float) -> bool | None:
+    """Whether a control explains a gain, by the difference of run and control with its interval (None: no interval).
+
+    It does where the run is worse by ``practical`` and its interval below 0, not where the interval excludes a loss of
+    that size. None: unclear.
+
+    >>> explains(-0.01, -0.02, -0.001, 0.002), explains(0.0, -0.001, 0.001, 0.002), explains(0.01, None, None, 0.002)
+    (True, False, None)
+    """
+    if low is None or high is None:
+        return None
+    if mean <= -practical and high < 0:
+        return True
+    return False if low > -practical else None
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p values, in the order given; compare each with alpha for the family.
 

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sweeper import evidence, names
@@ -251,10 +251,11 @@ def landscape(service: Service, task: Task, child: TrainingProcess, beat: Callab
         return evidence.states(service.store, child, recipe, task.trace, keys, beat)
 
     other, start, end = service.recipe(control.other), control.epoch, control.end
-    return evidence.measure(
+    measured = evidence.measure(
         *(child, task.recipe, task.trace, states(task.recipe), lambda: states(other)(end)),
         start=start,
         end=end,
         settings=service.sweep.escape,
         beat=beat,
-    ).to_dict()
+    )
+    return asdict(measured)
