@@ -133,7 +133,7 @@ def trials(service: Service) -> "DataFrame":
         {
             "trial": row.number,
             "stage": row.stage,
-            "state": row.state.lower(),
+            "state": row.shown_state,
             "seed": row.seed,
             "label": service.sweep.label(row.spec) if row.spec else "",
             "score": row.score,

@@ -322,6 +322,17 @@ def test_what_is_given_back_is_claimable_at_once_and_costs_nothing(url: str) -> 
     assert study.done
 
 
+def test_a_trial_counts_as_running_while_a_worker_has_it(url: str) -> None:
+    """A trial that waits for its trunk is claimed and given back: Optuna calls it running from then on."""
+    study = launch(url, 2)
+    slot = claim(study)
+    assert (study.counts()["running"], study.counts()["waiting"]) == (1, 1)
+    slot.give_back()
+    assert (study.counts()["running"], study.counts()["waiting"]) == (0, 2)
+    assert [trial.shown_state for trial in study.trials()] == ["waiting", "waiting"]
+    assert study.trials()[0].state == "RUNNING"
+
+
 def test_attempts_that_get_on_are_not_counted(url: str) -> None:
     """What dies again and again, but an epoch later each time, ends well."""
     study = launch(url, 1, attempts=2)

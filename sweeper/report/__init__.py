@@ -144,7 +144,7 @@ def _configurations(service: Service, rows: Sequence[Trial], link: str | None) -
                 trace=trace,
                 curves=[row.curve for row in (first, *others)],
                 effects=effects,
-                state=first.state.lower(),
+                state=first.shown_state,
                 score=first.score if first.state == "COMPLETE" else None,
                 link=link.format(run_id=run_id) if link and run_id else None,
                 trunk=trunk,

@@ -208,7 +208,7 @@ def _row(service: "Service", trial: Trial, alive: Collection[str]) -> Row:
     values = trial.values
     return Row(
         trial=trial.number,
-        state=trial.state.lower(),
+        state=trial.shown_state,
         stage=trial.stage,
         name=trial.name,
         label=service.searched.label(trial.spec) if trial.spec else "not proposed yet",
@@ -224,7 +224,7 @@ def _row(service: "Service", trial: Trial, alive: Collection[str]) -> Row:
 
 def _lr_now(service: "Service", trial: Trial) -> float | None:
     """The LR that a trial in training has at the start of its next epoch."""
-    if trial.state != "RUNNING" or trial.schedule is None:
+    if trial.shown_state != "running" or trial.schedule is None:
         return None
     trace = service.trace(trial.schedule)
     return float(trace.lr[min(len(trial.curve), trace.epochs - 1) * trace.steps_per_epoch])

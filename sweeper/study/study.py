@@ -219,8 +219,8 @@ class Study:
         ]
 
     def counts(self) -> dict[str, int]:
-        """Trials by state in small letters, and their "total"."""
-        counts = Counter(trial.state.lower() for trial in self.trials())
+        """Trials by :attr:`Trial.shown_state`, and their "total"."""
+        counts = Counter(trial.shown_state for trial in self.trials())
         states = ("waiting", "running", "complete", "pruned", "fail")
         return {**{state: counts[state] for state in states}, "total": counts.total()}
 

@@ -133,8 +133,9 @@ class Trial:
     ``seed`` is that of its training. ``state`` is Optuna's word. ``spec`` is its schedule as plain data (None: not
     proposed yet), ``params`` what the sampler answered. ``score``: the objective that it was told with, of a pruned one
     the best so far. ``curve``: the objective by epoch (from 0). ``seconds`` from the first start to the end over all
-    attempts. ``attempt`` counts claims, ``worker`` is the last one, ``reasons`` say how attempts ended that did not
-    reach the end. ``label``: in a few words what its schedule is, given by the service, which knows the sweep.
+    attempts. ``attempt`` counts claims, ``worker`` is the last one (None: it gave the trial back), ``reasons`` say how
+    attempts ended that did not reach the end. ``label``: in a few words what its schedule is, given by the service,
+    which knows the sweep.
     """
 
     number: int
@@ -198,6 +199,11 @@ class Trial:
     def open(self) -> bool:
         """Whether it is not finished."""
         return self.state in ("WAITING", "RUNNING")
+
+    @property
+    def shown_state(self) -> str:
+        """Its state in small letters; a trial that was begun and given back is "waiting", as no worker has it now."""
+        return "waiting" if self.state == "RUNNING" and self.worker is None else self.state.lower()
 
     @property
     def failed(self) -> bool:
