@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
+from ultralytics.data.utils import check_det_dataset
 
 from sweeper import data
 from sweeper.data.source import published
@@ -462,6 +463,20 @@ def test_annotations_that_cannot_be_used_at_all_are_refused(tmp_path: Path, chan
     assert says in refused(tmp_path / "source", tmp_path / "folder")
 
 
+def test_an_export_of_roboflow_is_taken_as_ultralytics_takes_it(tmp_path: Path) -> None:
+    """Its data.yaml says ``../train/images`` for the folder beside it."""
+    top = tmp_path / "exported"
+    for split, shade in (("train", 0), ("valid", 100)):
+        picture(top / split / "images" / f"{split}.png", shade)
+        (top / split / "labels").mkdir()
+        (top / split / "labels" / f"{split}.txt").write_text(LABEL)
+    file = describe(top / "data.yaml", train="../train/images", val="../valid/images", nc=len(NAMES), names=NAMES)
+    theirs = check_det_dataset(str(file), autodownload=False)
+    opened = data.open(file, folder=tmp_path / "folder")
+    sources = [json.loads(opened.ground_truth(split).read_text())["images"][0]["source"] for split in ("train", "val")]
+    assert [str(Path(source).parent) for source in sources] == [theirs["train"], theirs["val"]]
+
+
 def test_a_folder_that_holds_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "neither annotations/*.json, Annotations/*.xml nor data.yaml" in refused(
@@ -469,6 +484,16 @@ def test_a_folder_that_holds_no_data_set_is_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "empty/annotations").mkdir()
     assert "expected one file, found none" in refused(tmp_path / "empty", tmp_path / "folder")
+
+
+def test_a_folder_beside_the_data_set_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    """A clone of BCCD has VOC's layout one folder down, and VOC's own archive two."""
+    voc = tmp_path / "clone/VOC2012"
+    for folder in ("Annotations", "JPEGImages/more"):
+        (voc / folder).mkdir(parents=True)
+    (voc / "Annotations/0.xml").touch()
+    for wrong in (voc.parent, voc / "Annotations", voc / "JPEGImages/more"):
+        assert f"expected {voc}, which has" in refused(wrong, tmp_path / "folder")
 
 
 def test_both_layouts_of_bccd_hold_the_same_boxes(bccd: Path, tmp_path: Path) -> None:

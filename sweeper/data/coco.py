@@ -35,10 +35,11 @@ def read_folder(path: Path, findings: Findings) -> Source:
         return _read({split: load(file, split, path) for split, file in find_annotations(path).items()}, findings)
     if (path / "data.yaml").is_file():
         return read(path / "data.yaml", read_yaml(path / "data.yaml"), findings)
-    raise DataError(
-        f"{path}: neither annotations/*.json, Annotations/*.xml nor data.yaml in this folder; name the data.yaml, or a "
-        "folder in COCO's or Pascal VOC's layout"
-    )
+    layouts = ("annotations/*.json", "Annotations/*.xml", "data.yaml")
+    near = (path.parent, path.parent.parent, *sorted(path.glob("*/")))
+    dataset = next((folder for folder in near if any(any(folder.glob(layout)) for layout in layouts)), None)
+    hint = f"expected {dataset}, which has" if dataset else "expected a data.yaml, or a folder as of COCO or Pascal VOC"
+    raise DataError(f"{path}: neither {layouts[0]}, {layouts[1]} nor {layouts[2]} in this folder; {hint}")
 
 
 def read_described(path: Path, described: dict[str, Any], findings: Findings) -> Source:

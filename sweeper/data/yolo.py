@@ -166,9 +166,14 @@ def read_list(file: Path, where: str) -> list[str]:
 
 
 def _listed(path: Path, split: str, top: Path, entries: list[Any]) -> Iterator[Path]:
-    """Image files of folders (and all below), .txt lists and single files; not resolved, for the label rule's sake."""
+    """Image files of folders (and all below), .txt lists and single files; not resolved, for the label rule's sake.
+
+    As in Ultralytics, ``../train/images`` that is not there is looked for without ``../``: Roboflow's exports say so.
+    """
     for entry in entries:
         where = Path(os.path.normpath(top / str(entry)))
+        if not where.exists() and str(entry).startswith("../"):
+            where = Path(os.path.normpath(top / str(entry)[3:]))
         if where.is_dir():
             yield from (file for file in _walk(where) if file.suffix.lower() in SUFFIXES)
         elif where.is_file() and where.suffix.lower() in SUFFIXES:
