@@ -48,6 +48,7 @@ def test_short_help_and_completion() -> None:
     done = CliRunner().invoke(app, ["-h"])
     assert done.exit_code == 0
     assert "--install-completion" in done.output
+    assert not [line for line in done.output.splitlines()[1:] if line.endswith("...")]  # a sentence that was cut
 
 
 def test_list_shows_the_launched_sweeps_and_creates_nothing(shown: Service, tmp_path: Path) -> None:

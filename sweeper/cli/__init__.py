@@ -55,7 +55,7 @@ def doctor(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Device, threads, database, tracking server, store, versions: what works, and what to do where it does not."""
+    """Say what works here, and what to do where it does not."""
     from sweeper.service import Place
     from sweeper.service.doctor import examine
 
@@ -80,7 +80,7 @@ def gc(
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make room in the store; what an unfinished trial of any sweep needs stays, and branch points go last.
+    """Make room in the store of training states. What unfinished trials need stays, and branch points go last.
 
     Without --max-gb only files that dead writers left behind go. Safe while workers train.
     """
@@ -113,7 +113,7 @@ def check(
     skip: Annotated[bool, typer.Option("--skip", help="List what is invalid instead of refusing it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a data set and what is wrong with it; it is only read."""
+    """Say what is in a data set and what is wrong with it. It is only read."""
     from sweeper import data
 
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,7 @@ def coco_subset(
     stratified: Annotated[bool, typer.Option("--stratified", help="Keep the frequencies of the classes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images at random from COCO: links, labels, annotations, and a manifest that says which."""
+    """Draw images at random from COCO. A manifest says which they are."""
     from sweeper import data
 
     drawn = data.coco_subset(coco_dir, out, train=train, val=val, seed=seed, stratified=stratified)

@@ -68,7 +68,7 @@ def list_sweeps(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The sweeps that were launched in this store or database, with their state; nothing is created."""
+    """List the sweeps launched in this store, with their state. Nothing is created."""
     from sweeper.service import Place, sweeps
 
     place = Place(store, database_url, tracking_uri)
@@ -95,7 +95,7 @@ def ui(
     ] = None,
     opened: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
 ) -> None:
-    """Print one link that shows learning rate beside mAP in MLflow; starts MLflow where none answers."""
+    """Print one link to MLflow: learning rate beside mAP. Starts MLflow where none answers."""
     from sweeper import report as reports
     from sweeper.service.run import send_journals
     from sweeper.tracking import Tracker, view
@@ -135,7 +135,7 @@ def report(
         bool, typer.Option(help="Draw what the baseline's and the best models find, once, while no trial is running.")
     ] = True,
 ) -> None:
-    """Write one self-contained page: the answer, the curves, what was learned, what it cost. Also kept in MLflow.
+    """Write one page: the answer, the curves, what was learned. It is kept in MLflow, too.
 
     Exit status 1 if every trial failed; the page is written all the same and says why.
     """
@@ -182,7 +182,10 @@ def export(
     curves: Annotated[bool, typer.Option("--curves", help="With --table: a row for each epoch of each trial.")] = False,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
 ) -> None:
-    """Write the winner's schedule as YAML, torch code and an Ultralytics script, its model; register the weights."""
+    """Write a schedule with its model, or tables, to take away.
+
+    The schedule as YAML, torch code and an Ultralytics script, and model.pt; the weights are registered in MLflow.
+    """
     from sweeper import export as exports
 
     if curves and table is None:

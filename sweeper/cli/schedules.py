@@ -57,7 +57,7 @@ def trace(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a row per step, as trained (float32).")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw into this .png or .svg file.")] = None,
 ) -> None:
-    """Show the learning rate of every step of a schedule, or compare several."""
+    """Show the learning rate of every step of a schedule. Several are compared."""
     time = _time(epochs, steps_per_epoch, images, batch)
     if as_json and as_csv:
         raise ConfigError("--csv: given beside --json; expected one of the two, take one out")
@@ -231,7 +231,7 @@ def _draw(shown: list[Shown], file: Path) -> None:
 def families(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the families of schedules with their parameters and defaults, and what each word means."""
+    """List the families of schedules with parameters and defaults. It says what each word means."""
     listed = {name: family.keys({}) for name, family in FAMILIES.items()}
     if as_json:
         described = {
@@ -264,7 +264,7 @@ def convert(
     to_batch: Annotated[int | None, typer.Option(help="Images per iteration there; the same if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn iterations into epochs and back, and carry a length over to another data set.
+    """Turn iterations into epochs and back. Carries a length over to another data set, too.
 
     Counted in images (iterations x batch / images), so nothing is rounded to whole batches.
     """

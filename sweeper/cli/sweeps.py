@@ -33,7 +33,10 @@ def init(
         typer.Option(help="Fit it to this data set: a data.yaml, a folder as of COCO or Pascal VOC, or digits."),
     ] = None,
 ) -> None:
-    """Write a commented sweep to start from; with --data, one that fits a data set and this machine, with reasons."""
+    """Write a commented sweep; with --data, one that fits the data.
+
+    It then fits this machine, too, and each choice has its reason beside it.
+    """
     from sweeper.service.init import suggest, template
 
     if file.exists():
@@ -52,7 +55,7 @@ def plan(
     target: Target,
     as_json: JsonOption = False,
 ) -> None:
-    """Schedules drawn, epochs shared, hours, detectable effect; nothing is trained."""
+    """What would be tried, its cost, and which gain would show. Nothing is trained."""
     from sweeper.service.run import slots
 
     service = target.service(looking=True)
@@ -71,7 +74,7 @@ def plan(
 def launch(
     target: Target,
 ) -> None:
-    """Create study and experiment and print where they are; `worker` trains, here or elsewhere."""
+    """Create study and experiment, and print where they are. `worker` trains, here or elsewhere."""
     service = target.service()
     service.launch()
     service.tracker.close()
@@ -93,7 +96,7 @@ def worker(
     ] = 1.0,
     launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
 ) -> None:
-    """Train trials of a launched sweep until it is done (one process per device slot).
+    """Train trials of a launched sweep until it is done. One process per device slot.
 
     Exit status 0: it is done; 130: told to stop before (SIGTERM, Ctrl-C), after the epoch in progress.
     """
@@ -181,7 +184,7 @@ def confirm(
     escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
     trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the search's best one.")] = None,
 ) -> None:
-    """Fresh, paired seeds for the best of a finished search and the baselines. Ctrl-C is safe, as with `run`.
+    """Train the best of a finished search on fresh, paired seeds. The baselines, too; Ctrl-C is safe, as with `run`.
 
     The first call fixes the design: which schedules, how many seeds, and the rule. Looking in between and calling
     again changes nothing. With --escape: the control runs and measures that tell whether a restart escaped.
