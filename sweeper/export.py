@@ -4,14 +4,14 @@ import contextlib
 import inspect
 import io
 import json
-import math
-from collections.abc import Sequence
+import pprint
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sweeper import names
 from sweeper.config import Recipe
 from sweeper.errors import ConfigError, DataError
 from sweeper.schedules import Trace
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
 
 #: Keys of a recipe that ``yolo train`` does not have, or that it is given otherwise.
-_OWN = {"data", "model", "mosaic_epochs", "threads", "loader_workers", "cache_mb"}
+_NOT_OF_YOLO = {"data", "model", "mosaic_epochs", "threads", "loader_workers", "cache_mb"}
+
+_SCHEDULE = """\
+# {title}; sweeper trace schedule.yaml --epochs {epochs} --steps-per-epoch {steps}
+# digest {digest}
+"""
 
 _TORCH = '''\
 """The learning rate of {title} in any torch training loop; one scheduler.step() after every optimizer.step()."""
@@ -80,49 +85,54 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Exported:
-    """File name -> content; ``alias`` under which its weights are to be registered, and the run that has them.
-
-    ``recipe`` and ``arguments`` (of ``yolo train``) are what :func:`sweeper.training.models.model_file` needs.
-    """
+    """File name -> content, and the run that has the weights, to be registered under ``alias`` (None: no run has)."""
 
     trial: int
-    files: dict[str, str]
+    files: dict[str, bytes]
     alias: str
     run_id: str | None
-    recipe: Recipe
-    arguments: dict[str, Any]
 
 
 def export(service: Service, trial: int | None = None) -> Exported:
     """The winner, or the trial named. ConfigError without either, or for a trial that has no schedule yet."""
     answer = service.pick()
-    winner = answer.winner
-    rows = service.study.trials()
+    winner, rows = answer.winner, {row.number: row for row in service.study.trials() if row.schedule}
     if trial is None:
         if winner is None:
             hint = f"; the first of the ranking is --trial {answer.ranking[0].trial}" if answer.ranking else ""
             raise ConfigError(f"export {service.sweep.name}: no winner; expected one, or a trial by --trial N{hint}")
         trial = winner.trial
-    row = _found(rows, trial)
-    assert row.schedule is not None  # see _found
-    spec, trace = row.schedule.spec, service.trace(row.schedule)
-    recipe = _recipe(service, row)
-    title = f"{service.sweep.name}, trial {trial}"
-    words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch}
-    files = {
-        "schedule.yaml": _schedule(title, spec, trace),
-        "lr.csv": _table(trace),
+    row = rows.get(trial)
+    if row is None or row.schedule is None:
+        expected = f"of 0 to {max(rows)}" if rows else "once one has begun"
+        raise ConfigError(f"export --trial {trial}: there is no such trial with a schedule; expected one {expected}")
+    trace, recipe = service.trace(row.schedule), _recipe(service, row)
+    arguments, title = _arguments(recipe, trace), f"{service.sweep.name}, trial {trial}"
+    words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch, "digest": trace.digest}
+    texts = {
+        "schedule.yaml": _SCHEDULE.format(**words) + yaml.safe_dump(row.schedule.spec, sort_keys=False),
+        "lr.csv": _csv(trace),
         "torch_example.py": _TORCH.format(**words, momentum=recipe.momentum),
     }
     if not recipe.model.startswith(TORCHVISION):
-        names = {"model": recipe.model, "data": recipe.data, "arguments": _lines(arguments(recipe, trace))}
-        version = metadata.version("ultralytics")
         from sweeper.training.scheduler import ColumnsCallback  # with torch, which takes seconds to import
 
-        callback = inspect.getsource(ColumnsCallback)
-        files["ultralytics_train.py"] = _ULTRALYTICS.format(**words, **names, version=version, callback=callback)
+        texts["ultralytics_train.py"] = _ULTRALYTICS.format(
+            **words,
+            version=metadata.version("ultralytics"),
+            callback=inspect.getsource(ColumnsCallback),
+            arguments=pprint.pformat(arguments, sort_dicts=False),
+            model=recipe.model,
+            data=recipe.data,
+        )
+    files, run_id = {name: text.encode() for name, text in texts.items()}, service.run_id(row)
+    weights = service.tracker.server.fetch(run_id, names.WEIGHTS) if run_id else None
+    if weights is not None:
+        from sweeper.training.models import model_file
+
+        files |= {"weights.pt": weights, "model.pt": model_file(recipe, service.classes, weights, arguments)}
     alias = "winner" if winner is not None and winner.trial == trial else f"trial-{trial}"
-    return Exported(trial, files, alias, service.run_id(row), recipe, arguments(recipe, trace))
+    return Exported(trial, files, alias, run_id if weights is not None else None)
 
 
 def trials(service: Service) -> "DataFrame":
@@ -164,58 +174,40 @@ def table(service: Service, suffix: str, *, curves: bool = False) -> bytes:
     else:
         frame = trials(service).drop(columns="curve", errors="ignore").reset_index()
         for name in frame.select_dtypes("object").columns:
-            frame[name] = [_plain(value) for value in frame[name]]
+            frame[name] = frame[name].map(
+                lambda value: value if isinstance(value, str) else json.dumps(value), "ignore"
+            )
     out = io.BytesIO()
-    if suffix == ".csv":
-        frame.to_csv(out, index=False)
-    else:
-        frame.to_parquet(out, index=False)
+    write = frame.to_csv if suffix == ".csv" else frame.to_parquet
+    write(out, index=False)
     return out.getvalue()
-
-
-def _plain(value: Any) -> str | None:
-    """A value of a column of several types as text; None for what a trial does not have."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _recipe(service: Service, row: Trial) -> Recipe:
     """The trial's recipe, its data as they were laid out here for training; elsewhere as the sweep names them."""
-    seed, data = row.seed, service.sweep.recipe.data
+    data = service.sweep.recipe.data
     with contextlib.suppress(DataError):
         if service.dataset.folder.is_relative_to(service.place.folder.resolve()):
             data = str(service.dataset.yaml)
-    return service.sweep.recipe.model_copy(update={"seed": seed, "data": data})
+    return service.sweep.recipe.model_copy(update={"seed": row.seed, "data": data})
 
 
-def arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
+def _arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
     """What ``yolo train`` has to be given to train this recipe, the callback seeing to the learning rate."""
-    said = {key: value for key, value in recipe.model_dump().items() if key not in _OWN and value is not None}
     closed = 0 if recipe.mosaic_epochs is None else max(trace.epochs - recipe.mosaic_epochs, 0)
-    said["amp"] = bool(recipe.amp)  # true is Ultralytics' auto: it has none on a CPU
-    return said | {"epochs": trace.epochs, "lr0": trace.peak, "warmup_epochs": 0.0, "close_mosaic": closed}
+    return {
+        **recipe.model_dump(exclude=_NOT_OF_YOLO, exclude_none=True),
+        "amp": bool(recipe.amp),  # true is Ultralytics' auto: it has none on a CPU
+        "epochs": trace.epochs,
+        "lr0": trace.peak,
+        "warmup_epochs": 0.0,
+        "close_mosaic": closed,
+    }
 
 
-def _found(rows: Sequence[Trial], trial: int) -> Trial:
-    for row in rows:
-        if row.number == trial and row.spec:
-            return row
-    there = [row.number for row in rows if row.spec]
-    known = f"of 0 to {max(there)}" if there else "once one has begun"
-    raise ConfigError(f"export --trial {trial}: there is no such trial with a schedule; expected one {known}")
+def _csv(trace: Trace) -> str:
+    """A row for each step; every float32 exactly, as a double."""
+    import pandas
 
-
-def _schedule(title: str, spec: dict[str, Any], trace: Trace) -> str:
-    head = f"# {title}; sweeper trace schedule.yaml --epochs {trace.epochs} --steps-per-epoch {trace.steps_per_epoch}\n"
-    return head + f"# digest {trace.digest}\n" + yaml.safe_dump(spec, sort_keys=False)
-
-
-def _table(trace: Trace) -> str:
-    columns = trace.to_columns()
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)  # every float32 exactly, as a double
-    return "\n".join([",".join(columns), *(",".join(map(repr, row)) for row in rows)]) + "\n"
-
-
-def _lines(arguments: dict[str, Any]) -> str:
-    return "dict(\n" + "".join(f"    {key}={value!r},\n" for key, value in arguments.items()) + ")"
+    columns = {name: column.tolist() for name, column in trace.to_columns().items()}
+    return str(pandas.DataFrame(columns).to_csv(index=False))

@@ -73,9 +73,8 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._size = 0
         self._sizes: dict[int, int] = {}  # by the id of a node: its values, those of aliases counted again
-        self._size = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """As PyYAML's, but within bounds; an alias that stands inside what it names is refused."""
@@ -107,7 +106,8 @@ class _Loader(yaml.SafeLoader):
             if isinstance(error, NotYaml):
                 raise
             kind = node.tag.removeprefix("tag:yaml.org,2002:")
-            raise NotYaml(f"line {node.start_mark.line + 1}: {_shown(node)} is not a value of type {kind}") from None
+            shown = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "this"
+            raise NotYaml(f"line {node.start_mark.line + 1}: {shown} is not a value of type {kind}") from None
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -122,14 +122,6 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-_Loader.yaml_implicit_resolvers = {
-    first: sorted(rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
-}
-
-
-def _shown(node: yaml.Node) -> str:
-    return repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "this"
 
 
 def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -76,14 +76,15 @@ def many(count: int, epochs: int = 100) -> Page:
         effects = [effect.to_dict() for effect in evidence.effects(values, trace.jumps())]
         shown.append(Configuration(number, f"cawb steps={steps}", trace, [dict(enumerate(values))], effects))
     facts = {"restarts": 2, "drops": 0, "peak": 0.1, "integral": 3.0}
-    ranking = [
-        {"trial": entry.trial, "name": f"trial {entry.trial}", "label": entry.label, "score": 0.4, "run_id": None}
-        | {"stage": "search", "n": 1, "facts": facts}
+    ranking = tuple(
+        stats.Ranked(entry.trial, f"trial {entry.trial}", entry.label, {}, facts, None, 0.4, 1, "search")
         for entry in shown
-    ]
-    answer = {"sentence": "no winner yet: <b>one run</b> each", "winner": None, "candidates": [], "ranking": ranking}
-    answer |= {"baseline": None, "baselines": [], "excluded": [], "alpha": 0.05, "equivalence": 0.002}
-    answer |= {"failures": stats.failures([]).to_dict()}
+    )
+    answer = stats.Answer(
+        winner=None, sentence="no winner yet: <b>one run</b> each", candidates=(), ranking=ranking, baseline=None,
+        baselines=(), excluded=(), tried=count, pairs=0, noise=stats.spread([], baselines=[]), detectable=None,
+        alpha=0.05, equivalence=0.002, learned=True, failures=stats.failures([]),
+    )  # fmt: skip
     cost = {"trained": 10, "reused": 5, "hours": 1.0, "hours_saved": 0.5, "seconds_per_epoch": 9.0}
     restart = evidence.verdict(
         "restart", movement=evidence.Movement(0.9, 0.01, 1.0), gain=evidence.Gain(0.02, 0.01, 0.03, 6)
@@ -94,6 +95,8 @@ def many(count: int, epochs: int = 100) -> Page:
         made="2026-01-01",
         epochs=epochs,
         answer=answer,
+        counts={"complete": count, "waiting": 0, "running": 0},
+        budget=count,
         configurations=shown,
         cost=cost,
         sweep_file="name: many\n",

@@ -197,22 +197,15 @@ def export(
         return
     exported = exports.export(service, trial)
     folder = output or Path(f"{service.sweep.name}-trial-{exported.trial}")
-    server, name, run_id = service.tracker.server, service.sweep.name, exported.run_id
-    files = {file: content.encode() for file, content in exported.files.items()}
-    weights = server.fetch(run_id, names.WEIGHTS) if run_id else None
-    if weights is not None:
-        from sweeper.training.models import model_file  # torch and Ultralytics take seconds to import
-
-        model = model_file(exported.recipe, service.classes, weights, exported.arguments)
-        files |= {"weights.pt": weights, "model.pt": model}
-    for file, content in files.items():
+    for file, content in exported.files.items():
         _write(folder / file, content)
-    typer.echo(f"wrote {folder}: {', '.join(files)}")
-    if weights is None or run_id is None:
+    typer.echo(f"wrote {folder}: {', '.join(exported.files)}")
+    if exported.run_id is None:
         say(f"trial {exported.trial} has no weights in MLflow: nothing to register")
     elif register:
-        version = server.register(run_id, name, exported.alias, {names.TRIAL: str(exported.trial)})
-        typer.echo(f"registered in MLflow: models:/{name}@{exported.alias} (version {version})")
+        name, alias, tags = service.sweep.name, exported.alias, {names.TRIAL: str(exported.trial)}
+        version = service.tracker.server.register(exported.run_id, name, alias, tags)
+        typer.echo(f"registered in MLflow: models:/{name}@{alias} (version {version})")
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -6,7 +6,7 @@ The digits are scikit-learn's real ones (8 x 8 pixels), laid out as a detection 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,17 @@ def coco_subset(
     for split in ("val", "train"):  # val first: its images are the ones to keep out of training
         count, rng = options[split], np.random.default_rng([seed, SPLITS.index(split)])
         validated = {sample.sha for sample in drawn["val"]}
-        drawn[split] = _draw(source[split], count, rng, stratified, validated, findings)
+        records = source[split].images(findings)
+        boxes = source[split].boxes(records, findings)
+        for record in _order(records, boxes, count, rng, stratified):
+            if len(drawn[split]) == count:
+                break
+            if (sample := source[split].sample(record, boxes[record["id"]], findings)) is None:
+                continue
+            if sample.sha in validated:
+                findings.note("training images passed over because they are drawn for validation", str(sample.path))
+            else:
+                drawn[split].append(sample)
         if len(drawn[split]) < count:
             problems = f" ({'; '.join(findings.settle('skip'))})" if findings.faults or findings.notes else ""
             left = f"only {len(drawn[split])} images to draw from{problems}"
@@ -176,30 +186,6 @@ def coco_subset(
         _describe(made, dict(enumerate(source["train"].categories.values())), files)
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
-
-
-def _draw(
-    source: Annotations,
-    count: int,
-    rng: np.random.Generator,
-    stratified: bool,
-    validated: Container[str],
-    findings: Findings,
-) -> list[Sample]:
-    """So many images of one split, in the order of the draw; what cannot be used is passed over and listed."""
-    records = source.images(findings)
-    boxes = source.boxes(records, findings)
-    drawn: list[Sample] = []
-    for record in _order(records, boxes, count, rng, stratified):
-        if len(drawn) == count:
-            break
-        if (sample := source.sample(record, boxes[record["id"]], findings)) is None:
-            continue
-        if sample.sha in validated:
-            findings.note("training images passed over because they are drawn for validation", str(sample.path))
-        else:
-            drawn.append(sample)
-    return drawn
 
 
 def _earlier(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:

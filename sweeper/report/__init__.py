@@ -15,7 +15,7 @@ from sweeper.config import Sweep
 from sweeper.errors import DataError, DeviceError, TrackingError, TrainingError
 from sweeper.report.page import Configuration, Learned, Page, render
 from sweeper.search import prune
-from sweeper.service import Service, Status
+from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import Trial
 from sweeper.tracking.view import Axes
@@ -58,6 +58,7 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
     answer, status = service.pick(), service.status()
     importance, trials = service.study.importance()
     learned, notes = _learned(service, answer, draw=draw and not status.counts["running"])
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
     typical = status.seconds_per_epoch or 0.0  # for trials that have not finished
     hours = [(row, (row.facts.epoch_seconds or typical) / 3600) for row in rows]  # of an epoch
     return render(
@@ -67,7 +68,10 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
             epochs=sweep.epochs,
             objective=sweep.objective,
             last=prune.LAST,
-            answer=answer.to_dict(),
+            answer=answer,
+            counts=status.counts,
+            budget=status.budget,
+            mismatches=[str(mismatch) for mismatch in status.mismatches],
             configurations=_configurations(service, rows, link),
             cost={
                 "trained": status.epochs.trained,
@@ -77,12 +81,14 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
                 "seconds_per_epoch": status.seconds_per_epoch,
             },
             sweep_file=sweep_file(sweep),
-            identity=_identity(service, rows),
-            facts=_facts(answer, status),
+            identity={
+                "Recipes": ", ".join(sorted({row.facts.recipe for row in rows if row.facts.recipe})) or "none yet",
+                "Data": service.data_digest,
+                "Here": f"Python {platform.python_version()}, {versions}",
+            },
             verdicts=_verdicts(service, rows, answer),
             importance=importance,
             importance_of=trials,
-            unfinished=status.counts["waiting"] + status.counts["running"],
             learned=learned,
             learned_notes=notes,
         )
@@ -168,40 +174,6 @@ def _verdicts(
         for entry in (*answer.ranking, *([answer.baseline] if answer.baseline else []))
         for verdict in entry.facts.get("verdicts") or []
     ]
-
-
-def _facts(answer: Answer, status: Status) -> dict[str, str]:
-    """The numbers at the top, by the names under which the page explains them."""
-    noise, seen = answer.noise, answer.detectable
-    facts = {
-        "Trials": f"{status.counts['complete']} of {status.budget} finished",
-        "Schedules tried": str(answer.tried),
-        "Pairs on fresh seeds": str(answer.pairs) if answer.pairs else "none yet",
-    }
-    if answer.learned and not answer.failures.every:  # else no score, no noise, and nothing that a design could see
-        facts |= {
-            "Luck in one run": noise.source if noise.sigma is None else f"± {noise.sigma:.4f} ({noise.source})",
-            "Smallest gain that shows": "none without pairs" if seen is None else f"{seen:+z.4f}",
-            "Pairs for a gain of 0.004": noise.needs,
-        }
-        if answer.baseline:
-            facts["Best baseline"] = f"{answer.baseline.name}, {answer.baseline.score:.4f}"
-        if noise.correlation is not None:
-            facts["Pairs move together"] = f"{noise.correlation:.2f}"
-    differing = [str(mismatch) for mismatch in status.mismatches]
-    more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
-    same = "no two trainings of one segment have differed"
-    return facts | {"Exactness": f"{differing[0]}{more}" if differing else same}
-
-
-def _identity(service: Service, rows: Sequence[Trial]) -> dict[str, str]:
-    recipes = sorted({row.facts.recipe for row in rows if row.facts.recipe})
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
-    return {
-        "Recipes": ", ".join(recipes) or "none yet",
-        "Data": service.data_digest,
-        "Here": f"Python {platform.python_version()}, {versions}",
-    }
 
 
 def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Learned], list[str]]:

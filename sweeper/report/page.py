@@ -18,6 +18,7 @@ from PIL import Image, ImageChops
 from sweeper import charts, evidence
 from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
+from sweeper.stats import Answer
 from sweeper.training import pictures
 
 PICTURE = 640  # pixels, the longer side
@@ -66,27 +67,29 @@ class Learned:
 class Page:
     """Everything that the page says. Numbers come as they are, and ``page.html`` makes the words.
 
-    ``answer``: ``stats.Answer.to_dict()``. ``verdicts``: trial, ``evidence.Verdict`` as a dict with its ``epoch``, and
-    the curves of its control runs. ``importance``: parameter -> share, of ``importance_of`` trials. ``cost``: epochs
-    trained, reused, hours, hours_saved, seconds_per_epoch. ``objective``: what the scores are called; ``last``: of how
-    many last epochs a run's score is the mean. ``facts``: name -> text. ``identity``: what names the training (digests,
-    versions). ``sweep_file``: YAML that launches the sweep again. ``learned``: the best baseline's first, if it is
-    among them; ``learned_notes``: what there is nothing to show of, and why.
+    ``counts``: trials by state, of ``budget`` in all. ``mismatches``: trainings of one segment that differ.
+    ``verdicts``: trial, ``evidence.Verdict`` as a dict with its ``epoch``, and the curves of its control runs.
+    ``importance``: parameter -> share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours,
+    hours_saved, seconds_per_epoch. ``objective``: what the scores are called; ``last``: of how many last epochs a run's
+    score is the mean. ``identity``: what names the training (digests, versions). ``sweep_file``: YAML that launches the
+    sweep again. ``learned``: the best baseline's first, if it is among them; ``learned_notes``: what there is nothing
+    to show of, and why.
     """
 
     sweep: str
     made: str
     epochs: int
-    answer: Mapping[str, Any]
+    answer: Answer
+    counts: Mapping[str, int]
+    budget: int
     configurations: Sequence[Configuration]
     cost: Mapping[str, Any]
     sweep_file: str
     identity: Mapping[str, str]
-    facts: Mapping[str, str] = field(default_factory=dict)
+    mismatches: Sequence[str] = ()
     verdicts: Sequence[tuple[int, Mapping[str, Any], Sequence[Line]]] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
     importance_of: int = 0
-    unfinished: int = 0
     objective: str = "score"
     last: int = 1
     learned: Sequence[Learned] = ()
@@ -95,59 +98,53 @@ class Page:
 
 def render(page: Page) -> bytes:
     """The page as one UTF-8 HTML file without references to anything outside but the runs' links."""
-    by_trial = {entry.trial: entry for entry in page.configurations}
-    rows = _ranking(page.answer)
+    answer, by_trial = page.answer, {entry.trial: entry for entry in page.configurations}
+    rows = _ranking(answer)
     ranked = {row["trial"]: by_trial[row["trial"]] for row in rows if row["trial"] in by_trial}
     shown = list({**ranked, **by_trial}.values())
-    baseline, baselines = page.answer["baseline"], {entry["trial"] for entry in page.answer["baselines"]}
-    reference = by_trial.get(baseline["trial"]) if baseline else None
-    best = [entry for entry in shown if entry.trial not in baselines][: len(charts.COMPARED)]
-    headline, detail = _answer(page.answer)
-    return (
-        _template()
-        .render(
-            page=page,
-            answer=page.answer,
-            headline=headline,
-            detail=detail,
-            rows=rows,
-            by_trial=by_trial,
-            shown=shown,
-            top=charts.ceilings([line for entry in shown for line in entry.lines]),
-            reference=reference.lines[0] if reference else None,
-            best=[entry.lines[0] for entry in best],
-            compared=[candidate for candidate in page.answer["candidates"] if candidate["pairs"]],
-            baseline_learned=bool(reference and page.learned and page.learned[0].trial == reference.trial),
-        )
-        .encode()
+    reference = by_trial.get(answer.baseline.trial) if answer.baseline else None
+    baselines = {entry.trial for entry in answer.baselines}
+    headline, detail = _answer(answer)
+    html = _template().render(
+        page=page,
+        answer=answer,
+        headline=headline,
+        detail=detail,
+        rows=rows,
+        by_trial=by_trial,
+        shown=shown,
+        top=charts.ceilings([line for entry in shown for line in entry.lines]),
+        reference=reference.lines[0] if reference else None,
+        best=[entry.lines[0] for entry in shown if entry.trial not in baselines][: len(charts.COMPARED)],
+        compared=[candidate for candidate in answer.candidates if candidate.pairs],
+        baseline_learned=bool(reference and page.learned and page.learned[0].trial == reference.trial),
     )
+    return html.encode()
 
 
-def _answer(answer: Mapping[str, Any]) -> tuple[str, str]:
+def _answer(answer: Answer) -> tuple[str, str]:
     """The sentence of the answer as a headline and the rest."""
-    word, _, rest = answer["sentence"].partition(": ")
-    if answer["winner"]:
-        title = answer["winner"]["title"]
-        return f"Winner: {title}", rest.removeprefix(f"{title}, ")
+    word, _, rest = answer.sentence.partition(": ")
+    if answer.winner:
+        return f"Winner: {answer.winner.title}", rest.removeprefix(f"{answer.winner.title}, ")
     named = rest.partition(" ")[0] in FAMILIES  # the name of a schedule is written as it is in the sweep file
     return word.capitalize(), rest if named else rest[:1].upper() + rest[1:]
 
 
-def _ranking(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _ranking(answer: Answer) -> list[dict[str, Any]]:
     """Confirmed configurations first, all baselines among them; each with its difference from the best baseline.
 
     That of a raced proposal is its mean difference to the trunk on the same seeds, and its place what that is worth.
     """
-    baseline, candidates = answer["baseline"], {entry["name"]: entry for entry in answer["candidates"]}
+    best, candidates = answer.baseline, {entry.name: entry for entry in answer.candidates}
     rows = []
-    for entry in (*answer["ranking"], *({**entry, "stage": "baseline"} for entry in answer["baselines"])):
-        row = {"raced": None, **entry, "candidate": candidates.get(entry["name"]), "over": None}
-        row["merit"] = row["score"] or 0.0
-        if baseline and row["score"] is not None and row["name"] != baseline["name"]:
-            row["over"] = row["score"] - baseline["score"]
-        if row["stage"] == "search" and (raced := row["raced"]):
-            row["over"] = raced["mean"]
-            row["merit"] = raced["worth"] + (baseline["score"] if baseline else 0.0)
+    for entry in (*answer.ranking, *answer.baselines):
+        row = {"stage": "baseline", "raced": None, **vars(entry), "candidate": candidates.get(entry.name)}
+        row |= {"over": None, "merit": entry.score or 0.0}
+        if best and best.score is not None and entry.score is not None and entry.name != best.name:
+            row["over"] = entry.score - best.score
+        if row["stage"] == "search" and row["raced"]:
+            row |= {"over": row["raced"].mean, "merit": row["raced"].worth + ((best and best.score) or 0.0)}
         rows.append(row)
     confirmed = any(row["stage"] == "confirm" for row in rows)
     return sorted(rows, key=lambda row: (confirmed and row["stage"] == "search", -row["merit"]))
