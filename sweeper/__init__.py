@@ -8,52 +8,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweeper.config import Sweep
-    from sweeper.errors import SweeperError
-    from sweeper.notebook import confirm, launch, pick, plan, run, status, trials, work
-    from sweeper.schedules import TimeBase, Trace, parse
-    from sweeper.stats import Answer
-    from sweeper.training.scheduler import ScheduleCallback, TraceLR
+    from sweeper.config import Sweep as Sweep
+    from sweeper.errors import SweeperError as SweeperError
+    from sweeper.notebook import confirm as confirm
+    from sweeper.notebook import launch as launch
+    from sweeper.notebook import pick as pick
+    from sweeper.notebook import plan as plan
+    from sweeper.notebook import run as run
+    from sweeper.notebook import status as status
+    from sweeper.notebook import trials as trials
+    from sweeper.notebook import work as work
+    from sweeper.schedules import TimeBase as TimeBase
+    from sweeper.schedules import Trace as Trace
+    from sweeper.schedules import parse as parse
+    from sweeper.stats import Answer as Answer
+    from sweeper.training.scheduler import ScheduleCallback as ScheduleCallback
+    from sweeper.training.scheduler import TraceLR as TraceLR
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Answer": "sweeper.stats",
-    "ScheduleCallback": "sweeper.training.scheduler",
-    "Sweep": "sweeper.config",
-    "SweeperError": "sweeper.errors",
-    "TimeBase": "sweeper.schedules",
-    "Trace": "sweeper.schedules",
-    "TraceLR": "sweeper.training.scheduler",
-    "confirm": "sweeper.notebook",
-    "launch": "sweeper.notebook",
-    "parse": "sweeper.schedules",
-    "pick": "sweeper.notebook",
-    "plan": "sweeper.notebook",
-    "run": "sweeper.notebook",
-    "status": "sweeper.notebook",
-    "trials": "sweeper.notebook",
-    "work": "sweeper.notebook",
+_NAMES = {
+    "sweeper.config": ("Sweep",),
+    "sweeper.errors": ("SweeperError",),
+    "sweeper.notebook": ("confirm", "launch", "pick", "plan", "run", "status", "trials", "work"),
+    "sweeper.schedules": ("TimeBase", "Trace", "parse"),
+    "sweeper.stats": ("Answer",),
+    "sweeper.training.scheduler": ("ScheduleCallback", "TraceLR"),
 }
-
-__all__ = [
-    "Answer",
-    "ScheduleCallback",
-    "Sweep",
-    "SweeperError",
-    "TimeBase",
-    "Trace",
-    "TraceLR",
-    "confirm",
-    "launch",
-    "parse",
-    "pick",
-    "plan",
-    "run",
-    "status",
-    "trials",
-    "work",
-]
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

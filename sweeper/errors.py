@@ -1,20 +1,4 @@
-"""The exceptions. Each message is one line that names the thing, the value, what was expected and the next move.
-
-SweeperError
-├── ConfigError            a sweep file, an override or an argument says something that cannot be
-│   └── ScheduleError      a schedule's parameter or value
-├── DataError              a data set is missing, empty or contradicts itself
-├── DeviceError            a device that is not there, or does not have the room
-├── DatabaseError          the study's database does not answer, or holds something else than expected
-├── TrackingError          the MLflow server does not answer or refuses
-├── StoreError             the snapshot store cannot be read or written
-│   └── SnapshotCorrupt    a stored file is truncated or altered; it was dropped
-├── LeaseLost              somebody else owns this trial or segment now: stop politely
-└── TrainingError          a training that cannot be compared, with its reason
-    ├── OutOfMemory        the device ran out of memory
-    ├── NotFinite          a loss or weight is NaN or infinite
-    └── LRMismatch         the learning rate applied is not the one proposed
-"""
+"""The exceptions. Each message is one line that names the thing, the value, what was expected and the next move."""
 
 import difflib
 import re

@@ -63,23 +63,23 @@ def trace(
         raise ConfigError("--csv: given beside --json; expected one of the two, take one out")
     shown: list[Shown] = []
     for words in (schedule, *map(_words, vs or ())):
-        for made in read(words):
-            name = made.family
-            count = sum(other.schedule.family == name for other in shown)
-            shown.append(Shown(f"{name} {count + 1}" if count else name, made, made.trace(time), made.begins(time)))
+        for parsed in read(words):
+            count = sum(other.schedule.family == parsed.family for other in shown)
+            name = f"{parsed.family} {count + 1}" if count else parsed.family
+            shown.append(Shown(name, parsed, parsed.trace(time), parsed.begins(time)))
     if plot is not None:
         _draw(shown, plot)
     if as_json:
-        first, *others = [_described(one, time, shown[0].trace) for one in shown]
+        first, *others = [_described(item, time, shown[0].trace) for item in shown]
         typer.echo(json.dumps({**first, "vs": others} if others else first, allow_nan=False))
     elif as_csv:
         typer.echo(_table_csv(shown), nl=False)
     else:
-        for one in shown:
-            typer.echo(_table(one))
-        for one in shown[1:]:
-            same = shown[0].trace.common_prefix(one.trace)
-            typer.echo(f"{shown[0].name} and {one.name} share their first {same} steps")
+        for item in shown:
+            typer.echo(_table(item))
+        for item in shown[1:]:
+            same = shown[0].trace.common_prefix(item.trace)
+            typer.echo(f"{shown[0].name} and {item.name} share their first {same} steps")
         if plot is not None:
             typer.echo(f"drawn in {plot}")
 
@@ -151,77 +151,74 @@ def _words(text: str) -> list[str]:
         ) from None
 
 
-def _described(one: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:
+def _described(item: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:
     """What ``--json`` prints of a schedule: ``lr`` [epoch][step] in float64; digest and jumps are the trace's."""
-    schedule, made = one.schedule, one.trace
+    schedule, trace = item.schedule, item.trace
 
     def nested(group: str) -> list[list[float]]:
-        rows: list[list[float]] = schedule.values(time, group).reshape(made.epochs, -1).tolist()
+        rows: list[list[float]] = schedule.values(time, group).reshape(trace.epochs, -1).tolist()
         return rows
 
-    names = sorted({*made.groups, *schedule.groups})
+    names = sorted({*trace.groups, *schedule.groups})
     described: dict[str, Any] = {
-        "name": one.name,
+        "name": item.name,
         "schedule": schedule.spec,
-        "epochs": made.epochs,
-        "steps_per_epoch": made.steps_per_epoch,
-        "digest": made.digest,
-        "jumps": [{**asdict(jump), "ratio": jump.ratio if np.isfinite(jump.ratio) else None} for jump in made.jumps()],
-        "facts": made.facts(),
+        "epochs": trace.epochs,
+        "steps_per_epoch": trace.steps_per_epoch,
+        "digest": trace.digest,
+        "jumps": [{**asdict(jump), "ratio": jump.ratio if np.isfinite(jump.ratio) else None} for jump in trace.jumps()],
+        "facts": trace.facts(),
         "lr": nested(MAIN),
     }
     if names:
         described["groups"] = {name: nested(name) for name in names}
-    if made.momentum is not None:
-        described["momentum"] = made.momentum.reshape(made.epochs, -1).tolist()
+    if trace.momentum is not None:
+        described["momentum"] = trace.momentum.reshape(trace.epochs, -1).tolist()
     if schedule.trunk is not None:
-        described["begins"] = one.begins
-    if made is not first:
-        described["common_prefix"] = first.common_prefix(made)
+        described["begins"] = item.begins
+    if trace is not first:
+        described["common_prefix"] = first.common_prefix(trace)
     return described
 
 
 def _table_csv(shown: list[Shown]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = [one.trace.to_columns() for one in shown]
+    columns = [item.trace.to_columns() for item in shown]
     names = list(columns[0]) if len(shown) == 1 else ["schedule", *dict.fromkeys(n for c in columns for n in c)]
     writer.writerow(names)
-    for one, column in zip(shown, columns, strict=True):
-        blank = [""] * one.trace.steps
-        lists = [[one.name] * one.trace.steps if n == "schedule" else _texts(column.get(n), blank) for n in names]
-        writer.writerows(zip(*lists, strict=True))
+    for item, column in zip(shown, columns, strict=True):
+        steps = item.trace.steps
+        rows = {"schedule": [item.name] * steps, **{name: map(str, values) for name, values in column.items()}}
+        writer.writerows(zip(*(rows.get(name, [""] * steps) for name in names), strict=True))
     return out.getvalue()
 
 
-def _texts(column: np.ndarray[Any, Any] | None, blank: list[str]) -> list[str]:
-    return blank if column is None else [str(value) for value in column]
-
-
-def _table(one: Shown) -> str:
+def _table(item: Shown) -> str:
     """Some epochs evenly over the run, and those around every jump."""
-    made, unit = one.trace, one.trace.steps_per_epoch
-    jumps = {jump.epoch: jump for jump in made.jumps()}
-    even = {round(i) for i in np.linspace(0, made.epochs - 1, min(ROWS, made.epochs))}
+    trace, unit = item.trace, item.trace.steps_per_epoch
+    jumps = {jump.epoch: jump for jump in trace.jumps()}
+    even = {round(i) for i in np.linspace(0, trace.epochs - 1, min(ROWS, trace.epochs))}
     near = {epoch + d for epoch in list(jumps)[:ROWS] for d in (-1, 0)}
-    written = yaml.safe_dump(one.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6).strip()
-    lines = [f"{one.name}: {written}"]
+    written = yaml.safe_dump(item.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    lines = [f"{item.name}: {written}"]
     lines += [f"{'epoch':>7} {'first step':>12} {'last step':>12}"]
     for epoch in sorted(even | {epoch for epoch in near if epoch >= 0}):
-        first, last = made.lr[epoch * unit], made.lr[(epoch + 1) * unit - 1]
+        first, last = trace.lr[epoch * unit], trace.lr[(epoch + 1) * unit - 1]
         note = f"  {jumps[epoch].kind} x{jumps[epoch].ratio:.4g} at step {jumps[epoch].step}" if epoch in jumps else ""
         lines.append(f"{epoch:>7} {first:>12.6g} {last:>12.6g}{note}")
-    if one.schedule.trunk is not None:
-        at = "never leaves it" if one.begins is None else f"leaves it at step {one.begins} (epoch {one.begins // unit})"
-        lines.append(f"a branch of {one.schedule.trunk.family}: {at}")
-    facts = ", ".join(f"{name} {value:.6g}" for name, value in made.facts().items())
-    return "\n".join([*lines, facts, f"digest {made.digest}", ""])
+    if item.schedule.trunk is not None:
+        begins = item.begins
+        at = "never leaves it" if begins is None else f"leaves it at step {begins} (epoch {begins // unit})"
+        lines.append(f"a branch of {item.schedule.trunk.family}: {at}")
+    facts = ", ".join(f"{name} {value:.6g}" for name, value in trace.facts().items())
+    return "\n".join([*lines, facts, f"digest {trace.digest}", ""])
 
 
 def _draw(shown: list[Shown], file: Path) -> None:
     from sweeper import charts
 
-    picture = charts.plot_traces({one.name: one.trace for one in shown}, file.suffix.lower().lstrip("."))
+    picture = charts.plot_traces({item.name: item.trace for item in shown}, file.suffix.lower().lstrip("."))
     try:
         file.write_bytes(picture)
     except OSError as error:
@@ -275,11 +272,11 @@ def convert(
     iterations = given.value if given.unit == "it" else given.value * images / batch
     epochs = iterations * batch / images
     lines: dict[str, Any] = {"iterations": iterations, "epochs": epochs, "images": images, "batch": batch}
-    said = [f"{iterations:.1f} iterations of {batch} on {images} images = {epochs:.4f} epochs"]
+    sentences = [f"{iterations:.1f} iterations of {batch} on {images} images = {epochs:.4f} epochs"]
     if to_images is not None or to_batch is not None:
         other, size = images if to_images is None else to_images, batch if to_batch is None else to_batch
         TimeBase.from_images(other, size, epochs=1)
         carried = epochs * other / size
         lines["to"] = {"iterations": carried, "epochs": epochs, "images": other, "batch": size}
-        said.append(f"{epochs:.4f} epochs on {other} images = {carried:.1f} iterations of {size}")
-    typer.echo(json.dumps(lines) if as_json else "\n".join(said))
+        sentences.append(f"{epochs:.4f} epochs on {other} images = {carried:.1f} iterations of {size}")
+    typer.echo(json.dumps(lines) if as_json else "\n".join(sentences))

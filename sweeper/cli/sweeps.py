@@ -59,11 +59,11 @@ def plan(
     from sweeper.service.run import slots
 
     service = target.service(looking=True)
-    found = service.plan()
+    planned = service.plan()
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        typer.echo(json.dumps(planned.to_dict(), indent=1))
         return
-    show.plan(found)
+    show.plan(planned)
     try:
         slots(service.sweep)
     except DeviceError as error:  # plan and launch where you like; only who trains needs the device
@@ -87,7 +87,7 @@ def launch(
 @on_sweep
 def worker(
     target: Target,
-    wanted: Annotated[
+    devices: Annotated[
         str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
     ] = "auto",
     per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
@@ -107,7 +107,7 @@ def worker(
     for noisy in ("alembic", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     service = target.service()
-    slots = fleet.slots(wanted, per_device)
+    slots = fleet.slots(devices, per_device)
     if launch_it and not service.launched:
         service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
@@ -155,12 +155,12 @@ def answer(service: "Service", again: str) -> None:
 
     Exit status 1 if every trial failed.
     """
-    found = service.pick()
-    show.answer(found, service.sweep.objective)
+    picked = service.pick()
+    show.answer(picked, service.sweep.objective)
     page = service.place.folder / "reports" / f"{service.sweep.name}.html"
     look.write_report(service, page)
     typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
-    look.leave(found.failures.every)
+    look.leave(picked.failures.every)
 
 
 def stop_on_signals(*signals: signal.Signals) -> threading.Event:
@@ -220,23 +220,22 @@ def _examine(service: "Service", trial: int | None, where: list[str], sweep: Pat
             f"trial {subject.number} was not confirmed: one seed, no interval, and so no word on a gain. First: "
             f"sweeper confirm {sweep}"
         )
-    for asked in service.examine(subject):
-        if asked:
+    for controls in service.examine(subject):
+        if controls:
             train_all(service, where)
-    found = service.verdicts(subject)
-    _tell(service, subject, found)
-    show.verdicts(subject.number, found)
-    controls = evidence.controls_of(service.study.trials(), subject)
-    show.failures(stats.failures([trial for trial, _ in controls]))
+    examined = service.verdicts(subject)
+    _tell(service, subject, examined)
+    show.verdicts(subject.number, examined)
+    show.failures(stats.failures([trial for trial, _ in evidence.controls_of(service.study.trials(), subject)]))
 
 
-def _tell(service: "Service", subject: "Trial", found: "list[Examined]") -> None:
+def _tell(service: "Service", subject: "Trial", examined: "list[Examined]") -> None:
     """The verdicts onto the trial's run, and what they make of the answer; without a server they stand in the study."""
     from sweeper import report
 
-    tags = {names.VERDICT: "; ".join(f"epoch {jump.epoch}: {jump.verdict.word}" for jump in found) or "no jump"}
+    tags = {names.VERDICT: "; ".join(f"epoch {jump.epoch}: {jump.verdict.word}" for jump in examined) or "no jump"}
     try:
-        written = json.dumps([jump.to_dict() for jump in found], indent=1).encode()
+        written = json.dumps([jump.to_dict() for jump in examined], indent=1).encode()
         service.tracker.add(subject.number, tags, {names.VERDICTS: written})
         report.tell(service, service.pick())
     except TrackingError as error:

@@ -1,4 +1,4 @@
-"""A sweep trained on this machine: a worker process for each slot of a device, from the launch to the answer."""
+"""A sweep trained on this machine: a worker process for each slot of a device."""
 
 import os
 import sys
@@ -13,7 +13,6 @@ import yaml
 from sweeper import fleet
 from sweeper.config import Sweep
 from sweeper.errors import TrackingError
-from sweeper.stats import Answer
 from sweeper.training import cache_mb, memory
 
 if TYPE_CHECKING:
@@ -27,9 +26,8 @@ Say = Callable[[str], None]
 
 def slots(sweep: Sweep) -> list[str]:
     """Where on this machine the sweep's workers go, an entry each, see ``fleet.slots``. Raises DeviceError."""
-    count = sweep.workers
-    there = fleet.slots(str(sweep.device), None if count == "auto" else count, threads=sweep.recipe.threads)
-    return there if count == "auto" else there[:count]
+    count = None if sweep.workers == "auto" else sweep.workers
+    return fleet.slots(str(sweep.device), count, threads=sweep.recipe.threads)[:count]
 
 
 def open_trials(service: "Service") -> int:
@@ -37,16 +35,6 @@ def open_trials(service: "Service") -> int:
     counts = service.study.counts()
     left = counts["waiting"] + counts["running"]
     return left if not service.agenda.grows or service.study.done else MANY
-
-
-def run(service: "Service", *, say: Say = print, tick: Callable[[], None] = lambda: None) -> Answer:
-    """Launch the sweep, train all of it here, and pick. KeyboardInterrupt ends it; another call goes on from there."""
-    where = slots(service.sweep)
-    for problem in service.dataset.problems:
-        say(f"data: {problem}")
-    service.launch()
-    train(service, where, say=say, tick=tick)
-    return service.pick()
 
 
 def train(
@@ -77,11 +65,11 @@ def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -
     """
     recipe = service.sweep.recipe
     command = [sys.executable, "-m", "sweeper", "worker", str(written(service))]
-    loaders, wanted = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
-    if loaders != wanted:
+    loaders, given = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
+    if loaders != given:
         command.append(f"loader_workers={loaders}")
-        if wanted != "auto":
-            say(f"loader_workers: {loaders} each, not {wanted}: {len(where)} workers share {fleet.cores()} cores")
+        if given != "auto":
+            say(f"loader_workers: {loaders} each, not {given}: {len(where)} workers share {fleet.cores()} cores")
     if recipe.cache_mb == "auto":
         command.append(f"cache_mb={cache_mb(memory(), len(where))}")
     place = service.place
