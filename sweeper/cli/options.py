@@ -65,7 +65,7 @@ class Target:
     def more(self) -> "Target":
         """The same for training more of a launched sweep: the overrides of its launch, then the ones given."""
         service, _ = self._launched
-        overrides = [*service.launch_overrides, *(self.overrides or ())]
+        overrides = [*service.launched_as.get("overrides", ()), *(self.overrides or ())]
         return Target(self.sweep, overrides, self.store, self.database_url, self.tracking_uri)
 
     @property

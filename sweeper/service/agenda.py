@@ -234,17 +234,17 @@ def confirm_best(service: Service) -> list[int]:
     design than that.
     """
     rows, baselines = service.study.trials(), service.baselines()
-    asked, seed = service.sweep.confirm, service.sweep.recipe.seed
+    settings, seed = service.sweep.confirm, service.sweep.recipe.seed
     design = evidence.Design.of(rows)
     if design is None:
         if service.study.grows:
             raise ConfigError("confirm: the search goes on, so the best are not known yet; finish it: sweeper run")
-        design = evidence.Design.begin(rows, list(baselines), asked, seed, service.leaders(rows))
+        design = evidence.Design.begin(rows, list(baselines), settings, seed, service.leaders(rows))
     _refuse_unlearned(service, "confirm")
     service.study.add(evidence.confirm_slots(rows, baselines, design)[:1])
     rows = service.study.trials()
     design = evidence.Design.of(rows) or design  # another process's, if its first trial was made before ours
-    if changes := design.changes(asked):
+    if changes := design.changes(settings):
         raise ConfigError(
             f"confirm: {'; '.join(changes)}; its design is fixed from then on, because seeds or rules that are "
             "changed after a look crown equal schedules too often; undo the change, or start a new sweep with "
@@ -259,14 +259,14 @@ def confirmation(service: Service, rows: Sequence[Trial]) -> list[Wanted]:
 
     Every worker that asks comes to the same ones, because the search's trials are finished.
     """
-    names, asked = list(service.baselines()), service.sweep.confirm
+    names, settings = list(service.baselines()), service.sweep.confirm
     design = evidence.Design.of(rows)
     if design is None:
         if not any(stats.learned(row.score) for row in rows):
             return []
         with contextlib.suppress(ConfigError):
             seed = service.sweep.recipe.seed
-            design = evidence.Design.begin(rows, names, asked, seed, service.leaders(rows))
+            design = evidence.Design.begin(rows, names, settings, seed, service.leaders(rows))
     return evidence.confirm_slots(rows, service.baselines(), design) if design is not None else []
 
 
@@ -291,6 +291,6 @@ def examine_restarts(service: Service, trial: Trial) -> Iterator[int]:
     yield len(measured)
 
 
-def _refuse_unlearned(service: Service, asked: str) -> None:
+def _refuse_unlearned(service: Service, command: str) -> None:
     if not (answer := service.pick()).learned:
-        raise ConfigError(f"{asked}: {answer.sentence}")
+        raise ConfigError(f"{command}: {answer.sentence}")

@@ -285,42 +285,30 @@ def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
 
 
 class _Reckoned:
-    """What is known of the schedules that were tried so far; no trace is kept."""
+    """What is known of the schedules that were tried so far; no trace is kept but the baselines'."""
 
     def __init__(self, service: "Service") -> None:
         self._service, self._baselines = service, service.sweep.named_baselines
-        self.keys: set[str] = set()  # of the states that are reached, each once
-        self.shown: list[Planned] = []
-        for name, schedule in self._baselines.items():
-            trace = service.trace(schedule)
-            self.keys.update(prefix_keys("plan", trace)[1:])
-            self.shown.append(_planned(service, "baseline", name, schedule, trace))
-        self._known = frozenset(self.keys)
+        self._traces = {name: service.trace(schedule) for name, schedule in self._baselines.items()}
+        self._known = frozenset(key for trace in self._traces.values() for key in prefix_keys("plan", trace)[1:])
+        self.keys = set(self._known)  # of the states that are reached, each once
+        self.shown = [
+            _planned(service, "baseline", name, self._baselines[name], trace) for name, trace in self._traces.items()
+        ]
         self.added: list[int] = []  # states that each proposal adds to those before
         self.of_baselines = 0  # states of the proposals that are the baselines', too
         self.begin_otherwise = dict.fromkeys(self._baselines, 0)  # proposals that do not begin as this baseline
-        self._alike: dict[tuple[str, int, str], bool] = {}
 
     def draw(self, name: str, schedule: Schedule, trace: Trace) -> None:
         """Add a proposal."""
-        keys, before = prefix_keys("plan", trace), len(self.keys)
-        self.keys.update(keys[1:])
+        keys, before, time = prefix_keys("plan", trace)[1:], len(self.keys), self._service.time
+        self.keys.update(keys)
         self.added.append(len(self.keys) - before)
-        self.of_baselines += sum(key in self._known for key in keys[1:])
+        self.of_baselines += sum(key in self._known for key in keys)
         self.shown.append(_planned(self._service, "search", name, schedule, trace))
         for baseline, other in self._baselines.items():
-            self.begin_otherwise[baseline] += not self._begin_alike(schedule, keys, baseline, other)
-
-    def _begin_alike(self, schedule: Schedule, keys: list[str], baseline: str, reference: Schedule) -> bool:
-        """``begin_alike``, computed once for all proposals that have the whole beginning in common."""
-        time = self._service.time
-        warm = max(schedule.warm(time), reference.warm(time))
-        epochs = min(max(ceil(warm / time.steps_per_epoch), 1), time.epochs)
-        place = (baseline, epochs, keys[epochs])
-        if place not in self._alike:
-            steps = max(ceil(warm), time.steps_per_epoch)
-            self._alike[place] = begin_alike(schedule.trace(time), reference.trace(time), steps)
-        return self._alike[place]
+            steps = max(ceil(schedule.warm(time)), ceil(other.warm(time)), time.steps_per_epoch)
+            self.begin_otherwise[baseline] += not begin_alike(trace, self._traces[baseline], steps)
 
 
 def _planned(service: "Service", kind: str, name: str, schedule: Schedule, trace: Trace) -> Planned:

@@ -54,7 +54,7 @@ class Service:
         self.training = training
         self.overrides = tuple(overrides)
         self.looking = looking
-        self._launched_as = launched_as or {}
+        self.launched_as = launched_as or {}
         self._precision: bool | str | None = None
         self._shared: dict[str, int] = {}
         self._departures: dict[str, stats.Departure | None] = {}
@@ -70,17 +70,17 @@ class Service:
     @property
     def data_digest(self) -> str:
         """The data set's digest; of a launched sweep without opening the data set."""
-        return str(self._launched_as.get("data_digest") or self.dataset.digest)
+        return str(self.launched_as.get("data_digest") or self.dataset.digest)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the data set's classes; of a launched sweep without opening the data set."""
-        return tuple(self._launched_as.get("classes") or self.dataset.names)
+        return tuple(self.launched_as.get("classes") or self.dataset.names)
 
     @cached_property
     def time(self) -> TimeBase:
         """Epochs and optimizer steps of every trial of the sweep."""
-        recipe, images = self.sweep.recipe, self._launched_as.get("train_images")
+        recipe, images = self.sweep.recipe, self.launched_as.get("train_images")
         images = int(images or self.dataset.train_images)
         return TimeBase.from_images(images, recipe.batch, accumulate=recipe.accumulate, epochs=self.sweep.epochs)
 
@@ -92,7 +92,7 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        make, known = not self.looking, self._launched_as.get("store")
+        make, known = not self.looking, self.launched_as.get("store")
         reserve = self.place.reserve if make else 0
         store = Store(self.place.snapshots, self.database, None, reserve, id=known, make=make)
         store.max_bytes = self.place.limit(self.sweep.store_gb, store.usage().bytes)
@@ -114,7 +114,7 @@ class Service:
         if self.unborn:
             raise DatabaseError(f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first")
         study = Study.open(self.database, self.sweep.name, **self._leases)
-        if not self._launched_as:
+        if not self.launched_as:
             study.check(self._config, free_keys=self._free_keys(study.config))
         if self.agenda.grows:
             study.agenda = self.agenda.now
@@ -140,11 +140,6 @@ class Service:
     @cached_property
     def _config(self) -> dict[str, Any]:
         return {**self.sweep.identity(), "data_digest": self.dataset.digest}
-
-    @property
-    def launch_overrides(self) -> list[str]:
-        """The overrides that the launched sweep was given."""
-        return list(self._launched_as.get("overrides", ()))
 
     def _notes(self) -> dict[str, Any]:
         keys = self.sweep.flat()
@@ -224,9 +219,9 @@ class Service:
         No ``cached_property``: in Python 3.11 all threads would wait for the one that reads the database.
         """
         if self._precision is None:
-            asked = self.sweep.recipe.amp
-            without = asked == "auto" and self.launched and self.study.config.get("amp") is False
-            self._precision = False if without else asked
+            written = self.sweep.recipe.amp
+            without = written == "auto" and self.launched and self.study.config.get("amp") is False
+            self._precision = False if without else written
         return self._precision
 
     def facts(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,12 +242,11 @@ class Service:
     def launch(self) -> None:
         """Create the study, its trials and the experiment, or what is missing of them. Any number of times."""
         self.check()
-        wanted = self.agenda.wanted([])
         # Asked before the study is looked at: a launch beside ours makes its study first and its experiment then, so an
         # experiment that is there now has its study there, too.
         holder = self._experiment.holder()
-        there = Study.open(self.database, self.sweep.name) if self.launched else None
-        if holder is not None and (there is None or holder != there.id):
+        launched = Study.open(self.database, self.sweep.name) if self.launched else None
+        if holder is not None and (launched is None or holder != launched.id):
             raise TrackingError(
                 f"tracking {self._experiment.server}: experiment {self.sweep.name!r} holds the runs of another study "
                 "(of another database, or one that was deleted since); expected a new name for the sweep"
@@ -261,10 +255,10 @@ class Service:
             self.database,
             self.sweep.name,
             config={**self._config, "amp": self._amp(), **self._notes()},
-            trials=wanted,
+            trials=self.agenda.wanted([]),
             sampler=self.sweep.sampler,
             seed=self.sweep.sampling_seed,
-            free_keys=self._free_keys(there.config if there is not None else {}),
+            free_keys=self._free_keys(launched.config if launched is not None else {}),
             **self._leases,
         )
         params = {key: value for key, value in schedules.flat(self.sweep.identity()) if value is not None}

@@ -13,7 +13,6 @@ from sweeper.study import Stage, Trial
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
-OVER = ("complete", "fail", "pruned")  # states of a trial that has no epoch to come
 ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
 
 
@@ -88,11 +87,6 @@ class Row:
     reasons: list[str]
     waits: bool
 
-    @property
-    def over(self) -> bool:
-        """Whether it has no epoch to come."""
-        return self.state in OVER
-
 
 @dataclass(frozen=True)
 class Status:
@@ -137,8 +131,9 @@ class Status:
     @property
     def settled(self) -> tuple[int, int]:
         """Epochs that are settled, and those of all trials; a trial that failed or was pruned has none to come."""
-        each = self.epochs.per_trial
-        return sum(each if row.over else row.epochs_done for row in self.trials), each * len(self.trials)
+        each, to_come = self.epochs.per_trial, ("waiting", "running")
+        done = sum(row.epochs_done if row.state in to_come else each for row in self.trials)
+        return done, each * len(self.trials)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the score of a trial stands under the objective's name."""
