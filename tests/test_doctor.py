@@ -1,23 +1,33 @@
 """What is said before training: `sweeper doctor`, another machine's store, and the secrets of docker compose."""
 
+import functools
 import json
+import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+from simulation import Home, Toy, World
+from test_fleet import gpus  # noqa: F401  # a fixture
+from test_worker import home  # noqa: F401  # a fixture
+from test_worker import written as toy
 
 from sweeper import database, fleet
 from sweeper.config import Sweep
 from sweeper.errors import StoreError
 from sweeper.service import Place, Service
-from sweeper.service.doctor import TRIAL_EPOCHS, examine
+from sweeper.service.doctor import TRIAL_EPOCHS, _workers, examine
 from sweeper.study import Study
 from sweeper.training import cache_mb, memory
+from sweeper.training.process import Epoch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +58,33 @@ def test_doctor_finds_a_healthy_place_healthy(tmp_path: Path) -> None:
     assert 0.3 < held < there
     assert cores == fleet.cores()
     assert 1 <= workers <= cores
+
+
+class Holding(Toy):
+    """A training that holds a part of the memory of the one GPU that it sees."""
+
+    def train(self, *arguments: Any, **more: Any) -> Iterator[Epoch]:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        for epoch in super().train(*arguments, **more, detecting=lambda epoch: False):
+            yield replace(epoch, memory=0.3)
+
+
+def test_memory_and_cores_say_how_many_workers_a_gpu_has_room_for(
+    gpus: None,  # noqa: F811
+    home: Home,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(home, tmp_path, toy(loader_workers=0))
+    service = Service(world.sweep, world.place, training=functools.partial(Holding, world=world))  # type: ignore[arg-type]
+    service.dataset = home.dataset
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    cores = fleet.cores() // 2
+    room = max(min(cores, 3), 1)  # three times 0.3 and a tenth to spare are all of the memory
+    what = rf"30\.0% of the GPU's, with {cores} cores for each GPU; room for {room} workers? \(--per-device {room}\)"
+    assert re.fullmatch(rf"one worker alone, 4 epochs tried: .* GB of memory, {what}", _workers(service, True))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+    assert _workers(service, False) == "how many a device has room for is known after the first epochs"
 
 
 def test_doctor_looks_at_what_a_launch_has_made(shown: Service) -> None:
