@@ -138,7 +138,7 @@ def _time(plan: "Plan") -> str:
     """How long it takes, as far as epochs were timed."""
     took = plan.duration
     if took is None or plan.seconds_per_epoch is None:
-        return "time       known after the first epochs: run plan again then"
+        return "time       known after the first epochs: run plan again then (sweeper doctor times a few now)"
     line = (
         f"time       {took.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
         "worker"
