@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeper.tracking import Tracker, ui
+from sweeper.tracking import Tracker, view
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         print(f"{options.epochs} epochs of {options.metrics} metrics; held up: ms an epoch")
         print(f"{'':30}{'median':>10}{'99 %':>10}{'worst':>10}{'x ours':>10}")
         compare("SQLite", f"sqlite:///{folder}/mlflow.db", folder, options)
-        server = ui.serve(f"sqlite:///{folder}/server.db", port=0, log=folder / "server.log")
+        server = view.serve(f"sqlite:///{folder}/server.db", port=0, log=folder / "server.log")
         try:
             compare("server", server.url, folder, options)
         finally:

@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 from sweeper.service import Service
-from sweeper.tracking import ui
+from sweeper.tracking import view
 
 CTRL_C = b"\x03"
 
@@ -135,10 +135,10 @@ def test_ui_ends_and_takes_its_server_along(shown: Service, shown_file: Path) ->
         url = urllib.parse.urlsplit(next(line for line in at.screen if line.startswith("http://")))
         served = tiny.children(at.process.pid, below=True)
         assert served
-        assert ui.answers(f"http://{url.netloc}")
+        assert view.answers(f"http://{url.netloc}")
         at.press(CTRL_C)
         assert at.ended() == 0
-        assert not ui.answers(f"http://{url.netloc}")
+        assert not view.answers(f"http://{url.netloc}")
         assert gone(served)
 
 

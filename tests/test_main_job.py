@@ -21,7 +21,7 @@ from tiny import EPOCHS, sweeper
 from trials import history
 
 from sweeper import names
-from sweeper.tracking import Tracker, ui
+from sweeper.tracking import Tracker, view
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_store_that_is_moved_goes_on_where_it_is(sweep: Path, tmp_path: Path) 
     sweeper("report", sweep, cwd=there)
     sweeper("export", sweep, "--trial", "0", "-o", there / "model", cwd=there)  # trained before the move
     assert {"weights.pt", "schedule.yaml"} <= {path.name for path in (there / "model").iterdir()}
-    served = ui.serve(tracker.server.uri, port=0, log=tmp_path / "ui.log")
+    served = view.serve(tracker.server.uri, port=0, log=tmp_path / "ui.log")
     try:
         for number in ("0", "1"):
             query = urllib.parse.urlencode({"run_id": runs[number]["run_id"], "path": names.TRACE_PLOT})

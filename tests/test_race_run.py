@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import World
 from test_worker import DROPS, EPOCHS, PLANS, SEARCH, STAY, WARM, Home, check, home, written  # noqa: F401  # a fixture
-from trials import trial
+from trials import history, trial
 
 from sweeper import evidence, search
 from sweeper.errors import ConfigError
@@ -107,7 +107,7 @@ def test_what_a_jump_of_a_branch_did_is_its_difference_to_the_trunk(home: Home, 
     proposal = next(row for row in rows if row.stage == "search" and row.facts.effects)
     runs = [row for row in rows if row.name == proposal.name]
     for run in runs:
-        [(epoch, gain, _)] = world.tracker.server.history(run.facts.run_id, "jump/gain")
+        [(epoch, gain, _)] = history(world.tracker.server, run.facts.run_id, "jump/gain")
         ends = [np.mean(row.values[2:]) for row in (run, trunk[run.seed])]
         assert (epoch, gain) == (2, pytest.approx(ends[0] - ends[1]))
     ranked = {entry.trial: entry for entry in world.open().answer(rows).ranking}

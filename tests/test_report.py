@@ -24,7 +24,7 @@ from sweeper.errors import DatabaseError
 from sweeper.report.page import Configuration, Page, render
 from sweeper.schedules import TimeBase
 from sweeper.service import Place, Service
-from sweeper.tracking import ui
+from sweeper.tracking import view
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_ui_prints_one_link_that_shows_both_charts(link: Any, shown_file: Path, 
     assert "starting" not in again.stderr
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
-    assert not ui.answers(f"http://{address.netloc}")
+    assert not view.answers(f"http://{address.netloc}")
 
 
 def test_ui_without_a_launched_sweep_is_one_line(shown_file: Path, tmp_path: Path) -> None:

@@ -55,12 +55,12 @@ class MLflow:
 
     def ready(self) -> str:
         """The address, once the server answers."""
-        from sweeper.tracking import ui
+        from sweeper.tracking import view
 
         if self._process is None:
             self._start()
         deadline = time.monotonic() + 300
-        while not ui.answers(self.url):
+        while not view.answers(self.url):
             dead = self._process is None or self._process.poll() is not None
             assert not dead and time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]  # noqa: PT018
             time.sleep(0.2)
@@ -150,9 +150,7 @@ def run_of(tracker: Tracker, number: int) -> dict:  # type: ignore[type-arg]
 
 
 def test_importing_the_package_does_not_import_mlflow() -> None:
-    program = (
-        "import sys, sweeper.tracking, sweeper.tracking.view, sweeper.tracking.ui; assert 'mlflow' not in sys.modules"
-    )
+    program = "import sys, sweeper.tracking, sweeper.tracking.view; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

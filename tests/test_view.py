@@ -18,7 +18,7 @@ import pytest
 
 from sweeper import names
 from sweeper.errors import TrackingError
-from sweeper.tracking import Tracker, ui, view
+from sweeper.tracking import Tracker, view
 
 T0 = 1_795_000_000_000  # ms since 1970
 TRIALS, EPOCHS = 13, 12
@@ -61,8 +61,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
 
 
 @pytest.fixture(scope="session")
-def served(sweep: Tracker) -> Iterator[ui.Served]:
-    server = ui.serve(sweep.server.uri, port=0, log=sweep.folder / "ui.log")
+def served(sweep: Tracker) -> Iterator[view.Served]:
+    server = view.serve(sweep.server.uri, port=0, log=sweep.folder / "ui.log")
     yield server
     server.stop()
 
@@ -106,7 +106,7 @@ def requested(page) -> set[str]:  # type: ignore[no-untyped-def]
     return {urllib.parse.urlsplit(url).netloc for url in urls if url.startswith("http")}
 
 
-def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
+def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served: view.Served) -> None:  # type: ignore[no-untyped-def]
     prepared = view.publish(sweep, axes("peak", "restarts", "step_scale", "epoch_scale"), baselines(sweep))
     assert prepared.note is None
     rate, quality, both = plots(page, prepared.link(served.url), 3)
@@ -123,7 +123,7 @@ def test_the_link_shows_both_charts_without_a_click(page, sweep: Tracker, served
     browser.screenshot(page, "view")
 
 
-def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
+def test_publishing_again_updates_the_same_view(page, sweep: Tracker, served: view.Served) -> None:  # type: ignore[no-untyped-def]
     def stored() -> dict[str, str]:
         tags = sweep.server.client().get_experiment(sweep.server.experiment_id()).tags
         return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
@@ -169,7 +169,7 @@ def test_the_best_few_schedules_differ_in_colour_and_the_baselines_are_grey(swee
 
 
 def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
-    page, sweep: Tracker, served: ui.Served, tmp_path: Path
+    page, sweep: Tracker, served: view.Served, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     class OldMLflow(http.server.BaseHTTPRequestHandler):
         """The real server, but for what it says of its version."""
@@ -208,7 +208,7 @@ def test_a_server_that_cannot_take_the_view_gets_a_plain_page(
     browser.screenshot(page, "plain")
 
 
-def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: ui.Served) -> None:  # type: ignore[no-untyped-def]
+def test_an_html_artifact_runs_in_the_page(page, sweep: Tracker, served: view.Served) -> None:  # type: ignore[no-untyped-def]
     page.get(f"{served.url}/#/experiments/{sweep.server.experiment_id()}/runs/{sweep.sweep()}/artifacts/hello.html")
     deadline = time.monotonic() + 30
     while not (frames := page.find_elements("css selector", "iframe")):
@@ -263,15 +263,15 @@ def test_a_view_without_parameters_or_trials(tmp_path: Path, sweep: Tracker) -> 
     assert prepared.note is None
 
 
-def test_a_server_is_not_started_where_another_program_is(served: ui.Served, tmp_path: Path) -> None:
+def test_a_server_is_not_started_where_another_program_is(served: view.Served, tmp_path: Path) -> None:
     port = urllib.parse.urlsplit(served.url).port
     assert port
     with pytest.raises(TrackingError, match="taken by another program"):
-        ui.serve("sqlite:///x.db", port, log=tmp_path / "log")
+        view.serve("sqlite:///x.db", port, log=tmp_path / "log")
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database" * 100)
     with pytest.raises(TrackingError, match="not a database") as caught:
-        ui.serve(f"sqlite:///{tmp_path}/mlflow.db", port=0, log=tmp_path / "ui.log")
+        view.serve(f"sqlite:///{tmp_path}/mlflow.db", port=0, log=tmp_path / "ui.log")
     assert "\n" not in str(caught.value)

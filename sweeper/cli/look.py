@@ -18,7 +18,7 @@ from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
-    from sweeper.tracking.ui import Served
+    from sweeper.tracking.view import Served
 
 PORT = 5000  # MLflow's own
 
@@ -218,7 +218,7 @@ def _write(file: Path, content: bytes) -> None:
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":
     """The address of an MLflow that shows the sweep, and the server if it had to be started."""
-    from sweeper.tracking import Tracker, ui
+    from sweeper.tracking import Tracker, view
 
     uri = service.place.tracking
     if uri.startswith(("http://", "https://")):
@@ -226,7 +226,7 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
         return uri, None
     url = f"http://127.0.0.1:{PORT if port is None else port}"
     parent = service.tracker.sweep()
-    if port != 0 and ui.answers(url):
+    if port != 0 and view.answers(url):
         try:
             Tracker(url, service.sweep.name, service.place.folder / "journals").server.held(parent)
             return url, None
@@ -236,11 +236,11 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     log = service.place.folder / "work" / "mlflow-ui.log"
     say("starting MLflow, some 10 s")
     try:
-        started = ui.serve(uri, port=PORT if port is None else port, log=log)
+        started = view.serve(uri, port=PORT if port is None else port, log=log)
     except TrackingError as error:
         if port is not None or "taken" not in str(error):
             raise
-        started = ui.serve(uri, port=0, log=log)
+        started = view.serve(uri, port=0, log=log)
         say(f"port {PORT} is taken by another program")
     return started.url, started
 

@@ -136,18 +136,9 @@ class Store:
 
         def index(connection: Connection) -> Any:
             if file is not None:
-                values = {
-                    "store": self.id,
-                    "key": key,
-                    "file": file,
-                    "sha256": sha256,
-                    "state_digest": snapshot.state_digest,
-                    "bytes": len(content),
-                    "epoch": snapshot.epoch,
-                    "branch": branch,
-                    "profile": json.dumps(dict(profile or {})),
-                    "used": self._database.now,
-                }
+                values = {"store": self.id, "key": key, "epoch": snapshot.epoch, "branch": branch}
+                values |= {"file": file, "sha256": sha256, "bytes": len(content), "state_digest": snapshot.state_digest}
+                values |= {"profile": json.dumps(dict(profile or {})), "used": self._database.now}
                 connection.execute(self._database.upsert(t).values(**values).on_conflict_do_nothing())
             row = connection.execute(present.with_for_update()).first()
             if row is not None:
@@ -170,16 +161,9 @@ class Store:
 
     def _mismatch(self, row: Any, snapshot: Snapshot, profile: Mapping[str, Any]) -> Mismatch:
         t = self._tables.mismatches
-        values = {
-            "store": self.id,
-            "key": row.key,
-            "digest": snapshot.state_digest,
-            "epoch": snapshot.epoch,
-            "first_digest": row.state_digest,
-            "first_profile": row.profile,
-            "profile": json.dumps(dict(profile)),
-            "seen": self._database.now,
-        }
+        values = {"store": self.id, "key": row.key, "epoch": snapshot.epoch, "seen": self._database.now}
+        values |= {"first_digest": row.state_digest, "first_profile": row.profile}
+        values |= {"digest": snapshot.state_digest, "profile": json.dumps(dict(profile))}
         insert = self._database.upsert(t).values(**values).on_conflict_do_nothing()
         new = self._first(insert.returning(t.c.key))
         [mismatch] = [m for m in self.mismatches() if m.key == row.key and m.digest == snapshot.state_digest]
@@ -206,8 +190,8 @@ class Store:
     def renew(self, key: str, owner: str, seconds: float = 60.0) -> None:
         """Hold the segment for another ``seconds``. Raises LeaseLost if ``owner`` does not hold it any more."""
         t = self._tables.segments
-        mine = update(t).where(*self._at(t, key), t.c.owner == owner)
-        if self._do(mine.values(expires=self._database.now + seconds)) == 0:
+        held = update(t).where(*self._at(t, key), t.c.owner == owner)
+        if self._do(held.values(expires=self._database.now + seconds)) == 0:
             raise LeaseLost(f"segment {key[:12]}: {owner} no longer holds it; somebody else trains it, stop")
 
     def release(self, key: str, owner: str) -> None:

@@ -91,15 +91,8 @@ class Usage:
 
 def pack(key: str, snapshot: Snapshot, profile: Mapping[str, Any]) -> bytes:
     """The file's content: a magic line, the header's length in 8 bytes, the header in JSON, the state."""
-    header = {
-        "format": FORMAT,
-        "key": key,
-        "epoch": snapshot.epoch,
-        "rows": snapshot.rows,
-        "state_digest": snapshot.state_digest,
-        "profile": dict(profile),
-    }
-    text = json.dumps(header).encode()
+    header = {name: value for name, value in vars(snapshot).items() if name != "state"}
+    text = json.dumps({"format": FORMAT, "key": key, **header, "profile": dict(profile)}).encode()
     return b"".join((_MAGIC, len(text).to_bytes(8, "big"), text, snapshot.state))
 
 
@@ -143,22 +136,22 @@ class Place:
             self._local = isinstance(self._fs, LocalFileSystem)
             if make:
                 self._fs.makedirs(f"{self._root}/tmp", exist_ok=True)
-            there = make or (id is None and self._fs.exists(f"{self._root}/store.json"))
-            self.id = self._identity() if there else id or ""
+            opened = make or (id is None and self._fs.exists(f"{self._root}/store.json"))
+            self.id = self._identity() if opened else id or ""
 
     def _identity(self) -> str:
         path = f"{self._root}/store.json"
-        mine = json.dumps({"store": uuid.uuid4().hex, "format": FORMAT}).encode()
+        new = json.dumps({"store": uuid.uuid4().hex, "format": FORMAT}).encode()
         if not self._fs.exists(path):
             with suppress(FileExistsError):
                 if self._local:
-                    aside = self._write_aside(mine, hashlib.sha256(mine).hexdigest())
+                    aside = self._write_aside(new, hashlib.sha256(new).hexdigest())
                     try:
                         os.link(aside, path)  # atomic: the first process makes the file, the others keep it
                     finally:
                         os.unlink(aside)
                 else:
-                    self._fs.pipe_file(path, mine, mode="create")
+                    self._fs.pipe_file(path, new, mode="create")
         store = json.loads(self._fs.cat_file(path))
         if store["format"] > FORMAT:
             raise StoreError(

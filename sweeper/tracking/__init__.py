@@ -77,8 +77,8 @@ class Tracker:
         TrackingError if the server is away.
         """
         run_id = self.server.run(self.experiment, {names.KIND: "sweep"}, _now())
-        known = self.server.held(run_id).params
-        new = {key: value for key, value in _texts("param", params or {}).items() if key not in known}
+        held = self.server.held(run_id).params
+        new = {key: value for key, value in _texts("param", params or {}).items() if key not in held}
         self.server.send(run_id, [], new, _texts("tag", tags or {}))
         self._send_files(run_id, artifacts or {})
         if status:

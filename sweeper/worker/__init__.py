@@ -180,7 +180,7 @@ class Worker:
                     slot.give_back()
             raise
         else:
-            self._reporter.unpin(slot)
+            self.service.store.unpin(slot.owner)  # until now its latest state was kept for any worker
         return True
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:

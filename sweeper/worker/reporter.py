@@ -179,7 +179,7 @@ class Reporter:
         """The end of a trial, in MLflow first: if this worker dies in between, the next one does it again."""
         self._end_run(slot, reason)
         slot.fail(reason)
-        self.unpin(slot)
+        self._service.store.unpin(slot.owner)
 
     def give_up(self, slot: Slot) -> None:
         """The end of a trial whose workers died too often; the study closes it."""
@@ -188,15 +188,11 @@ class Reporter:
             self._end_run(slot, slot.reasons[-1])
         except TrackingError as error:  # the study must not wait for it
             say.warning("trial %d: %s", slot.number, error)
-        self.unpin(slot)
+        self._service.store.unpin(slot.owner)
 
     def _end_run(self, slot: Slot, reason: str) -> None:
         with contextlib.closing(self.log(slot)) as log:
             log.finish("FAILED", reason=reason)
-
-    def unpin(self, slot: Slot) -> None:
-        """The trial is finished; until then its latest state stays for any worker that goes on with it."""
-        self._service.store.unpin(slot.owner)
 
     def _effects(self, task: Task, log: TrialLog, end: Snapshot, curve: list[float]) -> list[dict[str, Any]]:
         """What the curve says about each jump. In MLflow it stands as metrics at the jumps' epochs, of a branch by its
