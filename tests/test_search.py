@@ -257,8 +257,8 @@ def _last(spec: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        ({"decay": OPEN}, "leaves a, b open"),
-        ({"decay": [{OPEN: {"a": [0.5]}}]}, "leaves b open"),
+        ({"decay": OPEN}, "'a' is not arithmetic; expected"),
+        ({"decay": [{OPEN: {"a": [0.5]}}]}, "'b' is not arithmetic; expected"),
         ({"decay": [{"cosine": {"pwer": [1, 2]}}]}, "search: cawb: pwer is not a parameter; known are lr,"),
         ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "search: cawb: c is not a parameter"),
         ({"decay": [{"cosine": {"power": [-1, 2]}}]}, "power"),

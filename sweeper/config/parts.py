@@ -133,9 +133,7 @@ class Recipe(Model):
 class Pruner(Model):
     """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
 
-    ``cycle_end``: at the end of a cycle (the epoch before a restart or drop), from epoch ``from_epoch`` on (null: a
-    third of the run), stop a trial whose best so far is below the lowest ``share`` of what at least ``others`` other
-    trials had reached by that epoch. Three epochs' means are compared; see :mod:`sweeper.search.prune`.
+    The values of ``sweeper.search.prune.cycle_end``; ``from_epoch: null`` is a third of the run.
     """
 
     name: Literal["none", "cycle_end"] = "none"
@@ -163,16 +161,12 @@ class Budget(Model):
     def _a_number_with_a_unit(cls, written: Any) -> Any:
         if isinstance(written, dict | cls):
             return written
-        number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ep|h)\s*"
-        match = re.fullmatch(number, written) if isinstance(written, str) else None
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(ep|h)\s*", written if isinstance(written, str) else "")
         if match is None or not 0 < float(match[1]) < 1e9:
             raise ValueError("is not a budget; expected trained epochs or worker hours above 0, such as 1600ep or 8h")
         return {"amount": float(match[1]), "unit": match[2]}
 
     @model_serializer
-    def _as_written(self) -> str:
-        return str(self)
-
     def __str__(self) -> str:
         return f"{self.amount:g}{self.unit}"
 
@@ -211,8 +205,7 @@ class Escape(Model):
 
     def cost(self) -> dict[str, float]:
         """The settings on which the measurement itself depends; with others it is made anew."""
-        names = {"snapshots", "points", "piece_points", "quench", "bn_batches", "val_images"}
-        return self.model_dump(include=names)
+        return self.model_dump(include={"snapshots", "points", "piece_points", "quench", "bn_batches", "val_images"})
 
     def decides(self) -> dict[str, float]:
         """The settings on which a verdict depends."""

@@ -33,15 +33,17 @@ class Range(Model):
             raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
         return self
 
+    def __contains__(self, value: object) -> bool:
+        """Whether a draw can give this value."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-9
+
     def grid(self) -> list[float]:
         """Every value on the grid of ``step``, or of 1 where it is continuous."""
         step = self.step or 1.0
         return [self.low + step * number for number in range(int((self.high - self.low) / step + 1e-9) + 1)]
-
-    @property
-    def last(self) -> float:
-        """The highest value that a draw can give."""
-        return self.high if self.step is None else self.low + self.step * int((self.high - self.low) / self.step + 1e-9)
 
 
 class Parameter(Model):
@@ -62,8 +64,6 @@ class Parameter(Model):
     @classmethod
     def read(cls, written: Any) -> "Parameter":
         """From what stands in the YAML. Raises ValueError saying what is allowed."""
-        if isinstance(written, Parameter):
-            return written
         per_cycle = isinstance(written, Mapping) and "per" in written
         if per_cycle:
             if written["per"] != "cycle":
@@ -85,17 +85,19 @@ class Parameter(Model):
             raise ValueError(f"has {len(written)} choices; expected at most {MAX_CHOICES}, or a range")
         choices: dict[Any, dict[str, Parameter]] = {}
         for item in written:
-            choice: Any = item
-            inner: Any = {}
-            if isinstance(item, Mapping) and len(item) == 1:
-                [(choice, inner)] = item.items()
+            [(choice, inner)] = item.items() if isinstance(item, Mapping) and len(item) == 1 else [(item, {})]
             if isinstance(choice, list | Mapping) or not isinstance(inner, Mapping):
                 raise ValueError(
                     "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
                 )
             if choice in choices:
                 raise ValueError("names a choice twice")
-            choices[choice] = {str(name): cls._read_below(choice, str(name), value) for name, value in inner.items()}
+            choices[choice] = {}
+            for name, value in inner.items():
+                try:
+                    choices[choice][str(name)] = cls.read(value)
+                except ValueError as error:
+                    raise ValueError(f"{choice}: {name}: {error}") from None
         parameter = cls(choices=tuple(choices), per_cycle=per_cycle)
         conditional = {parameter.label(choice): below for choice, below in choices.items() if below}
         if per_cycle and conditional:
@@ -103,13 +105,6 @@ class Parameter(Model):
         if any(inner.per_cycle for below in conditional.values() for inner in below.values()):
             raise ValueError("a choice's own parameter cannot be drawn per cycle")
         return parameter.model_copy(update={"conditional": conditional})
-
-    @classmethod
-    def _read_below(cls, choice: Any, name: str, written: Any) -> "Parameter":
-        try:
-            return cls.read(written)
-        except ValueError as error:
-            raise ValueError(f"{choice}: {name}: {error}") from None
 
     def label(self, choice: Any) -> str:
         """A choice's name in the names of its parameters: itself if it is a word, else its place (from 1)."""
@@ -124,7 +119,7 @@ class Parameter(Model):
     def examples(self) -> tuple[Any, ...]:
         """The lowest and the highest value that a range gives, every choice, or the value."""
         if self.range is not None:
-            return self.range.low, self.range.last
+            return self.range.low, self.range.high if self.range.step is None else self.range.grid()[-1]
         return self.choices if self.choices is not None else (self.value,)
 
 
@@ -142,9 +137,8 @@ def _read_range(written: Mapping[Any, Any]) -> Range:
 
 
 class Restarts(Model):
-    """How many restart steps a proposal has (``min`` to ``max``) and where: ``first`` to ``last``, a grid of ``every``.
+    """How many restarts a proposal has, and where, in epochs: ``first`` to ``last`` on a grid of ``every``.
 
-    All in epochs. One on/off slot per possible restart with a position inside it, which lets beginnings be shared.
     ``distance`` is the least number of epochs between two restarts, by default ``every``; ``first`` defaults to it (and
     to after the warm-up), ``last`` to the run's length less it.
     """

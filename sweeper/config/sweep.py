@@ -53,7 +53,7 @@ class Sweep(Model):
     )
     search: Search
     objective: str = Field(default="mAP50-95", description="maximised: its mean over the last three epochs")
-    coco_epochs: int | tuple[int, ...] = Field(
+    coco_epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="epochs after which COCO's metrics are taken, beside the last; a number: every so many"
     )
     sampler: str = "tpe"
@@ -114,16 +114,9 @@ class Sweep(Model):
             raise ValueError(f"is not an objective{hint}; expected one of {', '.join(OBJECTIVES)}")
         return value
 
-    @field_validator("coco_epochs")
-    @classmethod
-    def _epochs_are_counted_from_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        if any(epoch < 1 for epoch in ([value] if isinstance(value, int) else value)):
-            raise ValueError("is not allowed; expected epochs from 1 on, or one number for every so many")
-        return value
-
     @property
     def sampling_seed(self) -> int:
-        """The seed of the sampler: ``sampler_seed``, or where it is not given the trainings' ``seed``."""
+        """The seed of the sampler: ``sampler_seed``, or else the trainings' ``seed``."""
         return self.recipe.seed if self.sampler_seed is None else self.sampler_seed
 
     @property
@@ -139,8 +132,8 @@ class Sweep(Model):
     def with_coco(self, epoch: int) -> bool:
         """Whether COCO's metrics are taken after ``epoch`` (from 0): after the last one always."""
         number, chosen = epoch + 1, self.coco_epochs
-        asked = number % chosen == 0 if isinstance(chosen, int) else number in chosen
-        return asked or number == self.epochs or self.by_coco
+        named = number % chosen == 0 if isinstance(chosen, int) else number in chosen
+        return named or number == self.epochs or self.by_coco
 
     def schedule(self, written: str | Mapping[str, Any]) -> Schedule:
         """A schedule as written in this sweep, with the sweep's ``lr0`` and momentum where it names none.
@@ -250,11 +243,11 @@ class Sweep(Model):
     def defaults(cls) -> dict[str, Any]:
         """The keys of a sweep file that need not be given, with the values that they then have; JSON-able."""
         fields = {**Recipe.model_fields, **cls.model_fields}
-        given = {key: field for key, field in fields.items() if not field.is_required()}
+        values = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
         return {
             key: value.model_dump(mode="json") if isinstance(value, Model) else value
-            for key, field in given.items()
-            for value in [field.get_default(call_default_factory=True)]
+            for key, value in values.items()
+            if not fields[key].is_required()
         }
 
     @classmethod
@@ -272,8 +265,7 @@ class Sweep(Model):
         """The name in a sweep file of which nothing else is looked at; ConfigError if there is none."""
         written = read(file_of(path))
         override(written, overrides)
-        name = written.get("name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name := written.get("name"), str) or not name:
             raise ConfigError(f"{path}: name: {shorten(name)} is not the name of a sweep; expected a text")
         return name
 
@@ -292,10 +284,9 @@ class Sweep(Model):
         parts["recipe"] = {key: value for key, value in written.items() if key in recipe_keys}
         try:
             sweep = cls.model_validate(parts)
+            _ = sweep.named_baselines
         except ValidationError as error:
             raise ConfigError(f"{where}: {one_line(error, cls)}") from None
-        try:
-            _ = sweep.named_baselines
         except ScheduleError as error:
             raise ConfigError(f"{where}: baselines: {error}") from None
         try:

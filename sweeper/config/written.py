@@ -44,25 +44,22 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     # a mistyped key comes first, because it may be why another one is missing
     errors = sorted(error.errors(), key=lambda each: {"extra_forbidden": 0, "missing": 1}.get(each["type"], 2))
     first, value, path = errors[0], errors[0]["input"], _place(errors[0]).split(".")
+    reported = [first]
     if first["type"] == "extra_forbidden":
-        text, count = f"{'.'.join(path)} is not a key here{did_you_mean(path[-1], _keys(model, path[:-1]))}", 1
+        text = f"{'.'.join(path)} is not a key here{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     elif first["type"] == "missing":
-        missing = [_place(each) for each in errors if each["type"] == "missing"]
-        verb, wanted = ("is", "a value") if len(missing) == 1 else ("are", "a value for each")
-        text, count = f"{', '.join(missing)} {verb} missing; expected {wanted}", len(missing)
+        reported = [each for each in errors if each["type"] == "missing"]
+        verb, wanted = ("is", "a value") if len(reported) == 1 else ("are", "a value for each")
+        text = f"{', '.join(map(_place, reported))} {verb} missing; expected {wanted}"
     else:
         # where several types are allowed, pydantic reports an error for each of them
         union = [each for each in errors if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
-        count = len(union)
-        if count > 1:
-            words = " and ".join(_words(model, each, path[:-1]) for each in union)
-            text = f"{'.'.join(path[:-1])}: {shorten(value)} {words}"
-            errors = union + [each for each in errors if each not in union]
-        else:
-            words = _words(model, first, path)
-            shown = f"{shorten(value)} " if _is_shown(value, words) else ""
-            text = f"{'.'.join(path)}: {shown}{words}" if first["loc"] else words
-    others = list(dict.fromkeys(_place(each).partition(".")[0] for each in errors[count:]))
+        if len(union) > 1:
+            reported, path = union, path[:-1]
+        words = " and ".join(_words(model, each, path) for each in reported)
+        shown = f"{shorten(value)} " if len(union) > 1 or _is_shown(value, words) else ""
+        text = f"{'.'.join(path)}: {shown}{words}" if first["loc"] else words
+    others = list(dict.fromkeys(_place(each).partition(".")[0] for each in errors if each not in reported))
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
     return text + (f"; also wrong: {', '.join(others[:NAMED])}{more}" if others else "")
 
@@ -186,11 +183,9 @@ ELSEWHERE: Mapping[str, str] = {
     # the model
     "pretrained": "is said by model: yolo11n.yaml starts untrained, yolo11n.pt from these weights",
     "cls_remap": "is always on: a class of the same name keeps its weights; leave it out",
-    "distill_model": "is not taken: a trial has one model; leave it out",
-    "dis": "is the weight of distillation, which is not taken; leave it out",
     "quantize": "is not taken: trainings are in float32, or with amp: true in mixed precision; leave it out",
-    "compile": _FASTER,
-    "channels_last": _FASTER,
+    **dict.fromkeys(("distill_model", "dis"), "is of distillation, which is not taken: a trial has one model"),
+    **dict.fromkeys(("compile", "channels_last"), _FASTER),
     "cls_pw": "is not taken: classes weigh the same; leave it out",
     # where, and what is kept and shown
     "project": (
@@ -199,16 +194,13 @@ ELSEWHERE: Mapping[str, str] = {
     ),
     "exist_ok": "is not needed: the same sweep goes on, and a changed one needs a new name",
     "cfg": "is the sweep file itself; write its keys there",
-    "mode": "is always train; leave it out",
-    "task": "is always detect; leave it out",
+    **dict.fromkeys(("mode", "task"), "is always the training of a detector; leave it out"),
     "save": "is weights here: all or none",
     "save_period": "is not needed: the exact state after every epoch is kept, up to store_gb",
     "val": "is not taken: every epoch is evaluated, because the sweep compares the curves; leave it out",
     "split": "is not taken: trials are compared on val; name other images under val: in the data.yaml",
     "save_json": "is objective: AP, or coco_epochs: 10 for COCO's metrics beside another objective",
-    "plots": _SHOWS,
-    "verbose": _SHOWS,
-    "profile": _SHOWS,
+    **dict.fromkeys(("plots", "verbose", "profile"), _SHOWS),
     **dict.fromkeys(("conf", "iou", "max_det", "agnostic_nms", "nms"), _VALIDATION),
     **dict.fromkeys(("overlap_mask", "mask_ratio", "dropout", "pose", "kobj", "rle", "angle"), _DETECTION),
     **dict.fromkeys(("dlog", "dgrad", "dlam", "copy_paste_mode", "auto_augment", "erasing"), _DETECTION),

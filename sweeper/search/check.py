@@ -10,7 +10,6 @@ from typing import Any
 from sweeper.config import Parameter, Range, Sweep
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.schedules import Schedule, TimeBase
-from sweeper.schedules.decay import free_names
 from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
 
 DRAWS = 50  # proposals that a check tries beside the corners
@@ -19,10 +18,9 @@ DRAWS = 50  # proposals that a check tries beside the corners
 def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     """Try the baselines, the enqueued schedules, the corners of the space and some draws; ConfigError in one line.
 
-    Without a time base the steps per epoch are not known yet; epochs are, and most mistakes are about those. What is
-    written in steps or images is then left to the second look.
+    Without a time base the steps per epoch are not known yet. What is written in steps or images is then left to a
+    second look; most mistakes are about epochs.
     """
-    _check_constants(sweep)
     scale, pruner = sweep.search.params.get("step_scale"), sweep.pruner
     if scale is not None and scale.per_cycle and most_cycles(sweep.search) == 1:
         raise ConfigError(
@@ -53,20 +51,6 @@ def _in_steps(sweep: Sweep) -> bool:
     """Whether a duration of the sweep depends on the number of steps per epoch."""
     text = json.dumps([sweep.search.model_dump(mode="json"), sweep.baselines, sweep.enqueue])
     return re.search(r'"\s*[0-9.]+([eE][+-]?[0-9]+)?\s*(it|img)\s*"', text) is not None
-
-
-def _check_constants(sweep: Sweep) -> None:
-    """A decay written as arithmetic may leave constants open only if it says which values they may have."""
-    decay = sweep.search.params.get("decay", Parameter())
-    for choice in decay.examples():
-        if not isinstance(choice, str) or choice.isidentifier():
-            continue
-        below = decay.conditional.get(decay.label(choice), {}) if decay.choices else {}
-        if missing := sorted(free_names(choice) - below.keys()):
-            raise ConfigError(
-                f"search.decay: {choice!r} leaves {', '.join(missing)} open; expected for example "
-                f"- {choice}: {{{missing[0]}: {{low: 0.5, high: 2}}}}"
-            )
 
 
 def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
@@ -149,38 +133,37 @@ def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -
     With ``grid``, restarts that are left out are added as off.
     """
     # YAML reads on without quotes as true
-    switches = {True: "on", False: "off"}
     answers = {
-        name: switches[value] if isinstance(value, bool) and name.startswith("restart_") else value
+        name: ("on" if value else "off") if isinstance(value, bool) and name.startswith("restart_") else value
         for name, value in written.items()
     }
-    everything = Drawn(None, answers)
+    everything, drawn = Drawn(None, answers), Drawn(None, answers)
     propose(sweep.model_copy(update={"sampler": "gp"}), everything, time)
     if unknown := [name for name in answers if name not in everything.asked]:
         raise ConfigError(
             f"{unknown[0]}: is not a parameter of the search; expected a schedule with its family, or some of "
             f"{', '.join(everything.asked)}"
         )
-    drawn = Drawn(None, answers)
     schedule = propose(sweep, drawn, time)
     schedule.trace(time)
     if (restarts := sweep.search.restarts) is None:
         return answers
-    numbers, most = range(1, restarts.max + 1), restarts.max - restarts.min
-    if (off := sum(answers.get(f"restart_{number}") == "off" for number in numbers)) > most:
+    steps, most = schedule.params["steps"], restarts.max - restarts.min
+    on = {number: answers.get(f"restart_{number}") for number in range(1, restarts.max + 1)}
+    if (off := list(on.values()).count("off")) > most:
         raise ConfigError(f"{off} restarts are off; expected at most {most}, min is {restarts.min}")
-    for number in numbers:
-        on, at, steps = answers.get(f"restart_{number}"), answers.get(f"steps_{number}"), schedule.params["steps"]
-        if at is not None and (on == "on" or most == 0) and at not in steps:
+    for number, switch in on.items():
+        at = answers.get(f"steps_{number}")
+        if at is not None and (switch == "on" or most == 0) and at not in steps:
             raise ConfigError(
                 f"steps_{number}: {at} comes out otherwise, with restarts at {', '.join(map(str, steps))}; "
                 f"expected restarts at least {restarts.distance} epochs apart"
             )
-    of_restarts = [name for name in drawn.asked if re.fullmatch(r"(restart|steps)_[0-9]+", name)]
-    if sweep.sampler == "grid" and any(name in answers for name in of_restarts):
+    of_restarts = {name: value for name, value in drawn.asked.items() if name.startswith(("restart_", "steps_"))}
+    if sweep.sampler == "grid" and of_restarts.keys() & answers.keys():
         # In a grid the places of a restart depend on the restarts before it. So no restart may be left to the sampler:
         # it could make a later answer impossible.
-        return {name: drawn.asked[name] for name in of_restarts} | answers
+        return of_restarts | answers
     return answers
 
 

@@ -7,7 +7,7 @@ restarts). Two samplers are exceptions: ``gp``, a Gaussian process, needs every 
 should visit each schedule once, so a slot offers only the positions that the slots before it leave free.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import floor
 from typing import Any, Protocol
@@ -54,42 +54,32 @@ class Drawn:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        value = low
-        if name in self._answers:
-            value = self._answers[name]
-        elif self._random is not None and step is not None:
-            value = low + step * int(self._random.integers(0, int((high - low) / step + 1e-9) + 1))
-        elif self._random is not None and log:
-            value = float(np.exp(self._random.uniform(np.log(low), np.log(high))))
-        elif self._random is not None:
-            value = float(self._random.uniform(low, high))
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        on_grid = number and (step is None or abs((value - low) / step - round((value - low) / step)) < 1e-9)
+        def draw(random: np.random.Generator) -> float:
+            if step is not None:
+                return low + step * int(random.integers(0, int((high - low) / step + 1e-9) + 1))
+            return float(np.exp(random.uniform(np.log(low), np.log(high)))) if log else float(random.uniform(low, high))
+
         limits = Range(low=low, high=high, step=step, log=log)
-        self._note(name, value, limits, on_grid and low <= value <= high, f"{low:g} to {high:g}")
-        return float(value)
+        return float(self._answer(name, low, draw, limits, f"{low:g} to {high:g}"))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        value = low
-        if name in self._answers:
-            value = self._answers[name]
-        elif self._random is not None:
-            value = low + step * int(self._random.integers(0, (high - low) // step + 1))
-        grid = range(low, high + 1, step)
-        self._note(name, value, grid, value in grid, f"{low} to {high} in steps of {step}")
-        return int(value)
+        def draw(random: np.random.Generator) -> int:
+            return low + step * int(random.integers(0, (high - low) // step + 1))
+
+        limits = range(low, high + 1, step)
+        return int(self._answer(name, low, draw, limits, f"{low} to {high} in steps of {step}"))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        value = choices[0]
-        if name in self._answers:
-            value = self._answers[name]
-        elif self._random is not None:
-            value = choices[int(self._random.integers(0, len(choices)))]
-        self._note(name, value, tuple(choices), value in choices, f"one of {', '.join(map(str, choices))}")
-        return value
+        def draw(random: np.random.Generator) -> Any:
+            return choices[int(random.integers(0, len(choices)))]
 
-    def _note(self, name: str, value: Any, limits: Limits, allowed: bool, expected: str) -> None:
-        if not allowed:
+        return self._answer(name, choices[0], draw, tuple(choices), f"one of {', '.join(map(str, choices))}")
+
+    def _answer(
+        self, name: str, first: Any, draw: Callable[[np.random.Generator], Any], limits: Limits, expected: str
+    ) -> Any:
+        value = self._answers[name] if name in self._answers else draw(self._random) if self._random else first
+        if value not in limits:
             raise ConfigError(f"{name}: {value!r} is not in the search space; expected {expected}")
         if self.limits.setdefault(name, limits) != limits:
             raise ConfigError(
@@ -97,6 +87,7 @@ class Drawn:
                 "or one of them held"
             )
         self.asked[name] = value
+        return value
 
 
 def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Schedule:
@@ -121,15 +112,15 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Sch
         acting = name not in of_choice and not idle
         if not (acting or whole):
             continue
-        if not parameter.per_cycle:
-            answers = _answers(name, parameter, suggest, whole)
-            written.update({name: answers.pop(name)} if acting else {})
-            of_choice.update(answers if acting else {})
-            continue
         first = first_cycle(search, name)
         numbers = range(1, (most if whole else cycles) - first + 2)
-        drawn = [_answers(f"{name}_{number}", parameter, suggest, whole)[f"{name}_{number}"] for number in numbers]
-        if acting and (values := drawn[: cycles - first + 1]):
+        keys = [f"{name}_{number}" for number in numbers] if parameter.per_cycle else [name]
+        drawn = [_answers(key, parameter, suggest, whole) for key in keys]
+        values = [answers.pop(key) for key, answers in zip(keys, drawn, strict=True)]
+        if acting and not parameter.per_cycle:
+            written[name] = values[0]
+            of_choice |= drawn[0]
+        elif acting and (values := values[: cycles - first + 1]):
             written[name] = values
     return sweep.schedule({**written, **of_choice})
 
@@ -194,13 +185,13 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) -> tuple[int, int]:
     """The first and the last epoch at which a restart may come in a run of ``epochs``, of which ``earliest`` is the
     first after the warm-up. Raises ConfigError if there is no such epoch."""
-    where = "search.restarts:"
+    where, first, last, distance = "search.restarts:", restarts.first, restarts.last, restarts.distance
     if earliest >= epochs:
         raise ConfigError(
             f"{where} {whose}warm-up leaves no epoch of {epochs} for a restart; expected a shorter warm-up or a longer "
             "run"
         )
-    for name, epoch in (("first", restarts.first), ("last", restarts.last)):
+    for name, epoch in (("first", first), ("last", last)):
         if epoch is not None and epoch < earliest:
             raise ConfigError(
                 f"{where} {name} {epoch} is not after {whose}warm-up; expected epoch {earliest} or later, or a shorter "
@@ -211,16 +202,14 @@ def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) 
                 f"{where} {name} {epoch} does not lie inside the run; expected {earliest} (after {whose}warm-up) to "
                 f"{epochs - 1}"
             )
-    first, last, distance = restarts.first, restarts.last, restarts.distance
     if first is None:
         first = distance + -(-max(earliest - distance, 0) // restarts.every) * restarts.every
-    if last is None:
-        last = epochs - distance
-        if first > last:
-            raise ConfigError(
-                f"{where} a run of {epochs} epochs is too short for a restart from epoch {first} on that is {distance} "
-                f"epochs (distance) before the end; expected at least {first + distance} epochs or a smaller distance"
-            )
+    if last is None and first > epochs - distance:
+        raise ConfigError(
+            f"{where} a run of {epochs} epochs is too short for a restart from epoch {first} on that is {distance} "
+            f"epochs (distance) before the end; expected at least {first + distance} epochs or a smaller distance"
+        )
+    last = epochs - distance if last is None else last
     if first > last:
         raise ConfigError(f"{where} first {first} is after last {last}; expected a last of {first} or more")
     return first, last
