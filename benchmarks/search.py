@@ -29,7 +29,7 @@ import sweeper.service
 from sweeper import search
 from sweeper.config import Pruner, Sweep
 from sweeper.schedules import Trace, parse, prefix_keys
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.study import samplers
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -219,7 +219,7 @@ def stopped_by_us(traces: list[Trace], curves: list[np.ndarray]) -> list[int]:
         ends = {jump.epoch for jump in trace.jumps()}
         stop = EPOCHS
         for end in sorted(ends):
-            if prune.cycle_end(
+            if rules.cycle_end(
                 curve[:end], ends, seen, from_epoch=EPOCHS // 3, share=options.share, least=options.others
             ):
                 stop = end

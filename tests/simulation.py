@@ -22,7 +22,7 @@ from sweeper.config import Recipe, Sweep
 from sweeper.data import Dataset
 from sweeper.errors import SnapshotCorrupt
 from sweeper.schedules import Trace, prefix_keys
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.service import Place, Service
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
@@ -71,7 +71,7 @@ def undisturbed(seed: int, trace: Trace) -> tuple[str, float]:
     for epoch in range(trace.epochs):
         state = train(state, seed, trace, epoch)
         curve.append(score(state))
-    return digest(state), prune.score(curve)
+    return digest(state), rules.score(curve)
 
 
 class Toy:

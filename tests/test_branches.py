@@ -114,15 +114,15 @@ def test_any_trunk_is_kept_up_to_the_branch(
     family: str, trunk: str, epochs: int, unit: int, at: int, lr: float | None
 ) -> None:
     time = TimeBase(epochs, unit)
-    own: dict[str, dict[str, Any]] = {
+    extra: dict[str, dict[str, Any]] = {
         "cawb": {"steps": [1]},
         "warm_restarts": {"T_0": 2},
         "multistep": {"boundaries": []},
         "exponential": {"gamma": 0.9},
     }
-    stem = {"family": trunk, "lr": 0.01, **own.get(trunk, {})}
+    stem = {"family": trunk, "lr": 0.01, **extra.get(trunk, {})}
     begins = {"steps": [at]} if family == "cawb" else {"from": at}
-    more = own.get(family, {})
+    more = extra.get(family, {})
     base = {} if lr is None else {"lr": lr}
     try:
         made = parse({"family": family, "trunk": stem, **more, **begins, **base})
@@ -195,8 +195,8 @@ def test_groups_keep_their_ratio_and_may_have_their_own_parameters() -> None:
     made = branch("cawb", trunk, lr=0.02).trace(TIME)
     np.testing.assert_allclose(made.group("1")[260:], 0.1 * made.lr[260:], rtol=1e-6)
     assert made.common_prefix(trunk_trace(trunk)) == 260
-    own = branch("cawb", trunk, lr=0.02, groups={"1": {"lr": 0.005}})
-    assert own.values(TIME, "1")[260] == pytest.approx(0.9 * 0.005)
+    extra = branch("cawb", trunk, lr=0.02, groups={"1": {"lr": 0.005}})
+    assert extra.values(TIME, "1")[260] == pytest.approx(0.9 * 0.005)
 
 
 def test_a_trunk_may_be_a_branch() -> None:
@@ -221,7 +221,7 @@ def test_an_articles_staircase_can_be_a_trunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "said"),
+    ("family", "more", "message"),
     [
         ("cawb", {"steps": [2]}, r"cawb: steps: 2 is inside the trunk's warm-up, which ends after 3 epochs"),
         ("cawb", {"steps": [3]}, r"steps: 3 is inside the trunk's warm-up"),
@@ -252,8 +252,8 @@ def test_an_articles_staircase_can_be_a_trunk() -> None:
         ("wsd", {"from": 36}, r"decay_length: 8ep .* \(the branch from 36ep has 4 epochs\)"),
     ],
 )
-def test_what_cannot_be_a_branch_is_said_in_one_line(family: str, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ScheduleError, match=said) as caught:
+def test_what_cannot_be_a_branch_is_said_in_one_line(family: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message) as caught:
         branch(family, **more).trace(TIME)
     assert "\n" not in str(caught.value)
 

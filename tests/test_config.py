@@ -109,9 +109,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, change: str, says
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Sweep.load(write(tmp_path, "name: cells\nepochs: 0\ntrials: many\n"))
-    said = str(caught.value)
-    assert "data, model, lr0, search are missing; expected a value for each" in said
-    assert "also wrong: epochs, trials" in said
+    message = str(caught.value)
+    assert "data, model, lr0, search are missing; expected a value for each" in message
+    assert "also wrong: epochs, trials" in message
 
 
 def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_not_yaml_names_the_line(tmp_path: Path) -> None:
 
 def test_restarts_are_as_far_apart_as_their_grid(tmp_path: Path) -> None:
     for written, distance in (("{every: 5}", 5), ("{every: 5, distance: 2}", 2), ("{}", 1)):
-        found = Sweep.load(write(tmp_path, GOOD), [f"search.restarts={written}"]).search.restarts
-        assert found is not None
-        assert found.distance == distance
+        results = Sweep.load(write(tmp_path, GOOD), [f"search.restarts={written}"]).search.restarts
+        assert results is not None
+        assert results.distance == distance
 
 
 def test_overrides_go_deep(tmp_path: Path) -> None:

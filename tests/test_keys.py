@@ -83,10 +83,10 @@ def test_every_key_of_yolo_train_is_taken_or_refused_in_a_line(key: str) -> None
         return
     with pytest.raises(ConfigError) as caught:
         Sweep.build({**WRITTEN, key: DEFAULT_CFG_DICT[key]}, "sweep.yaml")
-    said = str(caught.value)
-    assert said == f"sweep.yaml: {key}: {ELSEWHERE[key]}"
-    assert "\n" not in said
-    assert "did you mean" not in said
+    message = str(caught.value)
+    assert message == f"sweep.yaml: {key}: {ELSEWHERE[key]}"
+    assert "\n" not in message
+    assert "did you mean" not in message
 
 
 def test_what_is_taken_with_the_same_meaning_has_ultralytics_default_and_reaches_its_trainer() -> None:

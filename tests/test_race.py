@@ -22,10 +22,10 @@ def entrants(table: list[list[float | None]]) -> list[Entrant]:
 
 
 def seeds_of(wanted: list[tuple[int, int]]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+    results: dict[int, list[int]] = {}
     for trial, seed in wanted:
-        found.setdefault(trial, []).append(SEEDS.index(seed))
-    return found
+        results.setdefault(trial, []).append(SEEDS.index(seed))
+    return results
 
 
 # -- the rule

@@ -45,32 +45,34 @@ def test_every_family_is_tested() -> None:
 def every_spec() -> list[dict[str, Any]]:
     """A schedule of every family, CAWB in its modes, parameter groups, expressions, and controls of a restart."""
     cawb = spec("cawb", horizon="end")
-    found = [*(spec(family) for family in FAMILIES), cawb]
-    found += [spec("cawb", decay="cos(pi*x/y)/2+1/2", step_scale=[0.7, 0.5])]
-    found += [spec("cawb", mode=mode) for mode in ("article", "reference")]
-    found += [spec("cosine", groups={"bias": {"lr": 0.2}})]
-    found += [{"family": family, "of": spec("cawb", step_scale=1), "restart": 1} for family in CONTROLS]
-    return [parse(one).spec for one in found]
+    results = [*(spec(family) for family in FAMILIES), cawb]
+    results += [spec("cawb", decay="cos(pi*x/y)/2+1/2", step_scale=[0.7, 0.5])]
+    results += [spec("cawb", mode=mode) for mode in ("article", "reference")]
+    results += [spec("cosine", groups={"bias": {"lr": 0.2}})]
+    results += [{"family": family, "of": spec("cawb", step_scale=1), "restart": 1} for family in CONTROLS]
+    return [parse(one).spec for one in results]
 
 
-@pytest.mark.parametrize("said", every_spec(), ids=lambda said: said["family"])
-def test_every_parameter_of_a_schedule_is_a_param_of_its_run_and_no_fact_takes_its_name(said: dict[str, Any]) -> None:
-    run = parse(said).trace(TimeBase(40, 10))
-    params = names.params(words(said), run.facts(), 3)
-    assert {name: params[name] for name in words(said)} == words(said)
+@pytest.mark.parametrize("written", every_spec(), ids=lambda written: written["family"])
+def test_every_parameter_of_a_schedule_is_a_param_of_its_run_and_no_fact_takes_its_name(
+    written: dict[str, Any],
+) -> None:
+    run = parse(written).trace(TimeBase(40, 10))
+    params = names.params(words(written), run.facts(), 3)
+    assert {name: params[name] for name in words(written)} == words(written)
     assert {name: params[f"trace/{name}"] for name in run.facts()} == run.facts()
     assert params["seed"] == 3
-    assert len(params) == len(words(said)) + len(run.facts()) + 1
+    assert len(params) == len(words(written)) + len(run.facts()) + 1
     for name in params:
         names.check("param", name)
     tree: dict[str, Any] = {}
-    for name, text in words(said).items():  # everything reads back from the params
+    for name, text in words(written).items():  # everything reads back from the params
         *above, last = name.split(".")
         below = tree
         for key in above:
             below = below.setdefault(key, {})
         below[last] = yaml.safe_load(text)
-    assert parse(tree) == parse(said)
+    assert parse(tree) == parse(written)
 
 
 @pytest.mark.parametrize("name", ["seed", "trace/steps", "trace/else"])
@@ -215,12 +217,12 @@ def test_groups_have_their_own_parameters() -> None:
 @given(st.integers(2, 30), st.integers(1, 9), st.sampled_from(["3ep", "0ep", "1.3ep", "7it", "0.5dur", "90ep"]))
 def test_the_trainers_warmup_is_that_of_yolo(epochs: int, unit: int, warmup: str) -> None:
     time = TimeBase(epochs, unit)
-    own = {"warmup": warmup, "warmup_bias_lr": 0.2, "warmup_momentum": 0.7, "momentum": 0.9}
-    held = parse({"family": "yolo_linear", "lr": 0.1, "lrf": 1, **own})  # no decay: what is left is the warm-up
-    flat = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", "decay": "constant", **own})
+    extra = {"warmup": warmup, "warmup_bias_lr": 0.2, "warmup_momentum": 0.7, "momentum": 0.9}
+    held = parse({"family": "yolo_linear", "lr": 0.1, "lrf": 1, **extra})  # no decay: what is left is the warm-up
+    flat = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", "decay": "constant", **extra})
     assert flat.trace(time) == held.trace(time)
     assert flat.warm(time) == held.warm(time)
-    made = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", **own})
+    made = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", **extra})
     assert made.trace(time).common_prefix(held.trace(time)) >= held.warm(time)
     plain = parse({"family": "cawb", "lr": 0.1, "warmup": f"{held.warm(time)}it"})
     np.testing.assert_array_equal(made.values(time), plain.values(time))
@@ -357,9 +359,11 @@ def test_a_trace_cannot_be_written() -> None:
         trace.lr[0] = 1
 
 
-@pytest.mark.parametrize(("lr", "said"), [([0.1], "expected 2"), ([0.1, np.nan], "at step 1"), ([-1, 0], "at step 0")])
-def test_a_trace_is_finite_and_whole(lr: list[float], said: str) -> None:
-    with pytest.raises(ScheduleError, match=said):
+@pytest.mark.parametrize(
+    ("lr", "message"), [([0.1], "expected 2"), ([0.1, np.nan], "at step 1"), ([-1, 0], "at step 0")]
+)
+def test_a_trace_is_finite_and_whole(lr: list[float], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
         Trace(lr, epochs=2)
 
 
@@ -374,7 +378,7 @@ def test_facts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"step_scale": 0}, "step_scale: 0 is not allowed; expected a number > 0"),
         ({"epoch_scale": -1}, "epoch_scale: -1 is not allowed"),
@@ -408,8 +412,8 @@ def test_facts() -> None:
         ({"decay": "1/u"}, "LR is nan .* at step 8 "),
     ],
 )
-def test_bad_parameters_name_themselves(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ScheduleError, match=said) as caught:
+def test_bad_parameters_name_themselves(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message) as caught:
         parse(spec("cawb", **more)).trace(TimeBase(30, 4))
     assert "\n" not in str(caught.value)
 

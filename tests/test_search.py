@@ -73,11 +73,11 @@ class Walk:
 
 
 def walked(sweep: Sweep) -> list[dict[str, Any]]:
-    walk, found = Walk(), []
+    walk, results = Walk(), []
     while True:
-        found.append(search.propose(sweep, walk, time(sweep)).spec)
+        results.append(search.propose(sweep, walk, time(sweep)).spec)
         if not walk.forward():
-            return found
+            return results
 
 
 # -- properties
@@ -232,9 +232,9 @@ def test_a_choices_own_parameter_wins_wherever_it_stands(sampler: str) -> None:
         for seed in range(20):
             noted = Noted(seed)
             spec = search.propose(sweep, noted, time(sweep)).spec
-            own = spec["decay"] == "cosine"
-            assert spec["floor"] in ((0.2, 0.3) if own else (0.0, 0.1))
-            assert sampler == "gp" or ("floor" in noted.names) != own
+            extra = spec["decay"] == "cosine"
+            assert spec["floor"] in ((0.2, 0.3) if extra else (0.0, 0.1))
+            assert sampler == "gp" or ("floor" in noted.names) != extra
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
@@ -351,16 +351,16 @@ def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
     sweep = build({**held, "warmup": "1ep", "warmup_kind": kinds})
     search.check(sweep, time(sweep))
     assert search.slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
-    found = [search.propose(sweep, search.Drawn(seed), time(sweep)).spec for seed in range(30)]
-    assert {(spec["warmup_kind"], spec["warmup"]) for spec in found} == {
+    results = [search.propose(sweep, search.Drawn(seed), time(sweep)).spec for seed in range(30)]
+    assert {(spec["warmup_kind"], spec["warmup"]) for spec in results} == {
         ("lr", "1ep"),
         ("trainer", "3ep"),
         ("trainer", "12ep"),
     }
-    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[found[0]]), time(sweep))
-    assert given[0].schedule == sweep.schedule(found[0])  # its warm-up is not the space's
-    own = {"family": "cawb", "warmup_kind": "lr", "horizon": "end"}
-    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[own]), time(sweep))
+    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[results[0]]), time(sweep))
+    assert given[0].schedule == sweep.schedule(results[0])  # its warm-up is not the space's
+    extra = {"family": "cawb", "warmup_kind": "lr", "horizon": "end"}
+    given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[extra]), time(sweep))
     assert (given[0].answers or {})["warmup_kind"] == "lr"
 
 
@@ -370,10 +370,10 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
     answers = {"restart_1": "on", "steps_1": 20}
     plain = {"family": "cawb", "warmup": "3ep"}
     sweep = build(enqueue=[inside, outside, {**inside, "steps": [31, 70]}, answers, plain, "yolo_cosine"])
-    found = search.enqueued(sweep, time(sweep))
-    assert [one.answers is None for one in found] == [False, True, True, False, False, True]
-    assert all((one.answers is None) == (one.schedule is not None) for one in found)
-    assert found[0].answers == {
+    results = search.enqueued(sweep, time(sweep))
+    assert [one.answers is None for one in results] == [False, True, True, False, False, True]
+    assert all((one.answers is None) == (one.schedule is not None) for one in results)
+    assert results[0].answers == {
         "restart_1": "on",
         "steps_1": 30,
         "restart_2": "off",
@@ -382,8 +382,8 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
         "step_scale_1": 0.7,
         "step_scale_2": 1.0,
     }
-    assert found[3].answers == answers
-    assert found[4].answers == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
+    assert results[3].answers == answers
+    assert results[4].answers == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -410,16 +410,16 @@ def test_what_cannot_be_enqueued_is_said(given: dict[str, Any], says: str, sampl
 def test_a_switch_is_on_without_quotes(sampler: str) -> None:
     """YAML 1.1 reads `on` as true."""
     sweep = build(enqueue=[{"restart_1": True, "steps_1": 30, "restart_2": False}], sampler=sampler)
-    (found,) = search.enqueued(sweep, time(sweep))
-    assert (found.answers or {}).items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
+    (results,) = search.enqueued(sweep, time(sweep))
+    assert (results.answers or {}).items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
 
 
 def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
     """Its ranges depend on earlier answers: a restart drawn before an answered one could make that one invalid."""
     space = {**SPACE, "restarts": {"max": 3, "every": 10, "distance": 20}}
     sweep = build(space, enqueue=[{"restart_2": "on", "steps_2": 50}], sampler="grid")
-    (found,) = search.enqueued(sweep, time(sweep))
-    assert found.answers == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
+    (results,) = search.enqueued(sweep, time(sweep))
+    assert results.answers == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
 
 
 def test_answers_are_not_drawn() -> None:

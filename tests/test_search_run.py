@@ -11,7 +11,7 @@ import tiny
 from sweeper.config import Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import Trace, parse
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.service import Place, Service
 from sweeper.study import Slot, Trial
 from sweeper.worker import Worker
@@ -170,7 +170,7 @@ def test_a_trial_is_stopped_at_the_end_of_a_cycle_only(
 
 def rule(curve: list[float], others: list[list[float]], **more: Any) -> str | None:
     options: Mapping[str, Any] = {"from_epoch": 1, "share": 0.25, "least": 3, **more}
-    return prune.cycle_end(curve, {3, 6}, others, **options)
+    return rules.cycle_end(curve, {3, 6}, others, **options)
 
 
 def test_a_dip_of_others_does_not_lower_the_bar() -> None:
@@ -192,7 +192,7 @@ def test_who_did_not_get_so_far_is_not_compared_with() -> None:
 
 
 def test_dead_is_never_having_left_0() -> None:
-    assert prune.dead([0.0] * 5, 5) is not None
-    assert prune.dead([0.0] * 4, 5) is None
-    assert prune.dead([0.1, 0.0, 0.0, 0.0, 0.0], 5) is None
-    assert prune.dead([0.0] * 5, None) is None
+    assert rules.dead([0.0] * 5, 5) is not None
+    assert rules.dead([0.0] * 4, 5) is None
+    assert rules.dead([0.1, 0.0, 0.0, 0.0, 0.0], 5) is None
+    assert rules.dead([0.0] * 5, None) is None

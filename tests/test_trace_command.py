@@ -95,7 +95,7 @@ def test_a_file_and_its_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["cawb", "lr=0.1", "steps=[200]", *RUN], "steps: 200.* outside the run"),
         (["cawb", "lr=0.1", "step_scale=0", *RUN], "step_scale: 0"),
@@ -114,9 +114,9 @@ def test_a_file_and_its_round_trip(tmp_path: Path) -> None:
         (["constant", "lr=1", *RUN, "--csv", "--json"], "beside --json"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         sweeper("trace", *words)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

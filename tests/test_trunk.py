@@ -185,21 +185,21 @@ def plan(folder: Path, space: dict[str, Any], **more: Any) -> tuple[dict[str, An
 
 
 def test_plan_says_what_is_shared_with_the_baselines_and_where_pairing_buys_nothing(tmp_path: Path) -> None:
-    found, printed = plan(tmp_path, {**SPACE, "restarts": {**SPACE["restarts"], "min": 1}})
-    draws = [item["spec"] for item in found["schedules"] if item["kind"] == "search"]
-    assert found["share_of_baselines"] == sum(min(spec["steps"]) for spec in draws) / (40 * len(draws)) > 0.2
-    assert found["begin_otherwise"] == {"yolo_linear": 0, "yolo_cosine": 0}
-    assert f"{found['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own" in printed
-    assert found["race"]["noise"] == stats.UNKNOWN
+    results, printed = plan(tmp_path, {**SPACE, "restarts": {**SPACE["restarts"], "min": 1}})
+    draws = [item["spec"] for item in results["schedules"] if item["kind"] == "search"]
+    assert results["share_of_baselines"] == sum(min(spec["steps"]) for spec in draws) / (40 * len(draws)) > 0.2
+    assert results["begin_otherwise"] == {"yolo_linear": 0, "yolo_cosine": 0}
+    assert f"{results['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own" in printed
+    assert results["race"]["noise"] == stats.UNKNOWN
     assert "noise      not known before pairs on two seeds are finished; in an earlier measurement (BCCD," in printed
     assert "warning" not in printed
 
 
 def test_plan_warns_where_proposals_begin_otherwise(tmp_path: Path) -> None:
     plain = without("trunk", warmup="3ep", horizon="end")
-    found, printed = plan(tmp_path, plain)
-    assert found["share_of_baselines"] == 0
-    assert found["begin_otherwise"] == {"yolo_linear": 8, "yolo_cosine": 8}
+    results, printed = plan(tmp_path, plain)
+    assert results["share_of_baselines"] == 0
+    assert results["begin_otherwise"] == {"yolo_linear": 8, "yolo_cosine": 8}
     assert "of 8 proposals 8 begin otherwise than yolo_linear, yolo_cosine" in printed
     assert "search.trunk: yolo_linear makes the proposals branches of it" in printed
     trained, printed = plan(tmp_path, {**plain, "warmup_kind": "trainer"})

@@ -24,7 +24,7 @@ from sweeper import data, database
 from sweeper.cli import app
 from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, SnapshotCorrupt, TrackingError, TrackingRefused
 from sweeper.schedules import words
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
 from sweeper.worker import LONGEST_LOOK_S, LONGEST_PAUSE_S, Worker, pause
@@ -456,7 +456,7 @@ def test_a_resumed_trial_is_not_judged_again_where_it_was_judged_before(
     assert (resumed.state, len(resumed.curve), resumed.facts.judged) == ("COMPLETE", EPOCHS, 2)
     # the last one begins like it, and is judged for the first time
     assert (newer.state, len(newer.curve)) == ("PRUNED", 2)
-    assert newer.score == prune.best_so_far([newer.curve[epoch] for epoch in (0, 1)])
+    assert newer.score == rules.best_so_far([newer.curve[epoch] for epoch in (0, 1)])
     assert "after 2 epochs" in newer.facts.pruned
     assert newer.facts.epochs_trained == 0
     assert newer.facts.state_digest == ""

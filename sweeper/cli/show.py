@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.schedules import legend, short
-from sweeper.search.prune import LAST
+from sweeper.search.rules import LAST
 
 if TYPE_CHECKING:
     from sweeper.evidence import Examined

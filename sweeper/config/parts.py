@@ -133,7 +133,7 @@ class Recipe(Model):
 class Pruner(Model):
     """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
 
-    The values of ``sweeper.search.prune.cycle_end``; ``from_epoch: null`` is a third of the run.
+    The values of ``sweeper.search.rules.cycle_end``; ``from_epoch: null`` is a third of the run.
     """
 
     name: Literal["none", "cycle_end"] = "none"

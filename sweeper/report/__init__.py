@@ -14,7 +14,7 @@ from sweeper.charts import Line
 from sweeper.config import Sweep
 from sweeper.errors import DataError, DeviceError, TrackingError, TrainingError
 from sweeper.report.page import Configuration, Learned, Page, render
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import Trial
@@ -67,7 +67,7 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
             made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             epochs=sweep.epochs,
             objective=sweep.objective,
-            last=prune.LAST,
+            last=rules.LAST,
             answer=answer,
             counts=status.counts,
             budget=status.budget,

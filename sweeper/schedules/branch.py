@@ -1,13 +1,9 @@
 """Branches: a schedule that equals another one, its trunk, bit by bit up to a step, and follows its family from there.
 
-``{family: cawb, trunk: yolo_linear, steps: [20], ...}`` and ``{family: cosine, trunk: yolo_linear, from: 20ep}``. Two
-schedules of one trunk share every epoch before the first of them leaves it, so the store trains these epochs once.
-
-- A CAWB branch leaves the trunk at the first of ``steps``; the peak of the i-th cycle from there (i from 1) is
+- A CAWB branch leaves its trunk at the first of ``steps``; the peak of the i-th cycle from there (i from 1) is
   ``lr`` step_scale^i, as if the trunk had been the first cycle. Without steps it is the trunk.
-- Any other family leaves the trunk at ``from``, a whole number of epochs, and is laid over the rest of the run: the
-  branch's first step is its step 0 and the run's end is its end. Lengths (``T_max``, ``decay_length``, ...) count from
-  there, ``boundaries`` are epochs of the run, and ``dur`` is a share of the whole run, as everywhere.
+- Any other family leaves it at ``from``, a whole number of epochs, and is laid over the rest of the run. Lengths
+  (``T_max``, ``decay_length``, ...) count from there, ``boundaries`` are epochs of the run, ``dur`` is a share of it.
 - ``lr`` is the family's base LR in the branch. Left out, it is the trunk's LR at that step, so that nothing jumps
   (CAWB: the trunk's base LR). A trunk that names no ``lr`` has the branch's.
 - A group whose LR differs from the main group's where the branch begins keeps the ratio, unless ``groups`` says more.

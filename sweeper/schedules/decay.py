@@ -233,5 +233,5 @@ def warmup_lerp(curve: Curve, length: float, start: float, target: float | None 
 
 
 def held(curve: Curve, every: float) -> Curve:
-    """``curve`` held over each ``every`` steps at its value on their first step."""
+    """``curve`` with each ``every`` steps at the value of their first one."""
     return lambda k: curve(np.floor(k / every) * every)

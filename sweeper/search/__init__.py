@@ -6,7 +6,7 @@ answers become one schedule. Many answers mean one schedule; what identifies a s
 
 from sweeper.search.check import Enqueued, check, corners, enqueued
 from sweeper.search.propose import Drawn, Suggest, parts, propose, slots
-from sweeper.search.race import Entrant, promotions, rungs, search_seeds, shrunk
+from sweeper.search.rules import Entrant, promotions, rungs, search_seeds, shrunk
 
 __all__ = [
     "Drawn",

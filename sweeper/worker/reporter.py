@@ -10,7 +10,7 @@ from sweeper import charts, evidence, names
 from sweeper.data import Dataset
 from sweeper.errors import TrackingError
 from sweeper.schedules import words
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
@@ -124,7 +124,7 @@ class Reporter:
         with_model = bool(end.state) and not pruned and slot.stage != "control"
         curve = [float(row[self._metric]) for row in end.rows]
         # A pruned trial may stop in the dip after a restart, so its best value counts.
-        value = prune.best_so_far(curve) if pruned else prune.score(curve)
+        value = rules.best_so_far(curve) if pruned else rules.score(curve)
         trained = sum(row["by"] == slot.owner for row in end.rows)
         reused = len(end.rows) - trained
         effects = self._effects(task, log, end, curve)

@@ -16,7 +16,7 @@ from sweeper import evidence, names
 from sweeper.config import Recipe
 from sweeper.errors import LeaseLost, ScheduleError, SnapshotCorrupt, StoreError, SweeperError
 from sweeper.schedules import Schedule, Trace, prefix_keys
-from sweeper.search import prune
+from sweeper.search import rules
 from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
@@ -225,7 +225,7 @@ class Known:
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
             return None
-        if (reason := prune.dead(curve, sweep.dead_after)) is not None:
+        if (reason := rules.dead(curve, sweep.dead_after)) is not None:
             return reason
         ends = {jump.epoch for jump in trace.jumps()}
         if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.facts.judged:
@@ -234,7 +234,7 @@ class Known:
         others = [trial.values for trial in trials if trial.number != slot.number]
         first = trace.epochs // 3 if sweep.pruner.from_epoch is None else sweep.pruner.from_epoch
         share, least = sweep.pruner.share, sweep.pruner.others
-        reason = prune.cycle_end(curve, ends, others, from_epoch=first, share=share, least=least)
+        reason = rules.cycle_end(curve, ends, others, from_epoch=first, share=share, least=least)
         if reason is None:
             slot.set("judged", len(curve))
         return reason
