@@ -33,8 +33,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or draw a subset from COCO.")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(given: bool) -> None:
+    if given:
         typer.echo(f"sweeper {__version__}")
         raise typer.Exit
 

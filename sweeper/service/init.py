@@ -115,13 +115,13 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
     """key -> value and reason, in the order of the decisions: later ones stand on earlier ones."""
     gpu = machine.gpus > 0
     longer = max(contents.width, contents.height)
-    wanted, most = (32, 1280) if gpu else (16, 640)
-    imgsz = _multiple(min(wanted / contents.side, longer, most))
+    enough, most = (32, 1280) if gpu else (16, 640)
+    imgsz = _multiple(min(enough / contents.side, longer, most))
     pixels = contents.side * imgsz
     size = f"an object of the smallest class, {contents.smallest}, is then typically {pixels:.0f} pixels wide"
     if imgsz >= longer:
         size = f"the size of the images; {size}"
-    elif pixels >= wanted:
+    elif pixels >= enough:
         size += "; `yolo train` takes 640, which costs more time"
     else:
         size += f"; more than {most} is slow here"
@@ -209,12 +209,12 @@ def _put(text: str, key: str, value: str, reason: str) -> str:
     return changed
 
 
-def _count(number: int, one: str, several: str = "") -> str:
+def _count(number: int, singular: str, plural: str = "") -> str:
     """
     >>> _count(1, "image"), _count(2, "image"), _count(2, "class", "classes")
     ('1 image', '2 images', '2 classes')
     """
-    return f"{number} {one if number == 1 else several or one + 's'}"
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def _multiple(pixels: float) -> int:

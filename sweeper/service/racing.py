@@ -100,8 +100,8 @@ def race_plan(service: Service, rows: Sequence[Trial]) -> RacePlan | None:
             sentence += f"; shown here as branches of {names[0]}"
     else:
         sentence = f"every proposal is a branch of {agenda.against}: the same training up to its first jump"
-    known = _noise(service, rows, _reference(service, rows) if rows else None)
-    return RacePlan(sentence, _rule(service), agenda.seeds, known)
+    noise = _noise(service, rows, _reference(service, rows) if rows else None)
+    return RacePlan(sentence, _rule(service), agenda.seeds, noise)
 
 
 def _noise(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
@@ -275,11 +275,11 @@ class Spending:
     def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
         """As many of these replicates, in their order, as there is something left for."""
         left, affordable = self.left, []
-        for wanted in replicates:
-            left -= self.cost.get(wanted.replicate_of or 0, self.typical)
+        for replicate in replicates:
+            left -= self.cost.get(replicate.replicate_of or 0, self.typical)
             if left < 0:
                 break
-            affordable.append(wanted)
+            affordable.append(replicate)
         return affordable
 
     def another(self, made: int, *, idle: bool) -> bool:

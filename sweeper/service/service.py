@@ -92,9 +92,9 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """Training states under their prefix keys. Raises StoreError."""
-        make, known = not self.looking, self.launched_as.get("store")
+        make, store_id = not self.looking, self.launched_as.get("store")
         reserve = self.place.reserve if make else 0
-        store = Store(self.place.snapshots, self.database, None, reserve, id=known, make=make)
+        store = Store(self.place.snapshots, self.database, None, reserve, id=store_id, make=make)
         store.max_bytes = self.place.limit(self.sweep.store_gb, store.usage().bytes)
         return store
 
@@ -322,8 +322,8 @@ class Service:
 
     def run_id(self, row: Trial) -> str | None:
         """The trial's run in MLflow; asks there where its worker was never told. None if there is none, or nobody."""
-        known = row.facts.run_id
-        return known if known or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
+        run_id = row.facts.run_id
+        return run_id if run_id or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
 
     @cached_property
     def _run_ids(self) -> dict[int, str]:
