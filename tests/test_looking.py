@@ -13,6 +13,7 @@ from postgres import Postgres
 from typer.testing import CliRunner, Result
 
 from sweeper.cli import app
+from sweeper.cli.options import Target
 from sweeper.config import Sweep, built_in
 from sweeper.database import update
 from sweeper.errors import ConfigError, DatabaseError, SweeperError
@@ -137,6 +138,8 @@ def test_a_launched_sweep_goes_before_a_built_in_one_of_its_name(
     service, notes = launched("digits", [], ours.place)
     assert service.sweep.confirm == ours.sweep.confirm != Sweep.load("digits").confirm
     assert notes == ["sweep digits is the one that was launched here, not the built-in one of that name"]
+    more = Target(Path("digits"), None, ours.place.store, None, None).more()
+    assert more.study.id == ours.study.id, "confirm goes on with it, too"
     place = Place(str(tmp_path / "built-in"))
     Service(Sweep.load("digits", ["epochs=9"]), place, overrides=["epochs=9"]).launch()
     service, notes = launched("digits", [], place)

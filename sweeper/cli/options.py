@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,11 +62,16 @@ class Target:
             print(f"sweeper: {note}", file=sys.stderr)
         return service
 
-    def more(self) -> "Target":
-        """The same for training more of a launched sweep: the overrides of its launch, then the ones given."""
-        service, _ = self._launched
-        overrides = [*service.launched_as.get("overrides", ()), *(self.overrides or ())]
-        return Target(self.sweep, overrides, self.store, self.database_url, self.tracking_uri)
+    def more(self) -> "Service":
+        """For training more of a launched sweep: of its file, with the overrides of its launch and then the ones given;
+        where there is no file, as it was launched."""
+        looking, _ = self._launched
+        overrides = [*looking.launched_as.get("overrides", ()), *(self.overrides or ())]
+        if self.sweep.exists():
+            return replace(self, overrides=overrides).service()
+        from sweeper.service import Service
+
+        return Service(self.launched().sweep, self._place, overrides=overrides)
 
     @property
     def name(self) -> str:

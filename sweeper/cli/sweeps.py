@@ -193,7 +193,7 @@ def confirm(
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
     from sweeper.service.run import slots
 
-    service = target.more().service()
+    service = target.more()
     where = slots(service.sweep)
     service.study  # noqa: B018  there is one, of this sweep
     service.check()
