@@ -157,7 +157,7 @@ class Agenda:
         """Why the search ended, in a sentence; None while it goes on."""
         began = any(row.stage == "confirm" for row in rows)
         searched = [row for row in rows if row.stage in ("baseline", "search")]
-        if not began and not self._over(searched, self.wanted(searched)):
+        if not began and (any(row.open for row in searched) or not self._over(searched, self.wanted(searched))):
             return None
         limit, proposed = self._sweep.trials, self._proposed(searched)
         if self._sweep.budget is None or (limit is not None and len(proposed) >= limit):
