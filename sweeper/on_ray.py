@@ -42,15 +42,10 @@ def connect(address: str = "auto") -> None:
             ) from None
     try:
         ray.init(address=address, logging_level="warning")
-    except RuntimeError as error:  # of a node with another version, for one
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise DeviceError(
-            f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}; expected one that runs, "
-            "with the same versions of Ray and Python everywhere"
-        ) from None
-    except (ConnectionError, RayError, ValueError) as error:
-        raise DeviceError(
-            f"no Ray cluster at {address}: {str(error).partition('. ')[0]}; start one (ray start --head), or name it "
-            "by --address or RAY_ADDRESS"
+            f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}; expected one that runs "
+            "(ray start --head), with the same versions of Ray and Python everywhere, named by --address or RAY_ADDRESS"
         ) from None
 
 

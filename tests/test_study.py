@@ -602,9 +602,9 @@ def test_a_fixed_schedule_is_proposed_as_it_is(url: str) -> None:
 @pytest.mark.parametrize(
     ("sampler", "said"),
     [
-        ("best", "'best' is not known; expected one of tpe, random, gp, grid, or module:Class"),
-        ("no_such:Thing", "cannot be imported"),
-        ("optuna.samplers:NoSuch", "cannot be imported"),
+        ("best", "'best' cannot be made: .*; expected one of tpe, random, gp, grid, or module:Class"),
+        ("no_such:Thing", "No module named 'no_such'"),
+        ("optuna.samplers:NoSuch", "has no attribute 'NoSuch'"),
         ("json:dumps", "is no subclass of optuna.samplers.BaseSampler"),
         ("optuna.samplers:GridSampler", "cannot be made"),
     ],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,13 +48,13 @@ from sweeper.errors import DatabaseError, without_password
 
 __all__ = [
     "PATIENCE_S", "Connection", "Database", "IntegrityError", "NothingThere", "Session", "Tables", "column", "delete",
-    "event", "exists", "func", "is_transient", "literal_column", "open", "or_", "parse", "select", "table", "update",
+    "engine_kwargs", "event", "exists", "func", "is_transient", "open", "or_", "parse", "select", "table", "update",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
-_WAL_PATIENCE_S = 10.0
+_OPENING_S = 10.0
 _REPAIR = "correct --database-url or SWEEPER_DATABASE_URL"
 
 
@@ -114,10 +114,8 @@ class Database:
             cause = _cause_of(error)
             if cause is None:
                 raise
-            tried = f" for {self.patience_s:.0f} s" if is_transient(error) else ""
-            raise DatabaseError(
-                f"{self}: the database failed{tried}: {_line_of(cause)}; {_advice_for(cause)}"
-            ) from error
+            tried = f" for {self.patience_s:.0f} s" if self.patience_s and is_transient(error) else ""
+            raise DatabaseError(f"{self}: the database failed{tried}: {_explained(cause)}") from error
 
     def upsert(self, into: Table) -> Any:
         """An insert into ``into`` that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
@@ -126,10 +124,6 @@ class Database:
     def sessions(self) -> scoped_session[Session]:
         """Sessions, one per thread, on this engine."""
         return scoped_session(sessionmaker(bind=self.engine))
-
-    def storage_engine_kwargs(self) -> dict[str, Any]:
-        """What another library needs to open an engine that behaves like this one."""
-        return _engine_kwargs(self.url)
 
     def version(self) -> str:
         """The database's name and version, asked of it."""
@@ -162,21 +156,22 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
         engine = _sqlite(parsed)
         now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Double)
     else:
-        engine = create_engine(parsed, **_engine_kwargs(parsed))
+        engine = create_engine(parsed, **engine_kwargs(parsed))
         now = literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double)
     database = Database(parsed, engine, tables, now, patience_s)
-    try:
+
+    def prepare() -> None:
         with engine.begin() as connection:
             if not create and not our_tables.exists(connection, tables):
                 raise NothingThere(str(database))
             our_tables.create(connection, tables)
-    except DatabaseError:
+
+    try:
+        # A server that is away is said at once. SQLite may be locked by others who open a new file, too.
+        replace(database, patience_s=_OPENING_S if engine.name == "sqlite" else 0.0).retry(prepare)
+    except BaseException:
         engine.dispose()
         raise
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        engine.dispose()
-        cause = _cause_of(error) or error
-        raise DatabaseError(f"{database}: cannot be opened: {_line_of(cause)}; {_advice_for(cause)}") from error
     return database
 
 
@@ -194,15 +189,13 @@ def parse(url: str | Path) -> URL:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("postgresql+psycopg", "sqlite"):
         raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql; {_REPAIR}")
-    if parsed.drivername == "sqlite":
-        if parsed.host or parsed.username:
-            raise _no_url(url)
-        if parsed.database in (None, "", ":memory:"):
-            raise DatabaseError(
-                f"{url!r}: a database in memory cannot be shared by workers; expected sqlite:///FILE; {_REPAIR}"
-            )
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise DatabaseError(
+            f"{url!r}: a database in memory cannot be shared by workers; expected sqlite:///FILE; {_REPAIR}"
+        )
+    if parsed.drivername == "sqlite" and not (parsed.host or parsed.username):
         return parsed.set(database=str(Path(str(parsed.database)).expanduser()))
-    if not parsed.database or set("/@") & set(parsed.database):
+    if parsed.drivername == "sqlite" or not parsed.database or set("/@") & set(parsed.database):
         raise _no_url(url)
     return parsed
 
@@ -214,7 +207,8 @@ def _no_url(url: str) -> DatabaseError:
     )
 
 
-def _engine_kwargs(url: URL) -> dict[str, Any]:
+def engine_kwargs(url: URL) -> dict[str, Any]:
+    """What SQLAlchemy's ``create_engine`` gets beside the URL."""
     if url.get_backend_name() == "sqlite":
         # Python's driver begins no transaction of its own; begin() below does.
         return {"connect_args": {"timeout": 60.0, "isolation_level": None}}
@@ -244,13 +238,13 @@ def _sqlite(url: URL) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseError(f"{path}: its folder cannot be made: {error.strerror}; choose a writable place") from error
-    engine = create_engine(url, **_engine_kwargs(url))
+    engine = create_engine(url, **engine_kwargs(url))
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _: Any) -> None:
         # A commit appends to the log without waiting for the disk. A killed process loses nothing. After a power cut
         # the last commits may be missing but the database is intact, and trials go on from their last snapshot.
-        _to_wal(connection)
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
@@ -260,17 +254,6 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
-
-
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(lambda error: "locked" in str(error)),
-    stop=tenacity.stop_after_delay(_WAL_PATIENCE_S),
-    wait=tenacity.wait_random(0.01, 0.1),
-    reraise=True,
-)
-def _to_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. SQLite does not wait here if several processes open a new database at once."""
-    connection.execute("PRAGMA journal_mode=WAL")
 
 
 # What went wrong, and whether trying again may help.
@@ -314,22 +297,20 @@ def _cause_of(error: BaseException) -> BaseException | None:
     return None
 
 
-def _line_of(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+_ADVICE = (
+    (("password", "authentication", "pg_hba"), "check the user and the password in the database URL"),
+    (("resolve host", "refused", "timeout", "timed out", "unreachable"), "check the host, and that it is running"),
+    (("not a database",), "choose another path, or remove the file"),
+    (("unable to open", "readonly", "read-only"), "choose a place that this user can write"),
+    (("full",), "free some disk space"),
+    (("does not exist",), "create the database first, or correct its name"),
+    (("permission denied",), "grant the user CREATE on the database"),
+    (("",), "see `sweeper doctor`"),
+)
 
 
-def _advice_for(error: BaseException) -> str:
-    text = str(error)
-    for words, advice in (
-        (("password", "authentication", "pg_hba"), "check the user and the password in the database URL"),
-        (("resolve host", "refused", "timeout", "timed out", "unreachable"), "check the host, and that it is running"),
-        (("not a database",), "choose another path, or remove the file"),
-        (("unable to open", "readonly", "read-only"), "choose a place that this user can write"),
-        (("full",), "free some disk space"),
-        (("does not exist",), "create the database first, or correct its name"),
-        (("permission denied",), "grant the user CREATE on the database"),
-    ):
-        if any(word in text for word in words):
-            return advice
-    return "see `sweeper doctor`"
+def _explained(error: BaseException) -> str:
+    """The error's first line, and what to do about it."""
+    text = str(error).strip() or type(error).__name__
+    advice = next(advice for words, advice in _ADVICE if any(word in text for word in words))
+    return f"{text.splitlines()[0].strip()}; {advice}"

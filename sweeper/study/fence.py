@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from sweeper.database import Database, IntegrityError, Session, event
+from sweeper.database import Database, IntegrityError, Session, engine_kwargs, event
 from sweeper.errors import DatabaseError
 
 Guard = Callable[[Session], None]
@@ -48,7 +48,7 @@ class FencedStorage(RDBStorage):
     def __init__(self, database: Database) -> None:
         url = database.url.render_as_string(hide_password=False)
         # Optuna fills in {SCHEMA_VERSION}; a password may hold braces.
-        super().__init__(url.replace("{", "{{").replace("}", "}}"), database.storage_engine_kwargs())
+        super().__init__(url.replace("{", "{{").replace("}", "}}"), engine_kwargs(database.url))
         check_optuna(self)
         self.engine.dispose()
         self.engine = database.engine

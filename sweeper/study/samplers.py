@@ -62,19 +62,16 @@ def make(name: str, seed: int, number: int, attempt: int = 0) -> BaseSampler:
 
 def _imported(name: str, seed: int) -> BaseSampler:
     module, _, attribute = name.partition(":")
-    expected = f"expected one of {', '.join(SAMPLERS)}, or module:Class of an Optuna sampler"
-    if not attribute:
-        raise ConfigError(f"sampler: {name!r} is not known; {expected}")
     try:
         kind: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"sampler: {name!r} cannot be imported: {error}; {expected}") from error
-    if not (inspect.isclass(kind) and issubclass(kind, BaseSampler)):
-        raise ConfigError(f"sampler: {name!r} is no subclass of optuna.samplers.BaseSampler; {expected}")
-    try:
+        if not (inspect.isclass(kind) and issubclass(kind, BaseSampler)):
+            raise TypeError(f"{attribute} is no subclass of optuna.samplers.BaseSampler")
         return kind(**({"seed": seed} if "seed" in inspect.signature(kind).parameters else {}))
-    except TypeError as error:
-        raise ConfigError(f"sampler: {name!r} cannot be made: {error}; expected a seed or no arguments") from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"sampler: {name!r} cannot be made: {error}; expected one of {', '.join(SAMPLERS)}, or module:Class of an "
+            "Optuna sampler that takes a seed or no arguments"
+        ) from error
 
 
 class _InMemory(InMemoryStorage):
