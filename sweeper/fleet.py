@@ -1,7 +1,6 @@
 """Worker processes, one per slot of a device: started, replaced when they die, stopped together."""
 
 import contextlib
-import functools
 import itertools
 import os
 import signal
@@ -119,9 +118,6 @@ class Process(Protocol):
     def send_signal(self, sig: int, /) -> None:
         """Nothing if it has ended."""
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit status; subprocess.TimeoutExpired after ``timeout`` seconds."""
-
 
 class Fleet:
     """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
@@ -143,6 +139,7 @@ class Fleet:
     ) -> None:
         self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
         self._given = dict(environment or {})
+        self._gpus = gpus()  # asked once: when one is lost later, the driver may not answer for the others either
         self._running: dict[int, Process] = {}
         self._born: dict[int, float] = {}
         self._again: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # slot -> when to start it
@@ -178,9 +175,8 @@ class Fleet:
         except KeyboardInterrupt:
             self._signal(signal.SIGINT)  # a second one, after the terminal's own, means now
             end = time.monotonic() + LAST_WORDS_S
-            for process in self._running.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(end - time.monotonic(), 0.1))
+            while time.monotonic() < end and any(process.poll() is None for process in self._running.values()):
+                time.sleep(0.1)
             raise
         finally:
             self._signal(signal.SIGKILL)
@@ -218,11 +214,6 @@ class Fleet:
             return ours | {"OMP_NUM_THREADS": str(self._threads)}
         share = max(cores() // len(self._slots), 1)
         return ours | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
-
-    @functools.cached_property
-    def _gpus(self) -> list[str]:
-        """Asked once: when a GPU is lost later, the driver may not answer for the others either."""
-        return gpus()
 
     def _look(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
         now = time.monotonic()

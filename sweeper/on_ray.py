@@ -114,14 +114,6 @@ class Remote:
         with contextlib.suppress(RayError):
             self._actor.signal.remote(sig)
 
-    def wait(self, timeout: float | None = None) -> int:
-        end = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if end is not None and time.monotonic() > end:
-                raise subprocess.TimeoutExpired("sweeper worker", timeout or 0.0)
-            time.sleep(0.2)
-        return code
-
     def leave(self, code: int) -> None:
         """Give the place back, be it taken or waited for."""
         self._code = code
@@ -147,8 +139,7 @@ class RayFleet(Fleet):
         threads: int = 0,
     ) -> None:
         super().__init__(command, ["ray"] * (workers or 1))
-        self._given_up: set[int] = set()
-        self._cluster: dict[str, float] = {}  # as it was when a slot was given up last
+        self._given_up, self._cluster = 0, dict[str, float]()  # slots, and the cluster when the last one was given up
         self._follow, self._wanted = workers is None, wanted
         self._need = {name: amount for name, amount in (("GPU", gpus), ("CPU", cpus)) if amount}
         self._passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
@@ -175,12 +166,11 @@ class RayFleet(Fleet):
         if not self._follow or self._again or self._waiting or time.monotonic() - self._looked < GROW_S:
             return
         self._looked = time.monotonic()
-        if given_up := {index for index, deaths in self._in_vain.items() if deaths >= TRIES}:
-            cluster = ray.cluster_resources()
-            if given_up != self._given_up:
-                self._given_up, self._cluster = given_up, cluster
-            if cluster == self._cluster:
-                return
+        given_up, cluster = sum(deaths >= TRIES for deaths in self._in_vain.values()), ray.cluster_resources()
+        if given_up > self._given_up:
+            self._given_up, self._cluster = given_up, cluster
+        if given_up and cluster == self._cluster:
+            return
         free = ray.available_resources()
         room = min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in self._need.items())
         more = min(room, self._wanted() - len(self._running))

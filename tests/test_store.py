@@ -470,7 +470,7 @@ class Life(RuleBasedStateMachine):
         assert self.store.usage().count == len(self.model)
 
     def teardown(self) -> None:
-        self.database.close()
+        self.database.engine.dispose()
         shutil.rmtree(self.home)
 
 

@@ -704,7 +704,7 @@ def start(url: str, epochs: int, pause: float) -> BaseProcess:
 
 def drill(url: str, trials: int, workers: int, kills: int, epochs: int, pause: float, seed: int) -> None:
     """Kill random workers until ``kills`` are dead, each replaced at once; then audit."""
-    launch(url, trials, sampler="tpe")._database.close()
+    launch(url, trials, sampler="tpe")._database.engine.dispose()
     chance, crew, killed = random.Random(seed), [start(url, epochs, pause) for _ in range(workers)], 0
     limit = time.monotonic() + 60 + 3 * kills
     while any(process.is_alive() for process in crew):

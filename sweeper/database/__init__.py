@@ -16,26 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 import tenacity
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Double,
-    Engine,
-    Table,
-    column,
-    create_engine,
-    delete,
-    event,
-    exists,
-    func,
-    literal_column,
-    or_,
-    select,
-    table,
-    text,
-    update,
-)  # fmt: skip
+from sqlalchemy import Connection, column, delete, event, exists, func, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
@@ -74,9 +57,9 @@ class Database:
     """
 
     url: URL
-    engine: Engine
+    engine: sa.Engine
     tables: Tables = field(repr=False)
-    now: ColumnElement[float] = field(repr=False)  # the database's clock, in seconds since the Unix epoch
+    now: sa.ColumnElement[float] = field(repr=False)  # the database's clock, in seconds since the Unix epoch
     patience_s: float = PATIENCE_S
 
     def __str__(self) -> str:
@@ -117,7 +100,7 @@ class Database:
             tried = f" for {self.patience_s:.0f} s" if self.patience_s and is_transient(error) else ""
             raise DatabaseError(f"{self}: the database failed{tried}: {_explained(cause)}") from error
 
-    def upsert(self, into: Table) -> Any:
+    def upsert(self, into: sa.Table) -> Any:
         """An insert into ``into`` that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
         return (postgresql.insert if self.engine.name == "postgresql" else sqlite.insert)(into)
 
@@ -128,13 +111,9 @@ class Database:
     def version(self) -> str:
         """The database's name and version, asked of it."""
         server = self.engine.name == "postgresql"
-        question = text("SHOW server_version" if server else "SELECT sqlite_version()")
+        question = sa.text("SHOW server_version" if server else "SELECT sqlite_version()")
         answer = self.transaction(lambda connection: connection.scalar(question))
         return f"{'PostgreSQL' if server else 'SQLite'} {answer}"
-
-    def close(self) -> None:
-        """Close the pooled connections; the next use opens new ones."""
-        self.engine.dispose()
 
 
 def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True) -> Database:
@@ -154,15 +133,15 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
         if not create and not Path(str(parsed.database)).is_file():
             raise NothingThere(str(parsed.database))
         engine = _sqlite(parsed)
-        now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Double)
+        now = sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Double)
     else:
-        engine = create_engine(parsed, **engine_kwargs(parsed))
-        now = literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double)
+        engine = sa.create_engine(parsed, **engine_kwargs(parsed))
+        now = sa.literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", sa.Double)
     database = Database(parsed, engine, tables, now, patience_s)
 
     def prepare() -> None:
         with engine.begin() as connection:
-            if not create and not our_tables.exists(connection, tables):
+            if not create and not our_tables.version(connection, tables):
                 raise NothingThere(str(database))
             our_tables.create(connection, tables)
 
@@ -232,13 +211,13 @@ def engine_kwargs(url: URL) -> dict[str, Any]:
     }
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL) -> sa.Engine:
     path = Path(str(url.database))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseError(f"{path}: its folder cannot be made: {error.strerror}; choose a writable place") from error
-    engine = create_engine(url, **engine_kwargs(url))
+    engine = sa.create_engine(url, **engine_kwargs(url))
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _: Any) -> None:

@@ -105,27 +105,22 @@ VERSION = 2  # of the tables above and of the attributes that the study stores w
 
 def create(connection: sa.Connection, tables: Tables) -> None:
     """Make the tables where there are none, in the caller's transaction; raises DatabaseError for another version's."""
-    if _version(connection, tables) == VERSION:
+    if version(connection, tables) == VERSION:
         return  # without the lock, because many workers begin at once and only the first has something to do
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(7305829)"))  # any number, the same for all workers
         connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS sweeper_tables"))
-    version = _version(connection, tables)
-    if version not in (0, VERSION):
+    there = version(connection, tables)
+    if there not in (0, VERSION):
         where = connection.engine.url.render_as_string(hide_password=True)
-        advice = "install the newer sweeper" if version > VERSION else "begin with another database and store"
-        raise DatabaseError(f"{where}: its tables have version {version}, this sweeper knows {VERSION}; {advice}")
+        advice = "install the newer sweeper" if there > VERSION else "begin with another database and store"
+        raise DatabaseError(f"{where}: its tables have version {there}, this sweeper knows {VERSION}; {advice}")
     tables.metadata.create_all(connection)
     connection.execute(sa.delete(tables.version))
     connection.execute(tables.version.insert().values(version=VERSION))
 
 
-def exists(connection: sa.Connection, tables: Tables) -> bool:
-    """Whether any version of our tables is in this database."""
-    return _version(connection, tables) > 0
-
-
-def _version(connection: sa.Connection, tables: Tables) -> int:
+def version(connection: sa.Connection, tables: Tables) -> int:
     """The schema's version in this database, 0 where it has none."""
     if not sa.inspect(connection).has_table(tables.version.name, schema=tables.version.schema):
         return 0

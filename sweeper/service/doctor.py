@@ -125,7 +125,7 @@ def _database(place: Place) -> str:
     version, began = opened.version(), time.perf_counter()
     opened.version()
     milliseconds = 1000 * (time.perf_counter() - began)
-    opened.close()
+    opened.engine.dispose()
     alone = "" if place.database_url else " (embedded: for one machine)"
     return f"{opened}, {version}, answers in {milliseconds:.1f} ms{alone}"
 

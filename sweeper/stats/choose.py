@@ -130,7 +130,7 @@ def learned(score: float | None) -> bool:
 def _nothing_learned(trials: Sequence[Trial], score: str) -> str:
     """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
     runs = f"all {len(trials)} finished runs" if len(trials) > 1 else "the only finished run"
-    highest = max((trial.highest for trial in trials if trial.highest is not None), default=None)
+    highest = max((value for trial in trials for value in trial.curve.values()), default=None)
     if learned(highest):
         return (
             f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from optuna import __version__ as optuna_version
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from sweeper.database import Database, IntegrityError, Session, engine_kwargs, event
 from sweeper.errors import DatabaseError
@@ -29,16 +29,11 @@ def check_optuna(storage: RDBStorage | None = None) -> None:
 
     A storage that keeps its sessions elsewhere would be written past the fence, and nobody would notice.
     """
-    there = {
-        "RDBStorage.check_trial_is_updatable": hasattr(RDBStorage, "check_trial_is_updatable"),
-        "FrozenTrial._trial_id": hasattr(create_trial(value=0.0), "_trial_id"),
-        "RDBStorage.engine": storage is None or "engine" in vars(storage),
-        "RDBStorage.scoped_session": storage is None or "scoped_session" in vars(storage),
-    }
-    if missing := [name for name, is_there in there.items() if not is_there]:
+    needed = [(RDBStorage, "check_trial_is_updatable"), (storage, "engine"), (storage, "scoped_session")]
+    if missing := [name for holder, name in needed if holder is not None and not hasattr(holder, name)]:
         raise DatabaseError(
-            f"Optuna {optuna_version}: {', '.join(missing)} is missing; expected the Optuna that sweeper was written "
-            "for: pip install 'optuna>=5.0,<5.1'"
+            f"Optuna {optuna_version}: RDBStorage.{' and '.join(missing)} is missing; expected the Optuna that sweeper "
+            "was written for: pip install 'optuna>=5.0,<5.1'"
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -21,7 +21,7 @@ from sweeper.errors import DatabaseError, LeaseLost, NotFinite
 from sweeper.search import Suggest
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage
-from sweeper.study.trial import Facts, Stage, Wanted, stored
+from sweeper.study.trial import Facts, Stage, Wanted
 
 TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"))  #: Optuna's own
 
@@ -90,10 +90,10 @@ class Slot:
         for key, distribution in trial.distributions.items():
             if key not in claimed.params:
                 value = distribution.to_internal_repr(trial.params[key])
-                self._write(functools.partial(storage.set_trial_param, self._trial_id, key, value, distribution))
+                self._write(partial(storage.set_trial_param, self._trial_id, key, value, distribution))
         if name not in samplers.SAMPLERS:  # a sampler from elsewhere may keep notes on its trials
             for key, note in trial.system_attrs.items():
-                self._write(functools.partial(storage.set_trial_system_attr, self._trial_id, key, note))
+                self._write(partial(storage.set_trial_system_attr, self._trial_id, key, note))
         if count > 1:
             self.set("proposals", count)
         self.spec = json.loads(json.dumps(proposed))
@@ -105,11 +105,6 @@ class Slot:
         held = self._queue.database.transaction(lambda connection: connection.execute(self._holds(**values)).rowcount)
         if held == 0:
             raise self._lost()
-
-    def start(self) -> None:
-        """Set a waiting trial to running."""
-        if self._claimed.state is TrialState.WAITING:
-            self._write(lambda: self._queue.storage.set_trial_state_values(self._trial_id, TrialState.RUNNING))
 
     def report(self, epoch: int, value: float) -> None:
         """Store the objective after ``epoch`` (from 0); a second report of an epoch replaces the first."""
@@ -123,16 +118,16 @@ class Slot:
     def set(self, key: str, value: Any) -> None:
         """Store one of its :class:`Facts`; TypeError for a name that is none of them."""
         facts = replace(self.facts, **{key: value})
-        self._set(key, stored(value))
+        self._set(key, value)
         self.facts = facts
 
     def tell(self, value: float) -> None:
         """Finish the trial with its objective; raises NotFinite for NaN (use :meth:`fail`)."""
-        self._finish(TrialState.COMPLETE, self._checked(value))
+        self._finish(TrialState.COMPLETE, value)
 
     def prune(self, value: float) -> None:
         """Finish the trial early with the best annealed value so far, which is what samplers then learn from."""
-        self._finish(TrialState.PRUNED, self._checked(value))
+        self._finish(TrialState.PRUNED, value)
 
     def fail(self, reason: str | None = None) -> None:
         """Give the trial up for good, for the reasons so far and this one, which go to the trial and its slot."""
@@ -154,11 +149,6 @@ class Slot:
             reasons = json.dumps([*self.reasons, reason] if reason else self.reasons)
             strikes = self._strikes + bool(reason)
             self.renew(worker=None, claim=None, expires=None, strikes=strikes, reasons=reasons)
-
-    def _checked(self, value: float) -> float:
-        if not math.isfinite(value):
-            raise NotFinite(f"trial {self.number}: the objective is {value}; expected a finite number")
-        return float(value)
 
     # -- the lease
 
@@ -191,8 +181,10 @@ class Slot:
 
     def _finish(self, state: TrialState, value: float | None = None) -> None:
         """Set the trial's final state and close the slot, in one transaction."""
-        values = None if value is None else [value]
-        finish = functools.partial(self._queue.storage.set_trial_state_values, self._trial_id, state, values)
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(f"trial {self.number}: the objective is {value}; expected a finite number")
+        values = None if value is None else [float(value)]
+        finish = partial(self._queue.storage.set_trial_state_values, self._trial_id, state, values)
         try:
             self._write(finish, state="closed")
         except LeaseLost:
@@ -267,7 +259,8 @@ class Queue:
                     giving_up(slot)
                     slot.fail()
                 else:
-                    slot.start()
+                    if trial.state is TrialState.WAITING:
+                        slot._write(partial(self.storage.set_trial_state_values, row.trial_id, TrialState.RUNNING))
                     return slot
         return None
 

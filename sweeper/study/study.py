@@ -28,7 +28,6 @@ class WorkerRow:
     """A worker as it last said of itself; ``age_s`` is the time since, by the database's clock."""
 
     worker: str
-    host: str
     pid: int
     device: str
     number: int | None
@@ -48,9 +47,7 @@ class Study:
         self._database = database
         #: Names the trials that should be there by now; see :meth:`claim` and :attr:`done`. None: nothing comes later.
         self.agenda: Callable[[], Sequence[Wanted]] | None = None
-        self._optuna = database.retry(
-            lambda: optuna.load_study(study_name=self.name, storage=storage, sampler=optuna.samplers.RandomSampler())
-        )
+        self._optuna = database.retry(lambda: optuna.load_study(study_name=self.name, storage=storage))
         self._queue = Queue(database, storage, self._optuna, row, lease_seconds, attempts)
 
     @classmethod
@@ -78,13 +75,7 @@ class Study:
         storage = open_storage(database)
         _forget_deleted(database, storage, name)
         optuna_study = database.retry(
-            lambda: optuna.create_study(
-                storage=storage,
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-                sampler=optuna.samplers.RandomSampler(),
-            )
+            lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         )
         study_id = database.retry(lambda: storage.get_study_id_from_name(name))
         studies, launched = database.tables.studies, json.dumps(dict(config), sort_keys=True)
@@ -212,11 +203,7 @@ class Study:
     def trials(self) -> list[Trial]:
         """The study's trials by number. One that somebody else added with Optuna's means is none of them."""
         slots = self._queue.rows()
-        return [
-            Trial.of(trial, slot.attempt, slot.worker, tuple(json.loads(slot.reasons)))
-            for trial in self._queue.trials()
-            if (slot := slots.get(trial.number)) is not None
-        ]
+        return [Trial.of(trial, slots[trial.number]) for trial in self._queue.trials() if trial.number in slots]
 
     def counts(self) -> dict[str, int]:
         """Trials by :attr:`Trial.shown_state`, and their "total"."""
@@ -246,10 +233,11 @@ class Study:
     def workers(self) -> list[WorkerRow]:
         """All workers that ever said anything, the last heard of first."""
         workers = self._database.tables.workers
-        age = (self._database.now - workers.c.beat).label("age")
-        query = select(workers, age).where(workers.c.study == self.id).order_by(age)
+        age = (self._database.now - workers.c.beat).label("age_s")
+        columns = (workers.c[name] for name in ("worker", "pid", "device", "number", "epoch"))
+        query = select(*columns, age).where(workers.c.study == self.id).order_by(age)
         rows = self._database.transaction(lambda connection: connection.execute(query).all())
-        return [WorkerRow(row.worker, row.host, row.pid, row.device, row.number, row.epoch, row.age) for row in rows]
+        return [WorkerRow(**row._mapping) for row in rows]
 
 
 def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> None:
@@ -261,8 +249,8 @@ def _forget_deleted(database: Database, storage: FencedStorage, name: str) -> No
         return
 
     def forget(connection: Connection) -> None:  # by our own name for it: a new one's rows are not touched
-        connection.execute(delete(tables.slots).where(tables.slots.c.study == row.id))
-        connection.execute(delete(tables.workers).where(tables.workers.c.study == row.id))
+        for each in (tables.slots, tables.workers):
+            connection.execute(delete(each).where(each.c.study == row.id))
         connection.execute(delete(tables.pins).where(tables.pins.c.owner.startswith(f"{row.id}/")))
         connection.execute(delete(tables.studies).where(tables.studies.c.id == row.id))
 

@@ -154,8 +154,8 @@ class Trial:
     label: str = ""
 
     @classmethod
-    def of(cls, frozen: FrozenTrial, attempt: int, worker: str | None, reasons: Sequence[str]) -> Trial:
-        """The trial as Optuna has it, with what our slot says of it."""
+    def of(cls, frozen: FrozenTrial, slot: Any) -> Trial:
+        """The trial as Optuna has it, with what the row of its slot says of it."""
         seconds = None
         if frozen.datetime_start is not None and frozen.datetime_complete is not None:
             seconds = (frozen.datetime_complete - frozen.datetime_start).total_seconds()
@@ -170,9 +170,9 @@ class Trial:
             facts=Facts.of(frozen.user_attrs),
             params=dict(frozen.params),
             seconds=seconds,
-            attempt=attempt,
-            worker=worker,
-            reasons=reasons,
+            attempt=slot.attempt,
+            worker=slot.worker,
+            reasons=tuple(json.loads(slot.reasons)),
         )
 
     @cached_property
@@ -228,11 +228,6 @@ class Trial:
         return self.score is None and self.confounder is None
 
     @property
-    def highest(self) -> float | None:
-        """The best value of any of its epochs; None before the first."""
-        return max(self.curve.values(), default=None)
-
-    @property
     def reused(self) -> int:
         """Epochs that were there already when it began."""
         return self.facts.epochs_reused or 0
@@ -245,10 +240,3 @@ class Trial:
     def shown(self) -> dict[str, Any]:
         """What stands beside it in a table: the facts of its trace, and COCO's ``AP`` if it has one."""
         return {**self.facts.facts, **({} if self.facts.AP is None else {"AP": self.facts.AP})}
-
-
-def stored(value: Any) -> Any:
-    """An attribute as plain data for Optuna, None left out of a :class:`Control`."""
-    if isinstance(value, Control):
-        value = {key: item for key, item in vars(value).items() if item is not None}
-    return json.loads(json.dumps(value))
