@@ -162,7 +162,10 @@ class Fleet:
         try:
             while (self._running or self._again) and not stop.is_set():
                 _patiently(self.grow, say)
-                self._start()
+                now = time.monotonic()
+                for index in [index for index, when in self._again.items() if when <= now]:
+                    del self._again[index]
+                    self._born[index], self._running[index] = now, self.spawn(index)
                 stop.wait(0.5)
                 self._look(done, say)
                 _patiently(tick, say)
@@ -199,13 +202,6 @@ class Fleet:
         self._logs.mkdir(parents=True, exist_ok=True)
         with (self._logs / f"{os.uname().nodename}-{index}.log").open("ab") as log:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def _start(self) -> None:
-        now = time.monotonic()
-        for index in [index for index, when in self._again.items() if when <= now]:
-            del self._again[index]
-            self._born[index] = now
-            self._running[index] = self.spawn(index)
 
     def _environment(self, index: int) -> dict[str, str]:
         slot = self._slots[index]

@@ -159,31 +159,24 @@ def parse(url: str | Path) -> URL:
     if isinstance(url, Path):
         return URL.create("sqlite", database=str(url.expanduser().absolute()))
     try:
-        if "://" not in url:
+        parsed = make_url(url if "://" in url else "")
+        a_file = parsed.drivername == "sqlite"
+        if (parsed.host or parsed.username) if a_file else (not parsed.database or set("/@") & set(parsed.database)):
             raise ValueError
-        parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise _no_url(url) from None
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in ("postgresql+psycopg", "sqlite"):
-        raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql; {_REPAIR}")
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise DatabaseError(
+            f"{without_password(url)!r}: not a database URL; expected postgresql://USER@HOST:PORT/NAME or "
+            f"sqlite:///FILE; {_REPAIR}"
+        ) from None
+    if a_file and parsed.database in (None, "", ":memory:"):
         raise DatabaseError(
             f"{url!r}: a database in memory cannot be shared by workers; expected sqlite:///FILE; {_REPAIR}"
         )
-    if parsed.drivername == "sqlite" and not (parsed.host or parsed.username):
+    if a_file:
         return parsed.set(database=str(Path(str(parsed.database)).expanduser()))
-    if parsed.drivername == "sqlite" or not parsed.database or set("/@") & set(parsed.database):
-        raise _no_url(url)
-    return parsed
-
-
-def _no_url(url: str) -> DatabaseError:
-    return DatabaseError(
-        f"{without_password(url)!r}: not a database URL; expected postgresql://USER@HOST:PORT/NAME or "
-        f"sqlite:///FILE; {_REPAIR}"
-    )
+    if parsed.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql; {_REPAIR}")
+    return parsed.set(drivername="postgresql+psycopg")
 
 
 def engine_kwargs(url: URL) -> dict[str, Any]:

@@ -78,7 +78,6 @@ def open_storage(database: Database) -> FencedStorage:
     complete when it looks again. Raises DatabaseError also for tables of another version of Optuna, and where the
     installed Optuna is not the one that this package was written for.
     """
-    check_optuna()
     for last in (False,) * 9 + (True,):
         try:
             return database.retry(lambda: FencedStorage(database))

@@ -102,9 +102,7 @@ class Slot:
 
     def renew(self, **values: Any) -> None:
         """Say that the worker is alive, and set ``values`` on the slot; safe to call from another thread."""
-        held = self._queue.database.transaction(lambda connection: connection.execute(self._holds(**values)).rowcount)
-        if held == 0:
-            raise self._lost()
+        self._queue.database.transaction(lambda connection: self._hold(connection, **values))
 
     def report(self, epoch: int, value: float) -> None:
         """Store the objective after ``epoch`` (from 0); a second report of an epoch replaces the first."""
@@ -152,26 +150,23 @@ class Slot:
 
     # -- the lease
 
-    def _holds(self, **values: Any) -> Any:
-        """The statement that renews the lease and sets ``values``, and touches no row once somebody else owns it."""
+    def _hold(self, connection: Connection | Session, **values: Any) -> None:
+        """Renew the lease and set ``values`` on the slot; raises LeaseLost if somebody else owns it."""
         database, slots = self._queue.database, self._queue.database.tables.slots
         values.setdefault("expires", database.now + self._queue.lease_seconds)
-        return (
+        held = (
             update(slots)
             .where(slots.c.study == self._queue.row.id, slots.c.number == self.number, slots.c.state == "open")
             .where(slots.c.worker == self.worker, slots.c.attempt == self.attempt)
             .values(**values)
         )
+        if connection.execute(held).rowcount == 0:  # type: ignore[attr-defined]
+            raise self._lost()
 
     def _write(self, work: Callable[[], object], **values: Any) -> None:
         """Do ``work`` behind the fence, again after transient errors, and set ``values`` on the slot with it."""
-
-        def guard(session: Session) -> None:
-            if session.execute(self._holds(**values)).rowcount == 0:  # type: ignore[attr-defined]
-                raise self._lost()
-
         try:
-            with self._queue.storage.fenced(guard):
+            with self._queue.storage.fenced(partial(self._hold, **values)):
                 self._queue.database.retry(work)
         except (UpdateFinishedTrialError, KeyError):  # finished or deleted
             raise self._lost() from None

@@ -172,19 +172,14 @@ def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int
     PED-ANOVA, which knows parameters that only some trials have (the place of a restart that is off). Empty for fewer
     than 8 trials, or where nothing varies.
     """
-    trials = [
-        trial
-        for trial in everything
-        if trial.state is TrialState.COMPLETE
-        and trial.user_attrs.get("stage") == "search"
-        and trial.params
-        and REPLICATE not in trial.user_attrs  # all on the same seed
-    ]
+    searched = (trial for trial in everything if trial.user_attrs.get("stage") == "search" and trial.params)
+    on_one_seed = (trial for trial in searched if REPLICATE not in trial.user_attrs)
+    trials = [trial for trial in on_one_seed if trial.state is TrialState.COMPLETE]
     if len(trials) < FEWEST or len({trial.values[0] for trial in trials}) < 2:
         return {}, len(trials)
-    searched = optuna.create_study(direction="maximize")
-    searched.add_trials(trials)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna; what it is worth stands in the report
-        shares = optuna.importance.get_param_importances(searched)
+        shares = optuna.importance.get_param_importances(study)
     return {name: float(share) for name, share in shares.items()}, len(trials)

@@ -156,9 +156,7 @@ class Trial:
     @classmethod
     def of(cls, frozen: FrozenTrial, slot: Any) -> Trial:
         """The trial as Optuna has it, with what the row of its slot says of it."""
-        seconds = None
-        if frozen.datetime_start is not None and frozen.datetime_complete is not None:
-            seconds = (frozen.datetime_complete - frozen.datetime_start).total_seconds()
+        begun, ended = frozen.datetime_start, frozen.datetime_complete
         return cls(
             number=frozen.number,
             stage=frozen.user_attrs["stage"],
@@ -169,7 +167,7 @@ class Trial:
             curve=dict(frozen.intermediate_values),
             facts=Facts.of(frozen.user_attrs),
             params=dict(frozen.params),
-            seconds=seconds,
+            seconds=None if begun is None or ended is None else (ended - begun).total_seconds(),
             attempt=slot.attempt,
             worker=slot.worker,
             reasons=tuple(json.loads(slot.reasons)),
