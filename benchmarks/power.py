@@ -243,7 +243,7 @@ def confirming(sweep: Sweep, method: Method, world: World, leaders: Sequence[str
     return sweep.model_copy(update={"confirm": sweep.confirm.model_copy(update={"seeds": seeds})})
 
 
-def told(
+def outcome(
     service: Service, world: World, rows: Sequence[Trial], searched: int, leaders: Sequence[str]
 ) -> dict[str, Any]:
     """What came out of a sweep with these trials."""
@@ -295,17 +295,17 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
     confirm = confirming(sweep, method, world, leaders, epochs).confirm
     design = evidence.Design.begin(rows, ["yolo_linear"], confirm, sweep.recipe.seed, service.leaders(rows))
     work(evidence.confirm_slots(rows, service.baselines(), design))
-    return told(service, world, rows, searched, leaders)
+    return outcome(service, world, rows, searched, leaders)
 
 
 def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -> dict[str, Any]:
     """One sweep, searched, confirmed and judged. ``epochs``: what the race trained; some may use as much."""
     sweep = sweep_of(name, {"seed": world.start % 2**31}, **method.space)
-    service, there = service_of(sweep, method, folder), database.open(folder / "power.db")
-    vars(service)["database"] = there
+    service, opened = service_of(sweep, method, folder), database.open(folder / "power.db")
+    vars(service)["database"] = opened
     agenda = service.agenda
     study = Study.create(
-        there,
+        opened,
         name,
         config={},
         trials=agenda.wanted([]),
@@ -338,14 +338,14 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
     study.agenda = None
     service.confirm()
     work()
-    found = told(service, world, study.trials(), searched, leaders)
-    there.close()
-    return found
+    result = outcome(service, world, study.trials(), searched, leaders)
+    opened.close()
+    return result
 
 
 def once(start: int, given: argparse.Namespace) -> dict[str, Any]:
     """All methods in one world with the effect, and in one without."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         for world_of, effect in (("with", given.effect), ("without", 0.0)):
             epochs = 0
@@ -356,8 +356,8 @@ def once(start: int, given: argparse.Namespace) -> dict[str, Any]:
                 unique = f"{list(METHODS).index(name)}-{world_of}"
                 result = (in_memory if given.quick else repeat)(method, world, Path(folder), unique, epochs)
                 epochs = result["epochs"] if name == "race" else epochs
-                found.setdefault(name, {})[world_of] = result
-    return found
+                results.setdefault(name, {})[world_of] = result
+    return results
 
 
 def summary(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -375,28 +375,43 @@ def summary(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[
     }
 
 
+def count(text: str) -> int:
+    """A number of the command line that is at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def deviation(text: str) -> float:
+    """A standard deviation of the command line."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a standard deviation, 0 or more")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", type=int, default=0, help="the first repeat's number; other repeats, other luck")
     parser.add_argument("--effect", type=float, default=0.004)
-    parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--run-sd", type=float, default=0.0215, help="of a run over seeds")
-    parser.add_argument("--branch-sd", type=float, default=0.006, help="of a branch's difference to its trunk")
+    parser.add_argument("--repeats", type=count, default=100)
+    parser.add_argument("--run-sd", type=deviation, default=0.0215, help="of a run over seeds")
+    parser.add_argument("--branch-sd", type=deviation, default=0.006, help="of a branch's difference to its trunk")
     parser.add_argument("--quick", action="store_true", help="without a database; proposals are drawn, not sampled")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--jobs", type=int, default=1, help="repeats side by side")
+    parser.add_argument("--jobs", type=count, default=1, help="repeats side by side")
     given = parser.parse_args()
     begun, starts = time.perf_counter(), range(given.start, given.start + given.repeats)
     with multiprocessing.Pool(given.jobs) as pool:
         results = pool.starmap(once, zip(starts, itertools.repeat(given)), chunksize=1)
-    found = summary(results, given.only)
+    table = summary(results, given.only)
     if given.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(table, indent=1))
         return
     print("| method | finds it | false winners | trained epochs | of them in the search | among the finalists |")
     print("|---|---|---|---|---|---|")
-    for name, row in found.items():
+    for name, row in table.items():
         shares = [f"{100 * row[key]:.0f} %" for key in ("found", "false")]
         numbers = [f"{row[key]:,.0f}" for key in ("epochs", "search_epochs")]
         print("| " + " | ".join([name, *shares, *numbers, f"{100 * row['finalist']:.0f} %"]) + " |")

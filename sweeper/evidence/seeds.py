@@ -170,21 +170,18 @@ class Design:
     ``seeds``: those that all of them run on; ``alpha`` and ``equivalence``: see ``sweeper.stats``.
     """
 
-    candidates: tuple[int, ...]
-    baselines: tuple[str, ...]
+    candidates: Sequence[int]
+    baselines: Sequence[str]
     best: int
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     alpha: float
     equivalence: float
 
     @classmethod
     def of(cls, trials: Sequence[Trial]) -> "Design | None":
         """The design that the confirmation began with; None if it has not begun."""
-        for trial in trials:
-            if trial.stage == "confirm" and (written := trial.facts.design):
-                lists = {key: tuple(written[key]) for key in ("candidates", "baselines", "seeds")}
-                return cls(**{**written, **lists})
-        return None
+        designs = (trial.facts.design for trial in trials if trial.stage == "confirm" and trial.facts.design)
+        return next((cls(**design) for design in designs), None)
 
     @classmethod
     def begin(
@@ -202,8 +199,8 @@ class Design:
         candidates = chosen(trials, confirm.best, leaders)
         if not candidates:
             raise ConfigError("confirm: no trial of the search is finished and comparable; look at: sweeper status")
-        seeds = tuple(fresh_seeds(seed, confirm.seeds))
-        return cls(tuple(candidates), tuple(baselines), confirm.best, seeds, confirm.alpha, confirm.equivalence)
+        seeds = fresh_seeds(seed, confirm.seeds)
+        return cls(candidates, list(baselines), confirm.best, seeds, confirm.alpha, confirm.equivalence)
 
     def changes(self, confirm: Confirm) -> list[str]:
         """What ``confirm`` asks for now and the confirmation did not begin with, a sentence each; [] for nothing."""
@@ -216,9 +213,9 @@ class Design:
 
     def runs(self, trials: Sequence[Trial]) -> list[tuple[str, int]]:
         """(configuration's name, seed) of every run of the confirmation, seed by seed."""
-        by_number = {trial.number: trial for trial in trials}
-        names = [*self.baselines, *(by_number[number].name for number in self.candidates)]
-        return [(name, seed) for seed in self.seeds for name in names]
+        names = {trial.number: trial.name for trial in trials}
+        everyone = [*self.baselines, *(names[number] for number in self.candidates)]
+        return [(name, seed) for seed in self.seeds for name in everyone]
 
 
 def chosen(trials: Sequence[Trial], best: int, leaders: Sequence[int] | None = None) -> list[int]:
@@ -251,6 +248,5 @@ def confirm_slots(trials: Sequence[Trial], baselines: Mapping[str, Mapping[str, 
     """
     specs = {name: dict(spec) for name, spec in baselines.items()}
     specs |= {trial.name: dict(trial.spec or {}) for trial in trials if trial.number in design.candidates}
-    written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(design).items()}
-    runs = design.runs(trials)
+    runs, written = design.runs(trials), asdict(design)
     return [Wanted("confirm", seed, schedule=specs[name], name=name, design=written) for name, seed in runs]

@@ -71,17 +71,20 @@ class Baseline(Entry):
 class Candidate(Entry):
     """A configuration that was confirmed: its ``pairs`` with the best baseline, and why it wins or not.
 
-    ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why); ``mde`` is what
-    these pairs would have seen with 80 % power at Holm's first, strictest level. ``title`` is how sentences call it.
-    ``search``: the score of the search run, selected for being high. ``over``: its pairs with every baseline, by name.
+    ``p_holm`` is adjusted over all confirmed candidates (None: not judged yet, ``reason`` says why). At Holm's first,
+    strictest level, ``mde`` is what these pairs would have seen with 80 % power, and ``low_family``, ``high_family``
+    the interval; ``pairs`` has the plain one. ``title`` is how sentences call it. ``search``: the score of the search
+    run, selected for being high. ``over``: its pairs with every baseline, by name.
     """
 
     title: str
     search: float | None
     pairs: Paired | None
-    mde: float | None
     run_ids: tuple[str, ...]
     over: Mapping[str, Paired]
+    mde: float | None = None
+    low_family: float | None = None
+    high_family: float | None = None
     p_holm: float | None = None
     wins: bool = False
     reason: str = ""

@@ -80,8 +80,9 @@ def choose(
     drafts = []
     for name, group in groups.items():
         draft = _candidate(group, searched.get(name, []), scores, reference, alpha, shown)
-        if p := draft.pairs:
-            draft = replace(draft, mde=detectable_effect(p.s_d, p.n, alpha=level, equivalence=equivalence))
+        if p := _candidate(group, [], scores, reference, level, shown).pairs:
+            mde = detectable_effect(p.s_d, p.n, alpha=level, equivalence=equivalence)
+            draft = replace(draft, mde=mde, low_family=p.low, high_family=p.high)
         why = _obstacle(draft, [trial for trial in rivals if trial.name == name], everything, names)
         unfinished = progress is not None and not progress.complete
         drafts.append(replace(draft, reason="the confirmation is not finished" if unfinished else why))
@@ -208,7 +209,6 @@ def _candidate(
         title=first.title,
         search=searched[0].score if searched else None,
         pairs=over.get(reference or ""),
-        mde=None,
         run_ids=tuple(run.facts.run_id for run in runs if run.facts.run_id),
         over=over,
     )
@@ -235,18 +235,16 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
         if p is None:
             judged.append(c)
             continue
-        reason = ""
+        wins, beyond = False, f", and {c.ruled_out} is ruled out"
         if p.mean <= 0:
-            reason = f"not above {baseline}"
+            reason = f"not above {baseline}{beyond}"
         elif p_holm > alpha:
-            reason = f"that may be luck (p {p_holm:.2g} after Holm)"
+            reason = f"that may be luck (p {p_holm:.2g} after Holm){beyond}"
         elif p.mean < equivalence:
-            reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter"
-        wins = not reason
-        reason = f"{reason}, and {c.ruled_out} is ruled out" if reason else ""
-        judged.append(
-            replace(c, p_holm=p_holm, wins=wins, reason=reason or f"better than {baseline} (p {p_holm:.2g} after Holm)")
-        )
+            reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter{beyond}"
+        else:
+            wins, reason = True, f"better than {baseline} (p {p_holm:.2g} after Holm)"
+        judged.append(replace(c, p_holm=p_holm, wins=wins, reason=reason))
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
 
 
