@@ -89,11 +89,11 @@ class Recipe(Model):
     @field_validator("optimizer")
     @classmethod
     def _optimizer_is_known(cls, value: str) -> str:
-        known = {name.lower(): name for name in OPTIMIZERS}
-        if value.lower() not in known:
+        names = {name.lower(): name for name in OPTIMIZERS}
+        if value.lower() not in names:
             hint = " ('auto' ignores the learning rate it is given)" if value.lower() == "auto" else ""
             raise ValueError(f"is not an optimizer{hint}; expected one of {', '.join(OPTIMIZERS)}")
-        return known[value.lower()]
+        return names[value.lower()]
 
     @field_validator("freeze")
     @classmethod

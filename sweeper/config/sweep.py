@@ -253,12 +253,12 @@ class Sweep(Model):
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Sweep":
         """Read, override and check a sweep file; raises ConfigError in one line before anything else happens."""
-        path, given = file_of(path), path
-        written = read(path)
-        if isinstance(data := written.get("data"), str) and _is_path(data) and str(given) not in built_in():
-            written["data"] = str(path.parent / data)  # as written in the file, from where the file is
+        file = file_of(path)
+        written = read(file)
+        if isinstance(data := written.get("data"), str) and _is_path(data) and str(path) not in built_in():
+            written["data"] = str(file.parent / data)  # as written in the file, from where the file is
         override(written, overrides)
-        return cls.build(written, str(path))
+        return cls.build(written, str(file))
 
     @staticmethod
     def name_in(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> str:

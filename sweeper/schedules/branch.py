@@ -38,22 +38,22 @@ TRUNKS = {
 
 def keys(family: str, given: Params) -> dict[str, Key]:
     """The parameters of a branch of ``family``. ScheduleError for one that only its trunk can have."""
-    known = dict(FAMILIES[family].keys(given))
+    allowed = dict(FAMILIES[family].keys(given))
     for name in TRUNKS:
-        if known.pop(name, None) is not None and name in given:
+        if allowed.pop(name, None) is not None and name in given:
             raise ScheduleError(
                 f"{family}: {name}: given beside trunk; a branch has its trunk's warm-up and momentum, take it out or "
                 "write it below trunk"
             )
     if family != "cawb":
-        return {**known, "lr": Key(known["lr"].check, IDLE), "from": Key(length)}
+        return {**allowed, "lr": Key(allowed["lr"].check, IDLE), "from": Key(length)}
     if given.get("mode", "clean") != "clean":
         raise ScheduleError(
             f"cawb: mode: {given['mode']} has a warm-up of its own and cannot begin at a trunk; expected clean"
         )
     if "from" in given:
         raise ScheduleError("cawb: from: a CAWB branch begins at the first of its steps; take it out")
-    return known
+    return allowed
 
 
 def begins(family: str, params: Params, time: TimeBase, warm: float) -> int | None:

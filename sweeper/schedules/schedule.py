@@ -214,10 +214,10 @@ def _checked(family: str, where: str, given: Mapping[str, Any], trunk: Schedule 
     if "from" in given and "from" not in keys:
         raise ScheduleError(f"{where}: from: says where a branch begins; expected trunk: beside it")
     if unknown := [key for key in given if key not in keys]:
-        known = [*keys, "groups", "trunk"]
+        names = [*keys, "groups", "trunk"]
         raise ScheduleError(
-            f"{where}: {str(unknown[0])[:80]} is not a parameter; known are {', '.join(known)}"
-            + did_you_mean(unknown[0], known)
+            f"{where}: {str(unknown[0])[:80]} is not a parameter; known are {', '.join(names)}"
+            + did_you_mean(unknown[0], names)
         )
     params: dict[str, Any] = {}
     for name, rule in keys.items():

@@ -155,13 +155,13 @@ def whole(low: int, high: int) -> Check:
 COUNT = whole(1, MAX_STEPS)
 
 
-def choice(*known: str) -> Check:
-    """One of the words ``known``."""
+def choice(*words: str) -> Check:
+    """One of the ``words``."""
 
     def check(what: str, value: object) -> str:
-        if value not in known:
+        if value not in words:
             raise ScheduleError(
-                f"{what}: {shorten(value)} is not known; expected {' or '.join(known)}{did_you_mean(value, known)}"
+                f"{what}: {shorten(value)} is not known; expected {' or '.join(words)}{did_you_mean(value, words)}"
             )
         return str(value)
 

@@ -108,23 +108,23 @@ class Enqueued:
 
 def enqueued(sweep: Sweep, time: TimeBase) -> list[Enqueued]:
     """What the first search slots are given, one for each of ``sweep.enqueue``. Raises ConfigError."""
-    given: list[Enqueued] = []
+    starts: list[Enqueued] = []
     for number, written in enumerate(sweep.enqueue, start=1):
         try:
             if isinstance(written, str) or "family" in written:
                 schedule = sweep.schedule(written)
                 answers = _encoded(sweep, schedule, time)
-                given.append(Enqueued(schedule=schedule) if answers is None else Enqueued(answers))
+                starts.append(Enqueued(schedule=schedule) if answers is None else Enqueued(answers))
             else:
-                given.append(Enqueued(_checked_answers(sweep, written, time)))
+                starts.append(Enqueued(_checked_answers(sweep, written, time)))
         except ConfigError as error:
             raise ConfigError(f"enqueue: {number}: {error}") from None
-    if sweep.trials is not None and len(given) > sweep.trials:
+    if sweep.trials is not None and len(starts) > sweep.trials:
         raise ConfigError(
-            f"enqueue: {len(given)} schedules are more than the {sweep.trials} trials; expected trials={len(given)} "
+            f"enqueue: {len(starts)} schedules are more than the {sweep.trials} trials; expected trials={len(starts)} "
             "or more"
         )
-    return given
+    return starts
 
 
 def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:

@@ -229,8 +229,8 @@ def parts(sweep: Sweep, time: TimeBase) -> set[int]:
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
     if sweep.trunk is not None:
-        known = time or TimeBase(sweep.epochs, STEPS)
-        return sweep.trunk.warm(known) / known.steps_per_epoch
+        run = time or TimeBase(sweep.epochs, STEPS)
+        return sweep.trunk.warm(run) / run.steps_per_epoch
     params = sweep.search.params
     default = "3ep" if "trainer" in params.get("warmup_kind", Parameter()).examples() else 0  # the trainer's own
     warmups = [params.get("warmup", Parameter(value=default))]
