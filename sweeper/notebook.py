@@ -1,8 +1,8 @@
 """The commands as functions, for notebooks and scripts: a sweep in, an answer or a table out.
 
-Every function takes a sweep (a :class:`Sweep`, or the path of its file) and where its things are: ``store``,
-``database_url`` and ``tracking_uri`` mean what the options of the command line mean. Environment variables are read by
-the command line alone. Further keywords are keys of the sweep file, for instance ``trials=4``. All raise SweeperError.
+Every function takes a sweep (a :class:`Sweep`, or the path of its file) and where its things are, as the options of the
+command line say it; its environment variables are not read. Further keywords are keys of the sweep file, for instance
+``trials=4``. All raise SweeperError.
 """
 
 import os
@@ -102,21 +102,16 @@ def _launched(sweep: AnySweep, store: str, database_url: Url, tracking_uri: Url)
 
 
 def _train(service: Service) -> None:
-    """Train what is open, with a bar of the epochs of all trials."""
+    """Train what is open, with a bar of the epochs that are settled, of those of all trials."""
     with tqdm(desc=service.sweep.name, unit="epoch") as bar:
-        last = 0.0
+        looked = -LOOK_EVERY_S
 
-        def tick() -> None:
-            nonlocal last
-            if time.monotonic() - last > LOOK_EVERY_S:
-                last = time.monotonic()
-                _show(bar, service.status())
+        def tick(every: float = LOOK_EVERY_S) -> None:
+            nonlocal looked
+            if time.monotonic() - looked >= every:
+                looked = time.monotonic()
+                bar.n, bar.total = service.status().settled
+                bar.refresh()
 
         running.train(service, running.slots(service.sweep), say=bar.write, tick=tick)
-        _show(bar, service.status())
-
-
-def _show(bar: Any, status: Status) -> None:
-    """Epochs that are settled, of those of all trials."""
-    bar.n, bar.total = status.settled
-    bar.refresh()
+        tick(every=0.0)

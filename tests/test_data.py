@@ -289,9 +289,9 @@ def test_a_polygon_is_taken_for_the_box_around_it(tmp_path: Path) -> None:
     path = yolo(tmp_path / "source")
     with (tmp_path / "source/labels/val/val1.txt").open("a") as file:
         file.write("0 0.25 0.5 0.75 0.5 0.5 0.875\n")
-    found = data.open(path, folder=tmp_path / "folder")
-    assert any("polygons" in problem for problem in found.problems)
-    boxes = [file.read_text() for file in (found.folder / "labels" / "val").iterdir()]
+    opened = data.open(path, folder=tmp_path / "folder")
+    assert any("polygons" in problem for problem in opened.problems)
+    boxes = [file.read_text() for file in (opened.folder / "labels" / "val").iterdir()]
     assert any("0 0.5 0.6875 0.5 0.375\n" in box for box in boxes)
 
 
@@ -526,12 +526,12 @@ def as_voc(bccd: Path, folder: Path, *, lists: bool = True) -> Path:
             stems.append(Path(image["file_name"]).stem)
             (folder / "JPEGImages" / f"{stems[-1]}.jpg").symlink_to(bccd / "images" / split / image["file_name"])
             objects = ""
-            for one in truth["annotations"]:
-                if one["image_id"] == image["id"]:
-                    x, y, width, height = one["bbox"]
+            for entry in truth["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    x, y, width, height = entry["bbox"]
                     corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
                     bounds = "".join(f"<{key}>{value!r}</{key}>" for key, value in corners.items())
-                    objects += f"<object><name>{names[one['category_id']]}</name><bndbox>{bounds}</bndbox></object>"
+                    objects += f"<object><name>{names[entry['category_id']]}</name><bndbox>{bounds}</bndbox></object>"
             (folder / "Annotations" / f"{stems[-1]}.xml").write_text(f"<annotation>{objects}</annotation>")
         if lists:
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
@@ -727,10 +727,10 @@ def run(*argv: object) -> Result:
 def test_data_check_says_what_is_there(tmp_path: Path) -> None:
     path = yolo(tmp_path)
     (tmp_path / "labels/train/train2.txt").unlink()
-    said = run("check", path)
-    assert said.exit_code == 0
-    assert "3 train, 2 val" in said.output
-    assert "taken as background: 1" in said.output
+    result = run("check", path)
+    assert result.exit_code == 0
+    assert "3 train, 2 val" in result.output
+    assert "taken as background: 1" in result.output
     printed = json.loads(run("check", path, "--json").output)
     assert printed["digest"] == data.open(path, folder=tmp_path / "folder").digest
 
@@ -743,9 +743,9 @@ def test_data_check_refuses_like_a_run_would(tmp_path: Path) -> None:
 
 
 def test_data_coco_subset_command(bccd: Path, tmp_path: Path) -> None:
-    said = run("coco-subset", "--train", 12, "--val", 4, "--seed", 5, bccd, tmp_path / "out")
-    assert said.exit_code == 0
-    assert "12 + 4 images" in said.output
+    result = run("coco-subset", "--train", 12, "--val", 4, "--seed", 5, bccd, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "12 + 4 images" in result.output
     assert json.loads((tmp_path / "out/manifest.json").read_text())["seed"] == 5
 
 

@@ -55,10 +55,10 @@ class Reader(HTMLParser):
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        self.ids += [found["id"]] if found.get("id") else []
-        self.links += [value for key in ("href", "src", "xlink:href") if (value := found.get(key))]
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.ids += [attributes["id"]] if attributes.get("id") else []
+        self.links += [value for key in ("href", "src", "xlink:href") if (value := attributes.get(key))]
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -110,33 +110,33 @@ def many(count: int, epochs: int = 100) -> Page:
 def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> None:
     page = render(many(50)).decode()
     assert len(page.encode()) < 3_000_000
-    found = Reader(page)
-    assert [tag for tag, _ in found.tags if tag in ("link", "img", "iframe", "object")] == []
-    assert [attrs for tag, attrs in found.tags if tag == "script"] == [{}]  # inline: it has no address
+    reader = Reader(page)
+    assert [tag for tag, _ in reader.tags if tag in ("link", "img", "iframe", "object")] == []
+    assert [attrs for tag, attrs in reader.tags if tag == "script"] == [{}]  # inline: it has no address
     assert not re.search(r"fetch|XMLHttpRequest|import|https?:(?!//www.w3.org/2000/svg)", page.partition("<script>")[2])
-    assert all(link.startswith("#") for link in found.links)
+    assert all(link.startswith("#") for link in reader.links)
     assert "url(http" not in page
     assert "@import" not in page
-    assert len(found.ids) == len(set(found.ids))
-    assert {link[1:] for link in found.links} <= set(found.ids)
-    charts = [attrs for tag, attrs in found.tags if tag == "svg"]
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {link[1:] for link in reader.links} <= set(reader.ids)
+    charts = [attrs for tag, attrs in reader.tags if tag == "svg"]
     assert len(charts) == 50 + 2 * 2  # every trial; overview and controls for wide and narrow screens
-    assert [attrs["style"] for tag, attrs in found.tags if tag == "i"] == ["width: 90%", "width: 10%"]  # importance
+    assert [attrs["style"] for tag, attrs in reader.tags if tag == "i"] == ["width: 90%", "width: 10%"]  # importance
     assert all(chart.get("role") == "img" and len(chart.get("aria-label") or "") > 10 for chart in charts)
     assert "<b>one run</b>" not in page
-    assert "unclear: path barrier 0.9" in found.text
+    assert "unclear: path barrier 0.9" in reader.text
     spec = schedules.parse({"family": "cawb", "lr": 0.1, "steps": [10, 60], "step_scale": 0.7, "horizon": "end"}).spec
     trace = schedules.parse(spec).trace(TimeBase(100, 100))
     effects = evidence.effects(invented.curve(trace, 0), trace.jumps())
     assert len(effects) == 2
     for effect in effects:  # as `sweeper pick` says it
-        assert evidence.effect_in_words(effect.to_dict()) in found.text
+        assert evidence.effect_in_words(effect.to_dict()) in reader.text
 
 
 def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:
-    found = Reader(render(many(0)).decode())
-    assert "No trial has begun." in found.text
-    assert "Nothing is finished that could be ranked." in found.text
+    reader = Reader(render(many(0)).decode())
+    assert "No trial has begun." in reader.text
+    assert "Nothing is finished that could be ranked." in reader.text
 
 
 def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:

@@ -211,8 +211,7 @@ def _coco(source: Source, samples: Sequence[Sample], names: Sequence[str]) -> di
         images.append({"id": image, "file_name": name, **size, "source": str(sample.path)})
         for entry in sample.annotations if sample.annotations is not None else _from_rows(source, sample):
             annotations.append({**entry, "image_id": image, "id": len(annotations) + 1})
-    order = zip(source.categories, source.names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in order]
+    categories = [{"id": key, "name": name} for key, name in zip(source.categories, source.names, strict=True)]
     return {"images": images, "categories": categories, "annotations": annotations}
 
 

@@ -102,13 +102,11 @@ class Findings:
         try:
             stat = image.stat()
             stamp, before = [stat.st_size, stat.st_mtime_ns], self._before.get(str(image), [])
-            digest, width, height, remark = before[2:] if before[:2] == stamp else image_facts(image)
+            digest, width, height = before[2:5] if before[:2] == stamp else image_facts(image)
         except (OSError, ValueError) as error:
             self.fault("broken images", f"{image} ({error})")
             return None
-        self._now[str(image)] = [*stamp, digest, width, height, remark]
-        if remark:
-            self.note("JPEG files without their end marker, which Ultralytics encodes anew in our copy", str(image))
+        self._now[str(image)] = [*stamp, digest, width, height]
         return digest, width, height
 
     def save(self) -> None:
@@ -121,34 +119,32 @@ class Findings:
                 written.replace(self._file)
 
 
-def image_facts(path: Path) -> tuple[str, int, int, str]:
-    """SHA-256 of the file, width and height in pixels as a viewer shows it (EXIF orientation applied), and a remark.
+def image_facts(path: Path) -> tuple[str, int, int]:
+    """SHA-256 of the file, width and height in pixels as a viewer shows it (EXIF orientation applied).
 
     Raises ValueError, saying what is wrong, for a file that Ultralytics would drop in silence: not an image, cut short,
-    or smaller than 10 pixels. The remark is "unended" for a JPEG that decodes but lacks its end marker, else empty.
+    or smaller than 10 pixels.
     """
-    remark = ""
     try:
         check_file(path, MAX_IMAGE)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            with PIL.Image.open(path) as image:  # refuses an image of more than 179 million pixels
-                (width, height), kind = image.size, image.format
-                if kind in JPEGS and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
-                    width, height = height, width
-                image.verify()
-            if kind in JPEGS:
-                file.seek(-2, 2)
-                remark = "" if file.read() == JPEG_END else "unended"
-            if remark:  # verify() reads a JPEG's header only; decoding finds the missing half
-                with PIL.Image.open(path) as image:
-                    image.load()
+            file.seek(max(file.tell() - 2, 0))
+            end = file.read()
+        with PIL.Image.open(path) as image:  # refuses an image of more than 179 million pixels
+            (width, height), kind = image.size, image.format
+            if kind in JPEGS and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
+                width, height = height, width
+            image.verify()
+        if kind in JPEGS and end != JPEG_END:  # verify() reads a JPEG's header only; decoding finds the missing half
+            with PIL.Image.open(path) as image:
+                image.load()
     except Exception as error:  # PIL raises half a dozen classes, OSError and SyntaxError among them
         reason = " ".join(str(error).split()).replace(str(path), path.name)
         raise ValueError(reason or type(error).__name__) from None
     if min(width, height) < SMALLEST:
         raise ValueError(f"{width}x{height} pixels, expected at least {SMALLEST}x{SMALLEST}")
-    return digest, width, height, remark
+    return digest, width, height
 
 
 @contextlib.contextmanager
