@@ -61,6 +61,7 @@ def test_the_page_shows_the_same_images_for_all_and_stays_small(folder: Path) ->
     assert named == ["what is there", *["trial 0", "trial 1"] * 2]  # with boxes, then the confusion matrices
     assert len({Image.open(io.BytesIO(content)).size for title, content in shown.items() if "boxes" in title}) == 1
     assert len(page) < 500_000
+    assert page.count('class="drawn"') == 2  # the matrices, which a dark screen shows light on dark
     assert re.search(r"<td>square</td>(<td class=\"n\">0\.\d{4}</td>){2}", page)
 
 

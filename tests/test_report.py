@@ -271,6 +271,8 @@ def test_on_a_dark_screen_and_on_a_telephone_the_page_can_be_read(file: Path) ->
         telephone = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
         page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", telephone)
         assert page.execute_script("return document.documentElement.scrollWidth") == 390  # only tables scroll
+        ends = "[...document.querySelectorAll('#ranking th')].map(e => [e.innerText, e.getBoundingClientRect().right])"
+        assert dict(page.execute_script(f"return {ends}"))["over baseline"] < 390  # what decides is seen at once
         assert (page.execute_script(VISIBLE % ".wide svg"), page.execute_script(VISIBLE % ".narrow svg")) == (0, 2)
         sizes = page.execute_script(
             "return [...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
