@@ -46,7 +46,7 @@ def test_trials_that_have_begun_and_wait_are_not_counted_as_running(tmp_path: Pa
     assert third is not None
     third.give_back()
     status = service.status()
-    assert (status.counts["running"], status.waits) == (3, 1)
+    assert (status.counts["running"], status.counts["waiting"], status.waits) == (2, 6, 1)
     assert live.lines(status, None)[0][9:].startswith("shown: 5 waiting, 2 running, 1 begun and waiting of 8 trials; ")
     assert [row.trial for row in status.trials if row.waits] == [third.number]
     assert status.to_dict()["begun_and_waiting"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -99,10 +100,9 @@ def _spending(spending: Spending) -> str:
 
 def counts(status: Status) -> str:
     """Trials by state and epochs, in a line."""
-    by_state = {state: count for state, count in status.counts.items() if state != "total"}
-    by_state["running"] -= status.waits
-    by_state["begun and waiting"] = status.waits
-    states = ", ".join(f"{count} {state}" for state, count in by_state.items() if count)
+    by_state = Counter("begun and waiting" if row.waits else row.state for row in status.trials)
+    order = ("waiting", "running", "begun and waiting", "complete", "pruned", "fail")
+    states = ", ".join(f"{by_state[state]} {state}" for state in order if by_state[state])
     saved = f", {status.epochs.reused} reused" if status.epochs.reused else ""
     return f"{status.sweep}: {states} of {status.budget} trials; {status.epochs.trained} epochs trained{saved}"
 

@@ -125,7 +125,7 @@ class Status:
 
     @property
     def waits(self) -> int:
-        """How many of the running trials have begun and are in no worker's hands."""
+        """How many trials have begun and are in no worker's hands."""
         return sum(row.waits for row in self.trials)
 
     @property
