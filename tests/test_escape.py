@@ -48,8 +48,8 @@ def test_dip_recovery_and_gain_of_two_restarts() -> None:
 
 def test_a_single_lucky_epoch_before_is_not_what_the_gain_is_measured_against() -> None:
     curve = [0.2, 0.2, 0.2, 0.2, 0.2, 0.9, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.2, 0.3, 0.3, 0.3]
-    [found] = evidence.effects(curve, [jump(12)], within=0.0)
-    assert found.gain == pytest.approx(0.1)
+    [effect] = evidence.effects(curve, [jump(12)], within=0.0)
+    assert effect.gain == pytest.approx(0.1)
 
 
 LEARNING = {
@@ -74,21 +74,21 @@ def test_a_plain_learning_curve_has_no_gain_wherever_a_restart_is_said_to_be(sha
 
 
 def test_a_restart_in_early_learning_has_no_gain() -> None:
-    [found] = evidence.effects([0.0, 0.0, 0.01, 0.03, 0.08, 0.2, 0.35, 0.45, 0.55, 0.56], [jump(5, 1.14)])
-    assert found.gain is None
-    assert json.loads(json.dumps(found.to_dict()))["gain"] is None
+    [effect] = evidence.effects([0.0, 0.0, 0.01, 0.03, 0.08, 0.2, 0.35, 0.45, 0.55, 0.56], [jump(5, 1.14)])
+    assert effect.gain is None
+    assert json.loads(json.dumps(effect.to_dict()))["gain"] is None
 
 
 def test_one_epoch_back_is_no_recovery() -> None:
     curve = np.r_[[0.3] * 6, 0.1, 0.3, 0.1, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3]
-    [found] = evidence.effects(curve, [jump(6)], within=0.0)
-    assert found.recovery == 6
+    [effect] = evidence.effects(curve, [jump(6)], within=0.0)
+    assert effect.recovery == 6
 
 
 def test_a_drop_is_measured_like_a_restart_and_keeps_its_name() -> None:
-    [found] = evidence.effects([0.1, 0.2, 0.2, 0.2, 0.25, 0.26, 0.27], [jump(4, 0.7)])
-    assert (found.kind, found.ratio) == ("drop", 0.7)
-    assert found.dip < 0, "it never fell below"
+    [effect] = evidence.effects([0.1, 0.2, 0.2, 0.2, 0.25, 0.26, 0.27], [jump(4, 0.7)])
+    assert (effect.kind, effect.ratio) == ("drop", 0.7)
+    assert effect.dip < 0, "it never fell below"
 
 
 def test_jumps_the_curve_has_not_reached_are_left_out() -> None:
@@ -145,9 +145,9 @@ def test_a_schedule_without_a_trunk_is_measured_by_its_own_curve() -> None:
 
 def test_effects_read_the_jumps_of_a_schedule() -> None:
     trace = parse({"family": "cawb", "lr": 0.1, "steps": [6], "step_scale": 0.9}).trace(TimeBase(12, 10))
-    [found] = evidence.effects(np.linspace(0.1, 0.3, 12), trace.jumps())
-    assert (found.epoch, found.kind) == (6, trace.jumps()[0].kind)
-    json.dumps(found.to_dict())
+    [effect] = evidence.effects(np.linspace(0.1, 0.3, 12), trace.jumps())
+    assert (effect.epoch, effect.kind) == (6, trace.jumps()[0].kind)
+    json.dumps(effect.to_dict())
 
 
 # Barriers.
@@ -163,8 +163,8 @@ def point(x: float) -> dict[str, np.ndarray]:
 
 
 def test_a_barrier_is_the_highest_loss_above_the_worse_end() -> None:
-    found = evidence.barrier(double_well, point(-1), point(1))
-    assert (found.height, found.top) == (pytest.approx(1.0), pytest.approx(1.0))
+    line = evidence.barrier(double_well, point(-1), point(1))
+    assert (line.height, line.top) == (pytest.approx(1.0), pytest.approx(1.0))
     lower = evidence.barrier(double_well, point(-1), point(0.5))
     assert lower.height == pytest.approx(1 - (0.25 - 1) ** 2, abs=0.02)
     assert evidence.barrier(double_well, point(1), point(2)).height == 0.0
@@ -177,15 +177,15 @@ def test_a_bend_is_no_barrier_along_the_path() -> None:
         return float((np.linalg.norm(weights["p"]) - 1) ** 2)
 
     around = [{"p": np.array([np.cos(a), np.sin(a)])} for a in np.linspace(0, np.pi, 10)]
-    found = evidence.path_barrier(ring, around[0], around[1:-1], around[-1])
-    assert found.direct.height == pytest.approx(1.0)
-    assert found.height < 0.02
-    assert evidence.path_barrier(ring, around[0], [], around[-1]).height == found.direct.height
+    path = evidence.path_barrier(ring, around[0], around[1:-1], around[-1])
+    assert path.direct.height == pytest.approx(1.0)
+    assert path.height < 0.02
+    assert evidence.path_barrier(ring, around[0], [], around[-1]).height == path.direct.height
 
 
 def test_a_snapshot_on_top_of_the_hill_does_not_hide_it() -> None:
-    found = evidence.path_barrier(double_well, point(-1), [point(0)], point(1))
-    assert found.height == pytest.approx(1.0)
+    path = evidence.path_barrier(double_well, point(-1), [point(0)], point(1))
+    assert path.height == pytest.approx(1.0)
 
 
 def test_losses_are_computed_once() -> None:
@@ -329,11 +329,11 @@ TIE = Gain(0.0001, -0.0015, 0.0017, 6)
 def test_the_verdict_table(
     kind: str, movement: Movement | None, gain: Gain | None, over_peak: Gain | None, word: str
 ) -> None:
-    found = verdict(kind, movement=movement, gain=gain, over_peak=over_peak)
-    assert found.word == word
-    assert found.sentence.startswith(word)
-    assert "3x self-barrier" in found.sentence, "thresholds are printed with every verdict"
-    json.dumps(found.to_dict(), allow_nan=False)
+    judged = verdict(kind, movement=movement, gain=gain, over_peak=over_peak)
+    assert judged.word == word
+    assert judged.sentence.startswith(word)
+    assert "3x self-barrier" in judged.sentence, "thresholds are printed with every verdict"
+    json.dumps(judged.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -354,8 +354,8 @@ def test_moved(movement: Movement, state: str) -> None:
 
 def test_thresholds_are_the_sweeps_own_and_are_printed() -> None:
     strict = Escape(moved_beta=0.6, practical=0.02)
-    found = verdict("restart", movement=MOVED, gain=Gain(0.05, 0.03, 0.07, 6), thresholds=strict)
-    assert found.moved == "unclear"
-    assert "beta 0.6" in found.sentence
-    assert "gain beyond 0.02" in found.sentence
+    judged = verdict("restart", movement=MOVED, gain=Gain(0.05, 0.03, 0.07, 6), thresholds=strict)
+    assert judged.moved == "unclear"
+    assert "beta 0.6" in judged.sentence
+    assert "gain beyond 0.02" in judged.sentence
     assert verdict("restart", movement=MOVED, gain=BETTER, thresholds=strict).better is False

@@ -18,10 +18,10 @@ LIMITS = Escape(practical=0.01)  # in the loss of these landscapes: 5 % of the t
 
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.5])
 def test_true_escapes_are_found(scale: float) -> None:
-    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
-    assert found.escaped.sum() >= 5
-    assert (found.moved[found.escaped] == "yes").mean() >= 0.95
-    assert (found.moved[~found.escaped] == "yes").mean() <= 0.05
+    measured = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
+    assert measured.escaped.sum() >= 5
+    assert (measured.moved[measured.escaped] == "yes").mean() >= 0.95
+    assert (measured.moved[~measured.escaped] == "yes").mean() <= 0.05
 
 
 def test_the_curve_of_a_true_escape_shows_a_gain_and_that_of_another_run_none() -> None:
@@ -42,23 +42,25 @@ def test_the_curve_of_a_true_escape_shows_a_gain_and_that_of_another_run_none() 
 
 @pytest.mark.parametrize("scale", [0.2, 0.4])
 def test_small_restarts_escape_nothing_and_nothing_is_reported(scale: float) -> None:
-    found = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
-    assert found.escaped.mean() <= 0.01, "but for a run that was still between the wells when the restart came"
-    assert not (found.moved[~found.escaped] == "yes").any()
+    measured = surfaces.battery(WELL, surfaces.restarted(0.25, scale, (150, 150)), runs=200)
+    assert measured.escaped.mean() <= 0.01, "but for a run that was still between the wells when the restart came"
+    assert not (measured.moved[~measured.escaped] == "yes").any()
 
 
 @pytest.mark.parametrize("surface", [surfaces.quadratic(), surfaces.straight_river()], ids=["quadratic", "river"])
 def test_where_there_is_one_basin_and_no_bend_nothing_is_ever_reported(surface: surfaces.Surface) -> None:
-    found = surfaces.battery(surface, surfaces.restarted(0.25, 1.0, (150, 150)), runs=200)
-    assert not (found.moved == "yes").any()
+    measured = surfaces.battery(surface, surfaces.restarted(0.25, 1.0, (150, 150)), runs=200)
+    assert not (measured.moved == "yes").any()
 
 
 def test_a_curved_river_fools_the_straight_line_but_not_the_path() -> None:
     trace = surfaces.restarted(0.25, 1.0, (150, 300))
-    found = surfaces.battery(surfaces.curved_river(), trace, runs=200)
-    assert (found.direct > 3 * found.self_barrier).mean() >= 0.85, "the trap works: the line crosses the wall"
-    assert (found.moved == "yes").mean() <= 0.10
-    assert ((found.path > 3 * found.self_barrier) & (found.path > 0)).mean() <= 0.10, "even without the scale of seeds"
+    measured = surfaces.battery(surfaces.curved_river(), trace, runs=200)
+    assert (measured.direct > 3 * measured.self_barrier).mean() >= 0.85, "the trap works: the line crosses the wall"
+    assert (measured.moved == "yes").mean() <= 0.10
+    assert ((measured.path > 3 * measured.self_barrier) & (measured.path > 0)).mean() <= 0.10, (
+        "even without the scale of seeds"
+    )
     few = surfaces.battery(surfaces.curved_river(), trace, runs=100, thresholds=Escape(snapshots=2))
     assert (few.moved == "yes").mean() > 0.10, "two snapshots are too few: the number matters"
 
@@ -76,11 +78,11 @@ def judge(surface: surfaces.Surface, trace: Trace, *, moved: bool, runs: int = 1
     run = outcome(surface, trace, runs)
     branch = outcome(surface, counterfactual(trace, restart.step), runs)
     control = outcome(surface, matched_peak(trace, restart.step), runs)
-    found = surfaces.battery(surface, trace, 100)
-    one = int(np.flatnonzero(found.escaped == moved)[0])
+    measured = surfaces.battery(surface, trace, 100)
+    one = int(np.flatnonzero(measured.escaped == moved)[0])
     return evidence.verdict(
         restart.kind,
-        movement=evidence.Movement(float(found.path[one]), float(found.self_barrier[one]), found.seeds),
+        movement=evidence.Movement(float(measured.path[one]), float(measured.self_barrier[one]), measured.seeds),
         gain=stats.paired(run, branch),
         over_peak=stats.paired(run, control),
         thresholds=LIMITS,
@@ -122,8 +124,8 @@ def test_the_articles_staircase_is_not_a_restart() -> None:
     jumps = trace.jumps()
     assert [round(jump.ratio, 2) for jump in jumps] == [0.77, 0.77]
     curve = np.linspace(0.1, 0.165, 150)
-    for found in evidence.effects(curve, jumps):
-        assert evidence.verdict(found.kind, gain=stats.paired(curve[:9] + 0.1, curve[:9])).word == "not a restart"
+    for effect in evidence.effects(curve, jumps):
+        assert evidence.verdict(effect.kind, gain=stats.paired(curve[:9] + 0.1, curve[:9])).word == "not a restart"
 
 
 # A network.
@@ -160,8 +162,8 @@ def test_the_network_learned(trained: list[digits.Weights]) -> None:
 
 def test_independent_seeds_have_moved_apart(trained: list[digits.Weights], scales: tuple[float, float]) -> None:
     own, seeds = scales
-    found = evidence.Movement(evidence.path_barrier(digits.loss, trained[0], [], trained[1]).height, own, seeds)
-    assert found.state(Escape())[0] == "yes"
+    movement = evidence.Movement(evidence.path_barrier(digits.loss, trained[0], [], trained[1]).height, own, seeds)
+    assert movement.state(Escape())[0] == "yes"
 
 
 def test_without_fresh_batchnorm_statistics_barriers_are_inflated(trained: list[digits.Weights]) -> None:
