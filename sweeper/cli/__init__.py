@@ -61,11 +61,13 @@ def doctor(
 
     place = Place(store, database_url, tracking_uri)
     findings = []
-    for finding in examine(place, None if sweep is None else Sweep.load(sweep, overrides or ()), trial=trial):
-        findings.append(finding)
-        if not as_json:
-            mark = Text("ok " if finding.good else "RED", style="green" if finding.good else "bold red")
-            console.print(Text.assemble(mark, f"  {finding.what:<9} {finding.says}"), soft_wrap=True)
+    looked_at = None if sweep is None else Sweep.load(sweep, overrides or ())
+    with console.status("looking; a sweep is tried for about a minute"):
+        for finding in examine(place, looked_at, trial=trial):
+            findings.append(finding)
+            if not as_json:
+                mark = Text("ok " if finding.good else "RED", style="green" if finding.good else "bold red")
+                console.print(Text.assemble(mark, f"  {finding.what:<9} {finding.says}"), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     if not all(finding.good for finding in findings):
