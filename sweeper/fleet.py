@@ -95,8 +95,7 @@ def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:
     """How many workers may share a GPU when one has held ``memory``, a share of it, and a GPU has so many ``cores``.
 
     A tenth of the memory is kept for what torch does not count (each process's CUDA context); a worker keeps a core and
-    each of its loader processes another one busy. (On an H200, 8
-    workers trained 1.6 times as many epochs as one; see docs/scale.md.)
+    each of its loader processes another one busy. (8 workers on an H200: 1.6 times one's epochs, see docs/scale.md.)
 
     >>> per_gpu(0.1, cores=16), per_gpu(0.1, cores=4), per_gpu(0.3, cores=16), per_gpu(0.01, 64), per_gpu(0.8, 16, 3)
     (8, 4, 3, 8, 1)

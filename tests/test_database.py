@@ -96,7 +96,7 @@ def test_counting_up_from_many_threads_loses_nothing(url: str) -> None:
         ("mysql://u:secret@host/x", "expected sqlite or postgresql"),
         ("sqlite://", "in memory cannot be shared"),
         ("postgresql://u:secret@host:port/x", "not a database URL; expected postgresql://USER@HOST"),
-        ("sqlite:////dev/null/sweep.db", "cannot be made: .* choose a writable place"),
+        ("sqlite:////dev/null/sweep.db", "unable to open .*; choose a place that this user can write"),
         ("sqlite:////proc/sweep.db", "choose a place that this user can write"),
     ],
 )

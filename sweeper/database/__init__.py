@@ -10,6 +10,7 @@ This package is the home of SQLAlchemy; the others build their statements with t
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -190,11 +191,9 @@ def engine_kwargs(url: URL) -> dict[str, Any]:
         "pool_pre_ping": True,
         "pool_size": 1,
         "max_overflow": 3,
-        "pool_timeout": 30,
         "connect_args": {
             "connect_timeout": 5,
             "tcp_user_timeout": 10_000,
-            "keepalives": 1,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -206,10 +205,8 @@ def engine_kwargs(url: URL) -> dict[str, Any]:
 
 def _sqlite(url: URL) -> sa.Engine:
     path = Path(str(url.database))
-    try:
+    with contextlib.suppress(OSError):  # SQLite says that it cannot open the file
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatabaseError(f"{path}: its folder cannot be made: {error.strerror}; choose a writable place") from error
     engine = sa.create_engine(url, **engine_kwargs(url))
 
     @event.listens_for(engine, "connect")

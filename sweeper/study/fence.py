@@ -21,8 +21,6 @@ from optuna.trial import TrialState
 from sweeper.database import Database, IntegrityError, Session, engine_kwargs, event
 from sweeper.errors import DatabaseError
 
-Guard = Callable[[Session], None]
-
 
 def check_optuna(storage: RDBStorage | None = None) -> None:
     """DatabaseError, naming what is missing, unless the installed Optuna has what this package relies upon in private.
@@ -52,7 +50,7 @@ class FencedStorage(RDBStorage):
         event.listen(self.scoped_session, "before_commit", self._before_commit)
 
     @contextmanager
-    def fenced(self, guard: Guard) -> Iterator[None]:
+    def fenced(self, guard: Callable[[Session], None]) -> Iterator[None]:
         """Every transaction of this thread inside the block commits only if ``guard(session)`` does not raise."""
         self._guards.active = guard
         try:
@@ -61,8 +59,7 @@ class FencedStorage(RDBStorage):
             self._guards.active = None
 
     def _before_commit(self, session: Session) -> None:
-        guard: Guard | None = getattr(self._guards, "active", None)
-        if guard is not None:
+        if (guard := getattr(self._guards, "active", None)) is not None:
             guard(session)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
@@ -71,20 +68,19 @@ class FencedStorage(RDBStorage):
             raise UpdateFinishedTrialError(f"Trial {trial_id} has finished and cannot be updated.")
 
 
-def open_storage(database: Database) -> FencedStorage:
+def open_storage(database: Database, tries: int = 10) -> FencedStorage:
     """The storage, its tables made when missing.
 
     Optuna makes them in several steps without a lock; of two workers that do so at once one fails, and finds them
     complete when it looks again. Raises DatabaseError also for tables of another version of Optuna, and where the
     installed Optuna is not the one that this package was written for.
     """
-    for last in (False,) * 9 + (True,):
-        try:
-            return database.retry(lambda: FencedStorage(database))
-        except (DatabaseError, IntegrityError) as error:
-            if last or not (isinstance(error, IntegrityError) or "exist" in str(error)):
-                raise
-            time.sleep(random.uniform(0.05, 0.5))
-        except RuntimeError as error:
-            raise DatabaseError(f"{database}: {' '.join(str(error).split())}") from error
-    raise AssertionError("unreachable")
+    try:
+        return database.retry(lambda: FencedStorage(database))
+    except (DatabaseError, IntegrityError) as error:
+        if tries == 1 or not (isinstance(error, IntegrityError) or "exist" in str(error)):
+            raise
+    except RuntimeError as error:
+        raise DatabaseError(f"{database}: {' '.join(str(error).split())}") from error
+    time.sleep(random.uniform(0.05, 0.5))
+    return open_storage(database, tries - 1)

@@ -120,9 +120,8 @@ def learned(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[
     take places among TPE's good ones, empty the GP's common search space and close the grid at its root.
 
     With a ``reference``, the name of a baseline, a schedule is one trial with the mean difference of its replicates to
-    the baseline on the same seeds. A score mixes what the schedule is worth with the luck of its seed, which is several
-    times larger; the baseline on that seed had the same luck. A finished trial whose seed the baseline has not finished
-    yet appears as running.
+    the baseline on the same seeds: the luck of a seed, which both had, is several times larger than what schedules
+    differ by. A finished trial whose seed the baseline has not finished yet appears as running.
     """
     trials = [trial for trial in begun if trial.distributions]
     if reference is None:

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -39,7 +40,7 @@ class Study:
     """One sweep in the database; a plain Optuna study to everybody else. Made by :meth:`create` or :meth:`open`."""
 
     def __init__(
-        self, database: Database, storage: FencedStorage, row: Any, lease_seconds: float, attempts: int
+        self, database: Database, storage: FencedStorage, row: Any, lease_seconds: float = 60.0, attempts: int = 3
     ) -> None:
         self.name: str = row.name
         self.config: dict[str, Any] = json.loads(row.config)
@@ -74,9 +75,8 @@ class Study:
         samplers.make(sampler, seed, 0)
         storage = open_storage(database)
         _forget_deleted(database, storage, name)
-        optuna_study = database.retry(
-            lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        )
+        make = partial(optuna.create_study, storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        optuna_study = database.retry(make)
         study_id = database.retry(lambda: storage.get_study_id_from_name(name))
         studies, launched = database.tables.studies, json.dumps(dict(config), sort_keys=True)
         ours = {"id": uuid.uuid4().hex, "name": name, "study_id": study_id, "sampler": sampler, "seed": seed}
@@ -100,22 +100,15 @@ class Study:
         return study
 
     @classmethod
-    def open(cls, database: Database, name: str, *, lease_seconds: float = 60.0, attempts: int = 3) -> Study:
-        """The launched study ``name``; raises DatabaseError if there is none."""
-        for study in cls.all(database, (name,), lease_seconds=lease_seconds, attempts=attempts):
+    def open(cls, database: Database, name: str, **leases: Any) -> Study:
+        """The launched study ``name``; raises DatabaseError if there is none. ``leases`` as for :meth:`create`."""
+        for study in cls.all(database, (name,), **leases):
             return study
         known = ", ".join(study.name for study in cls.all(database)) or "none"
         raise DatabaseError(f"study {name!r}: not in {database}, which has: {known}; launch it first")
 
     @classmethod
-    def all(
-        cls,
-        database: Database,
-        names: Collection[str] | None = None,
-        *,
-        lease_seconds: float = 60.0,
-        attempts: int = 3,
-    ) -> list[Study]:
+    def all(cls, database: Database, names: Collection[str] | None = None, **leases: Any) -> list[Study]:
         """The launched studies (None: all) in the order of their names; [] where there are none of these."""
         studies = database.tables.studies
         query = select(studies).order_by(studies.c.name)
@@ -124,7 +117,7 @@ class Study:
             return []  # Optuna's tables are not made by asking
         storage = open_storage(database)
         return [
-            cls(database, storage, row, lease_seconds, attempts)
+            cls(database, storage, row, **leases)
             for row in rows
             if row.study_id == _optuna_id(database, storage, row.name)  # else it was deleted with Optuna's means
         ]
