@@ -56,7 +56,7 @@ def _in_steps(sweep: Sweep) -> bool:
 def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
     """A proposal for which every parameter is asked. A name must have one meaning, and a grid a number of values."""
     drawn = Drawn(None)
-    yield propose(sweep.model_copy(update={"sampler": "gp"}), drawn, time)
+    yield propose(_as(sweep, "gp"), drawn, time)
     for name, limits in drawn.limits.items() if sweep.sampler == "grid" else ():
         if isinstance(limits, Range) and limits.step is None:
             raise ConfigError(
@@ -65,9 +65,10 @@ def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
             )
 
 
-def _fixed(sweep: Sweep) -> Sweep:
-    """The sweep as ``tpe`` sees it: ranges do not depend on earlier answers, so that any answer is allowed."""
-    return sweep.model_copy(update={"sampler": "tpe"})
+def _as(sweep: Sweep, sampler: str) -> Sweep:
+    """The sweep with another sampler: ``gp`` asks everything, and for ``tpe`` any answer is allowed, because ranges do
+    not depend on earlier answers."""
+    return sweep.model_copy(update={"sampler": sampler})
 
 
 def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[Schedule]:
@@ -82,7 +83,7 @@ def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[Schedule]:
                 names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
                 for answers in _edges(name, parameter):
                     spread = dict.fromkeys(names, answers[name]) if name in answers else {}
-                    yield propose(_fixed(sweep), Drawn(None, {**answers, **spread, **begun}), time)
+                    yield propose(_as(sweep, "tpe"), Drawn(None, {**answers, **spread, **begun}), time)
 
 
 def _edges(name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
@@ -138,7 +139,7 @@ def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -
         for name, value in written.items()
     }
     everything, drawn = Drawn(None, answers), Drawn(None, answers)
-    propose(sweep.model_copy(update={"sampler": "gp"}), everything, time)
+    propose(_as(sweep, "gp"), everything, time)
     if unknown := [name for name in answers if name not in everything.asked]:
         raise ConfigError(
             f"{unknown[0]}: is not a parameter of the search; expected a schedule with its family, or some of "
@@ -191,7 +192,7 @@ def _encoded(sweep: Sweep, schedule: Schedule, time: TimeBase) -> dict[str, Any]
     drawn = Drawn(None, answers)
     try:
         # the ranges of a grid do depend on earlier answers
-        same = propose(sweep if sweep.sampler == "grid" else _fixed(sweep), drawn, time).trace(time) == trace
+        same = propose(sweep if sweep.sampler == "grid" else _as(sweep, "tpe"), drawn, time).trace(time) == trace
     except ConfigError:  # an answer that the space does not have
         return None
     return drawn.asked if same else None

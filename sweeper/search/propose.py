@@ -102,8 +102,7 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Sch
         written["trunk"] = sweep.trunk.spec
     cycles = most = most_cycles(search)
     if search.restarts is not None:
-        draw = _free_restarts if sweep.sampler == "grid" else _restarts
-        written["steps"] = draw(slots(sweep, time), search.restarts, suggest, whole)
+        written["steps"] = _restarts(slots(sweep, time), search.restarts, suggest, sweep.sampler)
         cycles = len(written["steps"]) + 1
     of_choice: dict[str, Any] = {}
     # A parameter that belongs to the choice made overrides a parameter of the same name for all choices.
@@ -245,57 +244,44 @@ def _gap(restarts: Restarts) -> int:
     return -(-restarts.distance // restarts.every) * restarts.every
 
 
-def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
-    """Restart epochs, ascending; neighbours that are too near are moved apart, later first. All ranges are fixed."""
+def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, sampler: str) -> list[int]:
+    """Restart epochs, ascending. Neighbours that are too near are moved apart, later first.
+
+    For ``grid``, where a schedule has one set of answers, a slot offers only positions that keep the distance to the
+    restart before it. These ranges depend on earlier answers, which suits a sampler that walks the space and misleads
+    one that models it; for all other samplers the ranges are fixed.
+    """
+    gap, walks, whole = _gap(restarts), sampler == "grid", sampler == "gp"
     steps: list[int] = []
-    for index, place in enumerate(places):
+
+    def positions(index: int, after: int) -> list[int]:
+        return [at for at in places[index] if at >= after + gap or not walks]
+
+    def room(index: int, after: int) -> int:
+        """How many more restarts fit into the slots from ``index`` on, the last one so far being at ``after``."""
+        count = 0
+        for slot in range(index, len(places)):
+            if free := positions(slot, after):
+                count, after = count + 1, free[0]
+        return count
+
+    for index in range(len(places)):
+        after, need = steps[-1] if steps else -gap, restarts.min - len(steps)
+        free = [at for at in positions(index, after) if 1 + room(index + 1, at) >= need]
+        if not free:
+            continue
         # A slot is on without a question if all slots that are left are needed for the minimum.
-        forced = restarts.min - len(steps) >= len(places) - index
-        on = forced
+        forced = on = room(index + 1, after) < need
         if not forced or (whole and restarts.min < restarts.max):
             on = suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "on" or forced
         if on or whole:
-            at = _place(place, index, restarts, suggest)
+            at = free[0]
+            if len(free) > 1:
+                at = suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
             steps += [at] if on else []
-    gap = _gap(restarts)
     for index in range(1, len(steps)):
         steps[index] = max(steps[index], steps[index - 1] + gap)
     end = places[-1][-1] + gap
     for index in reversed(range(len(steps))):
         steps[index] = end = min(steps[index], end - gap)
-    return steps
-
-
-def _place(free: Sequence[int], index: int, restarts: Restarts, suggest: Suggest) -> int:
-    if len(free) == 1:
-        return free[0]
-    return suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
-
-
-def _free_restarts(places: list[range], restarts: Restarts, suggest: Suggest, whole: bool) -> list[int]:
-    """The same for ``grid``, where a schedule has one set of answers: a slot offers positions that keep distance.
-
-    The ranges depend on earlier answers. That suits a sampler that walks the space, and misleads one that models it.
-    """
-    gap = _gap(restarts)
-
-    def room(index: int, after: int) -> int:
-        """How many more restarts fit into the slots from ``index`` on, the last one so far being at ``after``."""
-        count = 0
-        for place in places[index:]:
-            free = [at for at in place if at >= after + gap]
-            if free:
-                count, after = count + 1, free[0]
-        return count
-
-    steps: list[int] = []
-    for index, place in enumerate(places):
-        after, need = steps[-1] if steps else -gap, restarts.min - len(steps)
-        free = [at for at in place if at >= after + gap and 1 + room(index + 1, at) >= need]
-        if not free:
-            continue
-        may_be_off = room(index + 1, after) >= need
-        if may_be_off and suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "off":
-            continue
-        steps.append(_place(free, index, restarts, suggest))
     return steps
