@@ -97,7 +97,8 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
             buys += "kept back for the confirmation, which follows by itself"
         yield f"budget     {cost.budget}: {buys}"
     if cost.budget is not None or plan.race is not None:
-        proposals = "proposals" if cost.proposals is None else f"about {cost.proposals} proposals"
+        count = plan.trials if cost.proposals is None else f"about {cost.proposals}"
+        proposals = "proposals" if count is None else f"{count} proposals"
         yield (
             f"search     {cost.baselines:,.0f} epochs for the baselines; {proposals} at {proposal:,.3g} each on "
             f"average ({cost.branch:.3g} on a seed, {seeds} seed{'s' * (seeds != '1')})"
