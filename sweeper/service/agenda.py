@@ -201,9 +201,13 @@ def answer_of(service: Service, trials: Sequence[Trial]) -> Answer:
     design, sweep = evidence.Design.of(rows), service.sweep
     rule = design or sweep.confirm
 
+    runs: dict[str, list[Trial]] = {}  # by configuration, so that a branch is not looked for among thousands
+    for row in rows:
+        runs.setdefault("" if row.name in service.baselines() else row.name, []).append(row)
+
     def shown(trial: Trial) -> dict[str, Any]:
         more = {
-            "jumps": evidence.jumps_of(trial, rows, sweep.escape.within),
+            "jumps": evidence.jumps_of(trial, runs.get("", []) + runs.get(trial.name, []), sweep.escape.within),
             "verdicts": [jump.to_dict() for jump in service.verdicts(trial, rows)],
         }
         return trial.shown() | {key: value for key, value in more.items() if value}
