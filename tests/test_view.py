@@ -251,6 +251,8 @@ def test_the_view_is_of_the_objective_and_of_what_was_searched(tmp_path: Path, s
         assert searched["selectedParams"] == ["steps"]  # the other one never varies
         assert searched["selectedMetrics"] == ["final/AP"]
         assert charts["All schedules and AP"]["selectedParams"] == ["trace/restarts"]
+        columns = {section["uuid"]: section.get("columns") for section in state["compareRunSections"]}
+        assert columns[searched["metricSectionId"]] == 1  # axes beside each other need the page's width
         columns = ["metrics.`final/AP`", "params.`steps`", "params.`step_scale`", "params.`trace/restarts`"]
         assert state["selectedColumns"] == columns
         assert "mAP" not in json.dumps(state)

@@ -37,6 +37,8 @@ _TAG = "mlflow.sharedViewState."
 _FIRST = [3, 15]  # the first version of MLflow that reads a tag so
 _BELOW = [4, 0]  # the first version that has not been tried
 _SECTION = "sweeper-view"  # of the page, with the charts
+_WIDE = "sweeper-wide"  # the section below, with the charts that need its whole width
+MOST = 5  # params in a chart of parallel axes, so that their names can be read beside each other
 _HOST = "127.0.0.1"
 _HARDENED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -186,14 +188,15 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
         ("sweeper-parameters", f"All schedules and {objective}", axes.facts, finished),
     ):
         if useful := _varying(params, drawn):
-            both = {"selectedParams": useful, "selectedMetrics": [axes.score]}
-            charts.append(_card("PARALLEL", uuid, title, showAllRuns=True, **both))
+            both = {"selectedParams": useful[:MOST], "selectedMetrics": [axes.score]}
+            charts.append(_card("PARALLEL", uuid, title, showAllRuns=True, metricSectionId=_WIDE, **both))
     columns = [f"params.`{param}`" for param in (*axes.searched, *axes.facts)][:COLUMNS]
     # MLflow adds a chart for every other metric in a section of its prefix; these sections are folded.
     prefixes = sorted({key.rpartition("/")[0] for run in runs for key in run["metrics"]} - {""})
     title = f"Learning rate beside {objective}"
     sections = [
         {"uuid": _SECTION, "name": title, "display": True, "columns": 2, "cardHeight": 340},
+        {"uuid": _WIDE, "name": f"Parameters and {objective}", "display": True, "columns": 1, "cardHeight": 340},
         *({"uuid": f"sweeper-{prefix}", "name": prefix, "display": False} for prefix in prefixes),
     ]
     defaults = {"isReordered": True, "deleted": False, "isGenerated": False}
