@@ -77,7 +77,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
         assert html.escape(noise, quote=True).replace("&#x27;", "&#39;") in text or noise in text
     assert f"over {reference}: the mean difference on the same seeds" in picked
     assert "the best baseline on 2 search seeds" in picked
-    assert "raced on 2 seeds</span>" in page
+    assert f"over {reference} on 2 seeds</span>" in page
     answer = world.service.pick()
     raced_rows = [row for row in answer.ranking if row.raced]  # a proposal that is a baseline's schedule is not
     assert {row.name for row in raced_rows} == {standing.name for standing in world.service.status().race.standings}
