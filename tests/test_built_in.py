@@ -28,6 +28,16 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert file_of("digits") == Path("digits")
 
 
+def test_a_folder_of_that_name_is_no_sweep(shown: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data of the built-in sweep bccd lie in a folder bccd, those of a sweep by ``init`` in one of its name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("bccd", "shown"):
+        Path(name).mkdir()
+    assert Sweep.load("bccd").name == "bccd"
+    done = CliRunner().invoke(app, ["pick", "shown", "--store", str(shown.place.folder)])
+    assert done.exit_code == 0, done.output
+
+
 def test_data_of_a_built_in_sweep_lie_where_the_command_is_given() -> None:
     assert Sweep.load("bccd").recipe.data == "bccd/data.yaml"
     assert Sweep.load(JOBS / "bccd.yaml").recipe.data == str(JOBS / "bccd/data.yaml")

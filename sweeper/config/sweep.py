@@ -311,7 +311,7 @@ def built_in() -> dict[str, Path]:
 
 def file_of(path: str | os.PathLike[str]) -> Path:
     """``path``, or the file of the built-in sweep of that name where there is no such file."""
-    return Path(path) if Path(path).exists() else built_in().get(str(path), Path(path))
+    return Path(path) if os.path.isfile(path) else built_in().get(str(path), Path(path))
 
 
 def _is_path(data: str) -> bool:

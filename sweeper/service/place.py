@@ -134,7 +134,7 @@ def _launched_with(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _is_name(sweep: str | os.PathLike[str]) -> bool:
     """Whether this can only be meant as the name of a sweep: there is no such file, and it is no path of one."""
-    return not Path(sweep).exists() and not {"/", ".", os.sep} & set(str(sweep))
+    return not os.path.isfile(sweep) and not {"/", ".", os.sep} & set(str(sweep))
 
 
 def _is_built_in(study: Study) -> bool:
