@@ -60,7 +60,7 @@ def test_a_plan_counts_what_was_enqueued_and_refuses_what_launch_does(folder: Pa
     draws = [shown["spec"] for shown in planned["schedules"] if shown["kind"] == "search"]
     assert len(draws) == planned["distinct"] == 3
     assert (draws[0]["steps"], draws[0]["step_scale"]) == ([1], 1.0)
-    with pytest.raises(ConfigError, match="sampler: 'nobody:Has' cannot be imported"):
+    with pytest.raises(ConfigError, match="sampler: 'nobody:Has' cannot be made: No module named 'nobody'"):
         Service(sweep.model_copy(update={"sampler": "nobody:Has"}), Place(str(folder / "store"))).plan().to_dict()
 
 
