@@ -17,6 +17,7 @@ from sweeper.cli.options import Target
 from sweeper.config import Sweep, built_in
 from sweeper.database import update
 from sweeper.errors import ConfigError, DatabaseError, SweeperError
+from sweeper.schedules import legend
 from sweeper.service import Place, Service, launched, sweeps
 
 LAUNCHED_ONLY = [["status"], ["status", "--watch"], ["pick"], ["ui"], ["report"], ["export"], ["confirm"]]
@@ -93,8 +94,7 @@ def test_overrides_of_the_launch_need_not_be_repeated(
     assert not status.stderr
     shown = told(sweeper("status", file, "--store", store))
     assert "The search ended with the 6 proposals that `trials` asks for; next: sweeper confirm" in shown
-    assert "labels: yolo_linear: " in shown
-    assert "; cawb: cosine annealing with warm booting, a decay that begins anew at the epochs `steps`" in shown
+    assert f"labels: {legend(['yolo_linear', 'yolo_cosine', 'cawb steps=[4,8] decay=linear'])}" in shown
     picked = json.loads(told(sweeper("pick", file, "--store", store, "--json")))
     assert {entry["params"]["lr"] for entry in picked["ranking"]} == {0.03}
     assert files(store) == before
