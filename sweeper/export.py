@@ -145,7 +145,7 @@ def trials(service: Service) -> "DataFrame":
             "stage": row.stage,
             "state": row.shown_state,
             "seed": row.seed,
-            "label": service.sweep.label(row.spec) if row.spec else "",
+            "label": service.searched.label(row.spec) if row.spec else "",
             "score": row.score,
             "epochs": len(row.curve),
             "curve": row.values,

@@ -84,7 +84,8 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     for row in raced_rows:
         standing = row.raced
         assert standing.over == reference
-        assert f"over {reference} on {standing.n} search seeds" in report.differences(answer)[row.run_id]
+        seeds = "1 search seed" if standing.n == 1 else f"{standing.n} search seeds"
+        assert f"over {reference} on {seeds}" in report.differences(answer)[row.run_id]
     (candidate,) = answer.candidates
     assert candidate.over.keys() == set(world.service.baselines())
     assert f"raced on {answer.ranking[0].raced.n} seeds: " in page

@@ -113,7 +113,8 @@ def differences(answer: Answer) -> dict[str, str]:
         candidate, raced = candidates.get(entry.name), entry.raced
         parts = [candidate.differences] if candidate else []
         if raced:
-            parts.append(f"in the race {raced.difference} over {raced.over} on {raced.n} search seeds")
+            seeds = f"{raced.n} search seed{'s' * (raced.n != 1)}"
+            parts.append(f"in the race {raced.difference} over {raced.over} on {seeds}")
         if entry.run_id and parts:
             texts[entry.run_id] = "; ".join(parts)
     return texts
