@@ -91,7 +91,7 @@ def test_plan_accepts_what_was_written_for_photographs(
     assert "205 training and 87 validation images" in planned.output
     assert "; +0.004 takes " in planned.output
     assert "warning" not in planned.output
-    bought = int(planned.output.split("the rest buys about ")[1].split()[0])
+    bought = int(planned.output.split("for the baselines; about ")[1].split(" proposals at ")[0])
     assert bought >= 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["BCCD", "jobs.yaml"]
 
