@@ -597,6 +597,20 @@ def test_voc_leaves_difficult_objects_out_and_takes_the_whole_image_for_a_box_of
     assert all(box[:2] == pytest.approx([0, 0]) and box[3] == pytest.approx(5) for box in boxes)
 
 
+def test_a_voc_box_beyond_its_image_is_clipped_and_a_repeated_one_counts_once(tmp_path: Path) -> None:
+    folder = voc_of_two(tmp_path / "voc")
+    boxes = VOC_OBJECT.format("", 40) + VOC_OBJECT.format("", 40)
+    (folder / "Annotations" / "b.xml").write_text(f"<annotation>{boxes}</annotation>")
+    opened = data.open(folder, folder=tmp_path / "folder")
+    assert {problem.partition(":")[0] for problem in opened.problems} == {
+        "boxes that leave their image, clipped in the labels",
+        "repeated boxes, used once in the labels",
+    }
+    annotations = json.loads(opened.ground_truth().read_text())["annotations"]
+    boxes_of_both = sorted((entry["bbox"], entry["area"]) for entry in annotations)
+    assert boxes_of_both == [([0, 0, 5, 5], 5 * 5), ([0, 0, 32, 5], 32 * 5)]
+
+
 def test_voc_lists_that_share_an_image_are_refused(tmp_path: Path) -> None:
     folder = voc_of_two(tmp_path / "voc")
     (folder / "ImageSets" / "Main" / "val.txt").write_text("a\nb\n")

@@ -11,6 +11,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,7 @@ def _row(box: Any, width: int, height: int, index: int) -> tuple[float, ...]:
 def _read_voc(folder: Path, findings: Findings) -> Source:
     """Both splits of a folder in VOC's layout, its XML turned into COCO's entries.
 
+    The ground truth is made from the labels, so a box that leaves its image is clipped and a repeated one counts once.
     Classes are in alphabetical order, as VOC's own are. Objects marked ``difficult`` are left out, as VOC's evaluation
     does. Without ``ImageSets/Main/train.txt`` and ``val.txt`` every fifth image, by the hash of its name, is for
     validation. Raises DataError where there are no objects; what is wrong with single files becomes a fault.
@@ -253,7 +255,7 @@ def _read_voc(folder: Path, findings: Findings) -> Source:
             ]
             record = {"id": number, "file_name": images.get(stem, f"{stem}, an image of its name in {place.name}")}
             if (sample := annotations.sample(record, entries, findings)) is not None:
-                samples[split].append(sample)
+                samples[split].append(replace(sample, record=None, annotations=None))
     return Source(tuple(names), tuple(range(1, len(names) + 1)), samples)
 
 
