@@ -79,6 +79,8 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("device: tpu", "device: 'tpu' is not a device; expected auto, cpu, or numbers of GPUs"),
         ("freeze: -1", "freeze: -1 is not allowed; expected how many first layers"),
         ("freeze: [1, -2]", "freeze: [1, -2] is not allowed; expected how many first layers"),
+        ("coco_epochs: 0", "coco_epochs: 0 is not allowed; expected epochs from 1 on, or one number for every"),
+        ("coco_epochs: [0, x]", "coco_epochs: [0, 'x'] is not allowed; expected epochs from 1 on, or one number"),
         ("batch: -1", "batch: -1 is below 1"),
         ("batch: 1e9", "batch: 1000000000.0 is above 65536"),
         ("confirm: {seeds: 1000000000}", "confirm.seeds: 1000000000 is above 1000"),

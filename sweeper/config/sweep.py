@@ -53,7 +53,7 @@ class Sweep(Model):
     )
     search: Search
     objective: str = Field(default="mAP50-95", description="maximised: its mean over the last three epochs")
-    coco_epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    coco_epochs: int | tuple[int, ...] = Field(
         default=(), description="epochs after which COCO's metrics are taken, beside the last; a number: every so many"
     )
     sampler: str = "tpe"
@@ -112,6 +112,14 @@ class Sweep(Model):
         if value not in OBJECTIVES:
             hint = did_you_mean(value, OBJECTIVES)
             raise ValueError(f"is not an objective{hint}; expected one of {', '.join(OBJECTIVES)}")
+        return value
+
+    @field_validator("coco_epochs", mode="before")
+    @classmethod
+    def _epochs_are_counted_from_one(cls, value: Any) -> Any:
+        epochs = value if isinstance(value, list | tuple) else [value]
+        if not all(type(epoch) is int and epoch > 0 for epoch in epochs):
+            raise ValueError("is not allowed; expected epochs from 1 on, or one number for every so many")
         return value
 
     @property

@@ -11,10 +11,11 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from sweeper.errors import ScheduleError, did_you_mean
+from sweeper.errors import ScheduleError, did_you_mean, shorten
 from sweeper.schedules.values import FloatArray
 
 Shape = Callable[[FloatArray, FloatArray | float], FloatArray]
@@ -150,6 +151,11 @@ def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatA
             return np.asarray(float(number))
         case ast.Name(id=name) if name in names:
             return _finite(names[name])
+        case ast.Name(id=name) if name not in _FUNCTIONS:
+            raise ScheduleError(
+                f"decay: {text!r}: {name} is no number, and no {', '.join(_NAMES)}; expected a number, or in a search "
+                f"its values beside the text: {{{name}: {{low: 0.5, high: 2}}}}"
+            )
         case ast.UnaryOp(op=ast.UAdd() | ast.USub() as op, operand=operand):
             inner = _value(text, operand, names)
             return -inner if isinstance(op, ast.USub) else inner
@@ -183,11 +189,19 @@ def free_names(text: str) -> set[str]:
     return {*_NAME.findall(text)} - {*_NAMES, *_FUNCTIONS}
 
 
-def filled(text: str, constants: Mapping[str, float]) -> str:
-    """The expression with numbers in place of the names in ``constants``, a negative one in parentheses."""
+def filled(text: str, constants: Mapping[str, Any]) -> str:
+    """The expression with numbers in place of the names in ``constants``, a negative one in parentheses.
+
+    Raises ScheduleError for a constant that is no number.
+    """
 
     def number(match: re.Match[str]) -> str:
-        value = repr(float(constants[match[0]])) if match[0] in constants else match[0]
+        name = match[0]
+        try:
+            value = repr(float(constants[name])) if name in constants else name
+        except (TypeError, ValueError):
+            wrong = shorten(constants[name])
+            raise ScheduleError(f"decay: {name}: {wrong} is not allowed; expected a number") from None
         return f"({value})" if value.startswith("-") else value
 
     return _NAME.sub(number, text)
