@@ -30,6 +30,7 @@ ANSWER: Final = "sweeper.answer"  # of the parent run: who won, in a sentence
 DIFFERENCE: Final = "sweeper.difference"  # the schedule's to its trunk and to the baselines, with intervals and seeds
 WINNER: Final = "sweeper.winner"  # "yes" for the run of the schedule that won
 VIEW: Final = "sweeper.view"  # the run's place in the prepared view; "001" is first
+MAKING: Final = "sweeper.making"  # begins tags of the experiment: each belongs to a process that is making a run
 PARENT: Final = "mlflow.parentRunId"
 COLOR: Final = "mlflow.runColor"
 NAME: Final = "mlflow.runName"

@@ -829,16 +829,15 @@ def test_a_race_for_the_parent_ends_with_one(mlflow_server: MLflow, tmp_path: Pa
     assert [run["run_id"] for run in Tracker(url, "race", tmp_path).server.runs()] == ids[:1]
 
 
-def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_server: MLflow, tmp_path: Path) -> None:
-    """One of them is slow: between its look for a run and its making one, the other has done both."""
-    url, slow_makes = mlflow_server.ready(), threading.Event()
+@contextlib.contextmanager
+def slow_makes(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """The address of the same server where a run is made a second late, and what is set when that second begins."""
+    making = threading.Event()
 
     class Slow(BaseHTTPRequestHandler):
-        """The real server, but a second late where a run is made."""
-
         def do_GET(self) -> None:
             if self.path.endswith("/runs/create"):
-                slow_makes.set()
+                making.set()
                 time.sleep(1)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             request = urllib.request.Request(
@@ -851,25 +850,59 @@ def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_DELETE = do_GET  # noqa: N815
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        slow = Tracker(f"http://127.0.0.1:{proxy.server_port}", "at once", tmp_path / "slow")
-        quick = Tracker(url, "at once", tmp_path / "quick")
+        yield f"http://127.0.0.1:{proxy.server_port}", making
+        proxy.shutdown()
+
+
+def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_server: MLflow, tmp_path: Path) -> None:
+    """One of them is slow: between its look for a run and its making one, the other has done both."""
+    url = mlflow_server.ready()
+    with slow_makes(url) as (late, making):
+        slow, quick = Tracker(late, "at once", tmp_path / "slow"), Tracker(url, "at once", tmp_path / "quick")
         parent = quick.sweep()
         epochs(slow.trial(0, 0), 0, 3)
-        assert slow_makes.wait(60)
+        assert making.wait(60)
         epochs(quick.trial(0, 1), 2, 5, T0 + 1)
         assert (quick.drain(60), slow.drain(60)) == (0, 0)
         slow.close()
         quick.close()
-        proxy.shutdown()
     (run,) = (run for run in quick.server.runs() if run["run_id"] != parent)
     points = arrived(mlflow_server.database, "at once")
     assert {step for _, key, step in points if key == "curve/lr"} == set(range(5))
     assert all(len(values) == 1 for values in points.values())
     assert run["tags"][names.ATTEMPT] == "1"
+
+
+def test_who_finds_a_run_while_an_older_one_is_being_made_takes_the_older_one(
+    mlflow_server: MLflow, tmp_path: Path
+) -> None:
+    """Otherwise its trial would stand below a parent that is deleted a moment later."""
+    url, tags = mlflow_server.ready(), {names.KIND: "sweep"}
+    found: dict[str, str] = {}
+
+    def run(name: str, address: str, start_ms: int) -> threading.Thread:
+        server = Tracker(address, "doomed", tmp_path / name).server
+        thread = threading.Thread(target=lambda: found.update({name: server.run("doomed", tags, start_ms)}))
+        thread.start()
+        return thread
+
+    looking = Tracker(url, "doomed", tmp_path / "looking").server
+    looking.experiment_id()
+    with slow_makes(url) as (late, making):
+        threads = [run("older", late, T0)]
+        assert making.wait(60)
+        threads.append(run("newer", url, T0 + 1))
+        while looking.find(tags) is None:
+            time.sleep(0.01)
+        threads.append(run("late", url, T0 + 2))
+        for thread in threads:
+            thread.join()
+    assert [run["run_id"] for run in looking.runs()] == [found["older"]]
+    assert found == dict.fromkeys(("older", "newer", "late"), found["older"])
 
 
 def test_check_passes_where_all_is_well(mlflow_server: MLflow, store: str, tmp_path: Path) -> None:

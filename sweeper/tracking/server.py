@@ -5,11 +5,13 @@ caller's timestamps. MLflow can neither delete nor overwrite a metric; sending a
 changes nothing.
 """
 
+import contextlib
 import functools
 import os
 import posixpath
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +22,10 @@ from sweeper.errors import TrackingError
 from sweeper.tracking.connection import SERVED, Connection, Gone
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_SETTLE = 2.0  # seconds after which a process that looked for a run before ours was there has made its own
+_MAKING = 10.0  # seconds; a process that has not made its run after them is taken for dead
 
 Point = tuple[str, float, int, int]  #: metric, value, time in ms since 1970, step
 
@@ -87,20 +90,48 @@ class Server(Connection):
         """The id of the run with these identifying ``tags``: the oldest that there is, or a new one.
 
         A trial's lease does not decide who makes its run: after an outage two machines may send the journals of two
-        attempts at the same moment, and no request to a server searches and creates in one step. So whoever made a run
-        waits a moment and looks again: the oldest one stays. Of an SQLite store only one process has its ``turn``.
+        attempts at the same moment. No request to a server searches and creates in one step, so this is Lamport's
+        bakery algorithm: whoever makes a run holds a tag of the experiment meanwhile, and everybody waits until the
+        tags that they have seen are gone before they take the oldest run. An SQLite store needs none of this, because
+        only one process at a time has its ``turn``.
         """
-        experiment = self.experiment_id()
-        with self.writing() as client:
-            if (run := self.find(tags)) is not None:
-                return str(run["run_id"])
+        experiment, new = self.experiment_id(), ""
+
+        def make() -> str:
             made = client.create_run(experiment, start_ms, {names.SWEEP: self.experiment, **tags}, name)
-            new = oldest = str(made.info.run_id)
-            if self.file is None:
-                time.sleep(_SETTLE)
-                if (run := self.find(tags)) is not None and (oldest := str(run["run_id"])) != new:
-                    client.delete_run(new)
+            return str(made.info.run_id)
+
+        with self.writing() as client:
+            run = self.find(tags)
+            if self.file:
+                return str(run["run_id"]) if run else make()
+            if run is None:
+                flag = f"{names.MAKING}.{uuid.uuid4().hex[:12]}"
+                client.set_experiment_tag(experiment, flag, "1")
+                try:
+                    new = "" if self.find(tags) else make()
+                finally:
+                    client.delete_experiment_tag(experiment, flag)
+            self._await_makers(client, experiment)
+            run = self.find(tags)
+            oldest = str(run["run_id"]) if run else new
+            if new and new != oldest:
+                client.delete_run(new)
             return oldest
+
+    def _await_makers(self, client: "MlflowClient", experiment: str) -> None:
+        """Wait until every process that is making a run now has made it; a dead one's tag is removed."""
+        deadline, makers = time.monotonic() + _MAKING, None
+        while makers is None or makers:
+            tags = {tag for tag in client.get_experiment(experiment).tags if tag.startswith(f"{names.MAKING}.")}
+            makers = tags if makers is None else makers & tags
+            if time.monotonic() > deadline:
+                for tag in makers:
+                    with contextlib.suppress(Exception):  # another process that waited has removed it
+                        client.delete_experiment_tag(experiment, tag)
+                return
+            if makers:
+                time.sleep(0.05)
 
     def find(self, tags: Mapping[str, str]) -> dict[str, Any] | None:
         """The oldest run with these tags, as in :meth:`runs`; None if there is none. Makes no experiment."""
