@@ -634,6 +634,12 @@ def test_any_sampler_of_optunas_by_import_path(tmp_path: Any) -> None:
     assert all(finish(study).spec for _ in range(3))
 
 
+def test_a_sampler_that_counts_in_the_study_goes_on_where_the_last_proposal_ended(url: str) -> None:
+    study = launch(url, 6, sampler="optuna.samplers:QMCSampler")
+    points = {tuple(finish(study).propose(space).items()) for _ in range(6)}
+    assert len(points) == 6
+
+
 # -- what it tells
 
 

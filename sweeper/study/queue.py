@@ -84,7 +84,9 @@ class Slot:
         searched = samplers.learned([trial for trial in others if trial.number != self.number], reference)
         for count in range(1, samplers.TRIES + 1):
             sampler = samplers.make(name, self._queue.row.seed, self.number, count - 1)
-            proposed, trial = samplers.ask(sampler, searched, self.number, given, fn)
+            proposed, trial = self._queue.database.retry(
+                partial(samplers.ask, sampler, searched, self.number, given, fn, storage, self._queue.row.study_id)
+            )
             if given or known is None or not known(proposed):
                 break
         for key, distribution in trial.distributions.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.errors import ConfigError
@@ -75,11 +75,21 @@ def _imported(name: str, seed: int) -> BaseSampler:
 
 
 class _InMemory(InMemoryStorage):
-    """The trials that a sampler learns from, and the one that it proposes, which has its real number."""
+    """The trials that a sampler learns from, and the one that it proposes, which has its real number.
 
-    def __init__(self, searched: Sequence[FrozenTrial], number: int) -> None:
+    What a sampler notes of the study as a whole, its place in a sequence for one, is kept in the study itself.
+    """
+
+    def __init__(self, searched: Sequence[FrozenTrial], number: int, storage: BaseStorage, study_id: int) -> None:
         super().__init__()
         self._searched, self._number = searched, number
+        self._storage, self._study_id = storage, study_id
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._storage.get_study_system_attrs(self._study_id)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._storage.set_study_system_attr(self._study_id, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         trial = copy.copy(super().get_trial(trial_id))
@@ -100,17 +110,19 @@ def ask(
     number: int,
     given: Mapping[str, Any],
     fn: Callable[[Suggest], Mapping[str, Any]],
+    storage: BaseStorage,
+    study_id: int,
 ) -> tuple[Mapping[str, Any], FrozenTrial]:
     """``fn(suggest)`` for trial ``number``, and the trial with the answers: those ``given``, the others the sampler's.
 
-    ``searched``: what it learns from, see :func:`learned`.
+    ``searched``: what it learns from, see :func:`learned`. ``storage`` and ``study_id``: where the study is.
     """
-    storage = _InMemory(searched, number)
-    study = optuna.create_study(storage=storage, sampler=sampler, direction="maximize")
+    memory = _InMemory(searched, number, storage, study_id)
+    study = optuna.create_study(storage=memory, sampler=sampler, direction="maximize")
     if given:
         study.enqueue_trial(dict(given))
     trial = study.ask()
-    return fn(trial), storage.get_trial(trial._trial_id)
+    return fn(trial), memory.get_trial(trial._trial_id)
 
 
 def learned(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[FrozenTrial]:
