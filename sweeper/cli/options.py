@@ -67,7 +67,7 @@ class Target:
         where there is no file, as it was launched."""
         looking, _ = self._launched
         overrides = [*looking.launched_as.get("overrides", ()), *(self.overrides or ())]
-        if self.sweep.exists():
+        if self.sweep.is_file():
             return replace(self, overrides=overrides).service()
         from sweeper.service import Service
 
