@@ -134,7 +134,8 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
             log.artifact(names.WEIGHTS, weights(slot.number))
             log.finish("FINISHED")
             reused = 4 if slot.stage == "search" and slot.number > 5 else 0
-            told = {"epochs_trained": EPOCHS - reused, "epochs_reused": reused, "epoch_seconds": 60.0}
+            seconds = 90.0 if reused else 60.0
+            told = {"epochs_trained": EPOCHS - reused, "epochs_reused": reused, "epoch_seconds": seconds}
             for key, said in told.items():
                 slot.set(key, said)
             log.flush(10)

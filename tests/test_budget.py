@@ -77,7 +77,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
         assert html.escape(noise, quote=True).replace("&#x27;", "&#39;") in text or noise in text
     assert f"over {reference}: the mean difference on the same seeds" in picked
     assert "the best baseline on 2 search seeds" in picked
-    assert f"over {reference} on 2 seeds</span>" in page
+    assert f"over {reference} on 2 search seeds</span>" in page
     answer = world.service.pick()
     raced_rows = [row for row in answer.ranking if row.raced]  # a proposal that is a baseline's schedule is not
     assert {row.name for row in raced_rows} == {standing.name for standing in world.service.status().race.standings}
@@ -88,7 +88,14 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
         assert f"over {reference} on {seeds}" in report.differences(answer)[row.run_id]
     (candidate,) = answer.candidates
     assert candidate.over.keys() == set(world.service.baselines())
-    assert f"raced on {answer.ranking[0].raced.n} seeds: " in page
+    leader = answer.ranking[0].raced
+    assert f"in the race {leader.mean:+.4f} over {reference} on {leader.n} search seeds" in page
+    assert candidate.differences.index(f"over {answer.baseline.name} on ") > max(
+        candidate.differences.index(f"over {name} on ") for name in candidate.over if name != answer.baseline.name
+    ), "the verdict follows the baseline that it is about"
+    order = "ranked by that difference, which is drawn towards the median on the first seed where seeds are few"
+    for text in (told, picked, html.unescape(page)):
+        assert order in text
     assert candidate.differences in picked
     assert "the best baseline on 2 search seeds" in page
 
@@ -107,7 +114,7 @@ def test_a_budget_that_leaves_nothing_proposes_nothing(
     assert world.service.study.done
     ended = world.service.status().phase
     assert ended.startswith(f"the search ended with its budget: it trained {len(set(world.trained))} of 50 epochs, ")
-    assert ", and the 0 that were left do not pay for another proposal, which takes about " in ended
+    assert ", and what was left (0) does not pay for another proposal: about " in ended
     show.plan(plan)
     assert "nothing is left for the search: raise the budget" in capsys.readouterr().out
 
@@ -123,7 +130,8 @@ def test_plan_says_what_a_budget_buys_as_far_as_it_is_known(
     assert plan.disk.states == cost.baselines + cost.confirmation + plan.drawn * cost.branch * cost.seeds_per_proposal
     show.plan(plan)
     shown = capsys.readouterr().out
-    assert f"budget     70ep: {70 - cost.confirmation:.0f} epochs for the search, {cost.confirmation:.0f} kept" in shown
+    of_search = f"budget     70ep: about {70 - cost.confirmation:.0f} epochs for the search, "
+    assert f"{of_search}{cost.confirmation:.0f} kept" in shown
     assert f"{cost.baselines:.0f} epochs for the baselines; about {cost.proposals} proposals at " in shown
     quiet, _, noisy = plan.confirm.elsewhere
     assert quiet.detectable < 0.01 < noisy.detectable

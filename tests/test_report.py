@@ -133,6 +133,13 @@ def test_a_page_of_fifty_trials_is_small_and_needs_nothing_from_outside() -> Non
         assert evidence.effect_in_words(effect.to_dict()) in reader.text
 
 
+def test_a_drop_examines_no_restart() -> None:
+    drop = {"epoch": 10, "kind": "drop", **evidence.verdict("drop").to_dict()}
+    reader = Reader(render(replace(many(1), verdicts=[(0, drop, [])])).decode())
+    assert "Not examined. A dip and a gain" in reader.text
+    assert "not a restart" not in reader.text
+
+
 def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:
     reader = Reader(render(many(0)).decode())
     assert "No trial has begun." in reader.text
@@ -160,7 +167,9 @@ def test_the_page_says_what_pick_says(file: Path, shown: Service) -> None:
         assert candidate["over"].keys() == {"yolo_linear", "yolo_cosine"}
         assert f"{candidate['title']} : {candidate['differences']}" in page.text
     assert "was not examined (sweeper confirm --escape --trial 5)" in page.text
-    assert f"trained {trained} {trained / 60:.4g} saved by sharing {reused} {reused / 60:.4g}" in page.text
+    hours = (trained + 0.5 * (16 - 4)) / 60  # an epoch of the trial that shared takes a minute and a half
+    assert f"trained {trained} {hours:.4g} saved by sharing {reused} {reused / 40:.4g}" in page.text
+    assert shown.status().hours_saved == pytest.approx(reused / 40), "status says what the page says"
     assert shown.dataset.digest in page.text
 
 

@@ -206,7 +206,7 @@ def test_a_clear_winner_is_named_with_everything_a_reader_needs() -> None:
     assert data["winner"]["params"] == {"lr": 0.1}
     assert data["baseline"]["name"] == "cosine"
     assert data["ranking"][0]["score"] == pytest.approx(data["baseline"]["score"] + data["winner"]["pairs"]["mean"])
-    for part in ("winner: cawb-1", "over cosine", "95% interval", "6 paired seeds", "2 configurations tried"):
+    for part in ("winner: cawb-1", "over cosine", "95% interval", "6 paired seeds", "2 schedules tried"):
         assert part in answer.sentence
 
 
@@ -460,7 +460,8 @@ def test_the_noise_of_branches_is_learned_by_how_far_they_depart() -> None:
         for at, fitted in noise.fitted:
             errors.append(np.log(fitted / (0.01 * at.distance**0.75)))
         runs.append(noise.run)
-        assert "; a branch varies about 0.00" in noise.sentence
+        assert ", 54 pairs): about 0.00" in noise.sentence
+        assert " for the mildest branch (" in noise.sentence
     assert np.mean(runs) == pytest.approx(0.02, rel=0.15)
     assert abs(np.mean(errors)) < 0.15, "not biased"
     assert np.quantile(np.abs(errors), 0.9) < np.log(2), "within a factor of two at both ends, which are ten apart"

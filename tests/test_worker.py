@@ -574,7 +574,7 @@ def test_what_plan_predicts_is_what_was_shared(home: Home, tmp_path: Path) -> No
     assert status["hours_saved"] == pytest.approx(status["epochs"]["reused"] * 36 / 3600)
     told = sweeper(world, "status")
     assert f"reuse: {status['epochs']['reused']} of {plan['epochs_asked']} epochs were there already" in told
-    assert "exactness: no two trainings of one segment have differed" in told
+    assert "exactness: no two trainings of the same epochs have differed" in told
 
 
 def test_a_share_of_a_gpu_that_is_too_small_costs_no_trial_an_attempt(home: Home, tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def print_status(status: Status) -> None:
     proposals, store, epochs = status.proposals, status.store, status.epochs
     if proposals.told:
         say(
-            f"proposals: {proposals.asked} drawn for {proposals.told} trials ({proposals.per_trial:.2f} each), "
-            f"{proposals.distinct} distinct schedules"
+            f"proposals: {proposals.told} finished, {proposals.distinct} distinct schedules; the sampler was asked "
+            f"{proposals.asked} times"
         )
     free = f", {store.free / 1e9:.0f} GB free" if store.free is not None else ""
     say(
@@ -77,7 +77,7 @@ def print_status(status: Status) -> None:
 def _race(race: Race) -> Iterator[str]:
     """How a race stands: which trunk, by which rule, and who leads."""
     yield race.sentence
-    yield f"race: {race.rule}"
+    yield f"race: {race.rule}" + (f"; {race.order}" if race.standings and len(race.seeds) > 1 else "")
     for standing in race.standings[:RACERS]:
         seeds = f"{standing.n} search seed{'s' * (standing.n > 1)}"
         yield f"  {standing.name}: {standing.difference} over {standing.over} on {seeds}"

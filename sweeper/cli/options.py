@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 SweepFile = Annotated[
     Path,
-    typer.Argument(metavar="SWEEP", help="A sweep file (YAML), a built-in sweep (digits, bccd), or a launched one."),
+    typer.Argument(
+        metavar="SWEEP",
+        help="A sweep file (YAML), a built-in sweep (digits, or bccd with data=PATH), or a launched one.",
+    ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as with yolo.")]
 StoreOption = Annotated[

@@ -23,7 +23,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which the terminal breaks where it ends
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
 JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
-NOT_EXAMINED = "not examined (sweeper confirm --escape)"
+NOT_EXAMINED = "escape not examined (sweeper confirm --escape)"
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -63,7 +63,7 @@ def plan(plan: "Plan") -> None:
         f"{plan.steps_per_epoch} steps an epoch, {plan.epochs} epochs",
         f"drawn      {drawn}, {plan.distinct} distinct schedules (at random; the sweep's sampler learns); "
         "corners are the ends of the space",
-        f"epochs     {plan.epochs_asked} asked for{on_one}, {most}{plan.epochs_to_train} to train: "
+        f"epochs     {plan.epochs_asked} in all{on_one}, {most}{plan.epochs_to_train} to train: "
         f"{least}{plan.share_saved:.0%} shared",
         *_beside_baselines(plan),
         *_race_planned(plan),
@@ -93,7 +93,8 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
     if cost.budget is not None:
         buys = "what it buys is known after the first epochs"
         if cost.epochs is not None:
-            buys = f"{max(cost.epochs - cost.confirmation, 0):,.0f} epochs for the search, {cost.confirmation:,.0f} "
+            searched = max(cost.epochs - cost.confirmation, 0)
+            buys = f"about {searched:,.0f} epochs for the search, {cost.confirmation:,.0f} "
             buys += "kept back for the confirmation, which follows by itself"
         yield f"budget     {cost.budget}: {buys}"
     if cost.budget is not None or plan.race is not None:
@@ -114,7 +115,8 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
 
 def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
     """Which gain the confirmation shows, and how many seeds a gain of 0.004 takes."""
-    begin = f"evidence   in 4 of 5 cases {confirm.seeds} paired seeds for the best {confirm.best} show a gain of"
+    seeds = f"{confirm.seeds} paired seeds for the best {confirm.best}"
+    begin = f"evidence   with {seeds}, 4 of 5 sweeps would notice a gain of"
     if confirm.detectable is not None:
         low, high = confirm.detectable_range
         yield f"{begin} about {confirm.detectable:+z.4f} ({low:+z.4f} to {high:+z.4f}), a smaller one less often"
@@ -142,7 +144,7 @@ def _time(plan: "Plan") -> str:
         return "time       known after the first epochs: run plan again then (sweeper doctor times a few now)"
     line = (
         f"time       {took.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
-        "worker"
+        f"worker{_only(plan)}"
     )
     if took.wall_hours is None:
         return line
@@ -151,6 +153,11 @@ def _time(plan: "Plan") -> str:
         f"{line}; with {took.workers} on {devices} here about {took.wall_hours:.2g} hours, "
         f"{took.device_hours:.2g} device hours"
     )
+
+
+def _only(plan: "Plan") -> str:
+    """Whether time and disk are those of the search alone: a budget has the confirmation in it."""
+    return " for the search" if plan.cost.budget is None else ""
 
 
 def _disk(plan: "Plan") -> Iterator[str]:
@@ -163,7 +170,8 @@ def _disk(plan: "Plan") -> Iterator[str]:
         return
     kept = "all are kept" if disk.needed <= disk.limit else f"the last used {limit} are kept"
     allowed = f"store_gb: {disk.limit / 1e9:.3g}"
-    yield f"disk       {disk.states:,} states of {size}, {disk.needed / 1e9:.3g} GB: {kept} ({allowed}){free}"
+    needed = f"{disk.needed / 1e9:.3g} GB{_only(plan)}"
+    yield f"disk       {disk.states:,} states of {size}, {needed}: {kept} ({allowed}){free}"
     if disk.free is not None and not disk.measured and min(disk.needed, disk.limit) > disk.free:
         yield "warning    that is more than is free: lower store_gb, or choose another --store"
 
@@ -216,7 +224,10 @@ def answer(answer: "Answer", objective: str) -> None:
     console.print(table)
     for line in legend_of([row.label for row in rows]):
         say(line)
-    say(f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds only")
+    say(
+        f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds "
+        "only; each seed is a trial, and a schedule is called by its first"
+    )
     if trunk:
         say(f"over {trunk}: the mean difference on the same seeds; search seeds chose the best, so theirs are too high")
     for candidate in answer.candidates:
@@ -278,10 +289,10 @@ def _jumps(row: "Ranked") -> Iterator[str]:
 
 
 def exactness(mismatches: "Sequence[Mismatch]") -> None:
-    """How exact this hardware is, as far as it is known: two trainings of one segment that differ, if any did."""
+    """How exact this hardware is, as far as it is known: two trainings of the same epochs that differ, if any did."""
     for mismatch in mismatches[:3]:
         say(f"not exact: {mismatch}")
     if len(mismatches) > 3:
         say(f"not exact: {len(mismatches) - 3} more (--json)")
     if not mismatches:
-        say("exactness: no two trainings of one segment have differed")
+        say("exactness: no two trainings of the same epochs have differed")

@@ -77,7 +77,7 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
                 "trained": status.epochs.trained,
                 "reused": status.epochs.reused,
                 "hours": sum((len(row.curve) - row.reused) * each for row, each in hours),
-                "hours_saved": sum(row.reused * each for row, each in hours),
+                "hours_saved": status.hours_saved,
                 "seconds_per_epoch": status.seconds_per_epoch,
             },
             sweep_file=sweep_file(sweep),

@@ -45,12 +45,17 @@ class Race:
         return dict(sorted(counts.items()))
 
     @property
+    def order(self) -> str:
+        """By what the standings are ordered, in words (``search.shrunk``)."""
+        return "ranked by that difference, which is drawn towards the median on the first seed where seeds are few"
+
+    @property
     def notes(self) -> list[str]:
         """What the answer says of it beside the ranking: which trunk, by which rule, and how noisy branches are."""
         lines = [self.sentence]
         if self.standings and len(self.seeds) > 1:
             counts = ", ".join(f"{count} on {n}" for n, count in self.raced.items())
-            lines.append(f"race: {self.rule}; so far proposals by seeds: {counts}")
+            lines.append(f"race: {self.rule}; proposals by seeds: {counts}; {self.order}")
         return lines if self.noise == stats.UNKNOWN else [*lines, self.noise]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +125,7 @@ def _rule(service: Service) -> str:
     return (
         f"each proposal begins on {first}; of those that have finished n seeds the best 1/{settings.race:g}, by their "
         f"mean difference to the trunk on the same seeds, go on to 2n, up to {settings.seeds}"
+        f"{', while the budget lasts' if service.sweep.budget is not None else ''}"
     )
 
 
@@ -263,8 +269,8 @@ class Spending:
         words = self.words
         return (
             f"the search ended with its budget: it trained {words(self.searched)} of {words(self.budget.amount)} "
-            f"{self.unit}, {words(self.kept)} were kept for the confirmation, and the {words(self.left)} that were "
-            f"left do not pay for another proposal, which takes about {words(self.typical * self.seeds)} "
+            f"{self.unit}, up to {words(self.kept)} were kept for the confirmation, and what was left "
+            f"({words(self.left)}) does not pay for another proposal: about {words(self.typical * self.seeds)} "
             f"({words(self.typical)} on a seed, {self.seeds:.3g} seed{'s' * (self.seeds > 1)} on average)"
         )
 

@@ -92,10 +92,10 @@ class Row:
 class Status:
     """How far a sweep is. ``budget``: how many trials there are; ``counts``: trials by state, with their "total".
 
-    ``phase``: what is being done now and why, in sentences. ``hours_saved`` by reuse, at the median
-    ``seconds_per_epoch`` (None: none was timed). ``mismatches``: trainings of one segment that differ. ``race``: how
-    the race over seeds stands, ``spending``: of the sweep's budget; None without one. ``tracking_problem``: why MLflow
-    does not get everything, None if it does.
+    ``phase``: what is being done now and why, in sentences. ``hours_saved`` by reuse, each trial's epochs at their own
+    time; ``seconds_per_epoch``: the median over trials (None: none was timed). ``mismatches``: trainings of one segment
+    that differ. ``race``: how the race over seeds stands, ``spending``: of the sweep's budget; None without one.
+    ``tracking_problem``: why MLflow does not get everything, None if it does.
     """
 
     sweep: str
@@ -169,7 +169,7 @@ def status_of(service: "Service") -> Status:
         phase=service.agenda.phase(trials),
         epochs=Epochs(service.sweep.epochs, trained, reused),
         proposals=_proposals(trials),
-        hours_saved=reused * (seconds or 0.0) / 3600,
+        hours_saved=sum(trial.reused * (trial.facts.epoch_seconds or seconds or 0.0) for trial in trials) / 3600,
         seconds_per_epoch=seconds,
         store=Stored(**asdict(service.store.usage()), budget=service.store.max_bytes or 0),
         mismatches=service.store.mismatches(),

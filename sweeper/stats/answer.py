@@ -92,7 +92,8 @@ class Candidate(Entry):
     @property
     def differences(self) -> str:
         """Its differences to all baselines on the confirmation's seeds, and what follows."""
-        each = [f"{pairs.difference} over {name} on {pairs.n} paired seeds" for name, pairs in self.over.items()]
+        over = sorted(self.over.items(), key=lambda item: item[1] == self.pairs)  # what follows is on the last
+        each = [f"{pairs.difference} over {name} on {pairs.n} paired seeds" for name, pairs in over]
         return f"{', '.join(each)}: {self.reason}" if each else self.reason
 
     @property
@@ -269,7 +270,7 @@ def sentence(answer: Answer, objective: str) -> str:
         return (
             f"winner: {answer.winner.title}, {p.mean:+z.4f} {objective} over {name} ({1 - answer.alpha:.0%} interval "
             f"{p.low:+z.4f} to {p.high:+z.4f}, {p.n} paired seeds, p {answer.winner.p_holm:.2g} after Holm over "
-            f"{len(answer.candidates)}, {answer.tried} configurations tried); {_explained(answer.winner, name)}"
+            f"{len(answer.candidates)}, {answer.tried} schedules tried); {_explained(answer.winner, name)}"
         )
     if not answer.ranking:
         return f"no winner yet: nothing to compare; {need}"
@@ -286,8 +287,7 @@ def sentence(answer: Answer, objective: str) -> str:
         if answer.tried > 1:
             low, high = (luck_of_the_best(s_d / math.sqrt(2), answer.tried) for s_d in (noise.low, noise.high))
             luck = (
-                f", and the best of {answer.tried} equal configurations leads by {low:+z.4f} to {high:+z.4f} by luck "
-                "alone"
+                f", and the best of {answer.tried} equal schedules leads by {low:+z.4f} to {high:+z.4f} by luck alone"
             )
         return f"no winner yet: one run each{luck}; {need}"
     best = answer.candidates[0]

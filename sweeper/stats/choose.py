@@ -230,6 +230,7 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
     """The rule of the package's docstring; winners first, then by mean difference. Unjudged ones count in Holm's k."""
     usable = [c.pairs if c.pairs and not c.reason else None for c in drafts]
     adjusted = holm([p.p_t if p else 1.0 for p in usable])
+    after = " after Holm" if len(drafts) > 1 else ""
     judged = []
     for c, p, p_holm in zip(drafts, usable, adjusted, strict=True):
         if p is None:
@@ -239,11 +240,11 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
         if p.mean <= 0:
             reason = f"not above {baseline}{beyond}"
         elif p_holm > alpha:
-            reason = f"that may be luck (p {p_holm:.2g} after Holm){beyond}"
+            reason = f"that may be luck (p {p_holm:.2g}{after}){beyond}"
         elif p.mean < equivalence:
             reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter{beyond}"
         else:
-            wins, reason = True, f"better than {baseline} (p {p_holm:.2g} after Holm)"
+            wins, reason = True, f"better than {baseline} (p {p_holm:.2g}{after})"
         judged.append(replace(c, p_holm=p_holm, wins=wins, reason=reason))
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
 

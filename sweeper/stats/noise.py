@@ -183,14 +183,18 @@ class Branches:
         if self.s_d is None:
             return UNKNOWN
         text = (
-            f"noise: the standard deviation of a run over seeds is {self.run:.4f} ({self.schedules} schedules), that "
-            f"of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, {self.pairs} pairs)"
+            f"noise: the standard deviation of a run over seeds is {self.run:.4f} ({self.schedules} schedules, every "
+            f"stage), that of a branch's difference to {self.trunk} {self.s_d:.4f} ({self.branches} branches, "
+            f"{self.pairs} pairs)"
         )
-        each = [
-            f"about {s_d:.4f} where its learning rate differs by {at.distance:.0%} from epoch {at.epoch} on"
-            for at, s_d in self.fitted
-        ]
-        return f"{text}; a branch varies {', '.join(each)}" if each else text
+        if not self.fitted:
+            return text
+        (mild, least), (strong, most) = self.fitted
+        return (
+            f"{text}: about {least:.4f} for the mildest branch ({mild.distance:.0%} of the learning rate differs, from "
+            f"epoch {mild.epoch} on), about {most:.4f} for the strongest ({strong.distance:.0%}, from epoch "
+            f"{strong.epoch} on)"
+        )
 
 
 _OF_RUNS, _OF_BRANCHES = KNOWN[2], KNOWN[4]
