@@ -439,6 +439,18 @@ def test_what_the_server_never_takes_is_named_and_holds_nothing_up(tracker: Trac
     assert "lost.txt" in run["tags"][names.REFUSED]
 
 
+def test_a_reason_that_the_server_does_not_take_holds_no_end_up(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
+    log = tracker.trial(0)
+    log.finish("FAILED", T0, reason="x" * 9000)
+    assert log.flush(30)
+    run = run_of(tracker, 0)
+    assert (run["status"], run["tags"][names.STATE]) == ("FAILED", "FAILED")
+    assert "exceeds the maximum length" in run["tags"][names.REFUSED]
+
+
 # The journal
 
 

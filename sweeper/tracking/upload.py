@@ -202,7 +202,7 @@ class Uploader:
                     self._server.set_status(run_id, "RUNNING")
                     held.status = "RUNNING"
             elif kind == "finish":
-                self._server.send(run_id, [], {}, record["tags"])
+                self._deliver(run_id, _Batch(tags=record["tags"]))
                 self._server.set_status(run_id, record["status"], record["time"])
                 held.status = record["status"]
             arrived = end
