@@ -180,6 +180,13 @@ def test_what_a_data_set_names_is_bounded_too(tmp_path: Path) -> None:
     assert "is nested too deeply; expected COCO annotations" in refused(tmp_path / "coco", tmp_path / "out")
 
 
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """PIL warns of a bomb from 89 million pixels on."""
+    PIL.Image.new("1", (10_000, 9_500)).save(tmp_path / "large.png")
+    assert image_facts(tmp_path / "large.png")[1:] == (10_000, 9_500)
+    assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
+
+
 def test_an_image_bomb_is_a_broken_image(tmp_path: Path) -> None:
     """A PNG of some hundred bytes that says it has 3.6 thousand million pixels."""
     PIL.Image.new("1", (60_000, 8)).save(tmp_path / "bomb.png")

@@ -436,7 +436,9 @@ def _drop_image(content: dict) -> None:
         (lambda c: c["annotations"][1].update(id=0), "annotations whose id occurs twice: 1, first"),
         (lambda c: c["images"][1].update(id=200), "images whose id occurs twice: 1, first"),
         (lambda c: c["annotations"][0].update(image_id=1), "annotations of an image that is not listed: 1"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), "annotations of an image that is not listed: 1"),
         (lambda c: c["annotations"][0].update(category_id=4), "category_id 4, 2 categories are listed"),
+        (lambda c: c["annotations"][0].update(category_id=[4]), "category_id [4], 2 categories are listed"),
         (_drop_image, "missing images: 1, first instances_val.json: gone.jpg"),
     ],
 )

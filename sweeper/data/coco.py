@@ -134,13 +134,13 @@ class Annotations:
         for annotation in self._unique("annotations", findings):
             image, kind = annotation.get("image_id"), annotation.get("category_id")
             example = f"{self.file.name}: annotation {annotation['id']}"
-            if image not in boxes:
+            if not isinstance(image, int | float) or image not in boxes:
                 findings.fault("annotations of an image that is not listed", f"{example}: image_id {image}")
-            elif kind not in self._classes:
+            elif not isinstance(kind, int | float) or kind not in self._classes:
                 expected = f"category_id {kind}, {len(self._classes)} categories are listed"
                 findings.fault("labels of a class that does not exist", f"{example}: {expected}")
             else:
-                boxes[image].append(annotation)
+                boxes[int(image)].append(annotation)
         return boxes
 
     def sample(

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,13 +132,13 @@ def image_facts(path: Path) -> tuple[str, int, int]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(max(file.tell() - 2, 0))
             end = file.read()
-        with PIL.Image.open(path) as image:  # refuses an image of more than 179 million pixels
+        with _open(path) as image:
             (width, height), kind = image.size, image.format
             if kind in JPEGS and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
                 width, height = height, width
             image.verify()
         if kind in JPEGS and end != JPEG_END:  # verify() reads a JPEG's header only; decoding finds the missing half
-            with PIL.Image.open(path) as image:
+            with _open(path) as image:
                 image.load()
     except Exception as error:  # PIL raises half a dozen classes, OSError and SyntaxError among them
         reason = " ".join(str(error).split()).replace(str(path), path.name)
@@ -145,6 +146,13 @@ def image_facts(path: Path) -> tuple[str, int, int]:
     if min(width, height) < SMALLEST:
         raise ValueError(f"{width}x{height} pixels, expected at least {SMALLEST}x{SMALLEST}")
     return digest, width, height
+
+
+def _open(path: Path) -> PIL.Image.Image:
+    """An image, its pixels not read yet. PIL refuses 179 million pixels and more, and so do we."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # PIL warns from half of that on
+        return PIL.Image.open(path)
 
 
 @contextlib.contextmanager
