@@ -350,6 +350,19 @@ def test_names_and_values_cannot_run_into_each_other() -> None:
     assert Trace(lr, steps_per_epoch=2).digest != Trace(lr, epochs=2).digest
 
 
+def test_the_bits_of_cycles_of_broken_length_stay() -> None:
+    """States that were stored under such a trace's prefix keys are found again."""
+    spec = {
+        "family": "warm_restarts",
+        "lr": 0.037,
+        "T_0": "1.1ep",
+        "step_scale": 0.5,
+        "eta_min": 0.002,
+        "warmup": "1ep",
+    }
+    assert parse(spec).trace(TimeBase(epochs=110, steps_per_epoch=3)).digest.startswith("5cbad153dee357cd")
+
+
 def test_a_trace_cannot_be_written() -> None:
     given = np.asarray([0.1, 0.2], np.float32)
     trace = Trace(given, epochs=2)

@@ -190,10 +190,17 @@ def _warm_restarts(params: Params, time: TimeBase, group: str) -> Curve:
     cosine, low = shape("cosine"), float(params["eta_min"]) / lr
 
     def cycles(k: FloatArray) -> FloatArray:
-        starts = _cycle_starts(first, growth, float(k.max(initial=0.0)) + 1.0)
-        index = np.searchsorted(starts, k, side="right") - 1
+        length: FloatArray | float
+        if growth == 1.0:  # the prefix keys of stored states stand on these bits
+            index = np.floor(k / first)
+            begun, length = index * first, first
+        else:
+            starts = _cycle_starts(first, growth, float(k.max(initial=0.0)) + 1.0)
+            index = np.searchsorted(starts, k, side="right") - 1
+            begun = starts[index]
+            length = np.append(np.diff(starts), first * growth ** (len(starts) - 1))[index]
         height = np.power(params["step_scale"], index.astype(np.float64)) - low
-        return lr * (low + height * cosine(k - starts[index], first * growth ** index.astype(np.float64)))
+        return lr * (low + height * cosine(k - begun, length))
 
     return _after_warmup(params, time, cycles)
 
