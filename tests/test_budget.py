@@ -89,7 +89,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     (candidate,) = answer.candidates
     assert candidate.over.keys() == set(world.service.baselines())
     leader = answer.ranking[0].raced
-    assert f"in the race {leader.mean:+.4f} over {reference} on {leader.n} search seeds" in page
+    assert f"in the race {leader.mean:+.4f}<br>over {reference} on {leader.n} search seeds" in page
     assert candidate.differences.index(f"over {answer.baseline.name} on ") > max(
         candidate.differences.index(f"over {name} on ") for name in candidate.over if name != answer.baseline.name
     ), "the verdict follows the baseline that it is about"
