@@ -316,6 +316,15 @@ def test_restarts_for_which_the_run_has_no_place_are_refused_in_numbers_that_can
     assert " -" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("low", "high", "step"), [(0.1, 0.3, 0.1), (0.05, 0.35, 0.05), (0.1, 0.7, 0.2)])
+def test_the_end_of_a_range_belongs_to_it_although_binary_fractions_add_up_to_more(
+    low: float, high: float, step: float
+) -> None:
+    sweep = build({**SPACE, "step_scale": {"low": low, "high": high, "step": step}})
+    search.check(sweep, time(sweep))
+    assert sweep.search.params["step_scale"].examples() == (low, high)
+
+
 def test_a_grid_needs_a_step() -> None:
     space = {**SPACE, "decay": [{"cosine": {"power": {"low": 0.5, "high": 2}}}]}
     with pytest.raises(ConfigError, match="no step"):

@@ -43,7 +43,8 @@ class Range(Model):
     def grid(self) -> list[float]:
         """Every value on the grid of ``step``, or of 1 where it is continuous."""
         step = self.step or 1.0
-        return [self.low + step * number for number in range(int((self.high - self.low) / step + 1e-9) + 1)]
+        count = int((self.high - self.low) / step + 1e-9) + 1
+        return [min(self.low + step * number, self.high) for number in range(count)]  # 0.1 + 2 * 0.1 is above 0.3
 
 
 class Parameter(Model):

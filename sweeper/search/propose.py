@@ -56,7 +56,7 @@ class Drawn:
     ) -> float:
         def draw(random: np.random.Generator) -> float:
             if step is not None:
-                return low + step * int(random.integers(0, int((high - low) / step + 1e-9) + 1))
+                return min(low + step * int(random.integers(0, int((high - low) / step + 1e-9) + 1)), high)
             return float(np.exp(random.uniform(np.log(low), np.log(high)))) if log else float(random.uniform(low, high))
 
         limits = Range(low=low, high=high, step=step, log=log)
