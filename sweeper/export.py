@@ -96,7 +96,7 @@ class Exported:
 def export(service: Service, trial: int | None = None) -> Exported:
     """The winner, or the trial named. ConfigError without either, or for a trial that has no schedule yet."""
     answer = service.pick()
-    winner, rows = answer.winner, {row.number: row for row in service.study.trials() if row.schedule}
+    winner, rows = answer.winner, {row.number: row for row in service.study.trials() if row.spec}
     if trial is None:
         if winner is None:
             hint = f"; the first of the ranking is --trial {answer.ranking[0].trial}" if answer.ranking else ""
