@@ -101,13 +101,15 @@ def test_what_a_jump_of_a_branch_did_is_its_difference_to_the_trunk(home: Home, 
     """In MLflow on the seed of each run, in the answer on all search seeds that both were trained on."""
     sweep = written(trials=3, search={**BRANCHES, "restarts": {"min": 1, "max": 1, "first": 2, "last": 2}})
     world = World(home, tmp_path, sweep)
-    world.run()
+    world.run(workers=1)  # so that the trunk has ended on every seed before its branches do
     rows = world.service.study.trials()
     trunk = {row.seed: row for row in rows if row.stage == "baseline"}
     proposal = next(row for row in rows if row.stage == "search" and row.facts.effects)
     runs = [row for row in rows if row.name == proposal.name]
+    assert world.tracker.drain(60) == 0  # all has arrived in MLflow
+    ids = world.tracker.run_ids()
     for run in runs:
-        [(epoch, gain, _)] = history(world.tracker.server, run.facts.run_id, "jump/gain")
+        [(epoch, gain, _)] = history(world.tracker.server, ids[run.number], "jump/gain")
         ends = [np.mean(row.values[2:]) for row in (run, trunk[run.seed])]
         assert (epoch, gain) == (2, pytest.approx(ends[0] - ends[1]))
     ranked = {entry.trial: entry for entry in world.open().answer(rows).ranking}
