@@ -138,6 +138,14 @@ def test_fresh_seeds_measure_a_branch_where_there_are_any_and_without_its_trunk_
     assert evidence.jumps_of(trials[4], trials[4:]) == []
 
 
+def test_a_run_that_cannot_be_compared_measures_no_jump() -> None:
+    trials = branch()
+    first, *others = trials
+    confounded = replace(first, facts=replace(first.facts, confounder="another device"))
+    [jump] = evidence.jumps_of(trials[4], [confounded, *others])
+    assert jump["seeds"] == 3
+
+
 def test_a_schedule_without_a_trunk_is_measured_by_its_own_curve() -> None:
     rows = [replace(row, spec={**(row.spec or {}), "trunk": None}) for row in branch()]
     assert evidence.jumps_of(rows[4], rows) == list(rows[4].facts.effects)

@@ -184,24 +184,24 @@ def _gain(values: np.ndarray, begin: int, start: int, end: int, annealed: float,
 
 
 def trunk_runs(trials: Sequence[Trial], spec: Mapping[str, Any]) -> dict[int, Trial]:
-    """The finished runs of the trunk that the schedule ``spec`` is a branch of, by seed; {} for one without a trunk."""
+    """The usable runs of the trunk that the schedule ``spec`` is a branch of, by seed; {} for one without a trunk."""
     trunk = spec.get("trunk")
-    return {run.seed: run for run in trials if run.state == "COMPLETE" and run.spec == trunk and trunk is not None}
+    return {run.seed: run for run in trials if run.usable and run.spec == trunk and trunk is not None}
 
 
 def jumps_of(trial: Trial, trials: Sequence[Trial], within: float = 2.0) -> list[dict[str, Any]]:
     """What the jumps of a finished trial's schedule did, ``Effect`` as dicts, as it was measured on the trial's curve.
 
-    Of a branch it is measured by the mean difference to its trunk over the seeds of the confirmation that both have
-    finished, without such over those of the search. Its dicts also have ``over`` (the trunk's name), ``seeds`` (how
-    many) and ``fresh`` (whether they are the confirmation's). [] while the trunk has no finished run on these seeds.
-    Jumps that the trunk makes too are left out.
+    Of a branch it is measured by the mean difference to its trunk over the seeds of the confirmation on which both runs
+    are usable, without such over those of the search. Its dicts also have ``over`` (the trunk's name), ``seeds`` (how
+    many) and ``fresh`` (whether they are the confirmation's). [] while there is no such seed. Jumps that the trunk
+    makes too are left out.
     """
     spec = trial.spec or {}
     if spec.get("trunk") is None:
         return [dict(effect) for effect in trial.facts.effects]
     trunk = trunk_runs(trials, spec)
-    runs = [run for run in trials if run.name == trial.name and run.state == "COMPLETE" and run.seed in trunk]
+    runs = [run for run in trials if run.name == trial.name and run.usable and run.seed in trunk]
     confirmed = [run for run in runs if run.stage == "confirm"]
     pairs = [(run, trunk[run.seed]) for run in confirmed or runs]
     if not pairs:
