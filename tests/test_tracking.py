@@ -885,7 +885,8 @@ def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_
     (run,) = (run for run in quick.server.runs() if run["run_id"] != parent)
     points = arrived(mlflow_server.database, "at once")
     assert {step for _, key, step in points if key == "curve/lr"} == set(range(5))
-    assert all(len(values) == 1 for values in points.values())
+    # Both may send an epoch that both attempts have at the same moment: then it stands there twice, with one value.
+    assert all(len({value for value, _ in values}) == 1 for values in points.values())
     assert run["tags"][names.ATTEMPT] == "1"
 
 
