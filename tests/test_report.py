@@ -101,7 +101,7 @@ def many(count: int, epochs: int = 100) -> Page:
         cost=cost,
         sweep_file="name: many\n",
         identity={"Recipes": "0" * 64},
-        verdicts=[(0, {"epoch": 10, **restart.to_dict()}, controls)] if shown else [],
+        verdicts=[(0, {"kind": "restart", "epoch": 10, **restart.to_dict()}, controls)] if shown else [],
         importance={"steps_1": 0.9, "restart_2": 0.1},
         importance_of=count,
     )
