@@ -181,7 +181,9 @@ def watch(look: Callable[[], Status], *, as_json: bool = False, every_s: float |
                     print("\n".join(lines(status, pace.left_s(status))), flush=True)
                 if status.done:
                     return status
-                time.sleep(pause)
+                until = time.monotonic() + pause
+                while (left := until - time.monotonic()) > 0:
+                    time.sleep(min(left, 0.2))  # one long wait would go on if a library's thread gets the Ctrl-C
     except KeyboardInterrupt:
         return None
 
