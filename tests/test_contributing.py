@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names rooms, functions, files and commands; all of them exist, and none of its rules is another's."""
+"""CONTRIBUTING.md names modules, functions, files and commands that exist, and its rules are those of the tests."""
 
 import ast
 import re
@@ -47,23 +47,24 @@ def test_every_name_is_defined_in_the_file_that_it_is_said_to_be_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["The way of a schedule", "The way of a state, for instance after epoch 7", "The way of a seed"]
+    "title",
+    ["The path of a schedule", "The path of a training state, for instance after epoch 7", "The path of a seed"],
 )
-def test_each_step_of_a_way_names_a_file_and_what_does_it(title: str) -> None:
+def test_each_step_of_a_path_names_a_file_and_what_does_it(title: str) -> None:
     steps = [line for line in section(title) if re.match(r"\d", line)]
     assert len(steps) > 5
     assert [line for line in steps if not STEP.fullmatch(line)] == []
     assert [int(line.partition(".")[0]) for line in steps] == list(range(1, len(steps) + 1))
 
 
-def test_the_table_of_rooms_is_the_architecture() -> None:
-    rooms = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in section("Rooms") if "`" in line]
-    rows = [row for row in rooms if len(row) == 4]
-    assert [(int(number), room) for number, room, _, _ in rows] == sorted(
-        ((rank, room) for rank, names in enumerate(LAYERS, start=1) for room in names),
+def test_the_table_of_modules_is_the_architecture() -> None:
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in section("Modules") if "`" in line]
+    rows = [row for row in lines if len(row) == 4]
+    assert [(int(number), module) for number, module, _, _ in rows] == sorted(
+        ((rank, module) for rank, names in enumerate(LAYERS, start=1) for module in names),
         key=lambda pair: (pair[0], [row[1] for row in rows].index(pair[1])),
     )
-    homes = {library: {room} for _, room, _, libraries in rows for library in libraries.split(", ") if library}
+    homes = {library: {module} for _, module, _, libraries in rows for library in libraries.split(", ") if library}
     assert homes == HOMES
 
 

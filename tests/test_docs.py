@@ -8,7 +8,8 @@ import typer
 from sweeper.cli import app
 
 HERE = Path(__file__).resolve().parents[1]
-PAGES = [HERE / "README.md", HERE / "CONTRIBUTING.md", HERE / "CHANGELOG.md", *sorted((HERE / "docs").glob("*.md"))]
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+PAGES = [*(HERE / name for name in NAMES), *sorted((HERE / "docs").glob("*.md"))]
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Each key of ``yolo train`` is taken with its meaning, taken with a difference that is named, or refused in a line."""
+"""Each key of ``yolo train`` is accepted with its meaning, accepted with a named difference, or refused in a line."""
 
 from pathlib import Path
 from typing import Any
@@ -27,27 +27,27 @@ WRITTEN: dict[str, Any] = {
 
 #: Keys that a sweep file and ``yolo train`` both have, and what is not the same.
 DIFFERENT = {
-    "optimizer": "has no auto, which ignores the learning rate it is given; SGD by default",
-    "amp": "is auto by default, on for CUDA and off on a CPU; there is no bf16",
-    "workers": "are trainings at one time on this machine; Ultralytics' loader processes are loader_workers",
-    "device": "has one training on each GPU that it names, not one training on all of them",
+    "optimizer": "is SGD by default; auto is refused, because it ignores the given learning rate",
+    "amp": "is auto by default, which means on for CUDA and off on a CPU; bf16 is refused",
+    "workers": "is the number of simultaneous trainings on this machine; for loader processes write loader_workers",
+    "device": "runs one training on each GPU that it names, not one training on all of them",
     "name": "names the sweep, its study and its experiment in MLflow",
-    "data": "may also be a folder in COCO layout, or digits; nothing is downloaded",
-    "model": "may also be one of torchvision's detectors; only detectors, YOLO's and RT-DETR",
-    "batch": "is a number of images; there is no search for one that fits",
-    "imgsz": "is one number, a multiple of 32; it is not rounded",
-    "lr0": "is the base of every schedule that names no lr",
-    "epochs": "is at most 100000 and part of every schedule",
-    "fraction": "takes a share or a number of the training images, in the order of their paths; no list",
-    "freeze": "takes layers by number, not by name",
-    "multi_scale": "is drawn for each batch from its number, so that a resumed run has the same sizes",
-    "scale": "is one number",
-    "mosaic": "is on in all epochs; mosaic_epochs: 90 turns it off after the first 90, Ultralytics before the last 10",
+    "data": "may also be a folder in COCO or Pascal VOC layout, or digits; nothing is downloaded",
+    "model": "is a YOLO or RT-DETR detector, or one of torchvision's detectors",
+    "batch": "is a number of images; -1, the search for the largest batch, is refused",
+    "imgsz": "is one number and must be a multiple of 32; it is not rounded",
+    "lr0": "is the base learning rate of every schedule without an lr of its own",
+    "epochs": "is at most 100000, and every schedule depends on it",
+    "fraction": "is a share or a number of the training images, in the order of their paths; a list is refused",
+    "freeze": "names layers by number, not by name",
+    "multi_scale": "draws each batch's size from the batch number, so that a resumed run has the same sizes",
+    "scale": "is one number; a list is refused",
+    "mosaic": "is on in all epochs; mosaic_epochs: 90 turns it off after epoch 90 (Ultralytics: before the last 10)",
 }
 
 
 def page() -> str:
-    """docs/keys.md, as the code says it."""
+    """The text of docs/keys.md, made from the keys in the code."""
     same = ", ".join(f"`{key}`" for key in DEFAULT_CFG_DICT if key in TAKEN and key not in DIFFERENT)
     by_sentence: dict[str, list[str]] = {}
     for key, sentence in ELSEWHERE.items():
@@ -55,15 +55,15 @@ def page() -> str:
     lines = [
         "# The keys of `yolo train`",
         "",
-        "A sweep file takes the recipe of a training by Ultralytics' names. Every key of `yolo train` is taken with",
-        "the same meaning, taken with a difference that is named here, or refused in a line that says where its",
-        "meaning lives.",
+        "A sweep file has Ultralytics' names for everything that determines a training. Each key of `yolo train` is",
+        "either accepted with the same meaning, accepted with a difference, or refused with a line that says what to",
+        "write instead.",
         "",
-        f"**Taken with the same meaning:** {same}.",
+        f"**Accepted with the same meaning:** {same}.",
         "",
-        "**Taken, with a difference**",
+        "**Accepted with a difference**",
         "",
-        "| key | here |",
+        "| key | in a sweep file |",
         "|---|---|",
         *(f"| `{key}` | {difference} |" for key, difference in DIFFERENT.items()),
         "",
