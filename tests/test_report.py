@@ -19,6 +19,7 @@ import pytest
 
 from sweeper import evidence, names, report, schedules, stats
 from sweeper.charts import Line
+from sweeper.cli import show
 from sweeper.config import Sweep
 from sweeper.errors import DatabaseError
 from sweeper.report.page import Configuration, Page, render
@@ -138,6 +139,31 @@ def test_a_drop_examines_no_restart() -> None:
     reader = Reader(render(replace(many(1), verdicts=[(0, drop, [])])).decode())
     assert "Not examined. A dip and a gain" in reader.text
     assert "not a restart" not in reader.text
+
+
+def test_pick_says_of_how_many_schedules_it_shows_the_jumps(capsys: pytest.CaptureFixture[str]) -> None:
+    page = many(7)
+    ranking = tuple(
+        replace(entry, facts={**entry.facts, "jumps": shown.effects})
+        for entry, shown in zip(page.answer.ranking, page.configurations, strict=True)
+    )
+    show.answer(replace(page.answer, ranking=ranking), "mAP50-95")
+    printed = capsys.readouterr().out
+    assert "jumps: shown for the first 5 of 7 ranked schedules that jump" in printed
+    assert "`sweeper pick --json` have all" in printed
+    assert "trial 4, restart" in printed
+    assert "trial 5, restart" not in printed
+    show.answer(replace(page.answer, ranking=ranking[:5]), "mAP50-95")
+    assert "jumps: shown" not in capsys.readouterr().out
+
+
+def test_pick_and_the_page_say_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    page = many(1)
+    answer = replace(page.answer, next_step="sweeper confirm trains the best again")
+    show.answer(answer, "mAP50-95")
+    assert capsys.readouterr().out.splitlines()[1] == "Next: sweeper confirm trains the best again"
+    assert "Next: sweeper confirm trains the best again." in render(replace(page, answer=answer)).decode()
+    assert "Next:" not in render(page).decode()
 
 
 def test_the_page_of_a_sweep_without_a_trial_says_so() -> None:

@@ -506,3 +506,76 @@ def test_nothing_at_all_is_an_answer_too() -> None:
     answer = choose([], baselines=["cosine"])
     assert answer.winner is None
     assert answer.sentence.startswith("no winner yet: nothing to compare")
+
+
+# What comes next.
+
+
+def shifted(difference: float, spread: float, n: int = 6, equivalence: float = 0.002) -> stats.Answer:
+    """The answer to a confirmation with exactly this mean difference, and this standard deviation of it."""
+    wave = np.resize([1.0, -1.0], n) * spread * ((n - 1) / n) ** 0.5
+    rows = confirmed(n=n)
+    scores = {row["seed"]: row["score"] for row in rows if (row["name"], row["stage"]) == ("cosine", "confirm")}
+    rows = [
+        row | {"score": float(str(scores[row["seed"]])) + difference + wave[int(str(row["seed"])) - 1]}
+        if (row["name"], row["stage"]) == ("cawb-1", "confirm")
+        else row
+        for row in rows
+    ]
+    return choose(rows, baselines=["cosine"], equivalence=equivalence)
+
+
+def test_after_no_winner_the_next_step_is_the_number_of_seeds_that_would_decide() -> None:
+    answer = shifted(0.006, 0.012)
+    assert answer.winner is None
+    assert answer.candidates[0].pairs is not None
+    assert answer.candidates[0].pairs.s_d == pytest.approx(0.012)
+    assert stats.detectable_effect(0.012, 34, equivalence=0.002) <= 0.006
+    assert stats.detectable_effect(0.012, 33, equivalence=0.002) > 0.006
+    assert "confirm it alone on 34 fresh seeds in a new sweep with another name and another seed" in answer.next_step
+    assert "confirm: {best: 1, seeds: 34}; 68 runs)" in answer.next_step
+    assert answer.to_dict()["next_step"] == answer.next_step
+
+
+def test_after_no_winner_the_next_step_is_another_space_where_seeds_would_not_help() -> None:
+    ruled_out = shifted(0.0005, 0.0005)
+    assert ruled_out.next_step.startswith("search another space")
+    assert "a gain of 0.002 (confirm.equivalence) or more is ruled out" in ruled_out.next_step
+    for small in (shifted(0.0015, 0.01), shifted(-0.001, 0.01), shifted(0.00201, 0.01)):
+        assert small.winner is None
+        assert small.next_step.startswith("search another space")
+        assert "because the best schedule gained less than 0.002 (confirm.equivalence)" in small.next_step
+
+
+def test_the_next_step_before_there_is_an_answer_is_the_command_that_comes_to_one() -> None:
+    rows = confirmed()
+    search = [row for row in rows if row["stage"] != "confirm"]
+    confirm = "sweeper confirm trains the best of the search and the baselines again on fresh seeds"
+    assert choose(search, baselines=["cosine"]).next_step.startswith(confirm)
+    waiting = [*search, {"trial": 3, "name": "cawb-3", "stage": "search", "seed": 0}]
+    assert choose(waiting, baselines=["cosine"]).next_step.startswith(
+        f"sweeper run finishes the search, and then {confirm}"
+    )
+    began = [*rows[:-1], rows[-1] | {"score": None}]
+    assert (
+        choose(began, baselines=["cosine"]).next_step
+        == "sweeper confirm trains the rest of the confirmation (1 of 12 runs)"
+    )
+    assert choose(confirmed(n=3), baselines=["cosine"]).next_step.startswith(
+        "confirm on at least 4 seeds (confirm.seeds)"
+    )
+    halved = [*rows[:-1], rows[-1] | {"confounder": "batch halved"}]
+    assert choose(halved, baselines=["cosine"]).next_step.startswith("remove the cause that stands above")
+    assert choose([], baselines=["cosine"]).next_step.startswith("sweeper run trains the search")
+    assert choose(confirmed(0.05), baselines=["cosine"]).next_step == "", "a winner needs none"
+
+
+def test_a_confirmation_without_any_pair_is_not_called_one_run_each() -> None:
+    rows = [
+        row | {"score": None, "confounder": "the loss is nan"}
+        if (row["name"], row["stage"]) == ("cawb-1", "confirm")
+        else row
+        for row in confirmed()
+    ]
+    sentence = choose(rows, baselines=["cosine"]).sentence
+    assert sentence.startswith("no winner yet: cawb-1: a run is not comparable (seed 1: the loss is nan)")

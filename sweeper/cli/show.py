@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which the terminal breaks where it ends
 ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
-JUMPS_OF = 5  # trials whose jumps `pick` describes; --json has all
+JUMPS_OF = 5  # `pick` describes the jumps of so many schedules; --json has all.
 NOT_EXAMINED = "escape not examined (sweeper confirm --escape)"
 
 
@@ -196,8 +196,10 @@ def _beside_baselines(plan: "Plan") -> Iterator[str]:
 
 
 def answer(answer: "Answer", objective: str) -> None:
-    """What ``sweeper pick`` prints: the answer first, then what it stands on."""
+    """Print what ``sweeper pick`` shows: the answer, the next step, then what the answer rests on."""
     say(Text(capital(answer.sentence), style="bold"))
+    if answer.next_step:
+        say(f"Next: {answer.next_step}")
     failures(answer.failures, headed=answer.failures.every)
     judged = [row for row in answer.ranking if row.stage != "search"]
     rows = sorted([*judged, *answer.baselines], key=lambda row: -(row.score or 0))
@@ -233,9 +235,15 @@ def answer(answer: "Answer", objective: str) -> None:
     for candidate in answer.candidates:
         if candidate.over:
             say(f"{candidate.title}: {candidate.differences}")
-    for row in answer.ranking[:JUMPS_OF]:
+    jumping = [row for row in answer.ranking if row.facts.get("jumps")]
+    for row in jumping[:JUMPS_OF]:
         for line in _jumps(row):
             say(line)
+    if len(jumping) > JUMPS_OF:
+        say(
+            f"jumps: shown for the first {JUMPS_OF} of {len(jumping)} ranked schedules that jump; `sweeper report` and "
+            "`sweeper pick --json` have all"
+        )
     for note in answer.notes:
         say(note)
     failed = {trial for reason in answer.failures.reasons for trial in reason.trials}  # named above, by reason

@@ -1,30 +1,30 @@
-"""Is there a winner at all: paired comparisons of runs, and the rule that crowns one configuration or none.
+"""Paired comparisons of runs, and the rule that names one configuration the winner, or none.
 
-Trials in, plain values out. A score is the sweep's objective, in [0, 1] (any "larger is better" number works), all
-differences are candidate minus baseline on the same seed, all tests are two-sided.
+Input is trials, output is plain values. A score is the sweep's objective; the rule works for any number of which larger
+is better. Every difference is candidate minus baseline on the same seed, and every test is two-sided.
 
-The rule. A candidate wins against the best baseline when, on at least 4 fresh paired seeds,
+The rule: a candidate wins against the best baseline when, on at least 4 fresh paired seeds,
 
-1. the paired t test says so after Holm over all confirmed candidates (``p_holm <= alpha``), and
-2. the mean difference is at least ``equivalence`` (0.002 mAP): a real difference too small to matter crowns nobody.
+1. the paired t test is significant after Holm over all confirmed candidates (``p_holm <= alpha``), and
+2. the mean difference is at least ``equivalence`` (0.002 mAP), because a smaller one does not matter, even if it is
+   real.
 
-The design is fixed before the first of these runs: which candidates and baselines, on which seeds, ``alpha`` and
-``equivalence``. The rule is applied once, when every run has ended, well or badly; before that nobody is crowned, so a
-look costs nothing. (With seeds added after a look, equal configurations would win in 8 % of sweeps.) A candidate that
-fails on a seed never wins: runs that diverge are bad ones, and leaving them out would flatter it. A seed on which the
-baseline fails makes no pair.
+The design (candidates, baselines, seeds, ``alpha``, ``equivalence``) is fixed before the first of these runs. The rule
+is applied once, when every run has ended, completed or failed; before that nobody wins, so that a look costs nothing.
+(If seeds were added after a look, equal configurations would win in 8 % of sweeps.) A candidate that fails on a seed
+never wins, because leaving its diverged runs out would flatter it. A seed on which the baseline fails makes no pair.
 
-The t test is exact for normal differences, and differences of equal configurations are symmetric whatever the noise
-is, which makes it conservative under heavy tails. Simulated false winners (5 candidates; 4, 6, 10 pairs; normal,
-heavy-tailed, skewed, two-valued, rarely collapsing noise): at most 3 %, bound 5 %. Two-sided on purpose: the interval
-shown is tested. Differences without any spread have no t; there the p of the exact sign-flip test, 2^(1-n), stands in.
-(As a test of its own it could crown nobody below 8 pairs with Holm over 5 candidates.) Nothing is pooled over
-candidates: that would gain power at 4 pairs, but one unstable schedule would borrow the small spread of the others and
-win too often. No bootstrap. The false-winner rate and the promised power are acceptance tests (``tests/test_stats.py``,
-and with everything from the search's choice to the answer ``tests/test_null_sweeps.py``).
+Why the t test: it is exact for normal differences. Differences of equal configurations are symmetric for any noise, so
+that the test is conservative under heavy tails. In simulations (5 candidates; 4, 6, 10 pairs; normal, heavy-tailed,
+skewed, two-valued, rarely collapsing noise) at most 3 % of sweeps have a false winner; the bound is 5 %. It is
+two-sided so that it agrees with the interval that is shown. Differences without any spread have no t statistic; the p
+of the exact sign-flip test, 2^(1-n), takes its place. (Used everywhere, the sign-flip test could name no winner below 8
+pairs with Holm over 5 candidates.) The spread is not pooled over candidates: that would gain power at 4 pairs, but an
+unstable schedule would borrow the small spread of the others and win too often. ``tests/test_stats.py`` tests the rate
+of false winners and the promised power, and ``tests/test_null_sweeps.py`` the whole way from the search to the answer.
 
-What the rule does not protect from: a schedule that is usually better and sometimes collapses can win on seeds without
-a collapse; only more seeds show that.
+A limit of the rule: a schedule that is usually better and sometimes collapses can win on seeds without a collapse; only
+more seeds show that.
 """
 
 from .answer import (
@@ -38,9 +38,19 @@ from .answer import (
     Standing,
     failures,
 )
-from .choose import MIN_PAIRS, choose, learned
+from .choose import choose, learned
 from .noise import CLAIM, ELSEWHERE, KNOWN, UNKNOWN, Branches, Departure, Spread, branches, spread
-from .pairs import Paired, detectable_effect, difference, explains, holm, luck_of_the_best, paired, pairs_needed
+from .pairs import (
+    MIN_PAIRS,
+    Paired,
+    detectable_effect,
+    difference,
+    explains,
+    holm,
+    luck_of_the_best,
+    paired,
+    pairs_needed,
+)
 
 __all__ = [
     "CLAIM", "ELSEWHERE", "KNOWN", "MIN_PAIRS", "UNKNOWN", "Answer", "Baseline", "Branches", "Candidate", "Departure",

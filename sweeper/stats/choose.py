@@ -1,4 +1,4 @@
-"""The pick: the rule of the package's docstring applied to the trials of a sweep."""
+"""``choose``: applies the rule that the package's docstring states to the trials of a sweep."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,13 +18,12 @@ from .answer import (
     Ranked,
     Standing,
     failures,
-    sentence,
 )
 from .noise import Spread, paired_by_seed, scores_by_seed, spread
-from .pairs import detectable_effect, holm
+from .pairs import MIN_PAIRS, detectable_effect, holm
+from .sentences import next_step, sentence
 
-MIN_PAIRS = 4  # fewer differences say too little about their own spread: no winner is named
-LEAST = 0.00005  # a lower score is shown as 0.0000
+LEAST = 0.00005  # A lower score is shown as 0.0000, so it counts as nothing learned.
 
 Shown = Callable[[Trial], dict[str, Any]]
 
@@ -42,50 +41,51 @@ def choose(
 ) -> Answer:
     """The winner among the confirmed candidates, or the reason why there is none.
 
-    ``trials``: all of a sweep, unfinished ones included. ``baselines``: names; ``objective``: what the sentence calls
-    the score; ``shown``: what stands beside a trial in a table; ``raced``: how proposals stand in a race, best first,
-    which then ranks those that were not confirmed. ``planned``: name and seed of every run of the confirmation, as it
-    was designed before its first run; runs of stage ``confirm`` beside them play no part, and nobody wins before each
-    of them has ended, well or badly. So the rule is applied to one set of runs, however often one looks. Without
-    ``planned`` the confirmation is what is among the trials.
+    ``trials``: all trials of the sweep, unfinished ones included. ``planned``: name and seed of every run of the
+    confirmation, as it was designed before its first run (empty: all confirmation runs among ``trials``). Other
+    confirmation runs are excluded, and nobody wins before each planned run has ended, completed or failed; so the rule
+    is always applied to the same set of runs. ``raced``: the results of the race, best first, which rank the proposals
+    that were not confirmed. ``objective``: the name of the score in sentences. ``shown``: returns the facts of a trial
+    that the answer shows beside it.
 
-    Pairs are confirmation runs of a candidate with runs of the best baseline on the same seed; a seed on which
-    the search saw the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
-    on that seed, never wins. Trials of stage ``control`` play no part.
+    A pair is a confirmation run of a candidate and a run of the best baseline on the same seed. A seed on which the
+    search trained the candidate is not fresh and makes no pair. A configuration with a confounded run, and no clean run
+    on that seed, never wins. Trials of stage ``control`` are left out.
     """
     trials = [trial for trial in trials if trial.stage != "control"]
     plan = set(planned) or {(trial.name, trial.seed) for trial in trials if trial.stage == "confirm"}
-    beside = [trial for trial in trials if trial.stage == "confirm" and (trial.name, trial.seed) not in plan]
-    everything = [trial for trial in trials if trial.stage != "confirm" or (trial.name, trial.seed) in plan]
-    progress = _progress(everything, plan) if plan else None
+    unplanned = [trial for trial in trials if trial.stage == "confirm" and (trial.name, trial.seed) not in plan]
+    counted = [trial for trial in trials if trial.stage != "confirm" or (trial.name, trial.seed) in plan]
+    progress = _progress(counted, plan) if plan else None
     names = list(dict.fromkeys(baselines))
-    rivals = [trial for trial in everything if trial.name not in names]
-    seen = {(trial.name, trial.seed) for trial in rivals if trial.stage == "search"}
-    stale = [t for t in rivals if t.stage == "confirm" and (t.name, t.seed) in seen]
-    excluded = [_excluded(trial) for trial in everything if not trial.usable]
+    proposed = [trial for trial in counted if trial.name not in names]
+    search_seeds = {(trial.name, trial.seed) for trial in proposed if trial.stage == "search"}
+    stale = [t for t in proposed if t.stage == "confirm" and (t.name, t.seed) in search_seeds]
+    excluded = [_excluded(trial) for trial in counted if not trial.usable]
     excluded += [_excluded(trial, "not fresh: the search saw this seed") for trial in stale if trial.usable]
-    excluded += [_excluded(trial, "not a run of the confirmation as it was designed") for trial in beside]
+    excluded += [_excluded(trial, "not a run of the confirmation as it was designed") for trial in unplanned]
 
     searched: dict[str, list[Trial]] = {}
-    for trial in rivals:
+    for trial in proposed:
         if trial.stage == "search" and trial.usable:
             searched.setdefault(trial.name, []).append(trial)
-    groups: dict[str, list[Trial]] = {}
-    for trial in rivals:
+    confirmed: dict[str, list[Trial]] = {}
+    for trial in proposed:
         if trial.stage == "confirm" and trial not in stale:
-            groups.setdefault(trial.name, []).append(trial)
-    fresh = {trial.seed for group in groups.values() for trial in group}
-    reference, scores = _best_baseline(everything, names, fresh)
-    level = alpha / max(len(groups), 1)
+            confirmed.setdefault(trial.name, []).append(trial)
+    fresh = {trial.seed for runs in confirmed.values() for trial in runs}
+    reference, scores = _best_baseline(counted, names, fresh)
+    level = alpha / max(len(confirmed), 1)
     drafts = []
-    for name, group in groups.items():
-        draft = _candidate(group, searched.get(name, []), scores, reference, alpha, shown)
-        if p := _candidate(group, [], scores, reference, level, shown).pairs:
+    for name, runs in confirmed.items():
+        draft = _candidate(runs, searched.get(name, []), scores, reference, alpha, shown)
+        if p := _candidate(runs, [], scores, reference, level, shown).pairs:
             mde = detectable_effect(p.s_d, p.n, alpha=level, equivalence=equivalence)
             draft = replace(draft, mde=mde, low_family=p.low, high_family=p.high)
-        why = _obstacle(draft, [trial for trial in rivals if trial.name == name], everything, names)
-        unfinished = progress is not None and not progress.complete
-        drafts.append(replace(draft, reason="the confirmation is not finished" if unfinished else why))
+        reason = _obstacle(draft, [trial for trial in proposed if trial.name == name], counted, names)
+        if progress is not None and not progress.complete:
+            reason = "the confirmation is not finished"
+        drafts.append(replace(draft, reason=reason))
     candidates = _judged(drafts, reference, alpha, equivalence)
 
     compared = [c.pairs for c in candidates if c.pairs]
@@ -93,13 +93,13 @@ def choose(
     noise = (
         Spread.of(compared, f"schedules with {reference} in the confirmation")
         if compared
-        else spread(everything, baselines=names)
+        else spread(counted, baselines=names)
     )
-    judged = [trial for trial in everything if trial.usable and (trial.stage == "confirm" or not compared)]
+    judged = [trial for trial in counted if trial.usable and (trial.stage == "confirm" or not compared)]
     any_learned = not judged or any(learned(trial.score) for trial in judged)
     if not any_learned:
         candidates = tuple(replace(c, mde=None, p_holm=None, reason="nothing was learned") for c in candidates)
-    described = {name: _baseline(everything, name, by_seed, shown) for name, by_seed in scores.items()}
+    described = {name: _baseline(counted, name, by_seed, shown) for name, by_seed in scores.items()}
     answer = Answer(
         winner=next((c for c in candidates if c.wins), None),
         sentence="",
@@ -108,7 +108,7 @@ def choose(
         baseline=described.get(reference or ""),
         baselines=tuple(described.values()),
         excluded=tuple(excluded),
-        tried=len({trial.name for trial in rivals if not trial.unfinished and not trial.failed}),
+        tried=len({trial.name for trial in proposed if not trial.unfinished and not trial.failed}),
         pairs=pairs,
         noise=noise,
         detectable=detectable_effect(noise.s_d, pairs, alpha=level, equivalence=equivalence)
@@ -117,10 +117,14 @@ def choose(
         alpha=alpha,
         equivalence=equivalence,
         learned=any_learned,
-        failures=failures(everything),
+        failures=failures(counted),
         confirmation=progress,
     )
-    return replace(answer, sentence=sentence(answer, objective) if any_learned else _nothing_learned(judged, objective))
+    return replace(
+        answer,
+        sentence=sentence(answer, objective) if any_learned else _nothing_learned(judged, objective),
+        next_step=next_step(answer, unfinished=any(trial.unfinished for trial in counted)),
+    )
 
 
 def learned(score: float | None) -> bool:
@@ -128,38 +132,39 @@ def learned(score: float | None) -> bool:
     return score is not None and score >= LEAST
 
 
-def _nothing_learned(trials: Sequence[Trial], score: str) -> str:
-    """The sentence for runs whose scores are all 0; ``score`` is the name of what was measured."""
+def _nothing_learned(trials: Sequence[Trial], objective: str) -> str:
+    """The sentence for runs whose scores are all 0."""
     runs = f"all {len(trials)} finished runs" if len(trials) > 1 else "the only finished run"
     highest = max((value for trial in trials for value in trial.curve.values()), default=None)
     if learned(highest):
         return (
-            f"nothing was kept: the {score} of {runs} is 0.0000 at the end, so there is nothing to compare; it reached "
-            f"{highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
+            f"nothing was kept: the {objective} of {runs} is 0.0000 at the end, so there is nothing to compare; it "
+            f"reached {highest:.4f} on the way and was lost again: try a lower learning rate (lr0)"
         )
     return (
-        f"nothing was learned: the {score} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
+        f"nothing was learned: the {objective} of {runs} is 0.0000, so there is nothing to compare; try more epochs or "
         "another learning rate (lr0), and look at the labels"
     )
 
 
 def _progress(trials: Iterable[Trial], plan: Collection[tuple[str, int]]) -> Progress:
     ended = {(trial.name, trial.seed) for trial in trials if trial.stage == "confirm" and not trial.unfinished}
-    seeds, waited_for = {seed for _, seed in plan}, {seed for name, seed in plan if (name, seed) not in ended}
-    return Progress(len(seeds - waited_for), len(seeds), len(ended.intersection(plan)), len(plan))
+    seeds, unfinished = {seed for _, seed in plan}, {seed for name, seed in plan if (name, seed) not in ended}
+    return Progress(len(seeds - unfinished), len(seeds), len(ended.intersection(plan)), len(plan))
 
 
 def _excluded(trial: Trial, reason: str | None = None) -> Excluded:
-    why = reason or trial.confounder or ("not finished" if trial.unfinished else "score is not a number")
-    return Excluded(trial.number, trial.name, trial.label, trial.stage, trial.seed, why)
+    reason = reason or trial.confounder or ("not finished" if trial.unfinished else "score is not a number")
+    return Excluded(trial.number, trial.name, trial.label, trial.stage, trial.seed, reason)
 
 
 def _best_baseline(
     trials: list[Trial], names: list[str], seeds: set[int]
 ) -> tuple[str | None, dict[str, dict[int, float]]]:
-    """The baseline with the highest mean over the confirmation seeds that all of them ran, and all scores there.
+    """The baseline with the highest mean (None: no baseline has a score), and the scores: name -> seed -> score.
 
-    Without such seeds, over all runs. Taking the best of several makes winning harder, never easier.
+    Means are taken over those of the confirmation's ``seeds`` that every baseline has finished, or over all seeds where
+    there are none. Comparing with the best of several baselines makes it harder to win, never easier.
     """
     scores = scores_by_seed(trials, names)
     common = set.intersection(seeds, *(set(by_seed) for by_seed in scores.values()))
@@ -202,7 +207,7 @@ def _candidate(
     shown: Shown,
 ) -> Candidate:
     scores = scores_by_seed(runs, [runs[0].name]).get(runs[0].name, {})
-    over = {name: p for name, theirs in baselines.items() if (p := paired_by_seed(scores, theirs, alpha)) is not None}
+    over = {name: p for name, others in baselines.items() if (p := paired_by_seed(scores, others, alpha)) is not None}
     first = searched[0] if searched else runs[0]
     return Candidate(
         **_entry(first, scores.values(), shown),
@@ -214,37 +219,40 @@ def _candidate(
     )
 
 
-def _obstacle(candidate: Candidate, runs: list[Trial], everything: list[Trial], baselines: list[str]) -> str:
-    """Why this candidate cannot be judged, "" if it can."""
+def _obstacle(candidate: Candidate, runs: list[Trial], trials: list[Trial], baselines: list[str]) -> str:
+    """Why this candidate with these ``runs`` cannot be judged; "" if it can."""
     clean = {run.seed for run in runs if run.usable}
     for run in runs:
         if run.confounder is not None and run.seed not in clean:
             return f"a run is not comparable (seed {run.seed}: {run.confounder})"
-    if not any(trial.usable for trial in everything if trial.name in baselines):
+    if not any(trial.usable for trial in trials if trial.name in baselines):
         return "no baseline has run"
     n = candidate.pairs.n if candidate.pairs else 0
     return f"{n} paired seeds; at least {MIN_PAIRS} are needed" if n < MIN_PAIRS else ""
 
 
 def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equivalence: float) -> tuple[Candidate, ...]:
-    """The rule of the package's docstring; winners first, then by mean difference. Unjudged ones count in Holm's k."""
-    usable = [c.pairs if c.pairs and not c.reason else None for c in drafts]
-    adjusted = holm([p.p_t if p else 1.0 for p in usable])
-    after = " after Holm" if len(drafts) > 1 else ""
+    """The drafts with the verdict of the rule: winners first, then by mean difference.
+
+    A draft with a ``reason`` is not judged, but it counts as a candidate in Holm's correction (with p 1).
+    """
+    comparisons = [c.pairs if c.pairs and not c.reason else None for c in drafts]
+    adjusted = holm([p.p_t if p else 1.0 for p in comparisons])
+    holm_note = " after Holm" if len(drafts) > 1 else ""
     judged = []
-    for c, p, p_holm in zip(drafts, usable, adjusted, strict=True):
+    for c, p, p_holm in zip(drafts, comparisons, adjusted, strict=True):
         if p is None:
             judged.append(c)
             continue
-        wins, beyond = False, f", and {c.ruled_out} is ruled out"
+        wins, ruled_out = False, f", and {c.ruled_out} is ruled out"
         if p.mean <= 0:
-            reason = f"not above {baseline}{beyond}"
+            reason = f"not above {baseline}{ruled_out}"
         elif p_holm > alpha:
-            reason = f"that may be luck (p {p_holm:.2g}{after}){beyond}"
+            reason = f"that may be luck (p {p_holm:.2g}{holm_note}){ruled_out}"
         elif p.mean < equivalence:
-            reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter{beyond}"
+            reason = f"better than {baseline}, but by less than {equivalence:g}, which does not matter{ruled_out}"
         else:
-            wins, reason = True, f"better than {baseline} (p {p_holm:.2g}{after})"
+            wins, reason = True, f"better than {baseline} (p {p_holm:.2g}{holm_note})"
         judged.append(replace(c, p_holm=p_holm, wins=wins, reason=reason))
     return tuple(sorted(judged, key=lambda c: (not c.wins, -(c.pairs.mean if c.pairs else -math.inf))))
 
@@ -252,27 +260,27 @@ def _judged(drafts: list[Candidate], baseline: str | None, alpha: float, equival
 def _ranking(
     candidates: Sequence[Candidate], searched: Mapping[str, list[Trial]], raced: Sequence[Standing], shown: Shown
 ) -> tuple[Ranked, ...]:
-    """The confirmed as they were judged; then the others, raced ones by how they stand, else by their search run."""
+    """The candidates in their order, then the other proposals: by their rank in the race, without a race by score."""
     standings = {standing.trial: standing for standing in raced}
-    places = {trial: place for place, trial in enumerate(standings)}
-    done = [
+    ranks = {trial: rank for rank, trial in enumerate(standings)}
+    confirmed = [
         Ranked(
-            **{each.name: getattr(c, each.name) for each in fields(Entry)} | {"n": c.pairs.n},
+            **{field.name: getattr(c, field.name) for field in fields(Entry)} | {"n": c.pairs.n},
             stage="confirm",
             raced=standings.get(c.trial),
         )
         for c in candidates
         if c.pairs
     ]
-    confirmed = {entry.name for entry in done}
-    rest = [
+    names = {entry.name for entry in confirmed}
+    others = [
         Ranked(
             **_entry(runs[0], [run.score or 0.0 for run in (runs if raced else runs[:1])], shown),
             stage="search",
             raced=standings.get(runs[0].number),
         )
         for name, runs in searched.items()
-        if name not in confirmed
+        if name not in names
     ]
-    rest.sort(key=lambda entry: (places.get(entry.trial, len(places)), -(entry.score or 0.0)))
-    return (*done, *rest)
+    others.sort(key=lambda entry: (ranks.get(entry.trial, len(ranks)), -(entry.score or 0.0)))
+    return (*confirmed, *others)

@@ -1,4 +1,5 @@
-"""How much paired differences scatter: from the sweep's own pairs, else the range over data sets that were measured."""
+"""How much paired differences scatter: estimated from the sweep's own pairs, or, without any, the range over the data
+sets for which it is known."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,14 +14,14 @@ from sweeper.study import Trial
 
 from .pairs import Paired, paired, pairs_needed
 
-CLAIM = 0.004  # the source article's own difference: what a design should be able to see
-FITTED = 3  # branches with pairs from which the dependence on the departure is fitted
-COVER = 0.95  # of the interval around a standard deviation
+CLAIM = 0.004  # The gain in mAP that the CAWB article reports; a design should be able to detect it.
+FITTED = 3  # With fewer branches the noise is not fitted as a function of how far they depart from the trunk.
+COVER = 0.95  # The coverage of the interval around a standard deviation.
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the noise elsewhere: standard deviations ``low`` to ``high`` of the difference of two runs."""
+    """The noise on another data set: the standard deviation of the difference of two runs was ``low`` to ``high``."""
 
     data: str
     what: str
@@ -29,7 +30,8 @@ class Known:
     source: str
 
 
-#: mAP50-95 in [0, 1]. Of single runs with standard deviation sigma that share nothing the difference has sigma * 2^0.5.
+#: In mAP50-95 in [0, 1]. Where only single runs are known, with standard deviation sigma, the difference of two
+#: independent runs has sigma * 2^0.5.
 KNOWN = (
     Known(
         "COCO", "independent runs, 0.2 to 0.3 points apart", 0.0028, 0.0042,
@@ -51,10 +53,12 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Spread:
-    """The standard deviation ``s_d`` of paired differences and ``sigma`` of single runs (None: the sweep has no pairs).
+    """The noise of a sweep: the standard deviation ``s_d`` of paired differences and ``sigma`` of single runs over
+    seeds (both None where the sweep has no pairs).
 
-    ``low`` to ``high``: the 95 % interval of ``s_d`` for normal noise, or the range over ``KNOWN`` where it is None.
-    ``correlation``: of the two sides of a pair (None: not known); ``n``: seeds that were paired; ``source``: in words.
+    ``low`` to ``high``: the 95 % interval of ``s_d`` for normal noise, or the range over ``KNOWN`` where ``s_d`` is
+    None. ``correlation``: Pearson's r between the two sides of a pair (None: not known). ``n``: how many seeds were
+    paired. ``source``: in words, what it was estimated from.
     """
 
     s_d: float | None
@@ -67,15 +71,15 @@ class Spread:
 
     @classmethod
     def of(cls, pairs: Sequence[Paired], what: str) -> "Spread":
-        """Pooled over comparisons (one at least). ``what``: which they are.
+        """The noise pooled over comparisons, at least one. ``what``: a noun phrase that says which comparisons.
 
-        The comparisons of a sweep share seeds and a baseline, so the interval takes no more degrees of freedom than one
-        of them has.
+        The interval uses only as many degrees of freedom as one comparison has, because the comparisons of a sweep
+        share seeds and a baseline.
         """
-        freedom = [p.n - 1 for p in pairs]
+        degrees = [p.n - 1 for p in pairs]
         n = max(p.n for p in pairs)
         s_d, sigma = (
-            math.sqrt(float(np.average([getattr(p, key) ** 2 for p in pairs], weights=freedom)))
+            math.sqrt(float(np.average([getattr(p, key) ** 2 for p in pairs], weights=degrees)))
             for key in ("s_d", "sigma")
         )
         low, high = (
@@ -89,17 +93,17 @@ class Spread:
 
     @property
     def needed(self) -> int | None:
-        """Pairs that see ``CLAIM`` in one comparison with 80 % power; None without pairs of the sweep's own."""
+        """The number of pairs that detect ``CLAIM`` in one comparison with 80 % power; None where ``s_d`` is."""
         return None if self.s_d is None else pairs_needed(CLAIM, self.s_d, most=10**9)
 
     @property
     def needed_range(self) -> tuple[int, int]:
-        """The same at the ends of the range."""
+        """The number of pairs that detect ``CLAIM`` in one comparison with 80 % power at ``low`` and at ``high``."""
         return pairs_needed(CLAIM, self.low, most=10**9), pairs_needed(CLAIM, self.high, most=10**9)
 
     @property
     def needs(self) -> str:
-        """How many pairs ``CLAIM`` needs, and how that is known, to follow it in a sentence."""
+        """How many pairs ``CLAIM`` needs and from what that is known, as the object of a sentence."""
         low, high = self.needed_range
         if self.s_d is None:
             return f"{low} pairs on a quiet data set and {high} on a noisy one; which this is, is {self.source}"
@@ -121,21 +125,22 @@ ELSEWHERE = Spread(
 
 
 def spread(trials: Iterable[Trial], *, baselines: Iterable[str]) -> Spread:
-    """The noise as these runs show it: configurations with baselines, else baselines with each other, on shared seeds.
+    """The noise of these runs on shared seeds; ``ELSEWHERE`` where no two configurations share two seeds.
 
-    Two seeds make pairs, those of the confirmation before those of the search. ``ELSEWHERE`` if there are none.
+    It is estimated from the first of these that has pairs: in the confirmation proposals with baselines, or baselines
+    with each other; then the same in the search.
     """
-    every, against = list(trials), list(baselines)
+    runs, names = list(trials), list(baselines)
     for stages, where in ((("confirm",), "the confirmation"), (("baseline", "search"), "the search")):
-        here = [trial for trial in every if trial.stage in stages]
-        scores = scores_by_seed(here, [*against, *(trial.name for trial in here)])
-        known = [name for name in against if name in scores]
-        rivals = [name for name in scores if name not in known]
-        for couples, what in (
-            (product(rivals, known), "schedules with baselines"),
-            (combinations(known, 2), "baselines with each other"),
+        of_stage = [trial for trial in runs if trial.stage in stages]
+        scores = scores_by_seed(of_stage, [*names, *(trial.name for trial in of_stage)])
+        finished = [name for name in names if name in scores]
+        proposals = [name for name in scores if name not in finished]
+        for comparisons, what in (
+            (product(proposals, finished), "schedules with baselines"),
+            (combinations(finished, 2), "baselines with each other"),
         ):
-            pairs = [p for a, b in couples if (p := paired_by_seed(scores[a], scores[b])) is not None]
+            pairs = [p for a, b in comparisons if (p := paired_by_seed(scores[a], scores[b])) is not None]
             if pairs:
                 return Spread.of(pairs, f"{what} in {where}")
     return ELSEWHERE
@@ -143,8 +148,11 @@ def spread(trials: Iterable[Trial], *, baselines: Iterable[str]) -> Spread:
 
 @dataclass(frozen=True)
 class Departure:
-    """How a branch departs from its trunk: ``distance`` is the share of the trunk's summed learning rate that is
-    another one; it begins in ``epoch`` (from 0), with the share ``left`` of the run to come."""
+    """How far a branch departs from its trunk.
+
+    ``distance``: the summed absolute difference of the learning rates over all steps, divided by the trunk's sum.
+    ``epoch``: the first epoch (from 0) with a difference. ``left``: the share of the run's steps that is left then.
+    """
 
     distance: float
     epoch: int
@@ -152,7 +160,7 @@ class Departure:
 
     @classmethod
     def of(cls, trace: Trace, trunk: Trace) -> "Departure | None":
-        """That of a trace; None where its learning rate is the trunk's."""
+        """The departure of ``trace`` from ``trunk``; None where the learning rates are equal."""
         differs = np.flatnonzero(trace.lr != trunk.lr)
         if not len(differs):
             return None
@@ -162,11 +170,12 @@ class Departure:
 
 @dataclass(frozen=True)
 class Branches:
-    """The noise of runs and of branches as a sweep's own pairs show it; for those who look, nothing is decided by it.
+    """The noise of runs and of branches, estimated from a sweep's own pairs. It is shown, and decides nothing.
 
-    ``run``: the standard deviation of a run over seeds, pooled over ``schedules``. ``s_d``: that of the difference of a
-    branch to the ``trunk``, pooled over ``branches`` with ``pairs`` in all (None: none has two seeds yet). ``fitted``:
-    the branches that depart least and most, each with the ``s_d`` that is fitted for it; () with too few.
+    ``run``: the standard deviation of a run over seeds, pooled over so many ``schedules``. ``s_d``: the standard
+    deviation of the difference of a branch to the ``trunk``, pooled over so many ``branches`` with so many ``pairs`` in
+    all (None: no branch has two seeds yet). ``fitted``: the branches that depart least and most, each with the ``s_d``
+    that is fitted for it; () below ``FITTED`` branches.
     """
 
     trunk: str
@@ -179,7 +188,7 @@ class Branches:
 
     @property
     def sentence(self) -> str:
-        """What is known, in a line."""
+        """The noise in one line."""
         if self.s_d is None:
             return UNKNOWN
         text = (
@@ -207,51 +216,56 @@ UNKNOWN = (
 
 
 def branches(trials: Iterable[Trial], trunk: str, departure: Callable[[Trial], Departure | None]) -> Branches:
-    """The noise of these runs; ``departure`` of a trial's schedule from the ``trunk``, None for one that has none.
+    """The noise of these runs. ``departure`` returns that of a trial's schedule from the ``trunk``, None for no
+    departure.
 
-    Fitted is log s_d = a + b log(distance) + c log(left), each branch by the degrees of freedom of its own s_d. Few
-    pairs leave b and c close to 0 (a normal prior with standard deviation 1).
+    The model is log s_d = a + b log(distance) + c log(left), fitted by least squares, each branch weighted by the
+    degrees of freedom of its own s_d. A normal prior with standard deviation 1 holds b and c close to 0 while pairs are
+    few.
     """
     runs = [trial for trial in trials if trial.stage != "control"]
     scores = scores_by_seed(runs, {trial.name for trial in runs})
-    several = [list(by_seed.values()) for by_seed in scores.values() if len(by_seed) > 1]
-    weights = [len(values) - 1 for values in several]
-    run = math.sqrt(np.average([np.var(values, ddof=1) for values in several], weights=weights)) if several else None
-    known = Branches(trunk, run, len(several))
-    departing: list[tuple[Departure, Paired]] = []
+    repeated = [list(by_seed.values()) for by_seed in scores.values() if len(by_seed) > 1]
+    weights = [len(values) - 1 for values in repeated]
+    run = math.sqrt(np.average([np.var(values, ddof=1) for values in repeated], weights=weights)) if repeated else None
+    noise = Branches(trunk, run, len(repeated))
+    compared: list[tuple[Departure, Paired]] = []
     for trial in {trial.name: trial for trial in reversed(runs) if trial.stage == "search"}.values():
         pairs = paired_by_seed(scores.get(trial.name, {}), scores.get(trunk, {}))
-        if pairs is not None and pairs.s_d > 0 and (at := departure(trial)) is not None:
-            departing.append((at, pairs))
-    if not departing:
-        return known
-    departing.sort(key=lambda branch: branch[0].distance)
-    f, s_d = (np.array([getattr(p, key) for _, p in departing], dtype=np.float64) for key in ("n", "s_d"))
-    f -= 1
-    pooled = math.sqrt(np.average(s_d**2, weights=f))
-    known = replace(known, s_d=pooled, branches=len(f), pairs=int(f.sum()) + len(f))
-    if len(f) < FITTED:
-        return known
-    x = np.log([[at.distance, at.left] for at, _ in departing])
-    x = np.column_stack([np.ones(len(f)), x - x.mean(axis=0)])
-    # of the logarithm of a variance with f degrees of freedom: its bias, and the root of 1 / its own variance
-    y, weight = 2 * np.log(s_d) - special.digamma(f / 2) + np.log(f / 2), special.polygamma(1, f / 2) ** -0.5
-    prior = np.diag([0.0, 0.5, 0.5])  # of the exponents of a variance, which are twice those of s_d
+        if pairs is not None and pairs.s_d > 0 and (departs := departure(trial)) is not None:
+            compared.append((departs, pairs))
+    if not compared:
+        return noise
+    compared.sort(key=lambda branch: branch[0].distance)
+    s_d = np.array([pairs.s_d for _, pairs in compared])
+    degrees = np.array([pairs.n - 1.0 for _, pairs in compared])
+    pooled = math.sqrt(np.average(s_d**2, weights=degrees))
+    noise = replace(noise, s_d=pooled, branches=len(compared), pairs=sum(pairs.n for _, pairs in compared))
+    if len(compared) < FITTED:
+        return noise
+    x = np.log([[departs.distance, departs.left] for departs, _ in compared])
+    x = np.column_stack([np.ones(len(compared)), x - x.mean(axis=0)])
+    # The logarithm of an estimated variance has this bias, and its own variance is polygamma(1, degrees / 2).
+    y = 2 * np.log(s_d) - special.digamma(degrees / 2) + np.log(degrees / 2)
+    weight = special.polygamma(1, degrees / 2) ** -0.5
+    # The prior has standard deviation 1 for exponents of s_d, so 2 for those of the variance, which are fitted.
+    prior = np.diag([0.0, 0.5, 0.5])
     solved, *_ = np.linalg.lstsq(
         np.vstack([x * weight[:, None], prior]), np.concatenate([y * weight, np.zeros(3)]), rcond=None
     )
     fitted = np.exp(x @ solved / 2)
-    return replace(known, fitted=tuple((departing[i][0], float(fitted[i])) for i in (0, -1)))
+    return replace(noise, fitted=tuple((compared[i][0], float(fitted[i])) for i in (0, -1)))
 
 
-def paired_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float], alpha: float = 0.05) -> Paired | None:
+def paired_by_seed(candidate: Mapping[int, float], baseline: Mapping[int, float], alpha: float = 0.05) -> Paired | None:
     """The comparison of two schedules by their scores on the seeds that both have; None with fewer than two."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    return paired([ours[s] for s in seeds], [theirs[s] for s in seeds], alpha=alpha) if len(seeds) >= 2 else None
+    seeds = sorted(candidate.keys() & baseline.keys())
+    return paired([candidate[s] for s in seeds], [baseline[s] for s in seeds], alpha=alpha) if len(seeds) > 1 else None
 
 
 def scores_by_seed(trials: Iterable[Trial], names: Iterable[str]) -> dict[str, dict[int, float]]:
-    """name -> seed -> score of the usable trials of these names; a repeated (name, seed) keeps its first run."""
+    """name -> seed -> score of the usable trials with these names; of several with one name and seed the first
+    counts."""
     scores: dict[str, dict[int, float]] = {name: {} for name in names}
     for trial in trials:
         if trial.name in scores and trial.usable and trial.score is not None:

@@ -1,4 +1,4 @@
-"""Paired differences: interval, tests, and what a number of pairs can see."""
+"""Paired differences: intervals, tests, and the effect that a number of pairs can detect."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,17 @@ from scipy import optimize, special
 
 from ..errors import ConfigError
 
+MIN_PAIRS = 4  # With fewer pairs there is no winner, because so few differences say too little about their spread.
+
 
 @dataclass(frozen=True)
 class Paired:
-    """A candidate against a baseline on ``n`` common seeds; ``mean`` is candidate minus baseline.
+    """A candidate compared with a baseline on ``n`` common seeds; ``mean`` is the mean of candidate minus baseline.
 
-    ``s_d`` is the standard deviation of the differences; ``low``, ``high`` the paired t interval and ``p_t`` the
+    ``s_d`` is the standard deviation of the differences; ``low`` to ``high`` the paired t interval and ``p_t`` the
     two-sided p of the paired t test; ``sigma`` the standard deviation over seeds within a configuration (root mean
-    square of both sides); ``correlation`` Pearson's r between the sides (None where one does not vary). ``s_d`` well
-    below ``sigma * sqrt(2)`` is what pairing gained.
+    square of both sides); ``correlation`` Pearson's r between the sides (None where one does not vary). Pairing gained
+    precision where ``s_d`` is below ``sigma * sqrt(2)``.
     """
 
     n: int
@@ -33,7 +35,7 @@ class Paired:
 
     @property
     def difference(self) -> str:
-        """The mean with its interval."""
+        """The mean with its interval, in words."""
         return difference(self.mean, self.low, self.high)
 
 
@@ -41,8 +43,7 @@ def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) ->
     """Compare two vectors of scores, one entry per seed in the same order, shape (n,) with n >= 2.
 
     The interval covers ``1 - alpha``. Differences without any spread have no t statistic; the p of the exact sign-flip
-    test, 2^(1-n), stands in for it then. ConfigError for different lengths, fewer than 2 pairs or a value that is not
-    finite.
+    test, 2^(1-n), takes its place. ConfigError for different lengths, fewer than 2 pairs or a value that is not finite.
 
     >>> result = paired([0.31, 0.33, 0.32, 0.34], [0.30, 0.31, 0.31, 0.32])
     >>> result.n, round(result.mean, 3), round(result.low, 4), round(result.high, 4)
@@ -68,20 +69,21 @@ def paired(candidate: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05) ->
 
 
 def difference(mean: float, low: float | None = None, high: float | None = None) -> str:
-    """A mean difference with its interval, as it is written everywhere.
+    """A mean difference with its interval, if there is one, in the form in which all outputs write it.
 
     >>> difference(0.0065, 0.0038, 0.0092), difference(-0.001)
     ('+0.0065 [+0.0038, +0.0092]', '-0.0010')
     """
-    known = low is not None and high is not None and math.isfinite(low)
-    return f"{mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" if known else f"{mean:+z.4f}"
+    bounded = low is not None and high is not None and math.isfinite(low)
+    return f"{mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" if bounded else f"{mean:+z.4f}"
 
 
 def explains(mean: float, low: float | None, high: float | None, practical: float) -> bool | None:
-    """Whether a control explains a gain, by the difference of run and control with its interval (None: no interval).
+    """Whether a control run explains the gain of a run; None: unclear.
 
-    It does where the run is worse by ``practical`` and its interval below 0, not where the interval excludes a loss of
-    that size. None: unclear.
+    ``mean``, ``low`` and ``high`` are the difference run minus control and its interval (None: no interval). The
+    control explains the gain where the run is worse than it by ``practical`` or more and the interval is below 0; it
+    does not where the interval excludes a loss of that size.
 
     >>> explains(-0.01, -0.02, -0.001, 0.002), explains(0.0, -0.001, 0.001, 0.002), explains(0.01, None, None, 0.002)
     (True, False, None)
@@ -94,7 +96,7 @@ def explains(mean: float, low: float | None, high: float | None, practical: floa
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given; compare each with alpha for the family.
+    """Holm's step-down adjusted p values, in the order of ``p``; compare each with the alpha of the whole family.
 
     >>> [round(q, 3) for q in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -108,13 +110,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @lru_cache(maxsize=4096)
 def _detectable(n: int, alpha: float, power: float) -> float:
-    """The standardised effect (in s_d) that the two-sided paired t test finds with this power; noncentral t."""
+    """The effect, in units of s_d, that the two-sided paired t test finds with this power, by the noncentral t."""
     df, critical = n - 1, float(special.stdtrit(n - 1, 1 - alpha / 2))
-    start = (critical + float(special.stdtrit(df, power))) / math.sqrt(n)  # the usual formula, close to the root
+    start = (critical + float(special.stdtrit(df, power))) / math.sqrt(n)  # The usual formula is close to the root.
     miss = lambda d: float(special.nctdtr(df, d * math.sqrt(n), critical)) - (1 - power)  # noqa: E731
     try:
         return float(optimize.brentq(miss, 0.5 * start, 2 * start))
-    except ValueError:  # 2 or 3 pairs at a tiny alpha: noncentral t overflows there, the answer is "nothing useful"
+    except ValueError:  # With 2 or 3 pairs and a tiny alpha the noncentral t overflows; no useful effect is detectable.
         return start
 
 
@@ -123,8 +125,9 @@ def detectable_effect(
 ) -> float:
     """Minimum detectable effect: the true mean difference that ``n`` pairs would find with this power.
 
-    "Find": significant in the two-sided paired t test and estimated at ``equivalence`` or more. inf below 2 pairs. The
-    noncentral t distribution; the usual formula is 8 % too optimistic for 4 pairs at 0.01, where Holm over 5 begins.
+    To find it means that it is significant in the two-sided paired t test and estimated at ``equivalence`` or more. inf
+    below 2 pairs. It is computed with the noncentral t distribution, because the usual formula is 8 % too optimistic
+    for 4 pairs at alpha 0.01, the strictest level of Holm over 5 candidates.
 
     >>> round(detectable_effect(0.003, 7), 4)
     0.0038
@@ -135,19 +138,32 @@ def detectable_effect(
     return max(_detectable(n, alpha, power) * s_d, equivalence + margin * s_d if equivalence else 0.0)
 
 
-def pairs_needed(effect: float, s_d: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 100_000) -> int:
+def pairs_needed(
+    effect: float,
+    s_d: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    equivalence: float = 0.0,
+    most: int = 100_000,
+) -> int:
     """The fewest pairs that find a true difference of ``effect`` with this power; ConfigError beyond ``most``.
+
+    To find it has the meaning of :func:`detectable_effect`.
 
     >>> [pairs_needed(0.004, s_d) for s_d in (0.002, 0.003, 0.004, 0.005)]
     [5, 7, 10, 15]
     """
-    if not effect > 0 or detectable_effect(s_d, most, alpha=alpha, power=power) > effect:
+
+    def enough(n: int) -> bool:
+        return detectable_effect(s_d, n, alpha=alpha, power=power, equivalence=equivalence) <= effect
+
+    if not effect > 0 or not enough(most):
         raise ConfigError(f"pairs for an effect of {effect} with s_d {s_d}: more than {most}; expected a larger effect")
-    low, high = 1, most  # the detectable effect falls with n: bisection
+    low, high = 1, most  # Bisection finds n, because the detectable effect falls with n.
     while high - low > 1:
         middle = (low + high) // 2
-        enough = detectable_effect(s_d, middle, alpha=alpha, power=power) <= effect
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
