@@ -1,15 +1,16 @@
-"""What has to be trained, and measured, before anything is said: a race, a confirmation, control runs, the landscape.
+"""Which runs have to be trained before a claim about schedules can be made, and what the finished runs show.
 
-* ``seeds``: the race of the search over seeds, which baseline is its trunk, and the confirmation on fresh seeds.
-* ``curve``: what the curve of a run, or its difference to the trunk's, says about each jump of its learning rate. It
-  costs nothing and is no evidence of an escape: on landscapes with known basins the gain after a restart hardly tells
-  an escape from none.
-* ``escape``: the control runs of a trial's restarts (their learning rates come from ``schedules.trace``), and the
-  table that turns measurements into words, printed with its thresholds.
-* ``landscape``: whether there is a hill between the weights before and after a restart.
+* ``seeds``: the race of the search over seeds, the choice of the trunk, and the confirmation on fresh seeds.
+* ``curve``: measures of each jump of the learning rate, from the curve of a run or its difference to the trunk's curve.
+  They need no training, and they are no evidence of an escape: on landscapes with known basins the gain after a restart
+  is nearly the same with an escape and without.
+* ``escape``: the control runs for a trial's restarts (``schedules.trace`` computes their learning rates), and the
+  verdict that follows from the measurements and the thresholds.
+* ``landscape``: measures whether the loss has a barrier between the weights before and after a restart.
 
-Trials in, slots of trials out; the same workers train them as everything else. Nothing here keeps state: what was
-decided is read back from the slots that are there, so that any command can be interrupted and given again.
+The functions take trials and return the trials that are wanted (``study.Wanted``), which workers train like all others.
+They keep no state: each decision is read back from the trials that exist, so that any command can be interrupted and
+repeated.
 """
 
 from sweeper.evidence.curve import Effect, curve_noise, effect_in_words, effects, jump_metrics, jumps_of, trunk_runs

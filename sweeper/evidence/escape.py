@@ -1,9 +1,10 @@
-"""The battery on the restarts of one trial: which control runs it needs, and the word that they come to.
+"""The escape examination of one trial: the control runs of its restarts, and the verdict that follows from them.
 
-Per restart and paired seed: the *counterfactual* branch (the same run without the restart; its beginning is in the
-store) and the *matched peak* (one anneal from the restart's LR). Seeds are those of the confirmation where the trial
-was confirmed, else its own, and then there is no interval. Once on the first of the seeds: the *barrier*, a trial that
-is the run itself (nothing to train) with a landscape measured at its end; its scale is an independent seed of the run.
+Each restart has two control runs on each seed: the *counterfactual* (the same run without the restart; its states
+before the restart are in the store) and the *matched peak* (one anneal from the restart's learning rate). The seeds are
+those of the confirmation where the trial was confirmed; otherwise the trial's own seed, and then there is no interval.
+On the first seed each restart also has a *barrier* trial: the run itself, of which nothing is trained again, and the
+landscape around the restart, measured when it ends. The barrier to the same run on an independent seed is its scale.
 """
 
 import math
@@ -19,8 +20,9 @@ from sweeper.evidence.seeds import Design, fresh_seeds
 from sweeper.schedules import CONTROLS, Trace
 from sweeper.study import Control, Trial, Wanted
 
-SEED, BARRIER = "seed", "barrier"  # kinds of control trials beside the families of control runs
+SEED, BARRIER = "seed", "barrier"  # The kinds of control trials that are no schedule family of CONTROLS.
 
+# The verdicts.
 ESCAPE = "escape"
 LARGER_LR = "gain explained by a larger LR"
 NOT_BETTER = "moved, not better"
@@ -33,8 +35,7 @@ UNCLEAR = "unclear"
 
 @dataclass(frozen=True)
 class Gain:
-    """A paired mean difference over ``n`` seeds whose interval is not known, because one pair has none or because the
-    difference cannot be judged."""
+    """A paired mean difference over ``n`` seeds; by default without an interval, which one pair does not have."""
 
     mean: float
     low: float = -math.inf
@@ -43,7 +44,7 @@ class Gain:
 
     @property
     def difference(self) -> str:
-        """The mean, with its interval if there is one."""
+        """The mean in words, with its interval if there is one."""
         return stats.difference(self.mean, self.low, self.high)
 
 
@@ -52,7 +53,11 @@ Comparison = stats.Paired | Gain
 
 @dataclass(frozen=True)
 class Verdict:
-    """``word`` is one of the module's constants; ``reason`` the measurements behind it; ``sentence`` both."""
+    """The verdict on one jump of the learning rate.
+
+    ``word``: the verdict, one of the module's constants. ``reason``: the measurements behind it. ``moved``: whether the
+    weights left their basin; ``better``: whether the restart gained over its counterfactual (both None: not measured).
+    """
 
     word: str
     reason: str
@@ -63,6 +68,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
+        """The verdict, its reason and the thresholds that decided, in one line."""
         t = self.thresholds
         limits = (
             f"moved from {t.over_self:g}x self-barrier and beta {t.moved_beta:g}, same basin below beta "
@@ -72,7 +78,7 @@ class Verdict:
         return f"{self.word}: {self.reason} (thresholds: {limits})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with the settings that decided under ``thresholds``."""
+        """For JSON: the fields, the sentence, and as ``thresholds`` the settings on which a verdict depends."""
         data = asdict(self) | {"thresholds": self.thresholds.decides(), "sentence": self.sentence}
         if self.movement is not None:
             data["movement"]["beta"] = self.movement.beta
@@ -81,8 +87,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Examined:
-    """A jump by ``ratio`` (None: from 0) in ``epoch`` with its verdict. A restart has its number (from 1), what it was
-    compared with, and the landscape around it (None: not measured with these settings)."""
+    """A jump of the learning rate in ``epoch`` by ``ratio`` (None: from 0), with its verdict.
+
+    The other fields are None for a drop. ``restart``: the restart's number, from 1. ``gain``: its difference to the
+    counterfactual, ``over_peak``: to the matched peak (None: not run). ``landscape``: None where it was not measured
+    with the present settings.
+    """
 
     kind: Literal["restart", "drop"]
     epoch: int
@@ -94,7 +104,7 @@ class Examined:
     landscape: Landscape | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the verdict's keys and the jump's; a drop has no others."""
+        """For JSON: the verdict's keys and the jump's, and for a restart its measurements."""
         data = {"kind": self.kind, "epoch": self.epoch, "ratio": self.ratio} | self.verdict.to_dict()
         if self.restart is None:
             return data
@@ -117,13 +127,13 @@ def verdict(
 ) -> Verdict:
     """The verdict on one jump of the learning rate.
 
-    ``kind``: "restart" or "drop"; a drop is never an escape. ``gain``: restarted minus counterfactual branch, paired
-    over seeds. ``over_peak``: restarted minus matched-peak control. ``learned``: whether any of these runs has a score
-    above 0; without that there is nothing to be said of a gain. A measurement that was not made (None) leads to
-    "unclear" wherever the answer hangs on it.
+    ``kind``: "restart" or "drop"; a drop is never an escape. ``gain``: run with the restart minus counterfactual,
+    paired over seeds. ``over_peak``: run with the restart minus matched peak. ``learned``: whether any of these runs
+    has a score above 0; if none has, there is no verdict on a gain. Where the verdict depends on a measurement that was
+    not made (None), it is "unclear".
 
-    A gain counts if its mean is beyond the region of practical equivalence and its interval above 0. Whether a larger
-    learning rate explains it, ``stats.explains`` says.
+    A gain counts if its mean is at least ``thresholds.practical`` and its interval above 0. ``stats.explains`` decides
+    whether a larger learning rate explains it.
 
     >>> verdict("restart", movement=Movement(0.9, 0.01, 1.0), gain=Gain(0.02, 0.01, 0.03, 6),
     ...         over_peak=Gain(-0.07, -0.09, -0.05, 6)).word
@@ -135,9 +145,9 @@ def verdict(
     if not learned:
         return Verdict(NOTHING_LEARNED, "the run and its controls all have the score 0.0000", None, None, movement, t)
     moved, why = movement.state(t) if movement else (None, "path barrier not measured with these settings")
-    reasons = [why, "counterfactual not run" if gain is None else _words("counterfactual gain", gain)]
-    better = None
-    if gain is not None and gain.low > -math.inf:  # without an interval, as one pair, it tells neither
+    reasons = [why, "counterfactual not run" if gain is None else _in_words("counterfactual gain", gain)]
+    better = None  # It stays None without an interval, because one pair shows neither a gain nor its absence.
+    if gain is not None and gain.low > -math.inf:
         better = gain.mean >= t.practical and gain.low > 0
 
     if better is None:
@@ -152,23 +162,23 @@ def verdict(
         word = UNCLEAR
         reasons.append("matched-peak control not run")
     else:
-        reasons.append(_words("against the matched peak", over_peak))
+        reasons.append(_in_words("against the matched peak", over_peak))
         explained = stats.explains(over_peak.mean, over_peak.low, over_peak.high, t.practical)
         word = {True: LARGER_LR, False: ESCAPE, None: UNCLEAR}[explained]
     return Verdict(word, "; ".join(reasons), moved, better, movement, t)
 
 
-def _words(what: str, c: Comparison) -> str:
+def _in_words(name: str, c: Comparison) -> str:
     pairs = f"{c.n} pairs" if c.n > 1 else "one pair"
     interval = f"{c.low:+z.4f} to {c.high:+z.4f}, {pairs}" if c.low > -math.inf else f"{pairs}, no interval"
-    return f"{what} {c.mean:+z.4f} ({interval})"
+    return f"{name} {c.mean:+z.4f} ({interval})"
 
 
-# -- which trial, and which controls
+# -- The trial that is examined, and its control trials
 
 
 def restarts(trace: Trace) -> list[dict[str, Any]]:
-    """The restarts of a run, as in :class:`Control`; drops are none.
+    """The restarts of a run, each with the keys ``restart``, ``epoch``, ``ratio`` and ``end`` of :class:`Control`.
 
     >>> restarts(Trace([0.1, 0.05, 0.1, 0.05, 0.02, 0.01], epochs=6, marks=(2, 4)))
     [{'restart': 1, 'epoch': 2, 'ratio': 2.0, 'end': 4}]
@@ -186,12 +196,13 @@ def restarts(trace: Trace) -> list[dict[str, Any]]:
 
 
 def subject(trials: Sequence[Trial], number: int | None = None) -> Trial:
-    """The trial to examine: ``number``, else the one with a restart that the search ranked best, of those confirmed.
+    """The trial to examine: trial ``number``; without a number the confirmed trial that the search ranked best among
+    those with a restart.
 
-    Its scores in the confirmation do not choose it: they are compared with the controls afterwards, and a trial that is
-    chosen for being lucky there seems to gain. Without a restart among the confirmed trials it is one that was not
-    confirmed, without any in the sweep one with a drop. ConfigError if there is none, or for a trial that is
-    not finished, not comparable, or itself a confirmation or control run.
+    The scores of the confirmation do not choose it, because they are compared with the control runs afterwards, and a
+    trial that was chosen for luck would seem to gain. If no confirmed trial has a restart, one that was not confirmed
+    is taken, and if no trial of the sweep has a restart, one with a drop. ConfigError if there is none, or if
+    ``number`` is not finished, not comparable, or a confirmation or control run.
     """
     if number is None:
         if best := _best_of_the_search(trials):
@@ -213,31 +224,34 @@ def _examinable(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _best_of_the_search(trials: Sequence[Trial]) -> Trial | None:
-    """The trial to examine by what was known before the confirmation; None without a jump in the sweep."""
+    """The trial to examine, as :func:`subject` chooses it; None if no trial of the sweep jumps."""
     design = Design.of(trials)
     planned = {name for name, _ in design.runs(trials)} if design else set()
-    places = {number: -place for place, number in enumerate(design.candidates)} if design else {}
+    ranks = {number: -rank for rank, number in enumerate(design.candidates)} if design else {}
     for kind in ("restarts", "drops"):
         jumping = [trial for trial in _examinable(trials) if trial.facts.facts.get(kind)]
         if pool := [trial for trial in jumping if trial.name in planned] or jumping:
-            return max(pool, key=lambda t: (places.get(t.number, -len(places)), t.score or 0.0, -t.number))
+            return max(pool, key=lambda t: (ranks.get(t.number, -len(ranks)), t.score or 0.0, -t.number))
     return None
 
 
 def seeds_of(trials: Sequence[Trial], trial: Trial) -> list[int]:
-    """The seeds that the trial was, or is being, confirmed on, in their order; its own if fewer than two."""
+    """The seeds on which the trial was, or is being, confirmed, in their order; its own seed if these are fewer than
+    two."""
     confirmed = [run.seed for run in _confirmed(trials, trial)]
     return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [trial.seed]
 
 
 def control_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int) -> list[Wanted]:
-    """The runs that the battery on ``trial`` (with this ``trace``) compares with; ``seed`` is the sweep's. None for a
-    run without restarts."""
+    """The control runs for ``trial``, which has this ``trace``; [] without restarts. ``seed`` is the sweep's.
+
+    A trial that was not confirmed is also wanted on a second seed, because the barrier between seeds is the scale.
+    """
     seeds, spec = seeds_of(trials, trial), dict(trial.spec or {})
     slots = [
-        _slot(trial, {"family": family, "of": spec, "restart": at["restart"]}, at_seed, family, at)
-        for at_seed in seeds
-        for at in restarts(trace)
+        _slot(trial, {"family": family, "of": spec, "restart": restart["restart"]}, run_seed, family, restart)
+        for run_seed in seeds
+        for restart in restarts(trace)
         for family in CONTROLS
     ]
     if slots and len(seeds) == 1:
@@ -246,34 +260,39 @@ def control_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int
 
 
 def barrier_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int, settings: Escape) -> list[Wanted]:
-    """The measuring trials of the battery, for after the control runs. Other ``settings`` measure anew."""
+    """The trials that measure the landscape around each restart, to be added when the control runs have ended, because
+    the run on another seed, whose state they need, may be one of those.
+
+    The ``settings`` are part of a trial's identity, so that other settings measure again.
+    """
     first, *others = seeds_of(trials, trial)
     other = others[0] if others else fresh_seeds(seed, 1)[0]
-    return [
-        _slot(trial, dict(trial.spec or {}), first, BARRIER, {**at, "other": other, "settings": settings.cost()})
-        for at in restarts(trace)
-    ]
+    measured = {"other": other, "settings": settings.cost()}
+    spec = dict(trial.spec or {})
+    return [_slot(trial, spec, first, BARRIER, {**restart, **measured}) for restart in restarts(trace)]
 
 
-def _slot(trial: Trial, spec: dict[str, Any], seed: int, kind: str, at: Mapping[str, Any]) -> Wanted:
-    """``at``: further values of :class:`Control`."""
+def _slot(trial: Trial, spec: dict[str, Any], seed: int, kind: str, details: Mapping[str, Any]) -> Wanted:
+    """A control trial; ``details`` are further values of its :class:`Control`."""
     words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
-    name = f"{trial.name}: {words}" + (f" (epoch {at['epoch']})" if at else "")
-    return Wanted("control", seed, schedule=spec, name=name, control={"trial": trial.number, "kind": kind, **at})
+    name = f"{trial.name}: {words}" + (f" (epoch {details['epoch']})" if details else "")
+    return Wanted("control", seed, schedule=spec, name=name, control={"trial": trial.number, "kind": kind, **details})
 
 
 def controls_of(trials: Sequence[Trial], trial: Trial) -> list[tuple[Trial, Control]]:
-    """The control trials of a trial, each with what it controls."""
-    return [(run, at) for run in trials if (at := run.facts.control) is not None and at.trial == trial.number]
+    """The control trials of ``trial``, each with its :class:`Control`."""
+    return [
+        (run, control) for run in trials if (control := run.facts.control) is not None and control.trial == trial.number
+    ]
 
 
-# -- what they say
+# -- The verdicts
 
 
 def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Examined]:
-    """What can be said of the jumps of ``trial``, in their order: every drop, and every restart with control runs.
+    """The verdicts on the jumps of ``trial``, by epoch: on every drop, and on every restart that has control runs.
 
-    A landscape that was measured with other settings (``Escape.cost``) is not looked at.
+    A landscape that was measured with other settings (``Escape.cost``) is ignored.
     """
     examined = [
         Examined("drop", jump["epoch"], jump["ratio"], verdict("drop", thresholds=settings))
@@ -282,19 +301,19 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
     ]
     controls = controls_of(trials, trial)
     if not controls:
-        return examined  # at once, because all of thousands of trials are asked
+        return examined  # This comes first, because a sweep asks for the verdicts on thousands of trials.
     confirmed = _confirmed(trials, trial)
     best, seeds = _best_of_the_search(trials), seeds_of(trials, trial)
     planned = {run.seed for run in trials if run.stage == "confirm" and run.name == trial.name}
-    lost = len(planned - {run.seed for run in confirmed})
-    for number in sorted({at.restart for _, at in controls if at.restart is not None}):
-        runs = [(run, at) for run, at in controls if at.restart == number]
+    failed = len(planned - {run.seed for run in confirmed})
+    for number in sorted({control.restart for _, control in controls if control.restart is not None}):
+        runs = [(run, control) for run, control in controls if control.restart == number]
         gain, over_peak = (_compared([trial, *confirmed], runs, family, seeds) for family in CONTROLS)
         limits = []
-        if gain is not None and lost:
+        if gain is not None and failed:
             gain = Gain(gain.mean, n=gain.n)
             limits.append(
-                f"the run itself failed on {lost} of {len(planned)} seeds, and on the others alone its gain would "
+                f"the run itself failed on {failed} of {len(planned)} seeds, and on the others alone its gain would "
                 "be flattered, so there is no interval"
             )
         if gain is not None and gain.low > -math.inf and best is not None and best.number != trial.number:
@@ -302,10 +321,12 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
                 "the interval does not account for choosing this trial among several (the one that the search ranked "
                 f"best is trial {best.number})"
             )
-        measured = [run.facts.landscape for run, at in runs if run.facts.landscape and at.settings == settings.cost()]
+        measured = [
+            run.facts.landscape for run, control in runs if run.facts.landscape and control.settings == settings.cost()
+        ]
         landscape = Landscape(**measured[-1]) if measured else None
         scores = [run.score for run in (trial, *confirmed, *(run for run, _ in runs)) if run.score is not None]
-        word = verdict(
+        conclusion = verdict(
             "restart",
             movement=landscape.movement if landscape else None,
             gain=gain,
@@ -313,30 +334,35 @@ def verdicts(trials: Sequence[Trial], trial: Trial, settings: Escape) -> list[Ex
             thresholds=settings,
             learned=any(map(stats.learned, scores)) or not scores,
         )
-        word = replace(word, reason="; ".join([word.reason, *limits]))
-        at = runs[0][1]
-        examined.append(Examined("restart", at.epoch, at.ratio, word, number, gain, over_peak, landscape))
+        conclusion = replace(conclusion, reason="; ".join([conclusion.reason, *limits]))
+        first = runs[0][1]
+        examined.append(Examined("restart", first.epoch, first.ratio, conclusion, number, gain, over_peak, landscape))
     return sorted(examined, key=lambda jump: jump.epoch)
 
 
 def _confirmed(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
-    """The confirmation runs of a trial's configuration that did not fail."""
+    """The confirmation runs of a trial's configuration that did not fail, unfinished ones included."""
     return [run for run in trials if run.stage == "confirm" and run.name == trial.name and run.confounder is None]
 
 
 def _compared(
     runs: Sequence[Trial], controls: Sequence[tuple[Trial, Control]], kind: str, seeds: Sequence[int]
 ) -> Comparison | None:
-    """The restarted runs minus their controls of this kind on the same seeds; None without a pair."""
-    theirs = {run.seed: run.score for run, at in controls if at.kind == kind and run.state == "COMPLETE"}
-    ours = {run.seed: run.score for run in runs}
-    pairs = [(a, b) for seed in seeds if (a := ours.get(seed)) is not None and (b := theirs.get(seed)) is not None]
+    """The scores of ``runs`` minus those of their control runs of this kind on the same seeds; None without a pair."""
+    control_scores = {
+        run.seed: run.score for run, control in controls if control.kind == kind and run.state == "COMPLETE"
+    }
+    scores = {run.seed: run.score for run in runs}
+    pairs = [
+        (a, b) for seed in seeds if (a := scores.get(seed)) is not None and (b := control_scores.get(seed)) is not None
+    ]
     if len(pairs) < 2:
         return Gain(pairs[0][0] - pairs[0][1]) if pairs else None
     return stats.paired(*zip(*pairs, strict=True))
 
 
 def _plain(comparison: Comparison | None) -> dict[str, Any] | None:
+    """For JSON; infinite ends of an interval become None."""
     if comparison is None:
         return None
     numbers = {name: getattr(comparison, name) for name in ("n", "mean", "low", "high")}

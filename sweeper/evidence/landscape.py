@@ -1,8 +1,9 @@
-"""Is there a hill between before and after a restart? Quenches and losses come from a training process.
+"""Measures whether the loss has a barrier between the weights before and after a restart.
 
-Everything is measured alike: weights are the EMA's, quenches and BatchNorm statistics use the data of the epoch after
-the run's last one (so no two points differ in their images, and mosaic is as at the run's end), the loss is on the same
-un-augmented validation images.
+A quench is a short anneal of a state to the lowest learning rate. A training process computes quenches and losses. All
+points are measured on the same images: weights are the EMA's; quenches and BatchNorm statistics use the training data
+of the epoch after the run's last one, in which mosaic is as at the run's end; the loss is taken on the same validation
+images without augmentation.
 """
 
 import contextlib
@@ -25,19 +26,20 @@ from sweeper.training.process import Epoch, TrainingProcess
 State = Literal["yes", "no", "unclear"]
 Weights = Mapping[str, NDArray[np.generic]]
 Loss = Callable[[dict[str, NDArray[np.generic]]], float]
-"""Loss of a network with these weights on a fixed, un-augmented subset. Recomputing its BatchNorm statistics for these
-weights first is this function's work: without that barriers come out 1.6 to 5 times too high."""
+"""The loss of a network with these weights on a fixed subset without augmentation. The function first recomputes the
+BatchNorm statistics for these weights, because barriers are 1.6 to 5 times too high without that."""
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's; no weights, and large
+# BatchNorm's statistics are left out of distances, because they are no weights, and larger than most weights.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-# -- between two sets of weights
+# -- Between two sets of weights
 
 
 @dataclass(frozen=True)
 class Barrier:
-    """The straight line between two ends: ``height`` of its highest point, ``top``, above the worse end (0: none);
-    ``first``, ``last`` the losses of the ends."""
+    """The losses on the straight line between two sets of weights: those of its ends, ``first`` and ``last``, the
+    highest loss ``top``, and ``height``, by which ``top`` exceeds the worse end (0: no barrier)."""
 
     height: float
     top: float
@@ -47,12 +49,14 @@ class Barrier:
 
 @dataclass(frozen=True)
 class PathBarrier:
-    """``height = min(direct, along)``: the straight line, or the line from snapshot to snapshot, whichever is lower.
+    """The barrier between two sets of weights: ``height = min(direct.height, along)``.
 
-    A straight line through one *curved* valley crosses its wall, so ``direct`` alone cries "barrier" in most such
-    cases; a path that stays in the valley shows that there is none. ``along`` is the highest loss on that path above
-    the worse of its *outer* ends. (Above the worse end of each piece, a hill that has a snapshot on its top would count
-    as none: a network with BatchNorm thrown out of its basin by a large LR does not come down in a short quench.)
+    ``direct`` is the straight line. ``along`` is the barrier on the path from snapshot to snapshot: its highest loss
+    minus the worse of the two outer ends. The straight line through one curved valley crosses the valley's wall, so
+    that ``direct`` alone reports a barrier in most such cases; a path that stays in the valley shows that there is
+    none. (Each piece of the path is not measured from its own ends, because a snapshot on top of a barrier would then
+    hide it: a network with BatchNorm that a large learning rate threw out of its basin does not come down in a short
+    quench.)
     """
 
     height: float
@@ -61,10 +65,10 @@ class PathBarrier:
 
 
 def interpolate(first: Weights, last: Weights, share: float) -> dict[str, NDArray[np.generic]]:
-    """``first + share * (last - first)`` for every floating array, computed in double, in the array's own type.
+    """``first + share * (last - first)`` for every floating array, computed in double, in the array's own dtype.
 
-    Anything else (BatchNorm's counters) is taken from ``first``. ConfigError if names or shapes differ: that is what
-    mixing EMA with raw weights, or two models, looks like.
+    Other arrays (BatchNorm's counters) are those of ``first``. ConfigError if names or shapes differ, because then the
+    weights come from two models, or EMA weights are mixed with raw ones.
     """
     _same(first, last)
     mixed = dict(first)
@@ -76,7 +80,8 @@ def interpolate(first: Weights, last: Weights, share: float) -> dict[str, NDArra
 
 
 def barrier(loss: Loss, first: Weights, last: Weights, *, points: int = 11) -> Barrier:
-    """The barrier on the straight line between two ends, from ``points`` equally spaced losses, both ends included."""
+    """The barrier on the straight line from ``first`` to ``last``, from ``points`` equally spaced losses with the
+    ends."""
     return _line(loss, first, last, points, loss(dict(first)), loss(dict(last)))
 
 
@@ -89,11 +94,12 @@ def path_barrier(
     points: int = 11,
     direct: Barrier | None = None,
 ) -> PathBarrier:
-    """The barrier between ``before`` and ``after`` along quenched ``snapshots`` taken on the way, in their order.
+    """The barrier between ``before`` and ``after`` along ``snapshots`` of the training between them, in their order.
 
-    All of them must be quenched alike (a short anneal at the floor LR): raw weights at a high LR sit high on the walls.
-    ``points`` are those of each piece; ``direct`` is the straight line, where it is known already. Costs
-    ``(k + 2) * (points - 1)`` losses for k > 0 snapshots, ``(k + 1) * (points - 1) - 1`` with ``direct``.
+    All of them must be quenched in the same way, because raw weights at a high learning rate lie high on a valley's
+    walls. ``points``: the losses on each piece of the path, with its ends. ``direct``: the straight line, if it is
+    known already. The cost is ``(k + 2) * (points - 1)`` losses for k > 0 snapshots, ``(k + 1) * (points - 1) - 1``
+    with ``direct``.
     """
     direct = direct or barrier(loss, before, after, points=points)
     if not snapshots:
@@ -106,10 +112,11 @@ def path_barrier(
 
 
 def distance(first: Weights, last: Weights) -> tuple[float, float]:
-    """Relative L2 distance ``|last - first| / |first|`` and cosine of the angle, over all floating arrays together.
+    """The relative L2 distance ``|last - first| / |first|`` and the cosine of the angle, over all floating arrays.
 
-    A diagnostic, no evidence: weights travel far inside one basin. Leave BatchNorm's running statistics out: they are
-    no weights and can be larger than all of them.
+    They are no evidence of an escape, because weights travel far inside one basin. The caller leaves BatchNorm's
+    running statistics out, because they are no weights and can be larger than all weights. ConfigError for weights that
+    are 0.
     """
     _same(first, last)
     names = [name for name, array in first.items() if np.issubdtype(array.dtype, np.floating)]
@@ -120,28 +127,32 @@ def distance(first: Weights, last: Weights) -> tuple[float, float]:
     return float(np.linalg.norm(b - a)) / norm_a, float(a @ b) / (norm_a * norm_b)
 
 
-def _line(loss: Loss, first: Weights, last: Weights, points: int, at_first: float, at_last: float) -> Barrier:
+def _line(loss: Loss, first: Weights, last: Weights, points: int, first_loss: float, last_loss: float) -> Barrier:
     inner = [loss(interpolate(first, last, float(share))) for share in np.linspace(0.0, 1.0, points)[1:-1]]
-    losses = [at_first, *inner, at_last]
+    losses = [first_loss, *inner, last_loss]
     if not all(map(math.isfinite, losses)):
         raise ConfigError(f"loss between two snapshots is {losses}; expected finite numbers")
-    return Barrier(max(losses) - max(at_first, at_last), max(losses), at_first, at_last)
+    return Barrier(max(losses) - max(first_loss, last_loss), max(losses), first_loss, last_loss)
 
 
 def _same(first: Weights, last: Weights) -> None:
     shapes = [{name: array.shape for name, array in weights.items()} for weights in (first, last)]
     if shapes[0] != shapes[1]:
-        odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)[:3]
-        raise ConfigError(f"weights differ in {odd}; expected two snapshots of one model, both EMA or both raw")
+        unequal = sorted(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)[:3]
+        raise ConfigError(f"weights differ in {unequal}; expected two snapshots of one model, both EMA or both raw")
 
 
-# -- around a restart
+# -- Around a restart
 
 
 @dataclass(frozen=True)
 class Movement:
-    """Barriers in units of the loss. ``path``: along quenched snapshots. ``self_barrier``: between two quenches of one
-    snapshot with other data orders, the noise. ``seeds``: between independent seeds, what "unrelated" means."""
+    """The barriers that decide whether weights left their basin, in units of the loss.
+
+    ``path``: between the weights before and after the restart, see :class:`PathBarrier`. ``self_barrier``: between two
+    quenches of one snapshot that differ in their data order only; it is the noise. ``seeds``: between runs on two
+    seeds, which are in unrelated basins; it is the scale.
+    """
 
     path: float
     self_barrier: float
@@ -149,29 +160,32 @@ class Movement:
 
     @property
     def beta(self) -> float | None:
-        """Path barrier as a share of the barrier between seeds; None where seeds are not separated at all."""
+        """The path barrier as a share of the barrier between seeds; None where no barrier separates the seeds."""
         return self.path / self.seeds if self.seeds > 0 else None
 
     def state(self, thresholds: Escape) -> tuple[State, str]:
-        """Has it moved, and why one says so."""
+        """Whether the weights left their basin, and the measurements from which that follows, in words."""
         beta = self.beta
-        facts = f"path barrier {self.path:.3g}, self-barrier {self.self_barrier:.3g}"
-        facts += f", beta {beta:.3g}" if beta is not None else ", no barrier between seeds"
+        reason = f"path barrier {self.path:.3g}, self-barrier {self.self_barrier:.3g}"
+        reason += f", beta {beta:.3g}" if beta is not None else ", no barrier between seeds"
         if self.path <= self.self_barrier or (beta is not None and beta < thresholds.same_beta):
-            return "no", facts
+            return "no", reason
         if beta is not None and beta >= thresholds.moved_beta and self.path >= thresholds.over_self * self.self_barrier:
-            return "yes", facts
-        return "unclear", facts
+            return "yes", reason
+        return "unclear", reason
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was measured around one restart; barriers in units of the loss per image.
+    """The measurements around one restart; barriers are in units of the loss per image.
 
-    ``path``: the barrier that counts, the lower of ``direct`` (the straight line) and ``along`` (the quenched snapshots
-    after ``snapshots`` epochs; None where the straight line already said that there is nothing to cross).
-    ``self_barrier``: between two quenches of the state before, with other data orders. ``seeds``: to the run on
-    another seed at the same epoch. ``distance``, ``cosine``: of the weights, a diagnostic.
+    ``start`` and ``end``: after so many epochs the states before the restart and at the end of its cycle were taken.
+    ``path``: the barrier that counts, the lower of ``direct`` (the straight line) and ``along`` (the path through the
+    states after ``snapshots`` epochs; None where the straight line already showed that there is no barrier).
+    ``self_barrier``: between two quenches of the state before the restart, with different data orders. ``seeds``:
+    between the state after ``end`` epochs and that of the run on another seed. ``distance``, ``cosine``: see
+    :func:`distance`. ``losses``, ``quenches``: how many were computed, a quench of ``quench_steps`` steps, in
+    ``seconds`` in all.
     """
 
     start: int
@@ -191,7 +205,7 @@ class Landscape:
 
     @property
     def movement(self) -> Movement:
-        """As the verdict wants it."""
+        """The barriers on which the verdict rests."""
         return Movement(self.path, self.self_barrier, self.seeds)
 
 
@@ -207,12 +221,13 @@ def measure(
     settings: Escape,
     beat: Callable[[], None] = lambda: None,
 ) -> Landscape:
-    """The landscape between epochs ``start`` (the state before the restart) and ``end`` (that of its cycle's end).
+    """Measure the landscape between the states after ``start`` epochs (before the restart) and ``end`` (end of its
+    cycle).
 
-    ``state(epoch)``: the run's snapshot after so many epochs, None for the untrained one, before a restart in the first
-    epoch; ``other()``: that of an independent seed after ``end``. ``beat`` is called between losses and may raise to
-    stop. Where the straight line already shows that nothing was crossed the way is not walked: the path barrier can
-    only be lower.
+    ``state(epochs)``: returns the run's snapshot after so many epochs, None for the untrained model; ``other()``: the
+    snapshot of a run on another seed after ``end`` epochs. ``beat`` is called before each loss and quench, and may
+    raise to stop. Where the straight line already shows no barrier the path is not measured, because it can only be
+    lower.
     """
     began = time.monotonic()
     steps = min(math.ceil(settings.quench * trace.steps), trace.steps_per_epoch)
@@ -231,19 +246,19 @@ def measure(
         return child.loss(recipe, weights, epoch=trace.epochs, **cost)
 
     first = state(start)
-    before, again, after = quenched(first), quenched(first, order=1), quenched(state(end))
+    before, before_reordered, after = quenched(first), quenched(first, order=1), quenched(state(end))
     direct = barrier(loss, before, after, points=settings.points)
-    noise = barrier(loss, before, again, points=settings.points)
+    noise = barrier(loss, before, before_reordered, points=settings.points)
     seeds = barrier(loss, after, quenched(other()), points=settings.points)
-    way: list[int] = []
+    epochs: list[int] = []
     path, along = direct.height, None
     if Movement(direct.height, noise.height, seeds.height).state(settings)[0] != "no":
-        way = epochs_along(trace, start, end, settings.snapshots)
-        between = [quenched(state(epoch)) for epoch in way]
-        walked = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
-        path, along = walked.height, walked.along
-    kept = [{name: w[name] for name in w if not name.endswith(_STATISTICS)} for w in (before, after)]
-    apart, cosine = distance(*kept)
+        epochs = epochs_along(trace, start, end, settings.snapshots)
+        between = [quenched(state(epoch)) for epoch in epochs]
+        measured = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
+        path, along = measured.height, measured.along
+    weights = [{name: w[name] for name in w if not name.endswith(_STATISTICS)} for w in (before, after)]
+    relative_distance, cosine = distance(*weights)
     return Landscape(
         start=start,
         end=end,
@@ -252,8 +267,8 @@ def measure(
         along=along,
         self_barrier=noise.height,
         seeds=seeds.height,
-        snapshots=way,
-        distance=apart,
+        snapshots=epochs,
+        distance=relative_distance,
         cosine=cosine,
         **spent,
         quench_steps=steps,
@@ -269,38 +284,39 @@ def states(
     keys: Sequence[str],
     beat: Callable[[], None] = lambda: None,
 ) -> Callable[[int], bytes | None]:
-    """Gives a run's snapshot after so many epochs: from the store, or trained again where it was evicted.
+    """A function that returns the run's snapshot after so many epochs; None after 0 epochs, the untrained model.
 
-    After 0 epochs it is None, the untrained one. Trained again from the deepest one there is, which may be the one
-    given last: ask for them in ascending order. ``beat`` is called while it is trained and may raise to stop.
+    The snapshot comes from the store. Where it was evicted, training is repeated from the deepest snapshot at hand: one
+    in the store, or the one returned last, so that a caller saves training by asking in ascending order. ``keys`` are
+    the run's prefix keys. ``beat`` is called for each event of that training, and may raise to stop.
     """
     last: tuple[int, bytes | None] = (0, None)
 
-    def at(epoch: int) -> bytes | None:
+    def snapshot(epochs: int) -> bytes | None:
         nonlocal last
-        known = last if last[0] <= epoch else (0, None)
-        depth = store.deepest(keys[: epoch + 1])
-        if depth > known[0]:
+        nearest = last if last[0] <= epochs else (0, None)
+        depth = store.deepest(keys[: epochs + 1])
+        if depth > nearest[0]:
             try:
-                known = (depth, store.get(keys[depth]).state)
-            except SnapshotCorrupt:  # it is out of the index now
-                return at(epoch)
-        if known[0] < epoch:
-            known = (epoch, again(epoch, *known))
-        last = known
-        return known[1]
+                nearest = (depth, store.get(keys[depth]).state)
+            except SnapshotCorrupt:  # ``get`` has removed it from the index, so the next try takes another one.
+                return snapshot(epochs)
+        if nearest[0] < epochs:
+            nearest = (epochs, trained(epochs, *nearest))
+        last = nearest
+        return nearest[1]
 
-    def again(epoch: int, start: int, state: bytes | None) -> bytes | None:
+    def trained(epochs: int, start: int, state: bytes | None) -> bytes | None:
         try:
             with contextlib.closing(child.train(recipe, trace, start=start, state=state)) as events:
                 for event in events:
                     beat()
-                    if isinstance(event, Epoch) and event.epoch + 1 == epoch:
+                    if isinstance(event, Epoch) and event.epoch + 1 == epochs:
                         return event.state
-        except SnapshotCorrupt as error:  # the trainer does not take what the store has
+        except SnapshotCorrupt as error:  # The trainer cannot load the state from the store, so it is dropped.
             if not start:
                 raise
             store.drop(keys[start], str(error))
-        return at(epoch)
+        return snapshot(epochs)
 
-    return at
+    return snapshot

@@ -1,7 +1,7 @@
-"""What is trained on which seeds: baselines and proposals in a race, and the best again on fresh seeds to confirm them.
+"""Which schedules are trained on which seeds: baselines and proposals in the race of the search, and the best of them
+and the baselines again in the confirmation, on fresh seeds.
 
-A confirmation's design is fixed when it begins: each of its slots carries it, and the first slot's is the one that
-holds.
+A confirmation's design is fixed when it begins. Every confirmation trial stores it; the first trial's counts.
 """
 
 import hashlib
@@ -19,29 +19,30 @@ from sweeper.study import Trial, Wanted
 
 
 def fresh_seeds(seed: int, count: int) -> list[int]:
-    """The first ``count`` seeds to confirm a sweep of ``seed`` on: always the same, all different, never ``seed``.
+    """The first ``count`` confirmation seeds of a sweep with this ``seed``: always the same, all different, never
+    ``seed``.
 
-    Hashed, so that the confirmation of a repetition with the next seed does not share most of them.
+    They are hashed, so that two sweeps with neighbouring seeds share hardly any of them.
 
     >>> fresh_seeds(0, 3) == fresh_seeds(0, 5)[:3], 0 in fresh_seeds(0, 5), fresh_seeds(0, 3) == fresh_seeds(1, 3)
     (True, False, False)
     """
     hashes = (hashlib.sha256(f"confirm {seed} {index}".encode()).digest() for index in itertools.count())
-    drawn = {seed: None}  # an ordered set
+    drawn = {seed: None}  # The dict is an ordered set.
     while len(drawn) <= count:
         drawn[int.from_bytes(next(hashes)[:4], "big") % 1_000_000] = None
     return [*drawn][1:]
 
 
-# -- the race
+# -- The race
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """The baseline that proposals are branches of, or are compared with: the best on the search seeds.
+    """The best baseline on the search seeds, with which proposals are compared, and of which they may be branches.
 
-    ``seeds``: how many seeds all baselines have finished; ``means``: name -> mean score there; ``ahead``: for each
-    other baseline how far the trunk is ahead on the same seeds, None with fewer than two of them.
+    ``seeds``: how many seeds all baselines have finished; ``means``: name -> mean score on these seeds; ``ahead``: the
+    paired difference of the trunk to each other baseline on them (None with fewer than two seeds).
     """
 
     name: str
@@ -51,7 +52,7 @@ class Trunk:
 
     @property
     def sentence(self) -> str:
-        """What was chosen, and by how much it is ahead."""
+        """The trunk's name, and by how much it is ahead of each other baseline."""
         if not self.ahead:
             return f"trunk: {self.name}, the only baseline"
         others = [
@@ -65,9 +66,10 @@ class Trunk:
 
 
 def best_baseline(trials: Sequence[Trial], names: Sequence[str], seeds: Sequence[int]) -> Trunk | None:
-    """The baseline with the best mean over the seeds that all of them have finished; None while one is not finished.
+    """The baseline with the best mean over the seeds on which all baselines have a score; None while a run of a
+    baseline has not ended.
 
-    A baseline of which every run failed is left out. Raises ConfigError if nothing is left to choose from.
+    A baseline of which every run failed is left out. ConfigError if no seed is left to compare on.
     """
     runs = {(trial.name, trial.seed): trial for trial in trials if trial.stage == "baseline" and not trial.open}
     if not all((name, seed) in runs for name in names for seed in seeds):
@@ -95,10 +97,8 @@ def best_baseline(trials: Sequence[Trial], names: Sequence[str], seeds: Sequence
 
 
 def proposals(trials: Sequence[Trial]) -> list[Trial]:
-    """The search trials that are no replicates and, as far as is known, no schedule a second time; by number.
-
-    A proposal that is a baseline's schedule or an earlier proposal's tells nothing new and is not raced.
-    """
+    """The search trials that propose a new schedule, by number: neither replicates, nor proposals with the LR trace of
+    a baseline or an earlier proposal, which take no part in the race. A trial without a trace yet counts as new."""
     seen = {trial.facts.trace for trial in trials if trial.stage == "baseline"}
     new = []
     for trial in sorted(trials, key=lambda trial: trial.number):
@@ -110,7 +110,7 @@ def proposals(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def entrants(trials: Sequence[Trial], reference: str) -> list[Entrant]:
-    """The race so far: every proposal with its differences to the baseline ``reference`` on the same seeds."""
+    """The race so far: every proposal with its differences to the baseline named ``reference`` on the same seeds."""
     trunk: dict[int, float | None] = {}
     runs: dict[int, list[Trial]] = {}
     for trial in trials:
@@ -118,56 +118,56 @@ def entrants(trials: Sequence[Trial], reference: str) -> list[Entrant]:
             trunk.setdefault(trial.seed, _score(trial))
         elif trial.stage == "search":
             runs.setdefault(trial.number if trial.original is None else trial.original, []).append(trial)
-    line = []
+    race = []
     for proposal in proposals(trials):
-        scores: dict[int, float | None] = {}
+        differences: dict[int, float | None] = {}
         for run in runs[proposal.number]:
             if not run.open and run.seed in trunk:
-                against, score = trunk[run.seed], _score(run)
-                scores[run.seed] = None if against is None or score is None else score - against
-        out = proposal.state == "PRUNED"
-        line.append(Entrant(proposal.number, {} if out else scores, out=out))
-    return line
+                trunk_score, score = trunk[run.seed], _score(run)
+                differences[run.seed] = None if trunk_score is None or score is None else score - trunk_score
+        pruned = proposal.state == "PRUNED"
+        race.append(Entrant(proposal.number, {} if pruned else differences, out=pruned))
+    return race
 
 
 def _score(trial: Trial) -> float | None:
     return trial.score if trial.usable else None
 
 
-def slots_of(trials: Sequence[Trial], wanted: Iterable[tuple[int, int]]) -> list[Wanted]:
-    """The replicates that ``search.promotions`` asks for, each the number of a proposal and the seed to repeat it on;
-    ``Study.add`` makes those that are missing."""
+def slots_of(trials: Sequence[Trial], promotions: Iterable[tuple[int, int]]) -> list[Wanted]:
+    """The replicates for ``search.promotions``, each a proposal's number and the seed on which it is repeated."""
     names = {trial.number: trial.facts.name for trial in trials}
-    return [Wanted("search", seed, name=names[number], replicate_of=number) for number, seed in wanted]
+    return [Wanted("search", seed, name=names[number], replicate_of=number) for number, seed in promotions]
 
 
 def standings(trials: Sequence[Trial], reference: str) -> list[stats.Standing]:
-    """The proposals that were raced without failing on a seed, best first: by what their mean is worth on n seeds."""
+    """The results of the race, best first by ``worth``, of the proposals that failed on no seed."""
     names = {trial.number: trial.name for trial in trials}
     raced = {
         entrant.trial: entrant.differences
         for entrant in entrants(trials, reference)
         if entrant.scores and None not in entrant.scores.values()
     }
-    worth, standing = shrunk(raced), []
+    worth, results = shrunk(raced), []
     for number, values in raced.items():
         paired = stats.paired(values, [0.0] * len(values)) if len(values) > 1 else None
         low, high = (paired.low, paired.high) if paired else (None, None)
-        standing.append(
+        results.append(
             stats.Standing(number, names[number], reference, len(values), fmean(values), low, high, worth[number])
         )
-    return sorted(standing, key=lambda standing: (-standing.worth, standing.trial))
+    return sorted(results, key=lambda standing: (-standing.worth, standing.trial))
 
 
-# -- the confirmation
+# -- The confirmation
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a confirmation compares and by which rule it is judged.
+    """The runs that a confirmation compares, and the rule by which it is judged.
 
-    ``candidates``: numbers of the trials that are confirmed, ``best`` how many were asked for; ``baselines``: names;
-    ``seeds``: those that all of them run on; ``alpha`` and ``equivalence``: see ``sweeper.stats``.
+    ``candidates``: the numbers of the confirmed trials; ``best``: how many the sweep file asked for, which may be more;
+    ``baselines``: their names; ``seeds``: all candidates and baselines run on each of them; ``alpha`` and
+    ``equivalence``: see ``sweeper.stats``.
     """
 
     candidates: Sequence[int]
@@ -192,9 +192,9 @@ class Design:
         seed: int,
         leaders: Sequence[int] | None = None,
     ) -> "Design":
-        """The design for the search of a sweep of ``seed`` as it has ended; ``leaders``: see :func:`chosen`.
+        """A new design for a search that has ended, of a sweep with this ``seed``; ``leaders``: see :func:`chosen`.
 
-        Raises ConfigError while the search goes on, or if it left nothing to confirm.
+        ConfigError while a trial of the search is open, or if the search has no usable trial.
         """
         candidates = chosen(trials, confirm.best, leaders)
         if not candidates:
@@ -203,25 +203,27 @@ class Design:
         return cls(candidates, list(baselines), confirm.best, seeds, confirm.alpha, confirm.equivalence)
 
     def changes(self, confirm: Confirm) -> list[str]:
-        """What ``confirm`` asks for now and the confirmation did not begin with, a sentence each; [] for nothing."""
-        begun = {"best": self.best, "seeds": len(self.seeds), "alpha": self.alpha, "equivalence": self.equivalence}
+        """A sentence for each setting of ``confirm`` that differs from this design; [] if none does."""
+        fixed = {"best": self.best, "seeds": len(self.seeds), "alpha": self.alpha, "equivalence": self.equivalence}
         return [
             f"confirm.{key} is {getattr(confirm, key):g}, but the confirmation began with {value:g}"
-            for key, value in begun.items()
+            for key, value in fixed.items()
             if getattr(confirm, key) != value
         ]
 
     def runs(self, trials: Sequence[Trial]) -> list[tuple[str, int]]:
-        """(configuration's name, seed) of every run of the confirmation, seed by seed."""
+        """The configuration's name and the seed of every run of the confirmation, seed by seed."""
         names = {trial.number: trial.name for trial in trials}
-        everyone = [*self.baselines, *(names[number] for number in self.candidates)]
-        return [(name, seed) for seed in self.seeds for name in everyone]
+        compared = [*self.baselines, *(names[number] for number in self.candidates)]
+        return [(name, seed) for seed in self.seeds for name in compared]
 
 
 def chosen(trials: Sequence[Trial], best: int, leaders: Sequence[int] | None = None) -> list[int]:
-    """The ``best`` trials of a finished search: the first of ``leaders`` (numbers), without by their scores.
+    """The numbers of the ``best`` usable trials of a finished search, best first.
 
-    Equal schedules count once, and one that is a baseline's is none. Raises ConfigError while the search goes on.
+    ``leaders``: the trials' numbers in the order of the race (None: they are ordered by score). Schedules with equal LR
+    traces count once, and those with the trace of a baseline are left out. ConfigError while a trial of the search is
+    open.
     """
     still_open = sum(trial.stage in ("baseline", "search") and trial.open for trial in trials)
     if still_open:
@@ -242,11 +244,11 @@ def chosen(trials: Sequence[Trial], best: int, leaders: Sequence[int] | None = N
 
 
 def confirm_slots(trials: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Wanted]:
-    """The slots of the whole confirmation, seed by seed: what is finished early makes pairs.
+    """All runs of the confirmation, those that exist included, in an order in which whole seeds finish early as pairs.
 
-    ``baselines``: name -> spec. Those that exist already are among them; ``Study.add`` makes what is missing.
+    ``baselines``: name -> spec.
     """
     specs = {name: dict(spec) for name, spec in baselines.items()}
     specs |= {trial.name: dict(trial.spec or {}) for trial in trials if trial.number in design.candidates}
-    runs, written = design.runs(trials), asdict(design)
-    return [Wanted("confirm", seed, schedule=specs[name], name=name, design=written) for name, seed in runs]
+    runs, stored = design.runs(trials), asdict(design)
+    return [Wanted("confirm", seed, schedule=specs[name], name=name, design=stored) for name, seed in runs]
