@@ -1,4 +1,5 @@
-"""To take away: a trial (its schedule as YAML, torch code and a script for plain Ultralytics), and all as tables."""
+"""Exports a trial (schedule as YAML, LR trace as CSV, example code for torch and for Ultralytics, model), and the
+trials and their curves as tables."""
 
 import contextlib
 import inspect
@@ -22,7 +23,7 @@ from sweeper.training import TORCHVISION
 if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
 
-#: Keys of a recipe that ``yolo train`` does not have, or that it is given otherwise.
+#: Keys of a recipe that ``yolo train`` does not have, or that the exported script passes in another form.
 _NOT_OF_YOLO = {"data", "model", "mosaic_epochs", "threads", "loader_workers", "cache_mb"}
 
 _SCHEDULE = """\
@@ -40,7 +41,7 @@ from sweeper.schedules import TimeBase, parse
 from sweeper.training.scheduler import TraceLR
 
 trace = parse(yaml.safe_load(open("schedule.yaml"))).trace(TimeBase(epochs={epochs}, steps_per_epoch={steps}))
-model = torch.nn.Linear(1, 1)  # yours
+model = torch.nn.Linear(1, 1)  # Your model.
 optimizer = torch.optim.SGD(model.parameters(), lr=trace.peak, momentum={momentum})
 scheduler = TraceLR(optimizer, trace)
 for step in range(trace.steps):
@@ -85,7 +86,8 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Exported:
-    """File name -> content, and the run that has the weights, to be registered under ``alias`` (None: no run has)."""
+    """The exported trial: file name -> content, the MLflow run that has its weights (None: no run has), and the
+    ``alias`` under which the model can be registered."""
 
     trial: int
     files: dict[str, bytes]
@@ -94,7 +96,8 @@ class Exported:
 
 
 def export(service: Service, trial: int | None = None) -> Exported:
-    """The winner, or the trial named. ConfigError without either, or for a trial that has no schedule yet."""
+    """Export the trial with this number; None: the winner. ConfigError without a winner, or for a trial without a
+    schedule."""
     answer = service.pick()
     winner, rows = answer.winner, {row.number: row for row in service.study.trials() if row.spec}
     if trial is None:
@@ -108,17 +111,17 @@ def export(service: Service, trial: int | None = None) -> Exported:
         raise ConfigError(f"export --trial {trial}: there is no such trial with a schedule; expected one {expected}")
     trace, recipe = service.trace(row.schedule), _recipe(service, row)
     arguments, title = _arguments(recipe, trace), f"{service.sweep.name}, trial {trial}"
-    words = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch, "digest": trace.digest}
+    values = {"title": title, "epochs": trace.epochs, "steps": trace.steps_per_epoch, "digest": trace.digest}
     texts = {
-        "schedule.yaml": _SCHEDULE.format(**words) + yaml.safe_dump(row.schedule.spec, sort_keys=False),
+        "schedule.yaml": _SCHEDULE.format(**values) + yaml.safe_dump(row.schedule.spec, sort_keys=False),
         "lr.csv": _csv(trace),
-        "torch_example.py": _TORCH.format(**words, momentum=recipe.momentum),
+        "torch_example.py": _TORCH.format(**values, momentum=recipe.momentum),
     }
     if not recipe.model.startswith(TORCHVISION):
-        from sweeper.training.scheduler import ColumnsCallback  # with torch, which takes seconds to import
+        from sweeper.training.scheduler import ColumnsCallback  # Imported here, because torch takes seconds to import.
 
         texts["ultralytics_train.py"] = _ULTRALYTICS.format(
-            **words,
+            **values,
             version=metadata.version("ultralytics"),
             callback=inspect.getsource(ColumnsCallback),
             arguments=pprint.pformat(arguments, sort_dicts=False),
@@ -136,7 +139,7 @@ def export(service: Service, trial: int | None = None) -> Exported:
 
 
 def trials(service: Service) -> "DataFrame":
-    """The trials as a table, a row each, indexed by number; the columns are those of ``sweeper.trials``."""
+    """The trials as a table with a row for each, indexed by number; ``notebook.trials`` lists the columns."""
     import pandas
 
     rows = [
@@ -157,10 +160,10 @@ def trials(service: Service) -> "DataFrame":
 
 
 def table(service: Service, suffix: str, *, curves: bool = False) -> bytes:
-    """The trials, or their ``curves`` with a row for each epoch, as a ``.csv`` or ``.parquet`` file's bytes.
+    """The table of trials, or with ``curves`` that of their epochs, as a ``.csv`` or ``.parquet`` file's bytes.
 
-    Curves have the columns trial, epoch (from 0) and the objective. In the trials' table lists (``steps``, say) are
-    JSON, so that every column has one type. ConfigError for another suffix.
+    The table of epochs has the columns trial, epoch (from 0) and the objective. In the table of trials a list, such as
+    ``steps``, is written as JSON, so that every column has one type. ConfigError for another suffix.
     """
     import pandas
 
@@ -184,7 +187,8 @@ def table(service: Service, suffix: str, *, curves: bool = False) -> bytes:
 
 
 def _recipe(service: Service, row: Trial) -> Recipe:
-    """The trial's recipe, its data as they were laid out here for training; elsewhere as the sweep names them."""
+    """The trial's recipe. Its ``data`` is the data set that this store laid out for training, if there is one;
+    otherwise it is as the sweep file says."""
     data = service.sweep.recipe.data
     with contextlib.suppress(DataError):
         if service.dataset.folder.is_relative_to(service.place.folder.resolve()):
@@ -193,11 +197,11 @@ def _recipe(service: Service, row: Trial) -> Recipe:
 
 
 def _arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
-    """What ``yolo train`` has to be given to train this recipe, the callback seeing to the learning rate."""
+    """The arguments of ``yolo train`` for this recipe; a callback sets the learning rate."""
     closed = 0 if recipe.mosaic_epochs is None else max(trace.epochs - recipe.mosaic_epochs, 0)
     return {
         **recipe.model_dump(exclude=_NOT_OF_YOLO, exclude_none=True),
-        "amp": bool(recipe.amp),  # true is Ultralytics' auto: it has none on a CPU
+        "amp": bool(recipe.amp),  # For Ultralytics true means "where the device can", so it is off on a CPU.
         "epochs": trace.epochs,
         "lr0": trace.peak,
         "warmup_epochs": 0.0,
@@ -206,7 +210,7 @@ def _arguments(recipe: Recipe, trace: Trace) -> dict[str, Any]:
 
 
 def _csv(trace: Trace) -> str:
-    """A row for each step; every float32 exactly, as a double."""
+    """The trace as CSV with a row for each step. Values are written as doubles, which hold each float32 exactly."""
     import pandas
 
     columns = {name: column.tolist() for name, column in trace.to_columns().items()}

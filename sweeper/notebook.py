@@ -1,8 +1,8 @@
-"""The commands as functions, for notebooks and scripts: a sweep in, an answer or a table out.
+"""The commands as functions, for notebooks and scripts: they take a sweep and return an answer or a table.
 
-Every function takes a sweep (a :class:`Sweep`, or the path of its file) and where its things are, as the options of the
-command line say it; its environment variables are not read. Further keywords are keys of the sweep file, for instance
-``trials=4``. All raise SweeperError.
+``sweep`` is a :class:`Sweep` or the path of its file. ``store``, ``database_url`` and ``tracking_uri`` have the meaning
+of the command line's options; its environment variables are not read. Other keywords are keys of the sweep file, for
+instance ``trials=4``. All functions raise SweeperError.
 """
 
 import os
@@ -20,20 +20,21 @@ from sweeper.service import run as running
 from sweeper.stats import Answer
 
 STORE = "sweeper_store"
-LOOK_EVERY_S = 2.0
+REFRESH_S = 2.0  # The progress bar reads the status at most once in so many seconds.
 AnySweep = Sweep | str | os.PathLike[str]
 Url = str | None
 
 
 def plan(sweep: AnySweep, *, store: str = STORE, **keys: Any) -> Plan:
-    """What would be tried, how much of it is shared and what it could detect. Trains and changes nothing."""
+    """Which schedules would be tried, how many epochs they share, and which gain the design could detect. Trains and
+    changes nothing."""
     return Service(_changed(sweep, keys), Place(store), looking=True).plan()
 
 
 def launch(
     sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> None:
-    """Create the study and the experiment, or what is missing of them. Any number of times."""
+    """Create the study and the experiment, or what is missing of them. It may be called any number of times."""
     service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
     service.launch()
     service.tracker.close()
@@ -42,16 +43,16 @@ def launch(
 def work(
     sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> None:
-    """Train trials of a launched sweep on this machine until it is done, with a bar that shows how it comes along."""
+    """Train trials of a launched sweep on this machine until none is left, with a progress bar."""
     _train(Service(_changed(sweep, keys), Place(store, database_url, tracking_uri)))
 
 
 def run(
     sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> Answer:
-    """All of it on this machine: launch, train with a progress bar, pick.
+    """Run the whole sweep on this machine: launch, train with a progress bar, pick.
 
-    Interrupting it is safe: the same call goes on where it stopped, and a finished sweep answers at once.
+    An interrupted call loses nothing: the same call goes on where it stopped. For a finished sweep it returns at once.
     """
     service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
     service.launch()
@@ -62,7 +63,7 @@ def run(
 def confirm(
     sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None, **keys: Any
 ) -> Answer:
-    """Train the best of a finished search and the baselines again on fresh seeds that they share, and pick."""
+    """Train the best of a finished search and the baselines again on the same fresh seeds, and pick."""
     service = Service(_changed(sweep, keys), Place(store, database_url, tracking_uri))
     service.study  # noqa: B018  raises unless the sweep was launched
     service.confirm()
@@ -71,28 +72,28 @@ def confirm(
 
 
 def pick(sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None) -> Answer:
-    """The ranking and the winner, or that there is none, of a launched sweep."""
+    """The answer of a launched sweep: the ranking, and the winner or None."""
     return _launched(sweep, store, database_url, tracking_uri).pick()
 
 
 def status(sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None) -> Status:
-    """How far a launched sweep is."""
+    """The progress of a launched sweep."""
     return _launched(sweep, store, database_url, tracking_uri).status()
 
 
 def trials(
     sweep: AnySweep, *, store: str = STORE, database_url: Url = None, tracking_uri: Url = None
 ) -> "export.DataFrame":
-    """The trials of a launched sweep as a table, a row each, indexed by number.
+    """The trials of a launched sweep as a table with a row for each, indexed by number.
 
-    Columns: stage, state, seed, label, score (NaN: none yet), epochs (trained so far), curve (scores by epoch, a list)
-    and each word of the schedules (``family``, ``steps``, ``step_scale``, ...).
+    Columns: stage, state, seed, label, score (NaN: none yet), epochs (trained so far), curve (a list of the scores by
+    epoch) and each key of the schedules (``family``, ``steps``, ``step_scale``, ...).
     """
     return export.trials(_launched(sweep, store, database_url, tracking_uri))
 
 
 def _changed(sweep: AnySweep, keys: Mapping[str, Any]) -> Sweep:
-    """The sweep with other values for these keys of its file."""
+    """The sweep with these values for keys of its file."""
     loaded = sweep if isinstance(sweep, Sweep) else Sweep.load(Path(sweep))
     return Sweep.build({**loaded.flat(), **keys}) if keys else loaded
 
@@ -102,16 +103,16 @@ def _launched(sweep: AnySweep, store: str, database_url: Url, tracking_uri: Url)
 
 
 def _train(service: Service) -> None:
-    """Train what is open, with a bar of the epochs that are settled, of those of all trials."""
+    """Train the open trials, with a progress bar that counts the epochs of all trials that need no more training."""
     with tqdm(desc=service.sweep.name, unit="epoch") as bar:
-        looked = -LOOK_EVERY_S
+        refreshed_at = -REFRESH_S
 
-        def tick(every: float = LOOK_EVERY_S) -> None:
-            nonlocal looked
-            if time.monotonic() - looked >= every:
-                looked = time.monotonic()
+        def refresh(interval: float = REFRESH_S) -> None:
+            nonlocal refreshed_at
+            if time.monotonic() - refreshed_at >= interval:
+                refreshed_at = time.monotonic()
                 bar.n, bar.total = service.status().settled
                 bar.refresh()
 
-        running.train(service, running.slots(service.sweep), say=bar.write, tick=tick)
-        tick(every=0.0)
+        running.train(service, running.slots(service.sweep), say=bar.write, tick=refresh)
+        refresh(interval=0.0)

@@ -1,4 +1,4 @@
-"""What a sweep has come to, gathered from its parts for those who look; nothing is trained or changed."""
+"""The report of a sweep: gathers what its page shows, and writes the answer and the page to MLflow. Trains nothing."""
 
 import math
 import platform
@@ -21,16 +21,16 @@ from sweeper.study import Trial
 from sweeper.tracking.view import Axes
 from sweeper.training import pictures
 
-#: Numbers that every family's trace has: what can be compared over all trials, baselines included.
+#: The facts of LR traces that MLflow's view shows, because every family has them, so that all trials can be compared.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
-SHOWN = 8  # runs beside the baseline, in charts that show a few
-BEST = 3  # schedules beside the baseline, of whose models it is shown what they have learned
+SHOWN = 8  # MLflow's view shows so many runs beside the best baseline's.
+BEST = 3  # The page shows what the models of so many schedules have learned, beside the best baseline's.
 _VERSIONS = ("lr-sweeper", "torch", "ultralytics", "optuna", "mlflow", "numpy")
 _CONTROLS = {"counterfactual": "without the restart", "matched_peak": "one anneal from its peak"}
 
 
 def axes(sweep: Sweep) -> Axes:
-    """What the view in MLflow draws: the objective, the facts that all schedules have, and what is searched."""
+    """The axes of the view in MLflow: the objective, the facts that all schedules have, and the searched parameters."""
     searched = [name for name, parameter in sweep.search.params.items() if parameter.searched]
     return Axes(
         objective=sweep.objective,
@@ -42,25 +42,25 @@ def axes(sweep: Sweep) -> Axes:
 
 
 def best_runs(answer: Answer) -> list[str]:
-    """MLflow ids of the runs to look at first: of the best schedules and of the best baseline."""
+    """The MLflow ids of the runs that the view shows: those of the best schedules, then that of the best baseline."""
     entries = [*answer.ranking[:SHOWN], *([answer.baseline] if answer.baseline else [])]
     return list(dict.fromkeys(entry.run_id for entry in entries if entry.run_id))
 
 
 def make(service: Service, link: str | None = None, *, draw: bool = False) -> bytes:
-    """The sweep's report as one HTML file. ``link``: where a run is shown, with {run_id} in it; None: no links.
+    """The sweep's report as one HTML file.
 
-    ``draw``: draw the pictures of what was learned that MLflow does not have yet, where no trial is running.
-
-    Raises DatabaseError if the sweep was never launched.
+    ``link``: the URL of a run in MLflow, with {run_id} in it (None: the page has no such links). ``draw``: validate the
+    models of which MLflow has no pictures yet and draw these, unless a trial is running. DatabaseError if the sweep was
+    never launched.
     """
     sweep, rows = service.sweep, service.study.trials()
     answer, status = service.pick(), service.status()
     importance, trials = service.study.importance()
     learned, notes = _learned(service, answer, draw=draw and not status.counts["running"])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
-    typical = status.seconds_per_epoch or 0.0  # for trials that have not finished
-    hours = [(row, (row.facts.epoch_seconds or typical) / 3600) for row in rows]  # of an epoch
+    typical = status.seconds_per_epoch or 0.0
+    trained_s = sum((len(row.curve) - row.reused) * (row.facts.epoch_seconds or typical) for row in rows)
     return render(
         Page(
             sweep=sweep.name,
@@ -76,7 +76,7 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
             cost={
                 "trained": status.epochs.trained,
                 "reused": status.epochs.reused,
-                "hours": sum((len(row.curve) - row.reused) * each for row, each in hours),
+                "hours": trained_s / 3600,
                 "hours_saved": status.hours_saved,
                 "seconds_per_epoch": status.seconds_per_epoch,
             },
@@ -96,18 +96,19 @@ def make(service: Service, link: str | None = None, *, draw: bool = False) -> by
 
 
 def tell(service: Service, answer: Answer, page: bytes | None = None) -> None:
-    """The answer and the page onto the sweep's run in MLflow, and what each schedule differs by onto its own run.
+    """Write the answer and the page to the sweep's run in MLflow, and each schedule's differences to its own run.
 
-    Raises TrackingError if the server is away.
+    ``page``: None leaves the page there as it is. TrackingError if the server cannot be reached.
     """
-    kept = {names.REPORT: page} if page is not None else {}
-    service.tracker.sweep(tags={names.ANSWER: answer.sentence}, artifacts=kept)
+    artifacts = {names.REPORT: page} if page is not None else {}
+    service.tracker.sweep(tags={names.ANSWER: answer.sentence}, artifacts=artifacts)
     for run_id, difference in differences(answer).items():
         service.tracker.server.send(run_id, [], {}, {names.DIFFERENCE: difference})
 
 
 def differences(answer: Answer) -> dict[str, str]:
-    """MLflow id of a schedule's first run -> its differences to baselines, on fresh seeds and in the race."""
+    """MLflow id of each schedule's first run -> in words, its differences to baselines on fresh seeds and in the
+    race."""
     candidates, texts = {candidate.name: candidate for candidate in answer.candidates}, {}
     for entry in answer.ranking:
         candidate, raced = candidates.get(entry.name), entry.raced
@@ -127,21 +128,21 @@ def sweep_file(sweep: Sweep) -> str:
 
 
 def _configurations(service: Service, rows: Sequence[Trial], link: str | None) -> list[Configuration]:
-    """Everything that has begun, one entry per schedule: the search's or first run, then other seeds of it."""
+    """The configurations that have begun. The first run of each is its baseline or search run, if it has one."""
     groups: dict[str, list[Trial]] = {}
     for row in sorted(rows, key=lambda row: (row.stage == "confirm", row.number)):
         if row.curve and row.spec and row.stage != "control":
             groups.setdefault(row.name, []).append(row)
     configurations = []
     for first, *others in groups.values():
-        assert first.schedule is not None  # it has begun
+        assert first.schedule is not None
         run_id, trace, curve = service.run_id(first), service.trace(first.schedule), first.values
         within, trunk = service.sweep.escape.within, None
         effects: list[dict[str, Any]] = []
         if first.schedule.trunk is not None:
             effects = evidence.jumps_of(first, rows, within)
-            if stem := evidence.trunk_runs(rows, first.schedule.spec).get(first.seed):
-                trunk = Line(stem.name, service.trace(first.schedule.trunk), stem.curve)
+            if run := evidence.trunk_runs(rows, first.schedule.spec).get(first.seed):
+                trunk = Line(run.name, service.trace(first.schedule.trunk), run.curve)
         elif len(curve) == max(first.curve) + 1 and all(map(math.isfinite, curve)):
             effects = [effect.to_dict() for effect in evidence.effects(curve, trace.jumps(), within=within)]
         configurations.append(
@@ -163,7 +164,7 @@ def _configurations(service: Service, rows: Sequence[Trial], link: str | None) -
 def _verdicts(
     service: Service, rows: Sequence[Trial], answer: Answer
 ) -> list[tuple[int, Mapping[str, Any], list[Line]]]:
-    """What was examined, with the first run of each kind of control."""
+    """For each verdict on a jump: the trial's number, the verdict as a dict, and the first control run of each kind."""
     controls: dict[tuple[int, int | None], dict[str, Line]] = {}
     for row in rows:
         control = row.facts.control
@@ -178,10 +179,10 @@ def _verdicts(
 
 
 def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Learned], list[str]]:
-    """What there is to show of the models of the best baseline and of the best schedules, and a line for each that
-    nothing is shown of. Pictures lie in the trial's run in MLflow.
+    """The pictures of what the models of the best baseline and the best schedules have learned, from their runs in
+    MLflow, and a sentence for each model without pictures.
 
-    ``draw``: draw what is missing, by validating the models on the sweep's device.
+    ``draw``: draw missing pictures, by validating the models on the sweep's device.
     """
     entries = [*([answer.baseline] if answer.baseline else []), *answer.ranking[:BEST]]
     runs = {entry.trial: entry.run_id for entry in entries if entry.run_id}
@@ -195,7 +196,7 @@ def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Lear
         if missing and draw:
             notes += _draw(service, missing, files)
         elif missing:
-            notes.append(f"sweeper report {service.sweep.name} draws what is missing here, when no trial is running")
+            notes.append(f"sweeper report {service.sweep.name} draws the missing pictures when no trial is running")
     except (DataError, TrackingError, TrainingError) as error:
         notes.append(f"no new pictures: {error}")
     labels = {entry.trial: entry.label for entry in entries}
@@ -203,7 +204,7 @@ def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Lear
 
 
 def _fetched(service: Service, run_id: str) -> dict[str, bytes]:
-    """The pictures that the run has in MLflow; {} before they are drawn."""
+    """The pictures of what was learned that the run has in MLflow, by file name; {} before they are drawn."""
     if service.tracker.server.fetch(run_id, names.LEARNED + pictures.NUMBERS) is None:
         return {}
     files = {name: service.tracker.server.fetch(run_id, names.LEARNED + name) for name in pictures.NAMES}
@@ -211,7 +212,10 @@ def _fetched(service: Service, run_id: str) -> dict[str, bytes]:
 
 
 def _draw(service: Service, runs: Mapping[int, str], files: dict[int, dict[str, bytes]]) -> list[str]:
-    """Draw these trials' pictures, put them into ``files`` and into MLflow; a line for each that cannot be drawn."""
+    """Draw the pictures of these trials (number -> run id), and add them to ``files`` and to their runs in MLflow.
+
+    Returns a sentence for each trial of which none can be drawn.
+    """
     recipe = service.sweep.recipe
     if not pictures.drawable(recipe.model):
         return [f"no pictures: they are drawn by Ultralytics, which has no {recipe.model}"]
@@ -219,13 +223,14 @@ def _draw(service: Service, runs: Mapping[int, str], files: dict[int, dict[str, 
     models = {trial: pictures.Model(recipe, content, service.classes) for trial, content in weights.items() if content}
     try:
         device = fleet.slots(str(service.sweep.device))[0]
-    except DeviceError:  # the sweep was trained on another machine
+    except DeviceError:  # This machine lacks the device on which the sweep was trained.
         device = fleet.CPU
     if models:
         drawn = pictures.draw(list(models.values()), service.dataset.yaml, device, charts.font())
         for trial, content in zip(models, drawn, strict=True):
             files[trial] = content
-            kept = {names.LEARNED + name: content[name] for name in pictures.NAMES if name in content}
-            service.tracker.add(trial, {}, kept)
-    why = "because its run in MLflow has no weights"
-    return [f"trial {trial}: no pictures, {why}" for trial in runs if trial not in models]
+            artifacts = {names.LEARNED + name: content[name] for name in pictures.NAMES if name in content}
+            service.tracker.add(trial, {}, artifacts)
+    return [
+        f"trial {trial}: no pictures, because its run in MLflow has no weights" for trial in runs if trial not in models
+    ]

@@ -1,6 +1,6 @@
-"""The page: one HTML file with everything in it, the answer first, for screens of any size and for paper.
+"""Renders the page of a report: one self-contained HTML file, for screens of any size and for print.
 
-``page.html`` lays it out and has its words; here is what they are about, and the charts.
+The template ``page.html`` has the layout and the texts; this module has the values, and passes the charts to it.
 """
 
 import base64
@@ -21,14 +21,18 @@ from sweeper.schedules import FAMILIES, Trace, short
 from sweeper.stats import Answer
 from sweeper.training import pictures
 
-PICTURE = 640  # pixels, the longer side
+PICTURE = 640  # Pixels of a picture's longer side in the page.
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A schedule with its runs, the search's first. ``label`` says what it is. ``curves``: the objective by epoch, one
-    for each run. ``effects``: what each jump did, see ``evidence.jumps_of``. ``state`` is in small letters. ``score``:
-    the first run's, None before its end. ``trunk``: of a branch, the run of its trunk on the first run's seed."""
+    """A schedule with its runs.
+
+    ``trial``: the number of its first run, which is the search's if there is one. ``curves``: the objective by epoch,
+    for each run, the first run's first. ``effects``: the measures of its jumps, see ``evidence.jumps_of``. ``state``:
+    the first run's, in small letters. ``link``: the first run in MLflow. ``score``: the first run's (None: it has not
+    ended). ``trunk``: for a branch, the trunk's run on the first run's seed.
+    """
 
     trial: int
     label: str
@@ -42,13 +46,13 @@ class Configuration:
 
     @property
     def lines(self) -> list[Line]:
-        """Its runs, as charts draw them."""
+        """Its runs as lines of a chart."""
         return [Line(f"{self.label} (trial {self.trial})", self.trace, curve) for curve in self.curves]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What the model of ``trial`` has learned: the files of ``training.pictures`` by their names."""
+    """What the model of ``trial`` has learned: file name -> content of the files of ``training.pictures``."""
 
     trial: int
     label: str
@@ -65,15 +69,15 @@ class Learned:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the page says. Numbers come as they are, and ``page.html`` makes the words.
+    """The values that the page shows.
 
-    ``counts``: trials by state, of ``budget`` in all. ``mismatches``: trainings of one segment that differ.
-    ``verdicts``: trial, ``evidence.Verdict`` as a dict with its ``epoch``, and the curves of its control runs.
-    ``importance``: parameter -> share, of ``importance_of`` trials. ``cost``: epochs trained, reused, hours,
-    hours_saved, seconds_per_epoch. ``objective``: what the scores are called; ``last``: of how many last epochs a run's
-    score is the mean. ``identity``: what names the training (digests, versions). ``sweep_file``: YAML that launches the
-    sweep again. ``learned``: the best baseline's first, if it is among them; ``learned_notes``: what there is nothing
-    to show of, and why.
+    ``made``: when, in UTC. ``counts``: trials by state, of ``budget`` trials in all. ``cost``: a dict of the epochs
+    ``trained`` and ``reused``, the ``hours`` of one worker, ``hours_saved`` and ``seconds_per_epoch``. ``sweep_file``:
+    YAML that launches the same sweep. ``identity``: name -> text of what the training depends on (digests, versions).
+    ``mismatches``: a sentence for each two trainings of one segment that differ. ``verdicts``: trial number, verdict
+    (``evidence.Examined.to_dict``), and its control runs. ``importance``: parameter -> share, from ``importance_of``
+    trials. ``objective``: the name of the score, which is the mean of a run's ``last`` epochs. ``learned``: the best
+    baseline's first, if it is among them; ``learned_notes``: a sentence for each model without pictures.
     """
 
     sweep: str
@@ -97,7 +101,7 @@ class Page:
 
 
 def render(page: Page) -> bytes:
-    """The page as one UTF-8 HTML file without references to anything outside but the runs' links."""
+    """The page as one UTF-8 HTML file, which refers to nothing outside except by the links to runs."""
     answer, by_trial = page.answer, {entry.trial: entry for entry in page.configurations}
     rows = _ranking(answer)
     ranked = {row["trial"]: by_trial[row["trial"]] for row in rows if row["trial"] in by_trial}
@@ -123,18 +127,21 @@ def render(page: Page) -> bytes:
 
 
 def _answer(answer: Answer) -> tuple[str, str]:
-    """The sentence of the answer as a headline and the rest."""
-    word, _, rest = answer.sentence.partition(": ")
+    """The sentence of the answer, split into a headline and the rest."""
+    headline, _, rest = answer.sentence.partition(": ")
     if answer.winner:
         return f"Winner: {answer.winner.title}", rest.removeprefix(f"{answer.winner.title}, ")
-    named = rest.partition(" ")[0] in FAMILIES  # the name of a schedule is written as it is in the sweep file
-    return word.capitalize(), rest if named else rest[:1].upper() + rest[1:]
+    # The name of a family gets no capital letter, because it is written as in the sweep file.
+    named = rest.partition(" ")[0] in FAMILIES
+    return headline.capitalize(), rest if named else rest[:1].upper() + rest[1:]
 
 
 def _ranking(answer: Answer) -> list[dict[str, Any]]:
-    """Confirmed configurations first, all baselines among them; each with its difference from the best baseline.
+    """The rows of the ranking: confirmed configurations and baselines by score, then proposals that were not confirmed;
+    without a confirmation all by score.
 
-    That of a raced proposal is its mean difference to the trunk on the same seeds, and its place what that is worth.
+    ``over`` is the difference of the score to the best baseline's. For a raced proposal it is the mean difference to
+    the trunk on the same seeds, and the row is ordered by the shrunk difference instead of the score.
     """
     best, candidates = answer.baseline, {entry.name: entry for entry in answer.candidates}
     rows = []
@@ -151,7 +158,7 @@ def _ranking(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _inlined(picture: bytes) -> str:
-    """The picture without its white margins, made small enough for a page, as an address that holds it."""
+    """The picture as a data URL, without its white margins and scaled to ``PICTURE`` pixels."""
     with Image.open(io.BytesIO(picture)) as opened:
         small, out = opened.convert("RGB"), io.BytesIO()
     small = small.crop(ImageChops.invert(small).getbbox())
