@@ -26,7 +26,7 @@ class Held:
     def release(self, count: int = 1) -> None:
         """Give back the first ``count`` of them, or all that are left."""
         for slot in self._slots[:count]:
-            slot.give_back()
+            slot.release()
         self._slots = self._slots[count:]
 
     def release_all(self) -> None:

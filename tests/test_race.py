@@ -11,7 +11,7 @@ from test_study import claim, launch, space
 from sweeper.config import Search
 from sweeper.search import Entrant, Suggest, promotions, rungs, search_seeds, shrunk
 from sweeper.study import Study, Wanted
-from sweeper.study.samplers import learned
+from sweeper.study.samplers import history
 
 SEEDS = search_seeds(0, 8)
 
@@ -176,7 +176,7 @@ def test_samplers_learn_the_difference_to_the_trunk_on_the_same_seed() -> None:
         trial(8, None, seed=1, replicate_of=4),
     ]
     before = [(each.state, each.values) for each in trials]
-    seen = {each.number: each for each in learned(trials, "trunk")}
+    seen = {each.number: each for each in history(trials, "trunk")}
     assert list(seen) == [3, 4, 6, 7]
     assert seen[3].values == [pytest.approx(0.02)]  # (0.01 + 0.03) / 2
     assert seen[4].values == [pytest.approx(-0.02)]
@@ -214,6 +214,6 @@ def test_a_search_finds_what_is_good_although_seeds_differ_more(url: str) -> Non
         return float(sum(abs(row.params["x"] - 0.8) for row in study.trials()[100:]) / 20)
 
     informed = hunt("trunk")
-    assert len(learned(informed._queue.trials(), "trunk")) == len(informed.trials()) - 60
+    assert len(history(informed._queue.trials(), "trunk")) == len(informed.trials()) - 60
     assert miss(informed) < 0.12
     assert miss(hunt(None)) > 2 * miss(informed)

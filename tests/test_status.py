@@ -44,7 +44,7 @@ def test_trials_that_have_begun_and_wait_are_not_counted_as_running(tmp_path: Pa
         service.study.beat(worker, host="here", pid=1, device="cpu")
     third = service.study.claim("third")
     assert third is not None
-    third.give_back()
+    third.release()
     status = service.status()
     assert (status.counts["running"], status.counts["waiting"], status.waits) == (2, 6, 1)
     assert live.lines(status, None)[0][9:].startswith("shown: 5 waiting, 2 running, 1 begun and waiting of 8 trials; ")

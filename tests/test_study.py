@@ -284,7 +284,7 @@ def test_who_lost_the_lease_writes_nothing(url: str) -> None:
     ):
         with pytest.raises(LeaseLost, match="trial 0: frozen no longer holds attempt 1"):
             write()
-    frozen.give_back("late")  # nothing to give
+    frozen.release("late")  # nothing to give
     assert study.trials() == before
     heir.tell(0.5)
     with pytest.raises(LeaseLost):
@@ -317,7 +317,7 @@ def test_what_is_given_back_is_claimable_at_once_and_costs_nothing(url: str) -> 
     for attempt in range(1, 6):
         slot = claim(study)
         assert (slot.attempt, slot.reasons) == (attempt, ())
-        slot.give_back()
+        slot.release()
     claim(study).tell(0.5)
     assert study.done
 
@@ -327,7 +327,7 @@ def test_a_trial_counts_as_running_while_a_worker_has_it(url: str) -> None:
     study = launch(url, 2)
     slot = claim(study)
     assert (study.counts()["running"], study.counts()["waiting"]) == (1, 1)
-    slot.give_back()
+    slot.release()
     assert (study.counts()["running"], study.counts()["waiting"]) == (0, 2)
     assert [trial.shown_state for trial in study.trials()] == ["waiting", "waiting"]
     assert study.trials()[0].state == "RUNNING"
@@ -341,16 +341,16 @@ def test_attempts_that_get_on_are_not_counted(url: str) -> None:
         assert slot.number == 0
         slot.propose(lambda suggest: {"x": 1})
         slot.report(epoch, 0.5)
-        slot.give_back("segmentation fault")
+        slot.release("segmentation fault")
     assert len(claim(study).reasons) == 5
 
 
 def test_attempts_that_end_badly_are_limited_and_remembered(url: str) -> None:
     study = launch(url, 2, attempts=2, lease_seconds=0.2)
-    claim(study).give_back("out of memory")
+    claim(study).release("out of memory")
     slot = claim(study)
     assert slot.number == 0
-    slot.give_back("segmentation fault")
+    slot.release("segmentation fault")
     claim(study, "w1")
     time.sleep(0.3)
     claim(study, "w2")
@@ -426,7 +426,7 @@ def test_a_trial_told_by_somebody_else_is_finished(url: str) -> None:
         slot.tell(0.5)
     with pytest.raises(LeaseLost):
         slot.set("pruned", "late")
-    slot.give_back()
+    slot.release()
     assert claim(study).number == 1
     assert [(row.state, row.score) for row in study.trials()] == [("COMPLETE", 0.75), ("RUNNING", None)]
 
@@ -560,7 +560,7 @@ def test_a_proposal_goes_on_with_the_answers_that_an_earlier_attempt_stored(url:
         slot.propose(space)
     (stored,) = (row.params for row in study.trials())
     assert len(stored) == 2
-    slot.give_back()
+    slot.release()
     again = claim(Study.open(database.open(url), "sweep"))
     assert again.propose(space, known=lambda spec: True)["lr"] == stored["lr"]
     params = study.trials()[0].params

@@ -432,7 +432,7 @@ JUDGED = {
 def others_get_ahead(world: World) -> None:
     """Trials 1 to 3 end much better than trial 0 stood after any of its epochs."""
     for number in (1, 2, 3):
-        slot = world.service.study.claim("another worker", passing_over={0})
+        slot = world.service.study.claim("another worker", excluded={0})
         assert slot is not None
         assert slot.number == number
         slot.propose(lambda suggest: STAY)

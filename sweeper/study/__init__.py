@@ -1,8 +1,8 @@
-"""Optuna behind slots and leases: exactly N trials, whatever happens to the workers.
+"""Optuna's study behind slots and leases: exactly N trials are finished, whichever workers die.
 
-The budget is N trials enqueued as WAITING, each with a slot of our own. A worker claims a slot, holds its lease by
-renewing it, and finishes the trial; when it dies the next one adopts the same trial. To Optuna's own tools the study
-stays a plain study.
+Each trial is enqueued in Optuna as WAITING and has a row in a table of sweeper, its slot. A worker claims a slot,
+renews its lease while it works, and finishes the trial. If the worker dies, its lease expires and another worker
+continues the same trial. Optuna's own tools see a plain study.
 """
 
 from sweeper.study.fence import check_optuna

@@ -1,8 +1,9 @@
-"""Optuna's storage in which a trial's writes carry the proof, in their own transaction, that the writer still owns it.
+"""Optuna's storage in which a worker that has lost a trial's lease cannot commit a write to that trial.
 
-Between asking "is the lease mine?" and writing, a worker can be stopped for any time. So the question is asked inside
-the transaction that writes: a hook on its commit, which raises LeaseLost and thereby rolls everything back. It belongs
-to every commit of Optuna's while :meth:`FencedStorage.fenced` is active, also to each of its own repetitions.
+The operating system can suspend a worker between its check of the lease and its write, for so long that another worker
+adopts the trial. The lease is therefore checked inside the writing transaction: a hook before its commit raises
+LeaseLost, which rolls the transaction back. Within :meth:`FencedStorage.fenced` the hook runs before every commit of
+Optuna's storage, including the transactions that Optuna itself repeats.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from sweeper.errors import DatabaseError
 
 
 def check_optuna(storage: RDBStorage | None = None) -> None:
-    """DatabaseError, naming what is missing, unless the installed Optuna has what this package relies upon in private.
+    """Raise DatabaseError, naming the missing attributes, unless Optuna has the private ones that the fence relies on.
 
-    A storage that keeps its sessions elsewhere would be written past the fence, and nobody would notice.
+    Without this check, an Optuna that keeps its sessions in another attribute would silently write past the fence.
     """
     needed = [(RDBStorage, "check_trial_is_updatable"), (storage, "engine"), (storage, "scoped_session")]
     if missing := [name for holder, name in needed if holder is not None and not hasattr(holder, name)]:
@@ -36,11 +37,11 @@ def check_optuna(storage: RDBStorage | None = None) -> None:
 
 
 class FencedStorage(RDBStorage):
-    """Optuna's tables in our database, through our engine; see the module for what a fence is."""
+    """Optuna's storage on the engine of ``database``; the module's docstring explains the fence."""
 
     def __init__(self, database: Database) -> None:
         url = database.url.render_as_string(hide_password=False)
-        # Optuna fills in {SCHEMA_VERSION}; a password may hold braces.
+        # Optuna calls url.format(SCHEMA_VERSION=...), so the braces of a password have to be doubled.
         super().__init__(url.replace("{", "{{").replace("}", "}}"), engine_kwargs(database.url))
         check_optuna(self)
         self.engine.dispose()
@@ -51,7 +52,7 @@ class FencedStorage(RDBStorage):
 
     @contextmanager
     def fenced(self, guard: Callable[[Session], None]) -> Iterator[None]:
-        """Every transaction of this thread inside the block commits only if ``guard(session)`` does not raise."""
+        """Inside the block, a transaction of this thread commits only if ``guard(session)`` does not raise."""
         self._guards.active = guard
         try:
             yield
@@ -63,17 +64,20 @@ class FencedStorage(RDBStorage):
             guard(session)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
-        """Optuna's own reads the trial for its message, in the same session, and thereby commits in mid-transaction."""
+        """Raise UpdateFinishedTrialError for a finished trial.
+
+        Optuna's own method also reads the trial for its message, which commits the caller's unfinished transaction.
+        """
         if trial_state.is_finished():
             raise UpdateFinishedTrialError(f"Trial {trial_id} has finished and cannot be updated.")
 
 
 def open_storage(database: Database, tries: int = 10) -> FencedStorage:
-    """The storage, its tables made when missing.
+    """Return the storage, with Optuna's tables created where they are missing.
 
-    Optuna makes them in several steps without a lock; of two workers that do so at once one fails, and finds them
-    complete when it looks again. Raises DatabaseError also for tables of another version of Optuna, and where the
-    installed Optuna is not the one that this package was written for.
+    Optuna creates them in several steps without a lock, so if two workers do so at once, one of them fails. It tries
+    again, up to ``tries`` times, until the other has completed the tables. Raises DatabaseError also for tables of
+    another version of Optuna and for an installed Optuna without the attributes of :func:`check_optuna`.
     """
     try:
         return database.retry(lambda: FencedStorage(database))

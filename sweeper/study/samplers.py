@@ -1,8 +1,8 @@
-"""Samplers by name, and what they learn from: each proposal is a function of (study's seed, trial's number, history).
+"""Samplers by name, and the trials that they learn from.
 
-A sampler is made anew for every proposal, with a seed drawn from the study's seed and the trial's number. So parallel
-workers don't propose the same, a study with one worker can be repeated, and nothing is lost with a worker's memory.
-It proposes in a study in memory, so that only the proposal that is taken is stored.
+Each proposal has a sampler of its own, whose seed is derived from the study's seed and the trial's number. Therefore
+parallel workers propose different schedules, a study with one worker is reproducible, and the death of a worker loses
+no state of a sampler. The sampler proposes in an in-memory study, so that only the accepted proposal is stored.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from sweeper.errors import ConfigError
 from sweeper.search import Suggest
 from sweeper.study.trial import REPLICATE
 
-TRIES = 50  # proposals for one trial, while they are known already
-FEWEST = 8  # trials below which a share is a coin toss
+TRIES = 50  # The most proposals for one trial, the last one of which is accepted even if it is a known schedule.
+IMPORTANCE_TRIALS = 8  # Fewer finished trials give importances that are mostly chance.
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    # Conditional parameters want `group`; `constant_liar` keeps parallel workers away from each other's proposals.
+    # `group` is needed for conditional parameters; `constant_liar` keeps parallel workers from equal proposals.
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
     "random": lambda seed: RandomSampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed),
-    # Every point once, conditional ones too; needs a step on every range. A finished grid starts over.
-    # What others are training counts as visited: with `avoid_premature_stop` two workers would get one point.
+    # It proposes every point once, conditional ones too, and then starts over; every range needs a step. Running trials
+    # count as visited: with `avoid_premature_stop` two workers could get the same point.
     "grid": lambda seed: BruteForceSampler(seed=seed),
 }
 
 
 def make(name: str, seed: int, number: int, attempt: int = 0) -> BaseSampler:
-    """The sampler ``name`` (a key of SAMPLERS, or ``module:Class``) for trial ``number``; raises ConfigError.
+    """Return the sampler ``name`` (a key of SAMPLERS, or ``module:Class``) for trial ``number``; raises ConfigError.
 
-    ``attempt`` counts proposals for that trial that were turned down. TPE, which takes the best of 24 draws and on a
-    coarse grid arrives at the same few points again and again, then takes a single draw; in the second half of the
-    attempts, as after a single one of a Gaussian process, the draw is uniform.
+    ``attempt`` counts the rejected proposals for that trial. TPE takes the best of 24 draws, which on a coarse grid are
+    the same few points each time; after a rejection it therefore takes a single draw, and from half of TRIES on a
+    uniform one. After a rejected proposal of a Gaussian process, every draw is uniform.
     """
     text = f"{seed}/{number}" + (f"/{attempt}" if attempt else "")
-    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    own_seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name in ("tpe", "gp") and attempt >= (TRIES // 2 if name == "tpe" else 1):
-            return RandomSampler(seed=drawn)
+            return RandomSampler(seed=own_seed)
         if name == "tpe" and attempt:
-            return TPESampler(seed=drawn, multivariate=True, group=True, constant_liar=True, n_ei_candidates=1)
+            return TPESampler(seed=own_seed, multivariate=True, group=True, constant_liar=True, n_ei_candidates=1)
         if name in SAMPLERS:
-            return SAMPLERS[name](drawn)
-        return _imported(name, drawn)
+            return SAMPLERS[name](own_seed)
+        return _imported(name, own_seed)
 
 
 def _imported(name: str, seed: int) -> BaseSampler:
@@ -75,14 +75,15 @@ def _imported(name: str, seed: int) -> BaseSampler:
 
 
 class _InMemory(InMemoryStorage):
-    """The trials that a sampler learns from, and the one that it proposes, which has its real number.
+    """The storage of an in-memory study with the trials of ``history`` and one proposed trial, which is ``number``.
 
-    What a sampler notes of the study as a whole, its place in a sequence for one, is kept in the study itself.
+    The study's system attributes are read from and written to ``storage``, because a sampler stores its own state
+    there, for instance its position in a quasi-random sequence.
     """
 
-    def __init__(self, searched: Sequence[FrozenTrial], number: int, storage: BaseStorage, study_id: int) -> None:
+    def __init__(self, history: Sequence[FrozenTrial], number: int, storage: BaseStorage, study_id: int) -> None:
         super().__init__()
-        self._searched, self._number = searched, number
+        self._history, self._number = history, number
         self._storage, self._study_id = storage, study_id
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
@@ -100,61 +101,63 @@ class _InMemory(InMemoryStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         proposed = [self.get_trial(trial._trial_id) for trial in super().get_all_trials(study_id, deepcopy=False)]
-        trials = [trial for trial in (*self._searched, *proposed) if states is None or trial.state in states]
+        trials = [trial for trial in (*self._history, *proposed) if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
 
 def ask(
     sampler: BaseSampler,
-    searched: Sequence[FrozenTrial],
+    history: Sequence[FrozenTrial],
     number: int,
-    given: Mapping[str, Any],
+    fixed: Mapping[str, Any],
     fn: Callable[[Suggest], Mapping[str, Any]],
     storage: BaseStorage,
     study_id: int,
 ) -> tuple[Mapping[str, Any], FrozenTrial]:
-    """``fn(suggest)`` for trial ``number``, and the trial with the answers: those ``given``, the others the sampler's.
+    """Return ``fn(suggest)`` for trial ``number``, and the trial with its parameters.
 
-    ``searched``: what it learns from, see :func:`learned`. ``storage`` and ``study_id``: where the study is.
+    Parameters in ``fixed`` have the value given there, the sampler proposes the others. It learns from ``history``, see
+    :func:`history`. The study is ``study_id`` in ``storage``.
     """
-    memory = _InMemory(searched, number, storage, study_id)
+    memory = _InMemory(history, number, storage, study_id)
     study = optuna.create_study(storage=memory, sampler=sampler, direction="maximize")
-    if given:
-        study.enqueue_trial(dict(given))
+    if fixed:
+        study.enqueue_trial(dict(fixed))
     trial = study.ask()
     return fn(trial), memory.get_trial(trial._trial_id)
 
 
-def learned(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[FrozenTrial]:
-    """The trials that have begun (by number) as a sampler should see them; none of the given ones is changed.
+def history(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[FrozenTrial]:
+    """Return copies of the trials in ``begun`` (those that have begun, by number) as a sampler should see them.
 
-    Baselines, confirmations and controls, which have no parameters, are left out: they would count as start-up trials,
-    take places among TPE's good ones, empty the GP's common search space and close the grid at its root.
+    Trials without parameters (baselines, confirmation runs, controls) are left out, because they would count as
+    start-up trials, be among TPE's best trials, empty the GP's common search space and end the grid at its root.
 
-    With a ``reference``, the name of a baseline, a schedule is one trial with the mean difference of its replicates to
-    the baseline on the same seeds: the luck of a seed, which both had, is several times larger than what schedules
-    differ by. A finished trial whose seed the baseline has not finished yet appears as running.
+    With a ``reference``, the name of a baseline, a schedule and its replicates appear as one trial, whose value is
+    their mean difference to the baseline on the same seeds: scores vary several times more between seeds than between
+    schedules, and the difference cancels the seed's part. A finished trial appears as running until the baseline has
+    finished on its seed.
     """
     trials = [trial for trial in begun if trial.distributions]
     if reference is None:
         return [_with_value(trial, trial.values[0]) if trial.values else trial for trial in trials]
-    against = {
+    reference_scores = {
         trial.user_attrs["seed"]: trial.values[0]
         for trial in reversed(begun)
         if trial.state is TrialState.COMPLETE
         and trial.user_attrs.get("stage") == "baseline"
         and trial.user_attrs.get("name") == reference
     }
-    compared = {
-        trial.number: trial.values[0] - against[trial.user_attrs["seed"]]
+    differences = {
+        trial.number: trial.values[0] - reference_scores[trial.user_attrs["seed"]]
         for trial in trials
-        if trial.values and trial.user_attrs.get("seed") in against
+        if trial.values and trial.user_attrs.get("seed") in reference_scores
     }
-    differences: dict[int, list[float]] = defaultdict(list)
+    by_schedule: dict[int, list[float]] = defaultdict(list)
     for trial in trials:
-        if trial.state is TrialState.COMPLETE and trial.number in compared:
-            differences[trial.user_attrs.get(REPLICATE, trial.number)].append(compared[trial.number])
-    means = compared | {number: fmean(each) for number, each in differences.items()}
+        if trial.state is TrialState.COMPLETE and trial.number in differences:
+            by_schedule[trial.user_attrs.get(REPLICATE, trial.number)].append(differences[trial.number])
+    means = differences | {number: fmean(values) for number, values in by_schedule.items()}
     return [
         _with_value(trial, means.get(trial.number)) if trial.values else trial
         for trial in trials
@@ -163,34 +166,41 @@ def learned(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[
 
 
 def _with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
-    """A finished trial with another value; running if there is none.
+    """Return a copy of a finished trial with the score ``value``, or as running where ``value`` is None.
 
-    A pruned one is judged by that value, too: TPE would take its last epoch, which may lie in a dip.
+    In a pruned trial ``value`` also replaces the objective by epoch, because TPE ranks a pruned trial by its last
+    epoch, which may lie in the dip after a restart.
     """
-    seen = copy.copy(trial)
+    changed = copy.copy(trial)
     if value is None:
-        seen.state, seen.values, seen.datetime_complete = TrialState.RUNNING, None, None
-        return seen
-    seen.values = [value]
+        changed.state, changed.values, changed.datetime_complete = TrialState.RUNNING, None, None
+        return changed
+    changed.values = [value]
     if trial.state is TrialState.PRUNED and trial.intermediate_values:
-        seen.intermediate_values = {max(trial.intermediate_values): value}
-    return seen
+        changed.intermediate_values = {max(trial.intermediate_values): value}
+    return changed
 
 
-def importance(everything: Sequence[FrozenTrial]) -> tuple[dict[str, float], int]:
-    """Parameter -> share of 1 in getting among the best, largest first, and of how many finished search trials.
+def importance(frozen: Sequence[FrozenTrial]) -> tuple[dict[str, float], int]:
+    """Return each parameter's importance for being among the best trials, largest first, and the number of trials.
 
-    PED-ANOVA, which knows parameters that only some trials have (the place of a restart that is off). Empty for fewer
-    than 8 trials, or where nothing varies.
+    The importances sum to 1; they are computed by PED-ANOVA, which allows parameters that only some trials have. The
+    trials are the finished ones of the search on its first seed. The dict is empty for fewer than IMPORTANCE_TRIALS
+    trials and where all scores are equal.
     """
-    searched = (trial for trial in everything if trial.user_attrs.get("stage") == "search" and trial.params)
-    on_one_seed = (trial for trial in searched if REPLICATE not in trial.user_attrs)
-    trials = [trial for trial in on_one_seed if trial.state is TrialState.COMPLETE]
-    if len(trials) < FEWEST or len({trial.values[0] for trial in trials}) < 2:
+    trials = [
+        trial
+        for trial in frozen
+        if trial.user_attrs.get("stage") == "search"
+        and trial.params
+        and REPLICATE not in trial.user_attrs
+        and trial.state is TrialState.COMPLETE
+    ]
+    if len(trials) < IMPORTANCE_TRIALS or len({trial.values[0] for trial in trials}) < 2:
         return {}, len(trials)
     study = optuna.create_study(direction="maximize")
     study.add_trials(trials)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental in Optuna; what it is worth stands in the report
-        shares = optuna.importance.get_param_importances(study)
-    return {name: float(share) for name, share in shares.items()}, len(trials)
+        warnings.simplefilter("ignore")  # Optuna warns that it is experimental; the report states its limits.
+        importances = optuna.importance.get_param_importances(study)
+    return {name: float(value) for name, value in importances.items()}, len(trials)

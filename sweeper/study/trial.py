@@ -1,4 +1,4 @@
-"""One trial as it stands, and every attribute that is stored with one."""
+"""The state of one trial, and every attribute that is stored with a trial."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sweeper.schedules import Schedule, parse
 Stage = Literal["baseline", "search", "confirm", "control"]
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
-REPLICATE = "replicate_of"  #: the attribute that names the trial whose schedule is repeated
+REPLICATE = "replicate_of"  #: The attribute of a replicate with the number of the trial whose schedule it repeats.
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A trial that there should be; what is given becomes its attributes, see :class:`Facts`.
+    """A trial that should exist. Each field that is not None is stored as an attribute, see :class:`Facts`.
 
-    ``schedule``: a spec; None: one is proposed, with the answers in ``params`` where the sampler would be asked, or
-    that of the trial ``replicate_of`` is repeated on another seed.
+    ``schedule`` is a spec. If it is None, the trial repeats the schedule of trial ``replicate_of`` on another seed; if
+    that is None too, the sampler proposes a schedule, in which the parameters in ``params`` are fixed.
     """
 
     stage: Stage
@@ -39,13 +39,15 @@ class Wanted:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What is not None, by name."""
+        """The fields that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def item(self) -> str:
-        """The name by which the study knows whether it is there: of its content, without the seed where a schedule is
-        yet to be proposed."""
+        """The text by which the study knows whether this trial exists: its stage and a hash of the fields.
+
+        The seed is left out for a trial whose schedule the sampler proposes.
+        """
         proposed = self.schedule is None and self.replicate_of is None
         content = self.given | ({"schedule": None, "seed": 0} if proposed else {})
         text = json.dumps(content, sort_keys=True)
@@ -54,11 +56,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Control:
-    """What a control trial controls: a restart of ``trial``, or that trial as a whole (``restart`` None).
+    """The restart of ``trial`` that a control trial examines, or that trial as a whole (``restart`` None).
 
-    ``kind`` is a control's family, another seed, or the measurement of a barrier. ``restart`` counts from 1, in
-    ``epoch`` by ``ratio`` (None: from a learning rate of 0), with a cycle that ends after ``end`` epochs. A measurement
-    has the ``other`` seed that it compares with, and its ``settings``.
+    ``kind`` is a control's family, another seed, or the measurement of a barrier. ``restart`` counts the restarts of
+    ``trial`` from 1; it comes at the beginning of ``epoch``, multiplies the learning rate by ``ratio`` (None: the rate
+    was 0), and its cycle ends after ``end`` epochs. A measurement of a barrier has the ``other`` seed with which it
+    compares, and its ``settings``.
     """
 
     trial: int
@@ -73,19 +76,19 @@ class Control:
 
 @dataclass(frozen=True)
 class Facts:
-    """The attributes that are stored with a trial, under these names in Optuna; None where there is none (yet).
+    """The attributes that are stored with a trial, under these names in Optuna; None where an attribute is not stored.
 
-    Given with its slot: ``name`` of the configuration, ``replicate_of`` (the trial that it repeats on another seed),
-    ``design`` of the confirmation (``evidence.Design``), ``control``.
-    Known with its schedule: ``trace`` and ``recipe`` are digests; ``facts`` are those of the trace, and ``restarts`` to
-    ``warmup_fraction`` the ones that optuna-dashboard shows as columns; ``proposals`` counts the sampler's for it;
-    ``duplicate_of`` is a finished trial with the same training.
-    Known with its end: ``epochs_trained`` and ``epochs_reused``, the median ``epoch_seconds``, ``state_digest``
-    (SHA-256), ``effects`` of its jumps on its own curve (``evidence.Effect``; of a branch see ``evidence.jumps_of``),
-    ``landscape`` (``evidence.Landscape``), ``AP`` (COCO's, of the final model), ``gpu_memory`` (the largest share
-    held), ``run_id`` in MLflow, why it was ``pruned``.
-    ``judged``: after how many epochs it was last compared with others. ``confounder``: why it must not be compared, in
-    a word. ``reasons``: how its attempts ended, once they are used up.
+    Stored when the trial is created: ``name`` of the configuration, ``replicate_of`` (the number of the trial whose
+    schedule it repeats on another seed), ``design`` of the confirmation (``evidence.Design``), ``control``.
+    Stored when its schedule is known: ``trace`` and ``recipe`` (digests), ``facts`` (those of the trace; ``restarts``
+    to ``warmup_fraction`` repeat some of them as columns for optuna-dashboard), ``proposals`` (how many the sampler
+    made), ``duplicate_of`` (the number of a finished trial with the same training).
+    Stored when it ends: ``epochs_trained`` and ``epochs_reused``, the median ``epoch_seconds``, ``state_digest``
+    (SHA-256), ``effects`` of its jumps on its own curve (``evidence.Effect``; for a branch see ``evidence.jumps_of``),
+    ``landscape`` (``evidence.Landscape``), ``AP`` (COCO's, of the final model), ``gpu_memory`` (the largest share of
+    the GPU's memory that was held), ``run_id`` in MLflow, ``pruned`` (why it was stopped early).
+    ``judged`` is the number of epochs after which it was last compared with other trials, ``confounder`` a keyword for
+    why it must not be compared, ``reasons`` why its attempts ended, if the trial failed.
     """
 
     name: str | None = None
@@ -119,23 +122,23 @@ class Facts:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Facts:
-        """Those among the user attributes of an Optuna trial."""
-        known = {each.name: attributes[each.name] for each in fields(cls) if each.name in attributes}
-        if known.get("control") is not None:
-            known["control"] = Control(**known["control"])
-        return cls(**known)
+        """Read the facts from the user attributes of an Optuna trial; other attributes are ignored."""
+        stored = {field.name: attributes[field.name] for field in fields(cls) if field.name in attributes}
+        if stored.get("control") is not None:
+            stored["control"] = Control(**stored["control"])
+        return cls(**stored)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as it stands, read by ``Study.trials``.
+    """The state of one trial, as read by ``Study.trials``.
 
-    ``seed`` is that of its training. ``state`` is Optuna's word. ``spec`` is its schedule as plain data (None: not
-    proposed yet), ``params`` what the sampler answered. ``score``: the objective that it was told with, of a pruned one
-    the best so far. ``curve``: the objective by epoch (from 0). ``seconds`` from the first start to the end over all
-    attempts. ``attempt`` counts claims, ``worker`` is the last one (None: it gave the trial back), ``reasons`` say how
-    attempts ended that did not reach the end. ``label``: in a few words what its schedule is, given by the service,
-    which knows the sweep.
+    ``seed`` is the seed of the training, ``state`` Optuna's state. ``spec`` is the schedule as plain data (None: not
+    proposed yet), ``params`` are the sampler's parameters. ``score`` is the final objective, for a pruned trial its
+    best one. ``curve`` is the objective by epoch (from 0). ``seconds`` is the time from the first start to the end, over
+    all attempts. ``attempt`` counts claims. ``worker`` is the last worker that claimed the trial (None: it released the
+    trial). ``reasons`` say why attempts ended before the trial did. ``label`` describes the schedule in a few words;
+    the service sets it, because it depends on the sweep.
     """
 
     number: int
@@ -155,7 +158,7 @@ class Trial:
 
     @classmethod
     def of(cls, frozen: FrozenTrial, slot: Any) -> Trial:
-        """The trial as Optuna has it, with what the row of its slot says of it."""
+        """Combine Optuna's trial with the row of its slot."""
         begun, ended = frozen.datetime_start, frozen.datetime_complete
         return cls(
             number=frozen.number,
@@ -175,66 +178,66 @@ class Trial:
 
     @cached_property
     def schedule(self) -> Schedule | None:
-        """Its schedule, parsed once. ScheduleError for a spec that is none."""
+        """The schedule, parsed at the first access; raises ScheduleError for an invalid spec."""
         return None if self.spec is None else parse(self.spec)
 
     @property
     def name(self) -> str:
-        """What its configuration is called: the baseline's name, or ``trial N``, and so are trial N's replicates."""
+        """The name of the configuration: the baseline's name, or ``trial N``, also for the replicates of trial N."""
         return self.facts.name or f"trial {self.number if self.original is None else self.original}"
 
     @property
     def original(self) -> int | None:
-        """The trial that it repeats on another seed; None where it repeats none."""
+        """The number of the trial that this one repeats on another seed; None for a trial that is no replicate."""
         return self.facts.replicate_of
 
     @property
     def title(self) -> str:
-        """How a sentence calls the configuration: by its trial and its label, or by its name without one."""
+        """The configuration's name in a sentence: trial and label, or :attr:`name` where there is no label."""
         return f"trial {self.number} ({self.label})" if self.label else self.name
 
     @property
     def open(self) -> bool:
-        """Whether it is not finished."""
+        """Whether the trial is not finished."""
         return self.state in ("WAITING", "RUNNING")
 
     @property
     def shown_state(self) -> str:
-        """Its state in small letters; a trial that was begun and given back is "waiting", as no worker has it now."""
+        """The state in lower case; a trial that was begun and released is "waiting", because no worker holds it."""
         return "waiting" if self.state == "RUNNING" and self.worker is None else self.state.lower()
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Whether the trial ended with an error."""
         return self.state == "FAIL"
 
     @property
     def confounder(self) -> str | None:
-        """Why it cannot be compared, in a line; None if it can, or while it is not finished."""
-        if self.failed:  # the last attempt's reason says more than the word; lines of a log may follow it
+        """Why the trial cannot be compared, in one line; None if it can be, and while it is not finished."""
+        if self.failed:  # The last attempt's reason is more specific; only its first line, because a log may follow.
             return self.reasons[-1].splitlines()[0] if self.reasons else self.facts.confounder or "failed"
         return self.facts.confounder or ("pruned" if self.state == "PRUNED" else None)
 
     @property
     def usable(self) -> bool:
-        """Whether it can be compared: finished, with a finite score, and nothing against it."""
+        """Whether the trial can be compared: it is finished and has a finite score and no confounder."""
         return self.confounder is None and self.score is not None and math.isfinite(self.score)
 
     @property
     def unfinished(self) -> bool:
-        """Whether it has neither a score nor a reason why there is none."""
+        """Whether the trial has neither a score nor a confounder."""
         return self.score is None and self.confounder is None
 
     @property
     def reused(self) -> int:
-        """Epochs that were there already when it began."""
+        """How many of its epochs another trial had trained."""
         return self.facts.epochs_reused or 0
 
     @property
     def values(self) -> list[float]:
-        """The objective of its epochs in their order."""
+        """The objective of the epochs, in their order."""
         return [self.curve[epoch] for epoch in sorted(self.curve)]
 
     def shown(self) -> dict[str, Any]:
-        """What stands beside it in a table: the facts of its trace, and COCO's ``AP`` if it has one."""
+        """The facts of the trace, and COCO's ``AP`` if it was measured, for a row of a table."""
         return {**self.facts.facts, **({} if self.facts.AP is None else {"AP": self.facts.AP})}

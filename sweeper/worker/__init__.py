@@ -98,7 +98,7 @@ class Worker:
                 say.warning("%s", error)
             while not self.stop.is_set():
                 self._beat(None, None)
-                slot = study.claim(self.name, passing_over=passed, giving_up=self._reporter.give_up)
+                slot = study.claim(self.name, excluded=passed, on_exhausted=self._reporter.give_up)
                 if slot is not None:
                     if slot.adopted:
                         say.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
@@ -143,16 +143,16 @@ class Worker:
             child.end()
             say.warning("%s", error)
         except Stopped:
-            slot.give_back()
+            slot.release()
         except Elsewhere:
-            slot.give_back()
+            slot.release()
             raise
         # These may be the machine's fault, so the trial gets other attempts. A state that does not load is one of them:
         # it has been dropped, but a trainer that takes no state at all would bring the trial back for ever.
         except (Crash, Hang, OutOfMemory, DataError, SnapshotCorrupt) as error:
             child.end()  # the child's memory is freed with it
             if isinstance(error, OutOfMemory) and self.share < 1 and not child.epochs:
-                slot.give_back()
+                slot.release()
                 raise DeviceError(
                     f"{self.device}: a training does not fit into {self.share:.3g} of its memory, a worker's share; "
                     f"expected fewer workers per device, or a smaller batch, imgsz or model ({error})"
@@ -163,7 +163,7 @@ class Worker:
             return False
         except (StoreError, TrackingError, DeviceError) as error:  # the machine's fault, not the trial's
             say.warning("trial %d goes back: %s", slot.number, error)
-            slot.give_back()
+            slot.release()
             return False
         except (TrainingError, ConfigError) as error:  # another attempt would end the same way
             reason = _reason(error, child)
@@ -177,7 +177,7 @@ class Worker:
                     # A mistake in the program, which ends this worker: without a limit it would end every other one.
                     self._reporter.bad_attempt(slot, f"{type(error).__name__}: {error}")
                 else:
-                    slot.give_back()
+                    slot.release()
             raise
         else:
             self.service.store.unpin(slot.owner)  # until now its latest state was kept for any worker

@@ -173,7 +173,7 @@ class Reporter:
             return
         with contextlib.closing(self.log(slot)) as log:
             log.tags({f"{names.REASON}.{slot.attempt}": reason})
-        slot.give_back(reason)
+        slot.release(reason)
 
     def fail(self, slot: Slot, reason: str) -> None:
         """The end of a trial, in MLflow first: if this worker dies in between, the next one does it again."""
