@@ -96,8 +96,8 @@ def test_counting_up_from_many_threads_loses_nothing(url: str) -> None:
         ("mysql://u:secret@host/x", "expected sqlite or postgresql"),
         ("sqlite://", "in memory cannot be shared"),
         ("postgresql://u:secret@host:port/x", "not a database URL; expected postgresql://USER@HOST"),
-        ("sqlite:////dev/null/sweep.db", "unable to open .*; choose a place that this user can write"),
-        ("sqlite:////proc/sweep.db", "choose a place that this user can write"),
+        ("sqlite:////dev/null/sweep.db", "unable to open .*; choose a path that this user can write"),
+        ("sqlite:////proc/sweep.db", "choose a path that this user can write"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_without_the_password(url: str, said: str) -> None:

@@ -204,7 +204,7 @@ def test_a_file_that_does_not_fit_is_an_error_that_one_can_go_on_after(url: str,
     assert writer.exitcode == 0
     message = said.get(timeout=5)
     assert "cannot write" in message
-    assert "File too large; check the place and its free space" in message
+    assert "File too large; check the path and its free space" in message
     store = Store(tmp_path / "store", database.open(url))
     assert store.deepest(KEYS) == 2
     assert len(files(store)) == 1  # nothing half is left behind
@@ -377,9 +377,9 @@ def test_a_place_that_works_is_left_as_it_was(store: Store) -> None:
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("/dev/null/store", "cannot open .*: Not a directory; check the place"),
-        ("/proc/store", "cannot open .*; check the place"),
-        ("nonsense://bucket/x", "not a place for training states; expected a folder, or a URL"),
+        ("/dev/null/store", "cannot open .*: Not a directory; check the path"),
+        ("/proc/store", "cannot open .*; check the path"),
+        ("nonsense://bucket/x", "not a store of training states; expected a folder, or a URL"),
     ],
 )
 def test_a_place_that_cannot_be_used_is_named_at_once(tmp_path: Path, place: str, said: str) -> None:
@@ -392,7 +392,7 @@ def test_a_place_that_cannot_be_written_any_more_is_named(tmp_path: Path) -> Non
     store = Store(tmp_path / "store", database.open(tmp_path / "sweep.db"))
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").write_text("in the way")
-    with pytest.raises(StoreError, match=r"cannot write probe-.*; check the place"):
+    with pytest.raises(StoreError, match=r"cannot write probe-.*; check the path"):
         store.check()
 
 

@@ -338,7 +338,7 @@ def test_a_full_disk_costs_states_not_the_trial(
         assert states(world, STAY) == [1, 2]
         unstored = [line for line in caplog.messages if "goes on without the state after epoch" in line]
         assert len(unstored) == 4
-        assert all("No space left on device; check the place and its free space" in line for line in unstored)
+        assert all("No space left on device; check the path and its free space" in line for line in unstored)
         assert all(run["tags"]["sweeper.unstored"] for run in world.runs())
     finally:
         subprocess.run(["umount", str(small)], check=True)

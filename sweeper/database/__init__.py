@@ -1,11 +1,12 @@
-"""One way to SQLite and PostgreSQL: engines that survive many workers and outages, and our own tables.
+"""Access to SQLite and PostgreSQL for many workers, across outages, and the tables of sweeper.
 
-Optuna's tables live in the same database. Ours keep out of their way: schema ``sweeper_tables`` on PostgreSQL (not
-``sweeper``: a user of that name would meet it first in the search path), the prefix ``sweeper_`` on SQLite. Every time
-in them is the database's clock, in seconds since the Unix epoch (UTC), so that workers whose clocks disagree still
-agree on whose lease has run out.
+Optuna's tables are in the same database. To avoid equal names, sweeper's tables are in the schema ``sweeper_tables`` on
+PostgreSQL and have the prefix ``sweeper_`` on SQLite. The schema is not called ``sweeper``, because PostgreSQL creates
+tables in the schema with the user's name if there is one: for a user ``sweeper``, Optuna's tables would come into it.
+Every stored time is read from the database's clock, in seconds since the Unix epoch (UTC), so that workers whose clocks
+differ agree on which leases have expired.
 
-This package is the home of SQLAlchemy; the others build their statements with the names it offers.
+Only this package imports SQLAlchemy; the others build their statements with the names that it exports.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ __all__ = [
 
 T = TypeVar("T")
 
-PATIENCE_S = 120.0  # how long an operation is tried again while the database is away; a restart takes seconds
-_OPENING_S = 10.0
+PATIENCE_S = 120.0  # How long an operation is repeated during an outage; a restart of PostgreSQL takes seconds.
+_OPENING_S = 10.0  # The same while an SQLite file is opened, which other processes may just be creating.
 _REPAIR = "correct --database-url or SWEEPER_DATABASE_URL"
 
 
 class NothingThere(DatabaseError):
-    """There is no database, or no sweep was launched in it; raised where a command only reads."""
+    """The database or its tables do not exist; raised where a command only reads, and so must not create them."""
 
     def __init__(self, where: str) -> None:
         super().__init__(f"{where}: no sweep is there; launch it first")
@@ -52,24 +53,25 @@ class NothingThere(DatabaseError):
 
 @dataclass(frozen=True)
 class Database:
-    """An open database: its engine, our tables in it, and work done in transactions that outlast an outage.
+    """An open database: its engine, sweeper's tables in it, and transactions that are repeated after an outage.
 
-    Printed, it is its URL without the password.
+    ``str()`` gives its URL without the password.
     """
 
     url: URL
     engine: sa.Engine
     tables: Tables = field(repr=False)
-    now: sa.ColumnElement[float] = field(repr=False)  # the database's clock, in seconds since the Unix epoch
+    now: sa.ColumnElement[float] = field(repr=False)  # The database's clock, in seconds since the Unix epoch.
     patience_s: float = PATIENCE_S
 
     def __str__(self) -> str:
-        return self.url.set(query={}).render_as_string(hide_password=True)  # a query can hold a password, too
+        return self.url.set(query={}).render_as_string(hide_password=True)  # The query part may have a password, too.
 
     def transaction(self, work: Callable[[Connection], T]) -> T:
-        """Do ``work`` in one transaction, again from its start after a transient error.
+        """Return ``work(connection)`` of one transaction, which is repeated from its start after a transient error.
 
-        Whether a commit whose answer got lost took place is unknown, so ``work`` must bear being done twice.
+        If the connection breaks during a commit, it is unknown whether the database has committed. ``work`` must
+        therefore give the right result also when it is committed twice.
         """
 
         def once() -> T:
@@ -79,10 +81,10 @@ class Database:
         return self.retry(once)
 
     def retry(self, work: Callable[[], T]) -> T:
-        """Call ``work`` until no transient error comes out of it, for ``patience_s`` seconds.
+        """Return ``work()``, which is repeated after transient errors for at most ``patience_s`` seconds.
 
-        Raises DatabaseError when they are over, or at once when trying again is of no use. IntegrityError passes:
-        that a row is there already may be just the answer.
+        Raises DatabaseError after that time, and at once for an error that a repetition cannot mend. IntegrityError is
+        raised as it is, because a caller may insert a row to learn whether it exists.
         """
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -102,31 +104,32 @@ class Database:
             raise DatabaseError(f"{self}: the database failed{tried}: {_explained(cause)}") from error
 
     def upsert(self, into: sa.Table) -> Any:
-        """An insert into ``into`` that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
+        """Return an insert that has ``on_conflict_do_nothing`` and ``on_conflict_do_update``, for either database."""
         return (postgresql.insert if self.engine.name == "postgresql" else sqlite.insert)(into)
 
     def sessions(self) -> scoped_session[Session]:
-        """Sessions, one per thread, on this engine."""
+        """Return a registry of sessions on this engine, one session per thread."""
         return scoped_session(sessionmaker(bind=self.engine))
 
     def version(self) -> str:
-        """The database's name and version, asked of it."""
+        """Query the database for its product and version, for instance "SQLite 3.45.1"."""
         server = self.engine.name == "postgresql"
-        question = sa.text("SHOW server_version" if server else "SELECT sqlite_version()")
-        answer = self.transaction(lambda connection: connection.scalar(question))
-        return f"{'PostgreSQL' if server else 'SQLite'} {answer}"
+        query = sa.text("SHOW server_version" if server else "SELECT sqlite_version()")
+        version = self.transaction(lambda connection: connection.scalar(query))
+        return f"{'PostgreSQL' if server else 'SQLite'} {version}"
 
 
 def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True) -> Database:
-    """Open the database at ``url``, make our tables where they are missing, and return it.
+    """Open the database at ``url``, create sweeper's tables where they are missing, and return it.
 
-    ``url`` is a ``Path`` or the text ``sqlite:///path`` (made with its folder when missing), or the text
-    ``postgresql://user@host/name``. Any other text is refused: a mistyped URL must not become a file of that name.
-    SQLite is for one machine: its file locks cannot be trusted over a network. Without ``create`` nothing is made or
-    migrated: DatabaseError where our tables are not there.
+    ``url`` is a ``Path`` or ``sqlite:///path`` (a file that is created, with its folder, if it is missing) or
+    ``postgresql://user@host/name``. Any other text is refused, because a mistyped URL must not become a file of that
+    name. SQLite is for one machine, because its file locks are unreliable on network file systems. Without ``create``
+    nothing is created, and NothingThere is raised where sweeper's tables are missing.
 
-    Raises DatabaseError at once (an outage is only waited out later): a text that is no URL, unreachable host, refused
-    password, a folder that cannot be written, a file that is something else, tables made by a newer version.
+    Raises DatabaseError for an invalid URL, an unreachable host, a refused password, a folder that cannot be written, a
+    file that is no SQLite database, and tables of another version. It does not wait for a server that does not answer;
+    only the later operations outlast an outage.
     """
     parsed = parse(url)
     tables = our_tables.TABLES[parsed.get_backend_name()]
@@ -147,7 +150,8 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
             our_tables.create(connection, tables)
 
     try:
-        # A server that is away is said at once. SQLite may be locked by others who open a new file, too.
+        # An unreachable server is reported at once. SQLite is repeated for some seconds, because other processes that
+        # open the same new file may hold its lock.
         replace(database, patience_s=_OPENING_S if engine.name == "sqlite" else 0.0).retry(prepare)
     except BaseException:
         engine.dispose()
@@ -156,24 +160,24 @@ def open(url: str | Path, *, patience_s: float = PATIENCE_S, create: bool = True
 
 
 def parse(url: str | Path) -> URL:
-    """The database that ``url`` names, as in :func:`open`; touches nothing. Raises DatabaseError in one line."""
+    """Return SQLAlchemy's URL of the database ``url``, see :func:`open`, without connecting; raises DatabaseError."""
     if isinstance(url, Path):
         return URL.create("sqlite", database=str(url.expanduser().absolute()))
     try:
         parsed = make_url(url if "://" in url else "")
-        a_file = parsed.drivername == "sqlite"
-        if (parsed.host or parsed.username) if a_file else (not parsed.database or set("/@") & set(parsed.database)):
+        is_file = parsed.drivername == "sqlite"
+        if (parsed.host or parsed.username) if is_file else (not parsed.database or set("/@") & set(parsed.database)):
             raise ValueError
     except (ArgumentError, ValueError):
         raise DatabaseError(
             f"{without_password(url)!r}: not a database URL; expected postgresql://USER@HOST:PORT/NAME or "
             f"sqlite:///FILE; {_REPAIR}"
         ) from None
-    if a_file and parsed.database in (None, "", ":memory:"):
+    if is_file and parsed.database in (None, "", ":memory:"):
         raise DatabaseError(
             f"{url!r}: a database in memory cannot be shared by workers; expected sqlite:///FILE; {_REPAIR}"
         )
-    if a_file:
+    if is_file:
         return parsed.set(database=str(Path(str(parsed.database)).expanduser()))
     if parsed.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
         raise DatabaseError(f"{parsed.drivername}: not a supported database; expected sqlite or postgresql; {_REPAIR}")
@@ -181,12 +185,13 @@ def parse(url: str | Path) -> URL:
 
 
 def engine_kwargs(url: URL) -> dict[str, Any]:
-    """What SQLAlchemy's ``create_engine`` gets beside the URL."""
+    """Return the keyword arguments of SQLAlchemy's ``create_engine`` for the database ``url``."""
     if url.get_backend_name() == "sqlite":
-        # Python's driver begins no transaction of its own; begin() below does.
+        # isolation_level None keeps Python's driver from beginning transactions; begin() in _sqlite does it instead.
         return {"connect_args": {"timeout": 60.0, "isolation_level": None}}
-    # A worker needs one connection and its heartbeat another; more would exhaust the server, which has a limit on
-    # connections. The timeouts end a session that is frozen inside a transaction and holds locks.
+    # The pool is small, because a server limits its connections: a worker uses one, and one for the thread that renews
+    # its leases. The timeouts in "options" end the session of a worker that is suspended inside a transaction, so that
+    # its locks do not stop the other workers.
     return {
         "pool_pre_ping": True,
         "pool_size": 1,
@@ -205,36 +210,38 @@ def engine_kwargs(url: URL) -> dict[str, Any]:
 
 def _sqlite(url: URL) -> sa.Engine:
     path = Path(str(url.database))
-    with contextlib.suppress(OSError):  # SQLite says that it cannot open the file
+    with contextlib.suppress(OSError):  # SQLite then reports that it cannot open the file.
         path.parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url, **engine_kwargs(url))
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _: Any) -> None:
-        # A commit appends to the log without waiting for the disk. A killed process loses nothing. After a power cut
-        # the last commits may be missing but the database is intact, and trials go on from their last snapshot.
+        # A commit appends to the write-ahead log without waiting for the disk. The death of a process loses no commit.
+        # After a power failure the last commits may be missing, but the database is intact, and trials continue from
+        # their last snapshot.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # The write lock is taken at the start. Otherwise a transaction that reads and then writes would fail, or act
-        # on outdated rows, when another writes in between.
+        # Every transaction takes the write lock when it begins. Otherwise a transaction that reads and then writes
+        # would fail with "database is locked" if another process wrote in between.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
-# What went wrong, and whether trying again may help.
+# Classification of errors.
 
-# SQLSTATE classes and codes that pass: connection lost, resources short, serialization and deadlock, shutting down.
-_PASSING = ("08", "40", "53", "57P01", "57P02", "57P03", "57P05", "55P03", "25P03")
-# What the server says when a connection is refused for good; there is no SQLSTATE on a failed connection.
-_FINAL = ("password", "authentication", "pg_hba.conf", "does not exist", "SSL", "certificate", "permission denied")
+# SQLSTATE codes, or their beginnings, of transient errors: lost connection (08), serialization failure and deadlock
+# (40), insufficient resources (53), shutdown and ended sessions (57P), lock timeout (55P03), idle transaction (25P03).
+_TRANSIENT_STATES = ("08", "40", "53", "57P01", "57P02", "57P03", "57P05", "55P03", "25P03")
+# Parts of the message of a connection that is refused permanently; a failed connection has no SQLSTATE.
+_PERMANENT = ("password", "authentication", "pg_hba.conf", "does not exist", "SSL", "certificate", "permission denied")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help. Looks at the driver's own error, which other libraries wrap in theirs."""
+    """Whether a repetition may succeed, judged by the driver's error, which SQLAlchemy and Optuna wrap in theirs."""
     cause = _cause_of(error)
     if cause is None:
         return False
@@ -242,18 +249,18 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(cause, sqlite3.Error):
         return isinstance(cause, sqlite3.OperationalError) and any(
-            word in str(cause) for word in ("locked", "busy", "full")
+            part in str(cause) for part in ("locked", "busy", "full")
         )
     state = getattr(cause, "sqlstate", None)
     if state:
-        return str(state).startswith(_PASSING)
-    # psycopg's OperationalError without a state: no connection, or it broke.
-    operational = any(kind.__name__ == "OperationalError" for kind in type(cause).__mro__)  # ConnectionTimeout is one
-    return operational and not any(word in str(cause) for word in _FINAL)
+        return str(state).startswith(_TRANSIENT_STATES)
+    # psycopg raises an OperationalError, or a subclass of it, without SQLSTATE if a connection fails or breaks.
+    operational = any(kind.__name__ == "OperationalError" for kind in type(cause).__mro__)
+    return operational and not any(part in str(cause) for part in _PERMANENT)
 
 
 def _cause_of(error: BaseException) -> BaseException | None:
-    """The driver's or pool's error at the bottom of ``error``; None if no database is to blame."""
+    """Return the error of the driver or pool that caused ``error``; None if it does not come from a database."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, DBAPIError) and inner.orig is not None:
@@ -270,7 +277,7 @@ _ADVICE = (
     (("password", "authentication", "pg_hba"), "check the user and the password in the database URL"),
     (("resolve host", "refused", "timeout", "timed out", "unreachable"), "check the host, and that it is running"),
     (("not a database",), "choose another path, or remove the file"),
-    (("unable to open", "readonly", "read-only"), "choose a place that this user can write"),
+    (("unable to open", "readonly", "read-only"), "choose a path that this user can write"),
     (("full",), "free some disk space"),
     (("does not exist",), "create the database first, or correct its name"),
     (("permission denied",), "grant the user CREATE on the database"),
@@ -279,7 +286,7 @@ _ADVICE = (
 
 
 def _explained(error: BaseException) -> str:
-    """The error's first line, and what to do about it."""
+    """Return the first line of the error's message, followed by advice."""
     text = str(error).strip() or type(error).__name__
-    advice = next(advice for words, advice in _ADVICE if any(word in text for word in words))
+    advice = next(advice for parts, advice in _ADVICE if any(part in text for part in parts))
     return f"{text.splitlines()[0].strip()}; {advice}"

@@ -19,7 +19,7 @@ from sweeper.config import Sweep
 from sweeper.errors import SweeperError
 from sweeper.schedules import parse
 from sweeper.service import Place, Service
-from sweeper.store import Place as StorePlace
+from sweeper.store import Files
 from sweeper.study import check_optuna
 from sweeper.tracking import Tracker
 from sweeper.training.process import Epoch
@@ -145,7 +145,7 @@ def _tracking(place: Place, experiment: str) -> str:
 
 
 def _store(place: Place) -> str:
-    store = StorePlace(place.snapshots, make=False)
+    store = Files(place.snapshots, make=False)
     if not store.id:
         free = shutil.disk_usage(_writable(place.folder)).free if "://" not in place.store else None
         return f"{store.url}, nothing is stored there yet{_room(store.url, free)}"

@@ -135,7 +135,7 @@ class Trial:
 
     ``seed`` is the seed of the training, ``state`` Optuna's state. ``spec`` is the schedule as plain data (None: not
     proposed yet), ``params`` are the sampler's parameters. ``score`` is the final objective, for a pruned trial its
-    best one. ``curve`` is the objective by epoch (from 0). ``seconds`` is the time from the first start to the end, over
+    best one. ``curve`` is the objective by epoch (from 0). ``seconds`` is the time from the first start to the end over
     all attempts. ``attempt`` counts claims. ``worker`` is the last worker that claimed the trial (None: it released the
     trial). ``reasons`` say why attempts ended before the trial did. ``label`` describes the schedule in a few words;
     the service sets it, because it depends on the sweep.
