@@ -96,7 +96,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
     """
     study, tracker = service.study, service.tracker
     while (slot := study.claim("inventor")) is not None:
-        study.beat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=0)
+        study.heartbeat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=0)
         spec = slot.propose(lambda suggest: search.propose(service.sweep, suggest).spec)
         trace = service.trace(parse(spec))
         name = str(slot.facts.name or f"trial {slot.number}")
@@ -116,7 +116,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
         last = study.counts()["waiting"] == 0
         for epoch, value in enumerate(values):
             if last and epoch == stop_after:
-                study.beat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=epoch)
+                study.heartbeat("inventor", host="here", pid=1, device="cpu", number=slot.number, epoch=epoch)
                 log.close()
                 return
             rate = float(trace.lr[(epoch + 1) * trace.steps_per_epoch - 1])

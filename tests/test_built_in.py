@@ -63,7 +63,7 @@ def test_short_help_and_completion() -> None:
 
 def test_list_shows_the_launched_sweeps_and_creates_nothing(shown: Service, tmp_path: Path) -> None:
     store = ["--store", str(shown.place.folder)]
-    shown.study.beat("inventor", host="here", pid=1, device="cuda:1", number=7, epoch=9)
+    shown.study.heartbeat("inventor", host="here", pid=1, device="cuda:1", number=7, epoch=9)
     done = CliRunner().invoke(app, ["list", *store])
     assert done.exit_code == 0, done.output
     (line,) = [line for line in done.output.splitlines() if line.split()[:1] == ["shown"]]

@@ -186,7 +186,7 @@ def test_the_sweeps_of_a_place_are_listed_with_their_state(tmp_path: Path) -> No
     [one, other] = sweeps(place)
     assert (one.name, one.state, one.best, one.winner, one.heard_s) == ("one", "waiting", None, None, None)
     assert one.counts["waiting"] == one.counts["total"] == first.study.counts()["total"]
-    second.study.beat("inventor", host="here", pid=1, device="cpu", number=0, epoch=3)
+    second.study.heartbeat("inventor", host="here", pid=1, device="cpu", number=0, epoch=3)
     invented.work(first, {})
     [one, other] = sweeps(place)
     assert (one.state, one.objective) == ("done", "mAP50-95")

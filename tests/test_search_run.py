@@ -15,7 +15,7 @@ from sweeper.search import rules
 from sweeper.service import Place, Service
 from sweeper.study import Slot, Trial
 from sweeper.worker import Worker
-from sweeper.worker.segments import Known
+from sweeper.worker.segments import OtherTrials
 
 EPOCHS = 3
 SWEEP: dict[str, Any] = {
@@ -126,7 +126,7 @@ STEPPED = {"family": "cawb", "steps": [2], "lr": 0.02}
 
 
 @pytest.fixture(scope="module")
-def judged(folder: Path) -> tuple[Known, Slot, Trace]:
+def judged(folder: Path) -> tuple[OtherTrials, Slot, Trace]:
     """Five finished trials that stood at 0.30 to 0.34 after two of four epochs, and a sixth at work."""
     opened = service(
         folder,
@@ -145,7 +145,7 @@ def judged(folder: Path) -> tuple[Known, Slot, Trace]:
         slot.tell(0.4)
     last = opened.study.claim("w")
     assert last is not None
-    return Known(opened), last, opened.trace(parse(STEPPED))
+    return OtherTrials(opened), last, opened.trace(parse(STEPPED))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def judged(folder: Path) -> tuple[Known, Slot, Trace]:
     ],
 )
 def test_a_trial_is_stopped_at_the_end_of_a_cycle_only(
-    judged: tuple[Known, Slot, Trace], curve: list[float], stops: bool
+    judged: tuple[OtherTrials, Slot, Trace], curve: list[float], stops: bool
 ) -> None:
     judge, slot, trace = judged
     assert (judge.verdict(slot, trace, curve) is not None) is stops

@@ -18,7 +18,7 @@ from sweeper.service import Service
 
 
 def beating(shown: Service) -> None:
-    shown.study.beat("inventor", host="here", pid=1, device="cuda:1", number=7, epoch=9)
+    shown.study.heartbeat("inventor", host="here", pid=1, device="cuda:1", number=7, epoch=9)
 
 
 def command(shown: Service, shown_file: Path, *arguments: str) -> list[str]:
@@ -41,7 +41,7 @@ def test_trials_that_have_begun_and_wait_are_not_counted_as_running(tmp_path: Pa
     service = invented.launched(invented.written(tmp_path), tmp_path / "store")
     for worker in ("first", "second"):
         assert service.study.claim(worker) is not None
-        service.study.beat(worker, host="here", pid=1, device="cpu")
+        service.study.heartbeat(worker, host="here", pid=1, device="cpu")
     third = service.study.claim("third")
     assert third is not None
     third.release()

@@ -667,10 +667,10 @@ def test_a_finished_trial_says_how_long_it_took(url: str) -> None:
 
 def test_workers_are_known_by_their_last_word(url: str) -> None:
     study = launch(url, 1)
-    study.beat("a", host="h", pid=1, device="cuda:0")
+    study.heartbeat("a", host="h", pid=1, device="cuda:0")
     time.sleep(0.05)
-    study.beat("b", host="h", pid=2, device="cpu", number=3, epoch=4)
-    study.beat("b", host="h", pid=2, device="cpu", number=3, epoch=5)
+    study.heartbeat("b", host="h", pid=2, device="cpu", number=3, epoch=4)
+    study.heartbeat("b", host="h", pid=2, device="cpu", number=3, epoch=5)
     first, second = study.workers()
     assert (first.worker, first.number, first.epoch) == ("b", 3, 5)
     assert (second.worker, second.device, second.number) == ("a", "cuda:0", None)

@@ -27,7 +27,7 @@ from sweeper.schedules import words
 from sweeper.search import rules
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
-from sweeper.worker import LONGEST_LOOK_S, LONGEST_PAUSE_S, Worker, pause
+from sweeper.worker import LONGEST_PAUSE_S, LONGEST_WAIT_S, Worker, pause
 
 EPOCHS = 4
 STAY = {"family": "constant", "lr": 1.0}
@@ -409,10 +409,10 @@ def test_a_worker_that_waits_for_hours_goes_on(home: Home, tmp_path: Path) -> No
     check(world)
     looks = [wait for wait in waits if wait != 1]  # between looks it waits for trials that are free
     assert len(looks) > 1030
-    assert all(LONGEST_LOOK_S / 2 <= wait <= LONGEST_LOOK_S for wait in looks[10:])
+    assert all(LONGEST_WAIT_S / 2 <= wait <= LONGEST_WAIT_S for wait in looks[10:])
 
 
-@pytest.mark.parametrize("longest", [LONGEST_LOOK_S, LONGEST_PAUSE_S])
+@pytest.mark.parametrize("longest", [LONGEST_WAIT_S, LONGEST_PAUSE_S])
 def test_a_pause_grows_to_its_longest_and_stays_there(longest: float) -> None:
     pauses = [pause(count, longest) for count in (*range(1, 3000), 10**300)]
     assert pauses[:4] == [0.5, 1.0, 2.0, 4.0]

@@ -217,7 +217,7 @@ class Study:
                 return trial
         return None
 
-    def beat(
+    def heartbeat(
         self, worker: str, *, host: str, pid: int, device: str, number: int | None = None, epoch: int | None = None
     ) -> None:
         """Store that ``worker`` is alive, and the trial and epoch that it trains, for :meth:`workers`."""

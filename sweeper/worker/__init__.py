@@ -1,7 +1,7 @@
-"""The one loop: claim a trial, find the deepest stored prefix of its trace, train on from there, write it down.
+"""The loop of a worker: claim a trial, find the deepest stored prefix of its trace, train on from there, store it.
 
-``Worker.run`` claims trials, ``_attempt`` decides how an attempt at one ends, and ``_train`` is the attempt itself.
-Resuming, sharing a beginning, forking and recognising a duplicate are all the same lines of ``_train``.
+``Worker.run`` claims trials, ``_attempt`` decides how an attempt at a trial ends, and ``_train`` is the attempt itself.
+The same lines of ``_train`` resume a trial, share the beginning of another one and recognise a duplicate.
 """
 
 import contextlib
@@ -36,28 +36,32 @@ from sweeper.study import Slot
 from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Crash, Hang, TrainingProcess
 from sweeper.worker.reporter import Reporter, row_of
-from sweeper.worker.segments import UNTRAINED, Elsewhere, Known, Segments, Task, landscape
+from sweeper.worker.segments import UNTRAINED, OtherTrials, Segments, Task, TrainedElsewhere, landscape
 
 __all__ = ["Worker"]
 
-say = logging.getLogger("sweeper")
+logger = logging.getLogger("sweeper")
 
-BEAT_S = 2.0
-LONGEST_PAUSE_S = 300.0
-LONGEST_LOOK_S = 10.0
+HEARTBEAT_S = 2.0  # The shortest time between two heartbeats during a training.
+LONGEST_PAUSE_S = 300.0  # The longest pause after attempts that this machine has ended.
+LONGEST_WAIT_S = 10.0  # The longest pause after trials whose next segment another worker trains.
 
 
 def pause(count: int, longest: float) -> float:
-    """Seconds to wait after the ``count``-th time in a row (from 1): 0.5, doubled each time, up to ``longest``."""
-    return min(0.25 * 2.0 ** min(count, 60), longest)  # a float has no room for a power of two above 1,023
+    """Return seconds to wait after ``count`` (from 1) events in a row: 0.5, doubled each time, up to ``longest``."""
+    return min(0.25 * 2.0 ** min(count, 60), longest)  # 2.0 ** 1024 raises OverflowError.
 
 
 class Stopped(Exception):
-    """The worker was asked to stop; the lease is given back and the trial goes on elsewhere."""
+    """The worker was asked to stop; it releases the trial, which another worker continues."""
 
 
 class Worker:
-    """One slot of a device. Setting ``stop`` ends it after the epoch in progress; killing it loses that epoch only."""
+    """Trains trials on one device. After ``stop`` is set, it finishes its epoch and ends; a kill loses that epoch only.
+
+    ``name`` must be unique among living workers (None: host, process number and a random part). ``share`` is the part
+    of the GPU's memory that this worker may use.
+    """
 
     def __init__(
         self, service: Service, *, device: str, stop: threading.Event, name: str | None = None, share: float = 1.0
@@ -66,91 +70,92 @@ class Worker:
         self.device = device
         self.share = share
         self.stop = stop
-        # Two containers may share both the host's name and the process number.
+        # The random part is needed because two containers may have the same host name and process number.
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.folder = service.place.folder / "work" / self.name
-        self._known = Known(service)
+        self._others = OtherTrials(service)
         self._reporter = Reporter(service)
         self._segments = Segments(service, self.name)
-        self._beaten = 0.0
-        self._memory = 0.0  # the largest share of the GPU's memory that was held
+        self._last_heartbeat = 0.0  # In monotonic seconds.
+        self._memory = 0.0  # The largest share of the GPU's memory that the trainings held.
 
     def run(self) -> None:
-        """Train trials until every one of the sweep is finished, here or elsewhere, or ``stop`` is set.
+        """Train trials until all trials of the sweep are finished, by any worker, or ``stop`` is set.
 
-        Raises StoreError for another store than the launch's, DeviceError if the very first epoch needs more than our
-        share of the GPU's memory.
+        Raises StoreError if the store is not the one with which the sweep was launched, and DeviceError if the first
+        epoch needs more than this worker's share of the GPU's memory.
         """
-        say.info("sweep %s, on %s: opening it", self.service.sweep.name, self.device)
+        logger.info("sweep %s, on %s: opening it", self.service.sweep.name, self.device)
         self.service.check_store()
         self._check_tracking()
         study = self.service.study
-        passed: set[int] = set()  # numbers of the trials that are left to other workers for now
-        faults = 0  # in a row, without an epoch in between
-        looks = 0  # in a row, at trials that wait for what is trained elsewhere
+        excluded: set[int] = set()  # The numbers of the trials that this worker does not claim for now.
+        faults = 0  # Attempts in a row that ended by a fault of this machine, without a new epoch.
+        waits = 0  # Trials in a row that need a segment which another worker is training.
         stall_s = self.service.sweep.stall_s
         with self.service.training(device=self.device, folder=self.folder, stall_s=stall_s, share=self.share) as child:
             try:
                 child.fingerprint(self.service.recipe(self.service.sweep.recipe.seed))
-            except DeviceError:  # every trial would fail on it; another error may concern a single trial
-                raise
-            except SweeperError as error:
-                say.warning("%s", error)
+            except DeviceError:
+                raise  # Every trial would fail on this device.
+            except SweeperError as error:  # Other errors may concern a single trial, whose attempt reports them.
+                logger.warning("%s", error)
             while not self.stop.is_set():
-                self._beat(None, None)
-                slot = study.claim(self.name, excluded=passed, on_exhausted=self._reporter.give_up)
+                self._heartbeat(None, None)
+                slot = study.claim(self.name, excluded=excluded, on_exhausted=self._reporter.give_up)
                 if slot is not None:
                     if slot.adopted:
-                        say.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
-                    before, well = child.epochs, False
+                        logger.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
+                    before, succeeded = child.epochs, False
                     try:
-                        well = self._attempt(slot, child)
-                    except Elsewhere:
-                        # What is trained elsewhere may be the beginning of every trial; a later proposal knows more.
-                        passed.add(slot.number)
-                        looks = 1 if child.epochs > before else looks + 1
-                        self.stop.wait(random.uniform(0.5, 1.0) * pause(looks, LONGEST_LOOK_S))
+                        succeeded = self._attempt(slot, child)
+                    except TrainedElsewhere:
+                        # All remaining trials may begin with that segment. Without a pause, this worker would claim
+                        # them all at once and have them proposed before the sampler knows further results.
+                        excluded.add(slot.number)
+                        waits = 1 if child.epochs > before else waits + 1
+                        self.stop.wait(random.uniform(0.5, 1.0) * pause(waits, LONGEST_WAIT_S))
                         continue
-                    except (LeaseLost, TrackingError) as error:  # while the end of the trial was written down
-                        say.warning("trial %d: %s", slot.number, error)
-                    looks = 0
-                    faults = 0 if well or child.epochs > before else faults + 1
-                    if not well:  # a broken machine must not use up the attempts of trial after trial
-                        passed.add(slot.number)
+                    except (LeaseLost, TrackingError) as error:  # _attempt could not store how the trial ended.
+                        logger.warning("trial %d: %s", slot.number, error)
+                    waits = 0
+                    faults = 0 if succeeded or child.epochs > before else faults + 1
+                    if not succeeded:  # Otherwise a broken machine would use up the attempts of trial after trial.
+                        excluded.add(slot.number)
                         self.stop.wait(pause(faults + 1, LONGEST_PAUSE_S) if faults else 0)
                 elif study.done:
-                    say.info("sweep %s: every trial is finished; sweeper pick says what came out", study.name)
+                    logger.info("sweep %s: every trial is finished; sweeper pick says what came out", study.name)
                     break
-                else:  # the trials that are left are trained elsewhere, or wait for a segment that is
-                    passed.clear()
+                else:  # Other workers hold the remaining trials, or train the segments that these need.
+                    excluded.clear()
                     self.stop.wait(1)
 
     def _check_tracking(self) -> None:
-        """TrackingError if the server does not let us in; where it does not answer, journals wait for it."""
+        """Raise TrackingRefused if the MLflow server denies access; if it does not answer, journals wait for it."""
         try:
             self.service.tracker.check()
         except TrackingRefused:
             raise
         except TrackingError as error:
-            say.warning("%s; the trials go on and are sent later", error)
+            logger.warning("%s; training continues, and its results are sent later", error)
 
     def _attempt(self, slot: Slot, child: TrainingProcess) -> bool:
-        """Work on a trial and leave it finished, failed or given back; False if a fault of this machine ended it."""
+        """Train a trial until it is finished, failed or released; return False if this machine's fault ended it."""
         try:
             with self._segments.renewing(slot):
                 self._train(slot, child)
         except LeaseLost as error:
             child.end()
-            say.warning("%s", error)
+            logger.warning("%s", error)
         except Stopped:
             slot.release()
-        except Elsewhere:
+        except TrainedElsewhere:
             slot.release()
             raise
-        # These may be the machine's fault, so the trial gets other attempts. A state that does not load is one of them:
-        # it has been dropped, but a trainer that takes no state at all would bring the trial back for ever.
+        # The machine may have caused these errors, so the trial gets a limited number of further attempts. Without the
+        # limit, a trial whose trainer can load no state (SnapshotCorrupt) would be trained again for ever.
         except (Crash, Hang, OutOfMemory, DataError, SnapshotCorrupt) as error:
-            child.end()  # the child's memory is freed with it
+            child.end()  # The end of the child process frees its memory.
             if isinstance(error, OutOfMemory) and self.share < 1 and not child.epochs:
                 slot.release()
                 raise DeviceError(
@@ -158,41 +163,42 @@ class Worker:
                     f"expected fewer workers per device, or a smaller batch, imgsz or model ({error})"
                 ) from error
             reason = _reason(error, child)
-            say.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
+            logger.warning("trial %d, attempt %d: %s", slot.number, slot.attempt, reason)
             self._reporter.bad_attempt(slot, reason)
             return False
-        except (StoreError, TrackingError, DeviceError) as error:  # the machine's fault, not the trial's
-            say.warning("trial %d goes back: %s", slot.number, error)
+        except (StoreError, TrackingError, DeviceError) as error:  # The machine's fault, which counts no bad attempt.
+            logger.warning("trial %d is released: %s", slot.number, error)
             slot.release()
             return False
-        except (TrainingError, ConfigError) as error:  # another attempt would end the same way
+        except (TrainingError, ConfigError) as error:  # Another attempt would end in the same way.
             reason = _reason(error, child)
-            say.warning("trial %d: %s", slot.number, reason)
+            logger.warning("trial %d: %s", slot.number, reason)
             slot.set("confounder", error.reason if isinstance(error, TrainingError) else type(error).__name__)
             self._reporter.fail(slot, reason)
         except BaseException as error:
             child.end()
-            with contextlib.suppress(SweeperError):  # where the database does not answer, the lease runs out
+            with contextlib.suppress(SweeperError):  # If the database does not answer, the lease expires by itself.
                 if isinstance(error, Exception) and not isinstance(error, SweeperError | OSError):
-                    # A mistake in the program, which ends this worker: without a limit it would end every other one.
+                    # A bug ends this worker. It counts as a bad attempt, because otherwise the trial would end every
+                    # worker that adopts it.
                     self._reporter.bad_attempt(slot, f"{type(error).__name__}: {error}")
                 else:
                     slot.release()
             raise
         else:
-            self.service.store.unpin(slot.owner)  # until now its latest state was kept for any worker
+            self.service.store.unpin(slot.owner)  # While it was unfinished, its latest state had to stay.
         return True
 
     def _train(self, slot: Slot, child: TrainingProcess) -> None:
-        """Train the trial to its end, or until it is pruned, and write down how it ended."""
-        if self._known.awaits_trunk(slot):
-            raise Elsewhere
+        """Train the trial to its end, or until it is pruned, and store how it ended."""
+        if self._others.awaits_trunk(slot):
+            raise TrainedElsewhere
         task = self._task(slot, child)
-        twin, epochs = self._known.twin(task), task.trace.epochs
+        twin, epochs = self._others.twin(task), task.trace.epochs
         log: TrialLog | None = None
         try:
             while True:
-                # The idea, all of it: go on from the deepest stored prefix of this trace.
+                # Whoever trained it, the training continues from the deepest stored prefix of this trace.
                 state = self._segments.deepest(task, twin)
                 if log is None:
                     log = self._reporter.begin(task, state.epoch)
@@ -201,10 +207,10 @@ class Worker:
                     state, pruned = self._advance(task, log, state, child)
                 if pruned or state.epoch == epochs:
                     break
-            measured = landscape(self.service, task, child, lambda: self._go_on(task))
+            measured = landscape(self.service, task, child, lambda: self._heartbeat_at_end(task))
             try:
                 self._reporter.finish(task, log, child, state, pruned, measured, self._memory)
-            except SnapshotCorrupt as error:  # the last state, which nobody has trained on from, does not load
+            except SnapshotCorrupt as error:  # The trainer cannot load the last state, so it is trained again.
                 self.service.store.drop(task.keys[state.epoch], str(error))
                 raise
         finally:
@@ -213,7 +219,7 @@ class Worker:
                 log.close()
 
     def _task(self, slot: Slot, child: TrainingProcess) -> Task:
-        """The trial's schedule, proposed if it has none yet, and all that determines its training."""
+        """Return the trial's schedule, proposed if it has none yet, with everything that determines its training."""
         service = self.service
         proposals: list[Schedule] = []
 
@@ -222,7 +228,7 @@ class Worker:
             return proposals[-1].spec
 
         spec = slot.propose(
-            propose, known=lambda spec: self._known.trained(slot, proposals[-1]), reference=service.agenda.against
+            propose, known=lambda spec: self._others.trained(slot, proposals[-1]), reference=service.agenda.against
         )
         schedule = proposals[-1] if proposals else parse(spec)
         trace, recipe = service.trace(schedule), service.recipe(slot.seed)
@@ -231,56 +237,62 @@ class Worker:
         return Task(slot, schedule, trace, recipe, facts, digest, prefix_keys(digest, trace), service.branches(trace))
 
     def _replay(self, task: Task, log: TrialLog, state: Snapshot) -> tuple[Snapshot, str | None]:
-        """Record the epochs of a stored state; unless it is the last one, it is cut where the trial is pruned."""
+        """Record the epochs of a stored state; return the state and, if the trial is pruned, the reason.
+
+        The state of a pruned trial ends at the epoch of the verdict. A state of the last epoch is never pruned.
+        """
         for count, row in enumerate(state.rows, start=1):
             self._reporter.epoch(task, log, row)
             if state.epoch < task.trace.epochs and (pruned := self._verdict(task, state.rows[:count])):
-                return Snapshot(count, b"", state.rows[:count], ""), pruned  # the bytes are those of a later epoch
+                # Without bytes and digest, because those of ``state`` belong to a later epoch.
+                return Snapshot(count, b"", state.rows[:count], ""), pruned
         return state, None
 
     def _advance(
         self, task: Task, log: TrialLog, state: Snapshot, child: TrainingProcess
     ) -> tuple[Snapshot, str | None]:
-        """Train on while the next segment is ours; gives the state reached and why the trial is pruned, if it is."""
+        """Train on while this worker can lease the next segment; return the state and, if it is pruned, the reason."""
         with contextlib.closing(self._segments.train(task, child, state)) as events:
             for event in events:
-                self._beat(task.slot.number, event.epoch)
+                self._heartbeat(task.slot.number, event.epoch)
                 if isinstance(event, Beat):
                     continue
                 self._memory = max(self._memory, event.memory)
                 row = row_of(event, task.slot.owner, self.service.dataset)
                 state = Snapshot(event.epoch + 1, event.state, [*state.rows, row], event.state_digest)
                 if not self._segments.put(task, log, state):
-                    return UNTRAINED, None  # all trials go on from the state that was stored first
+                    # Another worker has stored a different state under this key. The caller continues from that one, so
+                    # that all trials of a prefix continue from the same state.
+                    return UNTRAINED, None
                 self._reporter.epoch(task, log, row)
                 if state.epoch < task.trace.epochs:
                     if pruned := self._verdict(task, state.rows):
                         return state, pruned
                     if self.stop.is_set():
                         raise Stopped
-                    if not self._segments.next_is_ours(task, state.epoch):
+                    if not self._segments.lease_next(task, state.epoch):
                         break
         return state, None
 
     def _verdict(self, task: Task, rows: list[dict[str, Any]]) -> str | None:
         metric = self.service.sweep.metric
-        return self._known.verdict(task.slot, task.trace, [float(row[metric]) for row in rows])
+        return self._others.verdict(task.slot, task.trace, [float(row[metric]) for row in rows])
 
-    def _go_on(self, task: Task) -> None:
-        """Note that the worker is at the end of the trial; raises Stopped if it shall stop."""
-        self._beat(task.slot.number, task.trace.epochs)
+    def _heartbeat_at_end(self, task: Task) -> None:
+        """Send a heartbeat after the trial's last epoch; raise Stopped if the worker was asked to stop."""
+        self._heartbeat(task.slot.number, task.trace.epochs)
         if self.stop.is_set():
             raise Stopped
 
-    def _beat(self, number: int | None, epoch: int | None) -> None:
-        """Note in the study what this worker is at, every other second at most."""
-        if number is None or time.monotonic() - self._beaten > BEAT_S:
-            self._beaten = time.monotonic()
+    def _heartbeat(self, number: int | None, epoch: int | None) -> None:
+        """Store the trial and epoch of this worker in the study, during a training at most every HEARTBEAT_S."""
+        if number is None or time.monotonic() - self._last_heartbeat > HEARTBEAT_S:
+            self._last_heartbeat = time.monotonic()
             host, pid = socket.gethostname(), os.getpid()
-            self.service.study.beat(self.name, host=host, pid=pid, device=self.device, number=number, epoch=epoch)
+            self.service.study.heartbeat(self.name, host=host, pid=pid, device=self.device, number=number, epoch=epoch)
 
 
 def _reason(error: SweeperError, child: TrainingProcess) -> str:
-    """What ends an attempt, with the last lines that the training wrote."""
+    """Return why an attempt ended, with the last lines that the training process printed."""
     kind = error.reason if isinstance(error, TrainingError) else type(error).__name__
     return f"{kind}: {error}\n{child.last_lines()}".strip()

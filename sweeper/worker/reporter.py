@@ -1,4 +1,4 @@
-"""What a worker writes about its trial: the study's attributes, and MLflow's params, tags, metrics and files."""
+"""What a worker records of its trial: attributes in the study, and params, tags, metrics and artifacts in MLflow."""
 
 import contextlib
 import json
@@ -19,16 +19,16 @@ from sweeper.training import coco
 from sweeper.training.process import Epoch, TrainingProcess
 from sweeper.worker.segments import Task
 
-say = logging.getLogger("sweeper")
+logger = logging.getLogger("sweeper")
 
-SHOWN_STEPS = 300  # of the learning rate in MLflow, which draws at most 320 points of a metric
-SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
+SHOWN_STEPS = 300  # Steps whose learning rate goes to MLflow, which draws at most 320 points of a metric.
+SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")  # Facts stored as single attributes, too.
 
 
-def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
-    """An epoch as the row that travels with its state; ``by`` names the trial that trained it.
+def row_of(event: Epoch, owner: str, dataset: Dataset) -> dict[str, Any]:
+    """Return the row of an epoch that is stored with its state; ``owner`` is the trial that trained it.
 
-    ``time`` is in ms since 1970. Values under names with a slash are the metrics in MLflow.
+    "time" is in ms since 1970. The keys that contain a slash are the names of metrics in MLflow.
     """
     metrics = dict(event.metrics)
     curve = {f"{names.CURVE}{key}": metrics.pop(key) for key in ("mAP50-95", "mAP50")}
@@ -36,7 +36,7 @@ def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
     return {
         "epoch": event.epoch,
         "time": round(time.time() * 1000),
-        "by": by,
+        "by": owner,
         "seconds": event.seconds,
         names.LR: event.lr,
         **curve,
@@ -47,14 +47,14 @@ def row_of(event: Epoch, by: str, dataset: Dataset) -> dict[str, Any]:
 
 
 class Reporter:
-    """Writes down what happens to the trials of one worker. A log that it gives is the caller's to close."""
+    """Records the trials of one worker in the study and in MLflow."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._metric = service.sweep.metric
 
     def log(self, slot: Slot) -> TrialLog:
-        """The trial's run in MLflow, for this attempt."""
+        """Return the log of this attempt in the trial's MLflow run; the caller closes it."""
         schedule = slot.spec or {}
         label = self._service.searched.label(schedule) if schedule else slot.facts.name
         return self._service.tracker.trial(
@@ -70,14 +70,16 @@ class Reporter:
         )
 
     def begin(self, task: Task, reused: int) -> TrialLog:
-        """Describe the trial in the study and in MLflow; ``reused``: epochs that are stored already. Gives the log."""
+        """Describe the trial in the study and in MLflow, and return its log, which the caller closes.
+
+        ``reused`` is the number of epochs that are stored already.
+        """
         slot, trace = task.slot, task.trace
         jumps = ", ".join(f"{jump.kind} at epoch {jump.epoch} x{jump.ratio:.2g}" for jump in trace.jumps())
-        shared = f"; {reused} of {trace.epochs} epochs are there already" if reused else ""
-        say.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", shared)
+        shared = f"; {reused} of {trace.epochs} epochs are stored already" if reused else ""
+        logger.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", shared)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
-        # "facts" for programs; one by one they are columns and axes in optuna-dashboard
-        shown = {key: facts[key] for key in SHOWN}
+        shown = {key: facts[key] for key in SHOWN}  # Single attributes become columns and axes in optuna-dashboard.
         for key, value in {"trace": trace.digest, "recipe": task.digest, "facts": facts, **shown}.items():
             if getattr(slot.facts, key) != value:
                 slot.set(key, value)
@@ -85,7 +87,7 @@ class Reporter:
             slot.set("epochs_reused", reused)
         log = self.log(slot)
         log.params(names.params(words(task.schedule.spec), facts, slot.seed))
-        if not slot.curve:  # the pictures are the same in every attempt
+        if not slot.curve:  # An earlier attempt that stored an epoch has logged the same trace already.
             steps = charts.steps_shown(trace, SHOWN_STEPS)
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})
             log.artifact(names.TRACE_TABLE, charts.trace_table(trace))
@@ -95,14 +97,14 @@ class Reporter:
         return log
 
     def epoch(self, task: Task, log: TrialLog, row: dict[str, Any]) -> None:
-        """One epoch into the journal and the study; what is there already stays."""
+        """Record an epoch in the journal for MLflow and in the study; values that are stored already stay."""
         slot, trace = task.slot, task.trace
         numbers = {key: value for key, value in row.items() if "/" in key}
         numbers[names.LR_RELATIVE] = row[names.LR] / trace.peak if trace.peak else 0.0
         log.epoch(row["epoch"], numbers, row["time"])
         if row["epoch"] not in slot.curve:
             slot.report(row["epoch"], row[self._metric])
-            if len(slot.curve) == 2:  # what the first one took says little; from now on plan can say hours
+            if len(slot.curve) == 2:  # Enough for `plan` to estimate hours; the first epoch includes the start-up.
                 slot.set("epoch_seconds", row["seconds"])
 
     def finish(
@@ -115,15 +117,16 @@ class Reporter:
         landscape: dict[str, Any] | None,
         memory: float,
     ) -> None:
-        """The end of a trial, first in MLflow and then in the study.
+        """Record the end of a trial in MLflow's journal and then in the study.
 
-        ``pruned``: why it was stopped early. ``landscape``: what the battery measured. ``memory``: the largest share of
-        the GPU's memory that was held.
+        In this order, because the trial is final once the study has it: if the worker dies in between, the next worker
+        repeats both. ``pruned`` says why the trial was stopped early. ``landscape`` is the measurement of a control
+        trial. ``memory`` is the largest share of the GPU's memory that was held.
         """
         slot, sweep, last = task.slot, self._service.sweep, end.rows[-1]
         with_model = bool(end.state) and not pruned and slot.stage != "control"
         curve = [float(row[self._metric]) for row in end.rows]
-        # A pruned trial may stop in the dip after a restart, so its best value counts.
+        # A pruned trial may end in the dip after a restart, so its best value is its score.
         value = rules.best_so_far(curve) if pruned else rules.score(curve)
         trained = sum(row["by"] == slot.owner for row in end.rows)
         reused = len(end.rows) - trained
@@ -133,7 +136,7 @@ class Reporter:
         if sweep.weights != "none" and with_model:
             log.artifact(names.WEIGHTS, child.weights(task.recipe, end.state))
         late: dict[str, float] = {}
-        if coco.AP not in last and with_model:  # the last epoch comes from a sweep that did not ask for its detections
+        if coco.AP not in last and with_model:  # Another sweep, which stores no COCO metrics, trained the last epoch.
             late = coco.metrics(self._service.dataset, child.detections(task.recipe, end.state))
         best, name = max(curve), sweep.objective
         summary = {f"{names.BEST}{name}": best, f"{names.FINAL}{name}": value}
@@ -152,7 +155,7 @@ class Reporter:
             "landscape": landscape,
             "AP": None if pruned else {**last, **late}.get(coco.AP),
             "gpu_memory": round(memory, 4) or None,
-            "run_id": log.run_id,  # None while the server has not answered; the service then asks for it when needed
+            "run_id": log.run_id,  # None until the MLflow server has answered; the service then looks it up later.
             "pruned": pruned,
         }
         for key, attr in attrs.items():
@@ -160,14 +163,14 @@ class Reporter:
                 slot.set(key, attr)
         if pruned:
             slot.prune(value)
-            say.info("trial %d: stopped, %s", slot.number, pruned)
+            logger.info("trial %d: stopped, %s", slot.number, pruned)
         else:
             slot.tell(value)
             line = "trial %d: %s %.4f (%d epochs trained, %d of other trials reused)"
-            say.info(line, slot.number, name, value, trained, reused)
+            logger.info(line, slot.number, name, value, trained, reused)
 
     def bad_attempt(self, slot: Slot, reason: str) -> None:
-        """Give the trial back with a strike against it, or let it fail if it has had its attempts."""
+        """Release the trial and count a bad attempt, or fail it if this was the last attempt allowed."""
         if slot.last_attempt:
             self.fail(slot, reason)
             return
@@ -176,18 +179,18 @@ class Reporter:
         slot.release(reason)
 
     def fail(self, slot: Slot, reason: str) -> None:
-        """The end of a trial, in MLflow first: if this worker dies in between, the next one does it again."""
+        """Fail a trial in MLflow and then in the study; if this worker dies in between, the next one repeats both."""
         self._end_run(slot, reason)
         slot.fail(reason)
         self._service.store.unpin(slot.owner)
 
     def give_up(self, slot: Slot) -> None:
-        """The end of a trial whose workers died too often; the study closes it."""
-        say.warning("trial %d has had its attempts: %s", slot.number, "; ".join(slot.reasons))
+        """End the MLflow run of a trial whose workers died too often; the study then closes the trial."""
+        logger.warning("trial %d has used up its attempts: %s", slot.number, "; ".join(slot.reasons))
         try:
             self._end_run(slot, slot.reasons[-1])
-        except TrackingError as error:  # the study must not wait for it
-            say.warning("trial %d: %s", slot.number, error)
+        except TrackingError as error:  # The journal cannot be written, but the study must close the trial.
+            logger.warning("trial %d: %s", slot.number, error)
         self._service.store.unpin(slot.owner)
 
     def _end_run(self, slot: Slot, reason: str) -> None:
@@ -195,8 +198,11 @@ class Reporter:
             log.finish("FAILED", reason=reason)
 
     def _effects(self, task: Task, log: TrialLog, end: Snapshot, curve: list[float]) -> list[dict[str, Any]]:
-        """What the curve says about each jump. In MLflow it stands as metrics at the jumps' epochs, of a branch by its
-        difference to the trunk on this seed, and without such a run only the jump itself."""
+        """Return the effect of each jump on the trial's own curve, and log metrics of it at the jump's epoch.
+
+        For a branch, the logged effect is that on its difference to the trunk on the same seed; while no run of the
+        trunk has finished on that seed, only the jump's epoch and ratio are logged.
+        """
         within, jumps, spec = self._service.sweep.escape.within, task.trace.jumps(), task.schedule.spec
         effects = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within)]
         shown = effects

@@ -1,6 +1,6 @@
-"""What trials of a sweep share: segments of trainings, an epoch each, and what the others have shown so far.
+"""What the trials of a sweep share: segments of trainings, which are single epochs, and the results of other trials.
 
-A segment is trained once, by the worker that holds its lease, and its state is stored for all.
+The worker that holds the lease of a segment trains it and stores its state, from which all trials can continue.
 """
 
 import contextlib
@@ -23,21 +23,22 @@ from sweeper.study import Slot
 from sweeper.tracking import TrialLog
 from sweeper.training.process import Beat, Epoch, TrainingProcess
 
-say = logging.getLogger("sweeper")
+logger = logging.getLogger("sweeper")
 
 UNTRAINED = Snapshot(0, b"", [], "")
 
 
-class Elsewhere(Exception):
-    """Another worker is training the segment that this trial needs next; there is other work."""
+class TrainedElsewhere(Exception):
+    """Another worker trains what this trial needs next, so this worker should claim another trial meanwhile."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A claimed trial with all that determines its training.
+    """A claimed trial with everything that determines its training.
 
-    ``facts``: what determines it beside ``recipe``; ``digest`` is that of both. ``keys``: the prefix keys of the states
-    after 0, 1, ... epochs. ``branches``: epochs after which other trials may part from it.
+    ``facts`` are data, versions and hardware, and ``digest`` is the digest of ``recipe`` and ``facts``. ``keys`` are
+    the prefix keys of the states after 0, 1, ... epochs. ``branches`` are the numbers of epochs after which other
+    trials may branch from this one.
     """
 
     slot: Slot
@@ -51,7 +52,7 @@ class Task:
 
 
 class Segments:
-    """The stored states of a worker's trial, and the one segment whose lease the worker holds at a time."""
+    """The stored states of a worker's trial, and the segment whose lease the worker holds (at most one at a time)."""
 
     def __init__(self, service: Service, worker: str) -> None:
         self._service, self._worker = service, worker
@@ -59,9 +60,10 @@ class Segments:
         self._held: str | None = None
 
     def deepest(self, task: Task, twin: Snapshot | None) -> Snapshot:
-        """The deepest stored state of this trace, with the right to train on from it. Raises Elsewhere.
+        """Return the deepest stored state of this trace and lease the next segment; raises TrainedElsewhere.
 
-        A finished twin stands in where the last state is gone: its values are known, and there is nothing to train.
+        If the state of the last epoch is not stored, but ``twin`` is given, it is returned instead: the same training
+        has finished, so its results are known and nothing has to be trained.
         """
         keys = task.keys
         while True:
@@ -70,32 +72,38 @@ class Segments:
                 if twin is not None:
                     return twin
                 if not self._lease(keys[depth + 1]):
-                    raise Elsewhere
-            if self._store.deepest(keys) != depth:  # another worker has stored it between the two questions
+                    raise TrainedElsewhere
+            if self._store.deepest(keys) != depth:
+                # Before this worker got the lease, another worker stored this segment's state and released it (or
+                # evicted the state that was found), so the search starts over.
                 continue
             if depth == 0:
                 return UNTRAINED
             try:
                 return self._store.get(keys[depth], branch=depth in task.branches)
             except SnapshotCorrupt as error:
-                say.warning("trial %d: %s", task.slot.number, error)
+                logger.warning("trial %d: %s", task.slot.number, error)
 
     def train(self, task: Task, child: TrainingProcess, state: Snapshot) -> Generator[Beat | Epoch]:
-        """The training from a stored state on. A state that the trainer cannot load is dropped, and no epoch comes."""
+        """Yield the events of a training that continues from ``state``.
+
+        A state that the trainer cannot load is deleted, and nothing is yielded.
+        """
         detecting = self._service.sweep.with_coco
-        content = state.state if state.epoch else None  # None is the untrained model
+        content = state.state if state.epoch else None  # None is the untrained model.
         try:
             yield from child.train(task.recipe, task.trace, start=state.epoch, state=content, detecting=detecting)
         except SnapshotCorrupt as error:
             if not state.epoch:
                 raise
-            say.warning("trial %d: %s", task.slot.number, error)
+            logger.warning("trial %d: %s", task.slot.number, error)
             self._store.drop(task.keys[state.epoch], str(error))
 
     def put(self, task: Task, log: TrialLog, state: Snapshot) -> bool:
-        """Store a state; False if another one is there. A full disk costs the snapshot, not the trial.
+        """Store a state; return False if a different one is stored under its key.
 
-        Raises LeaseLost if the trial is another worker's by now, which can use the state: it is stored all the same.
+        If the disk is full, the trial continues without this snapshot. If another worker holds the trial by now, the
+        state is stored all the same, because that worker can continue from it, and then LeaseLost is raised.
         """
         lost, owner = None, task.slot.owner
         try:
@@ -111,22 +119,23 @@ class Segments:
                 owner=None if lost else owner,
             )
             if mismatch is not None and not mismatch.known:
-                say.warning("trial %d: %s", task.slot.number, mismatch)
+                logger.warning("trial %d: %s", task.slot.number, mismatch)
         except StoreError as error:
-            say.warning("trial %d goes on without the state after epoch %d: %s", task.slot.number, state.epoch, error)
+            message = "trial %d goes on without the state after epoch %d: %s"
+            logger.warning(message, task.slot.number, state.epoch, error)
             log.tags({names.UNSTORED: str(error)})
             mismatch = None
         if lost is not None:
             raise lost
         return mismatch is None
 
-    def next_is_ours(self, task: Task, epoch: int) -> bool:
-        """Whether to train on after ``epoch`` epochs; not where the next state is stored or trained elsewhere."""
+    def lease_next(self, task: Task, epoch: int) -> bool:
+        """Lease the segment after ``epoch`` epochs; return False if its state is stored or another worker trains it."""
         return self._lease(task.keys[epoch + 1]) and self._store.deepest(task.keys) <= epoch
 
     @contextlib.contextmanager
     def renewing(self, slot: Slot) -> Iterator[None]:
-        """Renew the leases of the trial and of its segment from a thread, also while an epoch takes its time."""
+        """Inside the block, a thread renews the leases of the trial and of its segment, however long an epoch takes."""
         over = threading.Event()
 
         def renew() -> None:
@@ -134,13 +143,14 @@ class Segments:
                 try:
                     slot.renew()
                     if (key := self._held) is not None:
-                        # The segment may have been released in this moment. If its lease ran out, storing shows it.
+                        # LeaseLost is ignored: the worker may just have released the segment. If instead the lease
+                        # expired and another worker trained the segment, storing the state finds the other state.
                         with contextlib.suppress(LeaseLost):
                             self._store.renew(key, self._worker, self._seconds)
                 except LeaseLost:
-                    return  # the worker's next write raises it, too, and ends the attempt
+                    return  # The worker's next write to the trial raises it, too, and ends the attempt.
                 except SweeperError as error:
-                    say.warning("trial %d: %s", slot.number, error)
+                    logger.warning("trial %d: %s", slot.number, error)
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -151,32 +161,35 @@ class Segments:
             thread.join()
 
     def release(self) -> None:
-        """Let other workers train the segment."""
+        """End the lease of the segment that this worker holds, if it holds one."""
         if self._held is not None:
             self._store.release(self._held, self._worker)
         self._held = None
 
     def _lease(self, key: str) -> bool:
+        """Lease the segment ``key`` instead of the one that is held; return False if another worker holds it."""
         before = self._held
         if not self._store.lease(key, self._worker, self._seconds):
             return False
         self._held = key
-        if before is not None and before != key:  # only now, so that nobody can take the next one in between
+        if before is not None and before != key:
+            # Released only now: a worker that waits for the old segment could otherwise lease the next one first.
             self._store.release(before, self._worker)
         return True
 
 
-class Known:
-    """The other trials of one sweep, seen from the trial that a worker holds."""
+class OtherTrials:
+    """What the other trials of a sweep mean for the trial that a worker holds."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._traces: tuple[int, set[Any]] | None = None  # a trial, and the traces of all others when it was proposed
+        self._traces: tuple[int, set[Any]] | None = None  # A trial's number, and the digests of the traces on its seed.
 
     def awaits_trunk(self, slot: Slot) -> bool:
-        """Whether a search trial is not proposed yet, because its trunk is still being trained with this seed.
+        """Whether a search trial should not be proposed yet, because its trunk is not finished on this seed.
 
-        It would wait for the trunk's epochs anyway, and all of the search would be proposed before anything is known.
+        The trial would have to wait for the trunk's epochs anyway, and without this check the sampler would propose the
+        whole search before it knows any result.
         """
         trunk = self._service.searched.trunk
         if trunk is None or slot.stage != "search" or slot.spec is not None:
@@ -187,7 +200,7 @@ class Known:
         return any(schedule and self._service.trace(schedule).digest == digest for schedule in schedules)
 
     def trained(self, slot: Slot, schedule: Schedule) -> bool:
-        """Whether another trial of this seed has the trace of ``schedule``, or no run of it can have one."""
+        """Whether another trial on this seed has the trace of ``schedule``, or the schedule has no valid trace."""
         try:
             digest = schedule.trace(self._service.time).digest
         except ScheduleError:
@@ -198,17 +211,17 @@ class Known:
         return digest in self._traces[1]
 
     def twin(self, task: Task) -> Snapshot | None:
-        """The end of a finished trial with the same trace, seed and recipe, without its state; None if there is none.
+        """Return the rows of a finished trial with the same trace, seed and recipe as a snapshot without state bytes.
 
-        The trial's attribute ``duplicate_of`` then says which one.
+        The trial's attribute ``duplicate_of`` is set to that trial's number. Returns None if there is no such trial.
         """
         slot, trace = task.slot, task.trace
         twin = self._service.study.find(trace.digest, slot.seed, task.digest)
         if twin is None or twin.number == slot.number or len(twin.curve) < trace.epochs:
             return None
         slot.set("duplicate_of", twin.number)
-        by, seconds = f"{self._service.study.id}/{twin.number}", twin.facts.epoch_seconds or 0.0
-        row = {"time": round(time.time() * 1000), "by": by, "seconds": seconds}
+        owner, seconds = f"{self._service.study.id}/{twin.number}", twin.facts.epoch_seconds or 0.0
+        row = {"time": round(time.time() * 1000), "by": owner, "seconds": seconds}
         rates, values = trace.lr[trace.steps_per_epoch - 1 :: trace.steps_per_epoch], twin.curve
         rows = [
             {**row, "epoch": epoch, names.LR: float(rate), self._service.sweep.metric: values[epoch]}
@@ -217,10 +230,10 @@ class Known:
         return Snapshot(trace.epochs, b"", rows, twin.facts.state_digest or "")
 
     def verdict(self, slot: Slot, trace: Trace, curve: Sequence[float]) -> str | None:
-        """The reason to stop a search trial after ``curve`` (objective by epoch), or None.
+        """Return the reason to prune a search trial after the epochs of ``curve`` (the objective by epoch), or None.
 
-        At the end of a cycle a trial is judged once; its attribute ``judged`` says after how many epochs that was last.
-        So a trial that is resumed later is not compared with what others have reached since.
+        A trial is judged once at the end of each cycle. Its attribute ``judged`` stores the number of epochs of the
+        last time, so that an attempt that resumes the trial later does not judge the same epochs by newer results.
         """
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
@@ -241,7 +254,10 @@ class Known:
 
 
 def landscape(service: Service, task: Task, child: TrainingProcess, beat: Callable[[], None]) -> dict[str, Any] | None:
-    """What a control trial of the battery measures, None for all other trials. ``beat`` may raise to stop."""
+    """Measure the barrier of a control trial; return None for all other trials.
+
+    ``beat`` is called repeatedly and may raise an exception to stop the measurement.
+    """
     control = task.slot.facts.control
     if control is None or control.kind != evidence.BARRIER or control.other is None:
         return None
