@@ -154,7 +154,7 @@ def test_a_damaged_file_is_named_dropped_and_replaced(store: Store, harm: Any) -
         store.get(KEYS[2])
     assert store.deepest(KEYS) == 1
     assert not any(KEYS[2] in path for path in files(store))
-    with pytest.raises(SnapshotCorrupt, match=r"not in .* any more"):
+    with pytest.raises(SnapshotCorrupt, match=r"no longer in"):
         store.get(KEYS[2])
     store.put(KEYS[2], snapshot(2))
     assert store.get(KEYS[2]) == snapshot(2)

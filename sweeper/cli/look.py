@@ -228,7 +228,7 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     parent = service.tracker.sweep()
     if port != 0 and view.answers(url):
         try:
-            Tracker(url, service.sweep.name, service.place.folder / "journals").server.held(parent)
+            Tracker(url, service.sweep.name, service.place.folder / "journals").server.contents(parent)
             return url, None
         except TrackingError:
             if port is not None:

@@ -1,4 +1,4 @@
-"""The connection to MLflow, which is imported when it is first needed, because that takes seconds."""
+"""The connection to MLflow, which is imported at the first request, because the import takes seconds."""
 
 import contextlib
 import logging
@@ -24,25 +24,25 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader tries again, and nobody waits for it
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # The uploader repeats failed requests itself.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-FILES = "mlartifacts"  # the folder beside an SQLite store with its files; MLflow, started there, looks for it
-SERVED = "mlflow-artifacts:/"  # begins the address of files in MLflow that are wherever the server keeps them
-_PATIENCE = 30  # seconds to wait for the other writers of an SQLite store; each takes milliseconds
+FILES = "mlartifacts"  # The folder of artifacts beside an SQLite store; `mlflow server` uses this name by default.
+SERVED = "mlflow-artifacts:/"  # The beginning of an artifact URI that leaves the location to the MLflow server.
+_LOCK_TIMEOUT = 30  # Seconds to wait for the other writers of an SQLite store, each of which takes milliseconds.
 
 
 class Refused(TrackingError):
-    """The server will never take this request, however often it is sent."""
+    """The server will refuse this request however often it is sent."""
 
 
 class Gone(TrackingError):
-    """The run does not exist, or no longer."""
+    """The run does not exist (any more)."""
 
 
 def check_uri(uri: str) -> None:
-    """TrackingError unless ``uri`` can be an MLflow server or store; MLflow would make a folder of any other name."""
+    """Raise TrackingError unless ``uri`` names an MLflow server or store; MLflow would take any text for a folder."""
     file = uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///").strip("/")
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -57,13 +57,13 @@ def check_uri(uri: str) -> None:
 
 
 def set_environment() -> None:
-    """Switch off, before MLflow is imported, what it would send, print or repeat by itself."""
+    """Set MLflow's environment variables, before its import, so that it sends, prints and repeats nothing itself."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 class Connection:
-    """An MLflow server (``http(s)://``) or store (``sqlite:///FILE``). The constructor connects to nothing."""
+    """An MLflow server (``http(s)://``) or store (``sqlite:///FILE``). The constructor does not connect."""
 
     def __init__(self, uri: str) -> None:
         check_uri(uri)
@@ -71,16 +71,16 @@ class Connection:
         self.file = None if path == uri else Path(path).expanduser().resolve()
         self.uri = f"sqlite:///{self.file}" if self.file else uri.rstrip("/")
         self._client: MlflowClient | None = None
-        #: Held while an SQLite store is written to: a second writer would fail with "database is locked".
-        self.turn: contextlib.AbstractContextManager[Any] = (
-            FileLock(f"{self.file}.lock", _PATIENCE, poll_interval=0.005) if self.file else contextlib.nullcontext()
+        #: Lets one process write to an SQLite store at a time; a second one would fail with "database is locked".
+        self.write_lock: contextlib.AbstractContextManager[Any] = (
+            FileLock(f"{self.file}.lock", _LOCK_TIMEOUT, poll_interval=0.005) if self.file else contextlib.nullcontext()
         )
 
     def __str__(self) -> str:
-        return re.sub(r"//[^@/]*@", "//", self.uri)  # without a password
+        return re.sub(r"//[^@/]*@", "//", self.uri)  # Without the password.
 
-    def check_answer(self, timeout: float) -> None:
-        """TrackingError unless the server answers within ``timeout`` seconds and lets the user in. A store passes."""
+    def check_access(self, timeout: float) -> None:
+        """Raise TrackingError unless a server answers within ``timeout`` seconds and grants access; a store passes."""
         if not self.uri.startswith("http"):
             return
         try:
@@ -91,7 +91,7 @@ class Connection:
                 timeout=timeout,
                 raise_on_status=False,
             )
-        except Exception as error:  # MLflow wraps every failure to connect in its own exception
+        except Exception as error:  # MLflow raises exceptions of several classes if it cannot connect.
             raise TrackingError(
                 f"tracking {self}: no answer within {timeout:g} s ({_line(error, 120)}); start it or change the address"
             ) from None
@@ -110,12 +110,12 @@ class Connection:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["MlflowClient"]:
-        """As :meth:`asking`, in our turn."""
-        with self.asking() as client, self.turn:
+        """As :meth:`session`, while no other process writes to an SQLite store."""
+        with self.session() as client, self.write_lock:
             yield client
 
     def client(self) -> "MlflowClient":
-        """The client, made at the first call: importing MLflow takes seconds, making a new SQLite store takes one."""
+        """Return MLflow's client, which is made at the first call, because importing MLflow takes seconds."""
         if self._client is None:
             set_environment()
             from mlflow import MlflowClient
@@ -123,30 +123,32 @@ class Connection:
 
             repositories: dict[str, Any] = get_registered_artifact_repositories()
             repositories["mlflow-artifacts"] = _artifacts
-            # MLflow imports polars, which has system calls restarted after SIGINT: Ctrl-C would not end a wait.
+            # MLflow imports polars, which has system calls restarted after SIGINT, so that Ctrl-C would not end a wait.
             signal.siginterrupt(signal.SIGINT, True)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking", "mlflow.utils.validation"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # no error: a busy database, a text that is cut
-            with self.turn:
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # They log a busy database and a truncated text.
+            with self.write_lock:
                 if self.file:
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
-                        database.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
+                        database.execute("PRAGMA journal_mode=WAL")  # Readers then do not wait for the writer.
                 client = MlflowClient(self.uri, self.uri)
                 if self.file:
-                    client.search_experiments(max_results=1)  # makes the tables, which only one process must do
+                    client.search_experiments(
+                        max_results=1
+                    )  # It creates the tables, which two processes cannot do at once.
                 self._client = client
         return self._client
 
     def version(self) -> str:
-        """The server's version of MLflow; the installed version for a store without a server."""
+        """Return the server's version of MLflow; for a store without a server, the installed version."""
         if not self.uri.startswith("http"):
             return metadata.version("mlflow")
-        with self.asking():
+        with self.session():
             return str(self._get("/version").text).strip()
 
     def _get(self, path: str, **options: Any) -> Any:
-        """The server's response to GET ``path``, with the user's credentials as MLflow itself sends them."""
-        self.client()  # it sets MLflow's environment
+        """Return the server's response to GET ``path``, sent with the credentials that MLflow's client uses."""
+        self.client()  # This sets MLflow's environment variables before its modules are imported below.
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
@@ -154,8 +156,8 @@ class Connection:
         return http_request(credentials, path, "GET", **options)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator["MlflowClient"]:
-        """The client; every failure becomes a TrackingError of the kind that says what can be done about it."""
+    def session(self) -> Iterator["MlflowClient"]:
+        """Give MLflow's client to the block, and raise its errors as Gone, Refused or another TrackingError."""
         try:
             yield self.client()
         except TrackingError:
@@ -169,7 +171,10 @@ class Connection:
 
 
 def _artifacts(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-    """MLflow's access to the files at ``uri``; those of an SQLite store are beside its database, wherever that is."""
+    """Return MLflow's repository of the artifacts at ``uri``; an SQLite store has them in a folder beside its file.
+
+    The URI of those artifacts does not contain the folder, so that a store that is moved finds them.
+    """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
@@ -181,6 +186,6 @@ def _artifacts(uri: str, tracking_uri: str | None = None, registry_uri: str | No
 
 
 def _line(error: object, length: int) -> str:
-    """An error's text in one line of at most ``length`` characters, without a password."""
+    """Return an error's message in one line of at most ``length`` characters, without passwords."""
     text = re.sub(r"//[^@/\s]*@", "//", " ".join(str(error).split()))
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,7 +1,7 @@
-"""One link on which MLflow shows the learning rate beside the objective, without a click, and a server to show it.
+"""A link to an MLflow page with the learning rate beside the objective, and a local MLflow server to open it.
 
-MLflow 3 keeps a shared view in an experiment tag, undocumented and in an encoding that depends on its version. For a
-version with an unknown encoding the link goes to MLflow's plain metric page, whose whole state is in its address.
+MLflow 3 stores a shared view of its runs page in an experiment tag, which is undocumented and whose encoding depends on
+the version. For a version with an unknown encoding the link leads to MLflow's metric page, whose state is in the URL.
 """
 
 import base64
@@ -27,29 +27,29 @@ from sweeper.errors import TrackingError
 from sweeper.tracking import Tracker
 from sweeper.tracking.connection import FILES, Refused
 
-COLUMNS = 4  # parameters beside the score in MLflow's table of runs
-STAR = "★ "  # begins the winner's name
+COLUMNS = 4  # The number of params beside the score in MLflow's table of runs.
+STAR = "★ "  # The beginning of the winner's run name.
+MOST = 5  # The most params in a chart of parallel axes; the names of more would overlap.
 
-Schedule = frozenset[tuple[str, str]]  #: the params of a run but for its seed
+ScheduleParams = frozenset[tuple[str, str]]  #: The params of a run without its seed.
 
-_KEY = "LR beside mAP"  # names the view's tag together with the experiment; never shown
+_KEY = "LR beside mAP"  # Hashed with the experiment's name to the view's key, so it must not change; never shown.
 _TAG = "mlflow.sharedViewState."
-_FIRST = [3, 15]  # the first version of MLflow that reads a tag so
-_BELOW = [4, 0]  # the first version that has not been tried
-_SECTION = "sweeper-view"  # of the page, with the charts
-_WIDE = "sweeper-wide"  # the section below, with the charts that need its whole width
-MOST = 5  # params in a chart of parallel axes, so that their names can be read beside each other
+_FIRST = [3, 15]  # The first version of MLflow that reads the tag in this encoding.
+_BELOW = [4, 0]  # The first version with which the encoding has not been tried.
+_SECTION = "sweeper-view"  # The page's section with the charts in two columns.
+_WIDE = "sweeper-wide"  # The section below it with charts of the full width.
 _HOST = "127.0.0.1"
 _HARDENED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes and 640 MB, for GenAI jobs
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # It would start eight processes with 640 MB for GenAI jobs.
     "MLFLOW_ENABLE_AI_GATEWAY": "false",
     "MLFLOW_ENABLE_REMOTE_ASSISTANT": "false",
     "MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-# What a reader of the view expects beside what is chosen in _state.
+# The keys that MLflow's page requires in a view, beside those that _state adds.
 _STATE: dict[str, Any] = {
     "searchFilter": "",
     "modelVersionFilter": "All Runs",
@@ -67,10 +67,10 @@ _STATE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Axes:
-    """What is drawn: an ``objective`` by its name, whose value at an epoch is ``metric``, and params of the runs.
+    """The axes of the charts: the ``objective`` (its name), whose ``metric`` has its value by epoch, and params.
 
-    ``facts``: params that every trial has. ``searched``: those that proposals of ``family`` have; other families' runs
-    lack some of them, and MLflow leaves out of a chart whatever lacks one of its axes.
+    ``facts`` are params that every trial has. ``searched`` are params of the proposals, which are schedules of
+    ``family``: they have a chart of their own, because MLflow leaves out a run that lacks one of the axes.
     """
 
     objective: str
@@ -81,7 +81,7 @@ class Axes:
 
     @property
     def score(self) -> str:
-        """The metric with the score of a run that has ended."""
+        """The name of the metric with a finished run's score."""
         return f"{names.FINAL}{self.objective}"
 
     def value(self, run: dict[str, Any]) -> float:
@@ -92,24 +92,24 @@ class Axes:
 
 @dataclass(frozen=True)
 class View:
-    """Where to look. ``path`` goes behind the server's address; ``note`` says in a sentence what is missing."""
+    """The page to open: ``path`` follows the server's address. ``note`` says why it is not the prepared view."""
 
     path: str
-    runs: tuple[str, ...]  # ids of the runs whose lines are shown
+    runs: tuple[str, ...]  # The ids of the runs whose lines are shown.
     note: str | None = None
 
     def link(self, base_url: str) -> str:
-        """The address to open in a browser."""
+        """Return the URL to open in a browser."""
         return base_url.rstrip("/") + self.path
 
 
 def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str | None = None) -> View:
-    """Prepare the view of the sweep's experiment; doing it again updates it.
+    """Store the view of the sweep's experiment in MLflow, or update it, and return it.
 
-    ``axes``: what is drawn; params that a run lacks or that never vary are left out, because MLflow would drop the
-    run. ``best``: ids of the runs whose lines are shown, best trials and baselines; filled up to 10 (if more are
-    given, to 20) with the next best by the objective. ``winner``: id of the run that is marked and stands first; the
-    others follow by their scores. TrackingError if the server is away.
+    Params of ``axes`` that never vary or that a run lacks are left out, because MLflow would leave out the run.
+    ``best`` are ids of runs whose lines are shown (best trials and baselines); the next best runs by the objective are
+    added up to 10 lines, or up to 20 if more than 10 are given. ``winner`` is the id of the run that is marked and
+    comes first; the others follow by their scores. Raises TrackingError if the server does not answer.
     """
     runs = tracker.runs()
     shown = _shown(runs, best, axes, winner)
@@ -117,9 +117,9 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str 
     version = tracker.server.version()
     experiment = tracker.server.experiment_id()
     if not _FIRST <= [int(number) for number in re.findall(r"\d+", version)[:2]] < _BELOW:
-        return _plain(experiment, shown, axes, f"MLflow {version} cannot take a prepared view")
+        return _metric_page(experiment, shown, axes, f"MLflow {version} cannot take a prepared view")
     state = zlib.compress(json.dumps(_state(runs, axes, len(shown))).encode(), 9)
-    since = runs[0]["start_ms"] if runs else 0  # so that the same view, published again, is the same tag
+    since = runs[0]["start_ms"] if runs else 0  # Not the present time, so that an unchanged view has the same tag.
     value = {"name": f"LR beside {axes.objective}", "createdAt": since, "updatedAt": since}
     value["state"] = "deflate;" + base64.b64encode(state).decode()
     key = hashlib.sha256(f"{tracker.experiment}\n{_KEY}".encode()).hexdigest()[:32]
@@ -127,16 +127,19 @@ def publish(tracker: Tracker, axes: Axes, best: Sequence[str] = (), winner: str 
         with tracker.server.writing() as client:
             client.set_experiment_tag(experiment, _TAG + key, json.dumps(value))
     except Refused:
-        return _plain(experiment, shown, axes, "this MLflow refused the prepared view")
+        return _metric_page(experiment, shown, axes, "this MLflow refused the prepared view")
     query = f"viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
     return View(f"/#/experiments/{experiment}/runs?{query}", tuple(shown))
 
 
 def _shown(runs: list[dict[str, Any]], best: Sequence[str], axes: Axes, winner: str | None) -> list[str]:
-    """The given runs and the next best, up to the number that MLflow can be told to show, the highest score first."""
+    """Return the ids of ``best`` and of the next best runs, the winner first, then by score.
+
+    There are 10 or 20 of them, because MLflow's page can show the first 10 or 20 runs.
+    """
     by_id = {run["run_id"]: run for run in runs}
     given = list(dict.fromkeys(run_id for run_id in best if run_id in by_id))
-    # A confirmation run repeats a schedule on another seed, so others are shown before it.
+    # Confirmation runs come last, because they repeat the schedules of other runs on other seeds.
     rest = sorted(runs, key=lambda run: (run["tags"].get(names.STAGE) == "confirm", -axes.value(run)))
     more = [run["run_id"] for run in rest if run["run_id"] not in given]
     shown = [*given, *more][: 10 if len(given) <= 10 else 20]
@@ -144,23 +147,23 @@ def _shown(runs: list[dict[str, Any]], best: Sequence[str], axes: Axes, winner: 
 
 
 def _mark(tracker: Tracker, runs: list[dict[str, Any]], shown: Sequence[str], winner: str | None) -> None:
-    """Give the shown runs their places, by which the view sorts, and colours by schedule; and mark the winner.
+    """Tag the shown runs with their rank, by which the view sorts, and with a colour by schedule; mark the winner.
 
-    MLflow draws the first runs of the list, and those without a place come last.
+    MLflow draws the first runs of the sorted list, in which runs without a rank come last.
     """
-    places = {run_id: place for place, run_id in enumerate(shown, 1)}
+    ranks = {run_id: rank for rank, run_id in enumerate(shown, 1)}
     baselines = {_schedule(run) for run in runs if run["tags"].get(names.STAGE) == "baseline"}
-    colors: dict[bool, dict[Schedule, str]] = {True: {}, False: {}}  # of baselines, of the other schedules
-    for run in sorted(runs, key=lambda run: places.get(run["run_id"], len(runs) + 1)):
+    colors: dict[bool, dict[ScheduleParams, str]] = {True: {}, False: {}}  # Keys: whether it is a baseline.
+    for run in sorted(runs, key=lambda run: ranks.get(run["run_id"], len(runs) + 1)):
         run_id, tags = run["run_id"], run["tags"]
         marks: dict[str, str] = {names.NAME: run["name"].removeprefix(STAR)}
         if run_id == winner:
             marks = {names.NAME: STAR + marks[names.NAME], names.WINNER: "yes"}
-        if run_id in places:
+        if run_id in ranks:
             schedule = _schedule(run)
             baseline = schedule in baselines
             color = colors[baseline].setdefault(schedule, names.color(len(colors[baseline]), baseline=baseline))
-            marks |= {names.VIEW: f"{places[run_id]:03d}", names.COLOR: color}
+            marks |= {names.VIEW: f"{ranks[run_id]:03d}", names.COLOR: color}
         for key in {names.VIEW, names.WINNER} & tags.keys() - marks.keys():
             with tracker.server.writing() as client:
                 client.delete_tag(run_id, key)
@@ -168,12 +171,13 @@ def _mark(tracker: Tracker, runs: list[dict[str, Any]], shown: Sequence[str], wi
             tracker.server.send(run_id, [], {}, changed)
 
 
-def _schedule(run: dict[str, Any]) -> Schedule:
-    """What runs of one schedule on different seeds have in common."""
+def _schedule(run: dict[str, Any]) -> ScheduleParams:
+    """Return the params that runs of one schedule on different seeds have in common."""
     return frozenset((key, value) for key, value in run["params"].items() if key != names.SEED)
 
 
 def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]:
+    """Return the state of MLflow's page that draws ``axes`` of the first ``shown`` runs."""
     objective = axes.objective
     charts = [
         _line("sweeper-lr", "Learning rate", [names.TRACE]),
@@ -188,10 +192,10 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
         ("sweeper-parameters", f"All schedules and {objective}", axes.facts, finished),
     ):
         if useful := _varying(params, drawn):
-            both = {"selectedParams": useful[:MOST], "selectedMetrics": [axes.score]}
-            charts.append(_card("PARALLEL", uuid, title, showAllRuns=True, metricSectionId=_WIDE, **both))
+            selected = {"selectedParams": useful[:MOST], "selectedMetrics": [axes.score]}
+            charts.append(_card("PARALLEL", uuid, title, showAllRuns=True, metricSectionId=_WIDE, **selected))
     columns = [f"params.`{param}`" for param in (*axes.searched, *axes.facts)][:COLUMNS]
-    # MLflow adds a chart for every other metric in a section of its prefix; these sections are folded.
+    # MLflow adds a chart for every other metric, in a section for its prefix; these sections are collapsed.
     prefixes = sorted({key.rpartition("/")[0] for run in runs for key in run["metrics"]} - {""})
     title = f"Learning rate beside {objective}"
     sections = [
@@ -212,9 +216,9 @@ def _state(runs: list[dict[str, Any]], axes: Axes, shown: int) -> dict[str, Any]
 
 
 def _varying(params: Sequence[str], runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Those of ``params`` that all of ``runs`` have, with more than one value among them."""
-    values = {param: [run["params"].get(param) for run in runs] for param in params}
-    return [param for param, seen in values.items() if None not in seen and len(set(seen)) > 1]
+    """Return those of ``params`` that all of ``runs`` have and that have more than one value."""
+    values_by_param = {param: [run["params"].get(param) for run in runs] for param in params}
+    return [param for param, values in values_by_param.items() if None not in values and len(set(values)) > 1]
 
 
 def _card(kind: str, uuid: str, title: str, **more: Any) -> dict[str, Any]:
@@ -229,8 +233,8 @@ def _line(uuid: str, title: str, metrics: list[str]) -> dict[str, Any]:
     return _card("LINE", uuid, title, metricKey=metrics[0], selectedMetricKeys=metrics, **axes, **smooth)
 
 
-def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
-    """The link to MLflow's metric page, which every version has."""
+def _metric_page(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
+    """Return the view on MLflow's metric page, which every version has."""
     query = {
         "runs": json.dumps(shown),
         "metric": json.dumps(names.LR),
@@ -249,7 +253,7 @@ def _plain(experiment: str, shown: list[str], axes: Axes, note: str) -> View:
 
 @dataclass(frozen=True)
 class Served:
-    """A running server; ``stop`` ends it."""
+    """A running MLflow server."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -260,7 +264,7 @@ class Served:
             os.killpg(self.process.pid, 15)
         try:
             self.process.wait(10)
-        except BaseException as error:  # also a second Ctrl-C: without a kill the server would outlive this process
+        except BaseException as error:  # Also after a second Ctrl-C, because the server would outlive this process.
             os.killpg(self.process.pid, 9)
             self.process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
@@ -277,10 +281,11 @@ def answers(url: str, timeout: float = 2.0) -> bool:
 
 
 def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
-    """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, some 10 s.
+    """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, for some 10 s.
 
-    It has no login, so only this machine reaches it. ``port`` 0 takes a free one. TrackingError if the port is taken,
-    or with the end of the ``log`` if the server does not come up in ``timeout`` seconds.
+    The server has no login, so it accepts connections of this machine only. ``port`` 0 takes a free port. Raises
+    TrackingError if the port is taken, and, with the end of the ``log``, if the server does not answer within
+    ``timeout`` seconds.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -302,7 +307,7 @@ def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> S
             stdout=output,
             stderr=output,
             env={**os.environ, **_HARDENED},
-            start_new_session=True,  # Ctrl-C is for the caller, who calls stop()
+            start_new_session=True,  # Ctrl-C then interrupts only this process, which calls stop().
         )
     server = Served(f"http://{_HOST}:{port}", process)
     deadline = time.monotonic() + timeout
@@ -314,7 +319,7 @@ def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> S
                     f"mlflow server on {file} did not come up within {timeout:g} s: {end:.300}; see {log}"
                 )
             time.sleep(0.4)
-    except BaseException:  # also Ctrl-C: the server would outlive this process
+    except BaseException:  # Also after Ctrl-C, because the server would outlive this process.
         server.stop()
         raise
     return server
