@@ -1,4 +1,4 @@
-"""Worker processes, one per slot of a device: started, replaced when they die, stopped together."""
+"""Worker processes, one for each slot of a device: started, replaced when they die, and stopped together."""
 
 import contextlib
 import itertools
@@ -16,41 +16,41 @@ from sweeper.errors import DeviceError, SweeperError
 from sweeper.training import loader_workers
 
 CPU = "cpu"
-SOON_S = 60.0  # a process that lived shorter died in vain
-TRIES = 5  # such deaths in a row end a slot
-LAST_WORDS_S = 30.0
+EARLY_DEATH_S = 60.0  # The death of a process that lived shorter is an early one.
+MAX_EARLY_DEATHS = 5  # After so many early deaths in a row, the process of a slot is not replaced.
+INTERRUPT_GRACE_S = 30.0  # How long processes may take to end after Ctrl-C, before they are killed.
 MOST_PER_GPU = 8
 
 
-def _driver(*question: str) -> list[str]:
-    """The lines that the GPUs' driver answers; none where there is no driver."""
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none where there is no driver."""
     try:
-        done = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=20, check=True)
+        completed = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return done.stdout.splitlines()
+    return completed.stdout.splitlines()
 
 
 def gpu_memory_gb() -> list[float]:
-    """GB of memory of each GPU of this machine."""
-    answer = _driver("--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    return [int(mebibytes) * 2**20 / 1e9 for mebibytes in answer if mebibytes.strip().isdigit()]
+    """Return the memory of each GPU of this machine in GB."""
+    lines = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    return [int(mebibytes) * 2**20 / 1e9 for mebibytes in lines if mebibytes.strip().isdigit()]
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
-    there = [str(index) for index in range(sum(line.startswith("GPU ") for line in _driver("-L")))]
+    """Return the GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES; [] without a driver."""
+    installed = [str(index) for index in range(sum(line.startswith("GPU ") for line in _nvidia_smi("-L")))]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return there
+        return installed
     stripped = (name.strip() for name in visible.split(","))
-    named = itertools.takewhile(lambda name: not name.startswith("-"), stripped)  # CUDA, too, stops at a -1
-    return [name for name in named if name] if there else []
+    selected = itertools.takewhile(lambda name: not name.startswith("-"), stripped)  # CUDA ignores what follows a -1.
+    return [name for name in selected if name] if installed else []
 
 
 @contextlib.contextmanager
 def visible(slot: str) -> Iterator[None]:
-    """Let processes that are started meanwhile see the GPU of this slot only, as number 0; nothing for "cpu"."""
+    """Processes that are started inside the block see only the GPU of ``slot``, as number 0; "cpu" changes nothing."""
     name, before = "CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")
     if slot != CPU:
         os.environ[name] = gpus()[int(slot)]
@@ -63,39 +63,40 @@ def visible(slot: str) -> Iterator[None]:
 
 
 def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:
-    """Where the workers go: "cpu", or the number of a visible GPU, once for each of ``per_device`` workers on it.
+    """Return the device of each worker: "cpu" or the number of a visible GPU, which occurs ``per_device`` times.
 
-    ``devices``: ``auto`` (all visible GPUs, else the CPU), ``cpu``, or numbers of visible GPUs, "0,2". ``per_device``:
-    None for one per GPU, and on the CPU as many as there are cores for ``threads`` each. Slots alternate between the
-    devices, so that the first few are spread. Raises DeviceError naming what is there.
+    ``devices`` is ``auto`` (all visible GPUs, or the CPU if there is none), ``cpu``, or numbers of visible GPUs like
+    "0,2". ``per_device`` None means one worker per GPU, and on the CPU as many as have ``threads`` cores each. The
+    devices alternate, so that a few workers are spread over them. Raises DeviceError, naming the visible GPUs.
     """
-    there = [str(index) for index in range(len(gpus()))]
-    asked = [part.strip() for part in devices.split(",")]
-    if devices == CPU or (devices == "auto" and not there):
+    available = [str(index) for index in range(len(gpus()))]
+    requested = [part.strip() for part in devices.split(",")]
+    if devices == CPU or (devices == "auto" and not available):
         return [CPU] * (max(cores() // threads, 1) if per_device is None else per_device)
-    if missing := [part for part in asked if devices != "auto" and part not in there]:
-        known = ", ".join(there) or "none"
-        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {known}")
-    return (there if devices == "auto" else asked) * (1 if per_device is None else per_device)
+    if missing := [part for part in requested if devices != "auto" and part not in available]:
+        expected = ", ".join(available) or "none"
+        raise DeviceError(f"device {', '.join(missing)} is not there; expected auto, cpu, or of these GPUs: {expected}")
+    return (available if devices == "auto" else requested) * (1 if per_device is None else per_device)
 
 
 def loaders(wanted: int | Literal["auto"], slots: Sequence[str]) -> int:
-    """Loader processes for each worker: what is ``wanted``, or on GPUs what is left of the cores beside the workers.
+    """Return the number of loader processes for each worker, on GPUs at most the cores that the workers leave free.
 
     >>> loaders(8, ["cpu", "cpu"]), loaders("auto", ["cpu"]), loaders(10**6, ["0"] * 10**6)
     (8, 0, 0)
     """
     if CPU in slots:
         return 0 if wanted == "auto" else wanted
-    room = max(cores() // len(slots) - 1, 0)
-    return loader_workers(cores(), len(slots)) if wanted == "auto" else min(wanted, room)
+    free = max(cores() // len(slots) - 1, 0)
+    return loader_workers(cores(), len(slots)) if wanted == "auto" else min(wanted, free)
 
 
 def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:
-    """How many workers may share a GPU when one has held ``memory``, a share of it, and a GPU has so many ``cores``.
+    """Return how many workers may share a GPU, of whose memory one worker held the share ``memory``.
 
-    A tenth of the memory is kept for what torch does not count (each process's CUDA context); a worker keeps a core and
-    each of its loader processes another one busy. (8 workers on an H200: 1.6 times one's epochs, see docs/scale.md.)
+    ``cores`` is the number of CPU cores for each GPU; a worker and each of its loader processes use one. A tenth of
+    the memory is reserved for what torch does not count, such as the CUDA context of each process. (Eight workers on
+    an H200 train 1.6 times the epochs of one, see docs/scale.md.)
 
     >>> per_gpu(0.1, cores=16), per_gpu(0.1, cores=4), per_gpu(0.3, cores=16), per_gpu(0.01, 64), per_gpu(0.8, 16, 3)
     (8, 4, 3, 8, 1)
@@ -104,27 +105,28 @@ def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Process(Protocol):
-    """What a fleet needs of a worker process, wherever it runs; as of ``subprocess.Popen``."""
+    """The part of ``subprocess.Popen`` that a fleet needs of a worker process, on whichever machine it runs."""
 
     def poll(self) -> int | None:
-        """Its exit status, None while it lives."""
+        """Return the exit status; None while the process lives."""
 
     def send_signal(self, sig: int, /) -> None:
-        """Nothing if it has ended."""
+        """Send a signal; do nothing if the process has ended."""
 
 
 class Fleet:
-    """One process of ``command`` per slot. ``logs``: a folder for their output; None: where ours goes.
+    """Runs one process of ``command`` in each slot.
 
-    ``environment``: variables that they get beside ours; None unsets one.
-    Each sees its own GPU only, as number 0, and takes ``threads`` of the CPU, on a GPU its share of the cores;
-    those who share a GPU are told how much of its memory is theirs.
-    Workers elsewhere are a subclass that says how one is started (``spawn``) and how many there may be (``grow``).
+    Their output goes to files in the folder ``logs`` (None: to this process's output). ``environment`` has variables
+    that they get in addition to this process's; None removes a variable. Each process sees only the GPU of its slot, as
+    number 0, and uses ``threads`` CPU threads, or on a GPU its share of the cores. Processes that share a GPU get
+    ``--share``, their part of its memory. A subclass for other machines overrides ``spawn``, which starts a process,
+    and ``grow``, which adds slots.
     """
 
     def __init__(
@@ -137,12 +139,12 @@ class Fleet:
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
         self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
-        self._given = dict(environment or {})
-        self._gpus = gpus()  # asked once: when one is lost later, the driver may not answer for the others either
-        self._running: dict[int, Process] = {}
-        self._born: dict[int, float] = {}
-        self._again: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # slot -> when to start it
-        self._in_vain: defaultdict[int, int] = defaultdict(int)
+        self._extra_environment = dict(environment or {})
+        self._gpus = gpus()  # Read once, because after the loss of a GPU the driver may not answer for the others.
+        self._running: dict[int, Process] = {}  # By slot, as the following ones; times are in monotonic seconds.
+        self._started: dict[int, float] = {}
+        self._due: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # When to start a process in the slot.
+        self._early_deaths: defaultdict[int, int] = defaultdict(int)  # In a row.
 
     def run(
         self,
@@ -152,31 +154,34 @@ class Fleet:
         say: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Keep the processes going until each has ended with exit status 0.
+        """Run the processes until each has ended with exit status 0.
 
-        A process that dies is replaced, unless ``done()``, which is slow and so asked only then, says that all work is
-        done; one that dies again and again at its start is not. ``tick`` is called twice a second. ``stop`` ends all at
-        a snapshot, KeyboardInterrupt at once. Raises SweeperError when it was in vain.
+        A process that dies is replaced, unless ``done()`` says that all work is done (it is slow, so it is called only
+        then), or the process has died early too often. ``tick`` is called twice a second, ``say`` gets messages.
+        After ``stop`` is set, the processes end at their next snapshot; after KeyboardInterrupt they end at once.
+        Raises SweeperError if all processes have ended and the work is not done.
         """
         try:
-            while (self._running or self._again) and not stop.is_set():
-                _patiently(self.grow, say)
+            while (self._running or self._due) and not stop.is_set():
+                _call(self.grow, say)
                 now = time.monotonic()
-                for index in [index for index, when in self._again.items() if when <= now]:
-                    del self._again[index]
-                    self._born[index], self._running[index] = now, self.spawn(index)
+                for index in [index for index, when in self._due.items() if when <= now]:
+                    del self._due[index]
+                    self._started[index], self._running[index] = now, self.spawn(index)
                 stop.wait(0.5)
-                self._look(done, say)
-                _patiently(tick, say)
+                self._replace_dead(done, say)
+                _call(tick, say)
             self._signal(signal.SIGTERM)
             for process in self._running.values():
                 while process.poll() is None:
-                    time.sleep(0.1)  # not one long wait, in which a handler of ours might not run
+                    time.sleep(0.1)  # Short, because Python runs signal handlers only between calls.
             if not stop.is_set() and not done():
-                raise SweeperError(f"the workers ended before the sweep was done; the reasons stand in {self._place}")
+                raise SweeperError(f"the workers ended before the sweep was done; the reasons are in {self._log_name}")
         except KeyboardInterrupt:
-            self._signal(signal.SIGINT)  # a second one, after the terminal's own, means now
-            end = time.monotonic() + LAST_WORDS_S
+            # The terminal has sent the processes a first SIGINT, after which they finish their epoch; a second one ends
+            # them at once.
+            self._signal(signal.SIGINT)
+            end = time.monotonic() + INTERRUPT_GRACE_S
             while time.monotonic() < end and any(process.poll() is None for process in self._running.values()):
                 time.sleep(0.1)
             raise
@@ -184,18 +189,18 @@ class Fleet:
             self._signal(signal.SIGKILL)
 
     @property
-    def _place(self) -> str:
+    def _log_name(self) -> str:
         return f"{self._logs}/*.log" if self._logs else "the lines above"
 
     def grow(self) -> None:
-        """Asked twice a second: add slots to ``_again`` where there is room for more; on one machine there never is."""
+        """Add slots to ``_due`` if more processes can run; called twice a second. On one machine, slots are fixed."""
 
     def spawn(self, index: int) -> Process:
-        """Start the process of a slot."""
-        device = CPU if self._slots[index] == CPU else "0"  # the only one that it sees
+        """Start the process of slot ``index``."""
+        device = CPU if self._slots[index] == CPU else "0"  # The process sees only its own GPU.
         command, environment = [*self._command, "--devices", device], self._environment(index)
-        if device != CPU and (together := self._slots.count(self._slots[index])) > 1:
-            command += ["--share", f"{1 / together:.4g}"]
+        if device != CPU and (sharing := self._slots.count(self._slots[index])) > 1:
+            command += ["--share", f"{1 / sharing:.4g}"]
         if self._logs is None:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -204,13 +209,15 @@ class Fleet:
 
     def _environment(self, index: int) -> dict[str, str]:
         slot = self._slots[index]
-        ours = {name: value for name, value in (os.environ | self._given).items() if value is not None}
+        merged = os.environ | self._extra_environment
+        environment = {name: value for name, value in merged.items() if value is not None}
         if slot == CPU:
-            return ours | {"OMP_NUM_THREADS": str(self._threads)}
+            return environment | {"OMP_NUM_THREADS": str(self._threads)}
         share = max(cores() // len(self._slots), 1)
-        return ours | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
+        return environment | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
 
-    def _look(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
+    def _replace_dead(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
+        """Remove the processes that have ended, and schedule the replacement of those that died."""
         now = time.monotonic()
         for index, process in list(self._running.items()):
             if (code := process.poll()) is None:
@@ -218,26 +225,31 @@ class Fleet:
             del self._running[index]
             if code == 0:
                 continue
-            if (finished := _patiently(done, say)) is True:
+            if (finished := _call(done, say)) is True:
                 continue
-            if finished is not None:  # else the database is away, for as long as it takes
-                self._in_vain[index] = self._in_vain[index] + 1 if now - self._born[index] < SOON_S else 0
-            if self._in_vain[index] >= TRIES:
-                say(f"a worker ended with {code} for the {TRIES}th time within {SOON_S:.0f} s; not started again")
+            if finished is not None:  # During an outage of the database workers die, too; that does not count.
+                early = now - self._started[index] < EARLY_DEATH_S
+                self._early_deaths[index] = self._early_deaths[index] + 1 if early else 0
+            if self._early_deaths[index] >= MAX_EARLY_DEATHS:
+                often = f"for the {MAX_EARLY_DEATHS}th time within {EARLY_DEATH_S:.0f} s"
+                say(f"a worker ended with {code} {often}; not started again")
             else:
-                wait = 2.0 ** self._in_vain[index] - 1
-                say(f"a worker ended with {code}; another takes its place in {wait:.0f} s (why: {self._place})")
-                self._again[index] = now + wait
+                wait = 2.0 ** self._early_deaths[index] - 1
+                say(f"a worker ended with {code}; another takes its place in {wait:.0f} s (why: {self._log_name})")
+                self._due[index] = now + wait
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._running.values():
             process.send_signal(number)
 
 
-def _patiently(ask: Callable[[], bool | None], say: Callable[[str], None]) -> bool | None:
-    """``ask()``; None if that cannot be told now: workers outlast a database's outage, so must who watches them."""
+def _call(query: Callable[[], bool | None], say: Callable[[str], None]) -> bool | None:
+    """Return ``query()``, or None after a SweeperError, which ``say`` gets.
+
+    The fleet must not end because its query fails during an outage of the database, which its workers outlast.
+    """
     try:
-        return ask()
+        return query()
     except SweeperError as error:
         say(str(error))
         return None

@@ -109,7 +109,7 @@ def after(folder: Path) -> None:
 
 
 def test_one_that_cannot_live_is_not_started_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "TRIES", 2)
+    monkeypatch.setattr(fleet, "MAX_EARLY_DEATHS", 2)
     with pytest.raises(SweeperError, match="the workers ended before the sweep was done"):
         run(fleet.Fleet(command("sys.exit(3)"), ["cpu"]))
 
@@ -185,19 +185,19 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_cluster_whose_workers_cannot_live_gets_no_more_of_them(on_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     crew = on_ray.RayFleet(["none"], workers=None, gpus=0, cpus=1, wanted=lambda: 20)
-    crew._again.clear()
+    crew._due.clear()
     crew.grow()
-    assert len(crew._again) == 2
-    crew._again.clear()
-    crew._in_vain[0] = fleet.TRIES  # given up
+    assert len(crew._due) == 2
+    crew._due.clear()
+    crew._early_deaths[0] = fleet.MAX_EARLY_DEATHS  # not replaced any more
     for _ in range(2):
-        crew._looked = -on_ray.GROW_S
+        crew._last_query = -on_ray.GROW_S
         crew.grow()
-        assert not crew._again
+        assert not crew._due
     monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 4.0})
-    crew._looked = -on_ray.GROW_S
+    crew._last_query = -on_ray.GROW_S
     crew.grow()
-    assert len(crew._again) == 2
+    assert len(crew._due) == 2
 
 
 def test_a_cluster_that_is_not_there_is_said_in_one_line(on_ray: Any) -> None:
