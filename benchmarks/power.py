@@ -313,7 +313,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
         seed=sweep.recipe.seed,
         lease_seconds=6e5,
     )
-    if agenda.grows:
+    if agenda.adds_trials:
         study.agenda = agenda.now
     vars(service)["study"] = study
 
@@ -323,7 +323,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
             spec = slot.propose(
                 lambda suggest: search.propose(service.searched, suggest, TIME).spec,
                 known=lambda spec: world.trace(spec).digest in known,
-                reference=agenda.against,
+                reference=agenda.known_reference,
             )
             trace = world.trace(spec)
             if slot.stage == "search":

@@ -1,7 +1,7 @@
-"""Sweeps learning-rate schedules for detection models: Optuna proposes, YOLO trains the exact trace, MLflow shows.
+"""Sweeps learning-rate schedules for detection models: Optuna proposes schedules, YOLO trains them, MLflow shows them.
 
-What a notebook needs is here, see ``docs/python.md``. Names are imported when they are first used, so that
-``import sweeper`` and ``from sweeper.schedules import ...`` take a fraction of the time that torch and MLflow take.
+The functions and classes for notebooks and scripts are imported here, see ``docs/python.md``. Each is loaded at its
+first use, so that ``import sweeper`` and ``from sweeper.schedules import ...`` do not wait for torch and MLflow.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_NAMES = {
+_EXPORTS = {
     "sweeper.config": ("Sweep",),
     "sweeper.errors": ("SweeperError",),
     "sweeper.notebook": ("confirm", "launch", "pick", "plan", "run", "status", "trials", "work"),
@@ -35,14 +35,14 @@ _NAMES = {
     "sweeper.stats": ("Answer",),
     "sweeper.training.scheduler": ("ScheduleCallback", "TraceLR"),
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names}
-__all__ = list(_HOMES)
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'sweeper' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The exceptions. Each message is one line that names the thing, the value, what was expected and the next move."""
+"""The exceptions of the package. Each message is one line: what is wrong, its value, what was expected, what to do."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def without_password(address: str) -> str:
-    """An address as it may be shown in a message, also one that is mistyped: without user, password and query.
+    """``address`` without user, password and query, for a message. A mistyped address is cleaned, too.
 
     >>> without_password("postgresql:/me:secret@head/optuna"), without_password("http//me:p@ss@head?password=secret")
     ('postgresql:/***@head/optuna', 'http//***@head')
@@ -15,14 +15,14 @@ def without_password(address: str) -> str:
 
 
 def shorten(value: object, most: int = 80) -> str:
-    """``repr(value)`` for a message, cut to ``most`` characters; never raises.
+    """``repr(value)`` for a message, cut to ``most`` characters. Never raises an exception.
 
     >>> shorten([1, 2]), shorten("a" * 20, most=10), shorten(10**5000)
     ('[1, 2]', "'aaaaaa...", 'a huge number')
     """
     try:
         text = repr(value)
-    except ValueError:  # an int of more digits than Python prints
+    except ValueError:  # Python refuses to print an int of more than 4,300 digits
         text = "a huge number"
     except RecursionError:
         text = "a deeply nested value"
@@ -30,78 +30,78 @@ def shorten(value: object, most: int = 80) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The nearest of ``known``, as a question to stand behind ``word``; empty where none is near.
+    """A question that suggests the element of ``known`` most similar to ``word``; '' if none is similar.
 
     >>> did_you_mean("warm_up", ["warmup", "steps"]), did_you_mean("zzz", ["warmup"])
     (" (did you mean 'warmup'?)", '')
     """
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    similar = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
 class SweeperError(Exception):
-    """Everything that this package raises on purpose; the command line prints it in one line and exits 1."""
+    """The base of all exceptions of this package. The command line prints the message in one line and exits with 1."""
 
 
 class ConfigError(SweeperError):
-    """A sweep file, an override or an argument says something that cannot be."""
+    """A sweep file, an override or an argument is not valid."""
 
 
 class ScheduleError(ConfigError):
-    """A schedule's parameter or value is outside what the family allows."""
+    """The family of a schedule does not allow one of its parameters or values."""
 
 
 class DataError(SweeperError):
-    """A data set is missing, empty or contradicts itself."""
+    """A data set is missing, empty or inconsistent."""
 
 
 class DeviceError(SweeperError):
-    """A device is not there, or does not have the room."""
+    """A device does not exist here, or is too small for the workers."""
 
 
 class DatabaseError(SweeperError):
-    """The study's database does not answer, or holds something else than expected."""
+    """The study's database cannot be reached, or its content is not what was expected."""
 
 
 class TrackingError(SweeperError):
-    """The MLflow server does not answer or refuses."""
+    """The MLflow server does not answer, or it refuses a request."""
 
 
 class TrackingRefused(TrackingError):
-    """The MLflow server does not let us in: waiting would not help."""
+    """The MLflow server rejects the credentials, so that a retry would fail, too."""
 
 
 class StoreError(SweeperError):
-    """The snapshot store cannot be read or written."""
+    """The store of training states cannot be read or written."""
 
 
 class SnapshotCorrupt(StoreError):
-    """A stored snapshot is truncated or altered; it was dropped from the index and is trained again."""
+    """A stored state is truncated or altered. The store has dropped it, so a worker trains its epoch again."""
 
 
 class LeaseLost(SweeperError):
-    """Somebody else owns this trial or segment now: stop politely, write nothing."""
+    """Another worker holds the lease of this trial or segment now. Whoever catches this stops and writes nothing."""
 
 
 class TrainingError(SweeperError):
-    """A training that cannot be compared with others. ``reason`` is a short stable word for tables and tags."""
+    """A training failed, or cannot be compared with others. ``reason`` is a short, stable text for tables and tags."""
 
     reason = "failed"
 
 
 class OutOfMemory(TrainingError):
-    """The device ran out of memory; the batch is never halved behind the user's back."""
+    """The device ran out of memory. The batch is not halved, as that would be the training of another recipe."""
 
     reason = "out of memory"
 
 
 class NotFinite(TrainingError):
-    """A loss or a weight is NaN or infinite; no older checkpoint is silently reloaded."""
+    """A loss or a weight is NaN or infinite. No older checkpoint is loaded instead: the trial has failed."""
 
     reason = "not finite"
 
 
 class LRMismatch(TrainingError):
-    """The learning rate that the optimizer used is not the one proposed; the message names the first step."""
+    """The optimizer used another learning rate than the trial's LR trace. The message names the first such step."""
 
     reason = "learning rate not as proposed"

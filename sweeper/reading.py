@@ -1,7 +1,7 @@
-"""What comes from outside is read within bounds: files of a size, YAML of a depth and a size; errors in one line.
+"""Reads files and YAML that come from outside, within limits on file size, nesting depth and number of values.
 
-A device, a pipe or an endless file is refused before a byte of it is read. Every refusal is an OSError or a ValueError
-whose text stands behind the name of what was read.
+A device, a pipe or an endless file is refused before a byte of it is read. Errors are OSError or ValueError, with a
+text that can follow the file's name in a message.
 """
 
 import errno
@@ -15,15 +15,15 @@ import yaml
 
 MAX_YAML = 1_000_000  # bytes of a sweep file, a schedule or a data.yaml
 MAX_TEXT = 100_000_000  # bytes of a label file or a list of images
-MAX_JSON = 4_000_000_000  # bytes of COCO annotations; those of all of COCO have 0.5 GB
+MAX_JSON = 4_000_000_000  # bytes of COCO annotations; COCO's own have 0.5 GB
 MAX_IMAGE = 1_000_000_000  # bytes of an image file
-MAX_DEPTH = 32  # of lists and mappings in each other; a sweep file needs 8
-MAX_NODES = 100_000  # values of a YAML text, an alias counted as often as it is used
+MAX_DEPTH = 32  # levels of nested lists and mappings; a sweep file needs 8
+MAX_NODES = 100_000  # values of a YAML text; the values below an alias count each time that it is used
 MAX_DIGITS = 400  # characters of a number; the largest float has 309 digits
 
 
 class NotYaml(ValueError):
-    """A text is not YAML; the message begins with the line."""
+    """A text is not valid YAML. The message begins with the line number."""
 
 
 class TooMuch(NotYaml):
@@ -31,10 +31,10 @@ class TooMuch(NotYaml):
 
 
 def check_file(path: Path, most: int) -> None:
-    """Raise OSError, saying what is wrong, unless ``path`` is a regular file of at most ``most`` bytes."""
+    """Raise OSError with the reason, unless ``path`` is a regular file of at most ``most`` bytes."""
     try:
         status = path.stat()
-    except ValueError:  # a NUL in it
+    except ValueError:  # the path contains a NUL character
         raise OSError(errno.EINVAL, "is not a path", str(path)) from None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
@@ -45,22 +45,25 @@ def check_file(path: Path, most: int) -> None:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes. Raises OSError, saying what is wrong."""
+    """The content of a regular file of at most ``most`` bytes. Raises OSError with the reason."""
     check_file(path, most)
     with path.open("rb") as file:
         content = file.read(most + 1)
-    if len(content) > most:  # a file that grows, or one of a kernel that says it has no bytes
+    if len(content) > most:  # The file grows, or it is one of the kernel's, whose size is given as 0.
         raise OSError(errno.EFBIG, f"has more than {most} bytes; expected at most {most}", str(path))
     return content
 
 
 def read_text(path: Path, most: int = MAX_YAML) -> str:
-    """The same, decoded from UTF-8 without a byte-order mark. Raises OSError or UnicodeDecodeError."""
+    """The text of a UTF-8 file of at most ``most`` bytes, without a byte-order mark.
+
+    Raises OSError with the reason, or UnicodeDecodeError.
+    """
     return read_bytes(path, most).decode("utf-8-sig")
 
 
 def why(error: OSError | UnicodeDecodeError) -> str:
-    """What ``read_bytes`` and ``read_text`` raised, without number and path, to stand behind the path."""
+    """The reason of an error of ``read_bytes`` or ``read_text``, without error number and path."""
     if isinstance(error, UnicodeDecodeError):
         return "is not text"
     if isinstance(error, FileNotFoundError):
@@ -69,15 +72,15 @@ def why(error: OSError | UnicodeDecodeError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-3`` is a number, a date is a text, and a key written twice is an error."""
+    """Reads YAML as users expect it: ``1e-3`` is a number, a date is a text, and a repeated key is an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._size = 0
-        self._sizes: dict[int, int] = {}  # by the id of a node: its values, those of aliases counted again
+        self._sizes: dict[int, int] = {}  # id of a node -> number of values in it, with those of its aliases
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As PyYAML's, but within bounds; an alias that stands inside what it names is refused."""
+        """PyYAML's method with limits on depth and number of values. An alias inside its own anchor is refused."""
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -86,7 +89,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if alias:
             if id(node) not in self._sizes:
-                raise NotYaml(f"line {mark.line + 1}: an alias stands inside what it names")
+                raise NotYaml(f"line {mark.line + 1}: an alias stands inside its own anchor")
             self._size += self._sizes[id(node)]
         else:
             self._size += 1
@@ -97,7 +100,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As PyYAML's; whatever a value cannot be made of is an error with its line."""
+        """PyYAML's method; a value that cannot be converted is an error with its line number."""
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
             raise NotYaml(f"line {node.start_mark.line + 1}: a number of {len(node.value)} characters is too long")
         try:
@@ -124,7 +127,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping_of_distinct_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
@@ -138,11 +141,11 @@ def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any,
     return mapping
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_of_distinct_keys)
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text says. Raises NotYaml with the line, TooMuch where it is nested too deeply or too large."""
+    """The value of a YAML text. Raises NotYaml with the line number, TooMuch if it is too deep or too large."""
     if len(text) > MAX_YAML:
         raise TooMuch(f"line 1: has {len(text)} characters; expected at most {MAX_YAML}")
     try:

@@ -377,7 +377,7 @@ def test_confirmation_interrupted_and_continued_then_the_battery_with_pairs(squa
     picked = json.loads(sweeper("pick", file, "confirm.seeds=4", "--json", cwd=tmp_path).stdout)
     assert [(c["name"], c["pairs"]["n"]) for c in picked["candidates"]] == [("trial 1", 3)]
     assert picked["notes"] == [
-        "confirm.seeds is 4, but the confirmation began with 3; what it began with is what counts"
+        "confirm.seeds is 4, but the confirmation began with 3; the design that it began with counts"
     ]
     stored = len(list(snapshots.glob("??/*")))
     said = sweeper("confirm", file, "--escape", cwd=tmp_path).stdout

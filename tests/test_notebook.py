@@ -60,7 +60,7 @@ def test_a_worker_reads_the_same_sweep_from_the_copy_in_the_store(tmp_path: Path
 
     sweep = sweeper.Sweep.load(tiny.write(tmp_path))
     service = Service(sweep, Place(str(tmp_path / "store")))
-    copy = run.written(service)
+    copy = run.write_sweep(service)
     assert sweeper.Sweep.load(copy).identity() == sweep.identity()
     assert Path(sweeper.Sweep.load(copy).recipe.data).samefile(sweep.recipe.data)
 

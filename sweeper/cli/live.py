@@ -88,13 +88,13 @@ def _race(race: Race) -> Iterator[str]:
 
 def _spending(spending: Spending) -> str:
     """What is spent and left of the budget, in a line."""
-    words, whole = spending.words, spending.budget.amount
-    kept = f"; {words(spending.kept)} kept back for the confirmation" if spending.kept else ""
-    promised = f"; {words(spending.promised)} promised to open trials" if spending.promised else ""
+    shown, on_search = spending.shown, spending.spent_on_search
+    kept = f"; {shown(spending.kept)} kept back for the confirmation" if spending.kept else ""
+    promised = f"; {shown(spending.promised)} promised to open trials" if spending.promised else ""
     return (
-        f"budget: {words(spending.spent)} of {words(whole)} {spending.unit} spent, {words(spending.searched)} on "
-        f"baselines and search, {words(spending.spent - spending.searched)} on the confirmation{promised}{kept}; "
-        f"{words(whole - spending.spent - spending.promised - spending.kept)} left"
+        f"budget: {shown(spending.spent)} of {shown(spending.budget.amount)} {spending.unit} spent, {shown(on_search)} "
+        f"on baselines and search, {shown(spending.spent - on_search)} on the confirmation{promised}{kept}; "
+        f"{shown(spending.left)} left"
     )
 
 

@@ -1,6 +1,6 @@
-"""One sweep with its parts opened: what it reads, where it keeps things, and what can be said of it.
+"""One sweep with its data set, study, store and MLflow experiment: launching it, training it, its plan, status, answer.
 
-The command line is a thin skin over this module; a notebook can use it the same way::
+The command line only reads options, calls this package and prints. A script can call it in the same way::
 
     service = Service(Sweep.load("jobs/digits.yaml"), Place())
     service.launch()

@@ -260,7 +260,7 @@ def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequenc
     measured = service.store.mean_bytes(last) if last else None
     limit = service.place.limit(service.sweep.store_gb, 0)
     with contextlib.suppress(DatabaseError):
-        if not service.unborn:
+        if not service.database_missing:
             limit = service.store.max_bytes or limit
     size = reckoned if measured is None else round(measured)
     return Disk(states, size, measured is not None, limit, service.place.free)
@@ -268,7 +268,7 @@ def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequenc
 
 def _trials(service: "Service") -> list[Trial]:
     """The trials so far; none before the launch, and none is created by asking."""
-    if not service.unborn:
+    if not service.database_missing:
         with contextlib.suppress(DatabaseError):
             return Study.open(service.database, service.sweep.name).trials()
     return []

@@ -1,4 +1,4 @@
-"""What a race over seeds has come to, what a sweep costs, and what its budget has been spent on."""
+"""The state of a race over seeds, the planned cost of a sweep, and the spending of its budget."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from sweeper.study import Trial, Wanted
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
-MANY = 100_000  # proposals that a budget buys at most
+MAX_PROPOSALS = 100_000  # A budget buys at most so many proposals, because a proposal may cost no epoch at all.
 
 
 @dataclass(frozen=True)
 class Race:
-    """How a race over seeds stands.
+    """The state of a race over seeds.
 
-    ``trunk``: the baseline that proposals are compared with (None: not known yet), ``sentence``: why it. It goes over
-    ``seeds``, ``begin`` at first; of each group the best 1/``race`` go on, as ``rule`` says in words. ``standings``:
-    best first. ``noise``: what the sweep's own pairs say of it, in a sentence.
+    ``trunk`` is the baseline that proposals are compared with (None: not known yet), ``sentence`` the reason. Each
+    proposal begins on ``begin`` of the search ``seeds``, and the best 1/``race`` of them go on to twice as many;
+    ``rule`` says so for the user. ``standings``: the proposals, best first. ``noise``: a sentence with the standard
+    deviations that were estimated from the sweep's own pairs.
     """
 
     trunk: str | None
@@ -40,18 +41,18 @@ class Race:
 
     @property
     def raced(self) -> dict[int, int]:
-        """How many proposals have finished on so many seeds, by the number of seeds."""
+        """Number of seeds -> how many proposals have finished on so many."""
         counts = Counter(standing.n for standing in self.standings)
         return dict(sorted(counts.items()))
 
     @property
     def order(self) -> str:
-        """By what the standings are ordered, in words (``search.shrunk``)."""
+        """How the standings are ordered, for the user; see ``search.shrunk``."""
         return "ranked by that difference, which is drawn towards the median on the first seed where seeds are few"
 
     @property
     def notes(self) -> list[str]:
-        """What the answer says of it beside the ranking: which trunk, by which rule, and how noisy branches are."""
+        """Sentences for the answer: the trunk, the rule of the race, and the noise of branches."""
         lines = [self.sentence]
         if self.standings and len(self.seeds) > 1:
             counts = ", ".join(f"{count} on {n}" for n, count in self.raced.items())
@@ -59,14 +60,14 @@ class Race:
         return lines if self.noise == stats.UNKNOWN else [*lines, self.noise]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The race under the keys of ``status --json``."""
         return {**vars(self), "raced": self.raced, "standings": [vars(standing) for standing in self.standings]}
 
 
 @dataclass(frozen=True)
 class RacePlan:
-    """How a race will go: what becomes the ``trunk`` and by which ``rule``, in sentences, on which ``seeds``, and what
-    is known of the ``noise``."""
+    """The race as planned. ``trunk``, ``rule`` and ``noise`` are sentences: which baseline is the trunk, by which rule
+    proposals go on to more seeds, and how far scores vary over seeds. ``seeds`` are the search seeds."""
 
     trunk: str
     rule: str
@@ -74,50 +75,50 @@ class RacePlan:
     noise: str
 
 
-def race(service: Service, rows: Sequence[Trial]) -> Race | None:
-    """How the race stands; None for a sweep without a trunk and with one search seed."""
+def race(service: Service, trials: Sequence[Trial]) -> Race | None:
+    """The state of the race; None for a sweep without a trunk and with one search seed, which has no race."""
     settings, agenda = service.sweep.search, service.agenda
     if settings.seeds == 1 and settings.trunk is None:
         return None
-    reference = _reference(service, rows)
+    reference = _reference(service, trials)
     return Race(
         trunk=reference,
-        sentence=_trunk(service, rows, reference),
+        sentence=_trunk(service, trials, reference),
         seeds=agenda.seeds,
         begin=settings.begin,
         race=settings.race,
         rule=_rule(service),
-        standings=evidence.standings(rows, reference) if reference is not None else [],
-        noise=_noise(service, rows, reference),
+        standings=evidence.standings(trials, reference) if reference is not None else [],
+        noise=_noise(service, trials, reference),
     )
 
 
-def race_plan(service: Service, rows: Sequence[Trial]) -> RacePlan | None:
-    """The race as it will be, with the noise as known from ``rows``, the trials so far; None as for :func:`race`."""
+def race_plan(service: Service, trials: Sequence[Trial]) -> RacePlan | None:
+    """The race as planned, with the noise of ``trials``, those that exist so far; None for a sweep without a race."""
     settings, agenda = service.sweep.search, service.agenda
     if settings.seeds == 1 and settings.trunk is None:
         return None
-    if agenda.waits:
+    if agenda.awaits_baselines:
         names = list(service.baselines())
         role = "the trunk" if settings.trunk is not None else "what proposals are compared with"
         sentence = f"the best of {', '.join(names)} on {len(agenda.seeds)} search seeds becomes {role}"
         if settings.trunk is not None:
             sentence += f"; shown here as branches of {names[0]}"
     else:
-        sentence = f"every proposal is a branch of {agenda.against}: the same training up to its first jump"
-    noise = _noise(service, rows, _reference(service, rows) if rows else None)
+        sentence = f"every proposal is a branch of {agenda.known_reference}: the same training up to its first jump"
+    noise = _noise(service, trials, _reference(service, trials) if trials else None)
     return RacePlan(sentence, _rule(service), agenda.seeds, noise)
 
 
-def _noise(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
-    """What the sweep's own pairs say of the noise of runs and branches, or that nobody knows yet; in a sentence."""
+def _noise(service: Service, trials: Sequence[Trial], reference: str | None) -> str:
+    """A sentence: how far runs and branches vary over seeds in this sweep, or that this is not known yet."""
     if reference is None:
         return stats.UNKNOWN
-    return stats.branches(rows, reference, lambda trial: service.departure(trial.spec or {}, reference)).sentence
+    return stats.branches(trials, reference, lambda trial: service.departure(trial.spec or {}, reference)).sentence
 
 
 def _rule(service: Service) -> str:
-    """How the race goes, in a sentence."""
+    """The rule of the race, in a sentence."""
     settings = service.sweep.search
     if settings.seeds == 1:
         return "each proposal is trained on one seed and compared with the trunk there"
@@ -129,38 +130,39 @@ def _rule(service: Service) -> str:
     )
 
 
-def _reference(service: Service, rows: Sequence[Trial]) -> str | None:
+def _reference(service: Service, trials: Sequence[Trial]) -> str | None:
+    """The baseline that proposals are compared with; None if it is not known yet, or never will be."""
     try:
-        return service.agenda.reference(rows)
-    except ConfigError:  # the worker that asks says it; who looks sees the failed baselines
+        return service.agenda.reference(trials)
+    except ConfigError:  # `status` shows the failed baselines anyway, and `Agenda.phase` gives this message
         return None
 
 
-def _trunk(service: Service, rows: Sequence[Trial], reference: str | None) -> str:
-    """Which trunk, and why it."""
+def _trunk(service: Service, trials: Sequence[Trial], reference: str | None) -> str:
+    """A sentence: which baseline is the trunk, and why."""
     agenda, settings = service.agenda, service.sweep.search
     role = "trunk" if settings.trunk is not None else "compared with"
-    if not agenda.waits:
+    if not agenda.awaits_baselines:
         return f"{role}: {reference}, as the sweep file says; proposals are branches of it"
     if reference is None:
-        runs = [row for row in rows if row.stage == "baseline"]
-        done = sum(not row.open for row in runs)
+        runs = [trial for trial in trials if trial.stage == "baseline"]
+        ended = sum(not run.open for run in runs)
         return (
-            f"{role}: the best baseline, not known yet: {done} of {len(runs)} runs of baselines on {len(agenda.seeds)} "
-            "search seeds have ended, and proposals come after the last"
+            f"{role}: the best baseline, not known yet: {ended} of {len(runs)} runs of baselines on "
+            f"{len(agenda.seeds)} search seeds have ended, and proposals come after the last"
         )
-    trunk = agenda.trunk(rows)
+    trunk = agenda.trunk(trials)
     return trunk.sentence.replace("trunk", role, 1) if trunk is not None else f"{role}: {reference}"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a sweep costs, in trained epochs, before anything is trained.
+    """The planned cost of a sweep, in trained epochs.
 
-    ``baselines`` of the search and the ``confirmation``; ``branch``: an average proposal on one seed, of which it is
-    trained on ``seeds_per_proposal``. ``budget`` as the sweep file says it, ``epochs``: the same in epochs,
-    ``proposals``: how many it buys beside the baselines and the confirmation; None without a budget, and the last two
-    also where an epoch was not timed yet.
+    ``baselines`` are those of the search. ``branch`` is the cost of an average proposal on one seed; on average it is
+    trained on ``seeds_per_proposal`` seeds. ``budget`` is the text in the sweep file, ``epochs`` the same in epochs,
+    and ``proposals`` how many proposals it pays for beside the baselines and the confirmation. The three are None
+    without a budget; the last two also for a budget in hours before any epoch was timed.
     """
 
     budget: str | None
@@ -173,7 +175,7 @@ class Cost:
 
     @classmethod
     def of(cls, service: Service, draws: Sequence[Mapping[str, Any]], seconds: float | None) -> Cost:
-        """``draws``: the specs of proposals as they may come; ``seconds``: of an epoch, None where none was timed."""
+        """``draws``: specs of randomly drawn proposals; ``seconds``: duration of an epoch (None: not timed yet)."""
         sweep, epochs = service.sweep, service.sweep.epochs
         settings, confirm, budget = sweep.search, sweep.confirm, sweep.budget
         branch = fmean([epochs - service.shared(spec) for spec in draws]) if draws else float(epochs)
@@ -188,125 +190,129 @@ class Cost:
             return cost
         amount = budget.amount if budget.unit == "ep" or not seconds else budget.amount * 3600 / seconds
         left = max(amount - cost.baselines - cost.confirmation, 0.0)
-        bought = int(left / (branch * cost.seeds_per_proposal)) if branch else MANY
-        return replace(cost, epochs=amount, proposals=min(bought, MANY if sweep.trials is None else sweep.trials))
+        bought = int(left / (branch * cost.seeds_per_proposal)) if branch else MAX_PROPOSALS
+        limit = MAX_PROPOSALS if sweep.trials is None else sweep.trials
+        return replace(cost, epochs=amount, proposals=min(bought, limit))
 
     def total(self, proposals: int) -> float:
-        """Epochs of the search with so many proposals; with a budget those that it has, the confirmation included."""
+        """Epochs of the search with so many proposals; with a budget also of the confirmation, at most the budget."""
         search = self.baselines + proposals * self.branch * self.seeds_per_proposal
         return search if self.epochs is None else min(search + self.confirmation, self.epochs)
 
 
 @dataclass(frozen=True)
 class Spending:
-    """All amounts in the unit of ``budget``: trained epochs, or hours of one worker.
+    """The spending of a sweep's budget. All amounts are in the unit of ``budget``: trained epochs, or worker hours.
 
-    ``spent``: trained so far, ``searched`` of it in baselines and search; ``promised``: what the trials that are open
-    still need; ``kept``: the confirmation, kept back until it has begun; ``typical``: training an average proposal on
-    one seed; ``seeds``: on how many seeds an average proposal is trained. A branch costs what it does not share with
-    the baselines.
+    ``spent`` is the training so far, ``spent_on_search`` the part of baselines and search. ``promised`` is what the
+    open trials still need. ``kept`` is the cost of the confirmation, reserved until it begins. ``typical`` is the cost
+    of an average proposal on one seed, and ``seeds`` on how many seeds such a proposal is trained. ``baselines`` is the
+    cost of all baselines; ``costs`` is trial number -> cost. A branch costs only the epochs that no baseline trains.
     """
 
     budget: Budget
     spent: float
-    searched: float
+    spent_on_search: float
     promised: float
     kept: float
     typical: float
     seeds: float
     baselines: float
-    cost: Mapping[int, float]
+    costs: Mapping[int, float]
 
     @classmethod
-    def of(cls, service: Service, rows: Sequence[Trial]) -> Spending:
-        """The spending of a sweep with these trials."""
+    def of(cls, service: Service, trials: Sequence[Trial]) -> Spending:
+        """The spending of a sweep with a budget that has these trials."""
         budget = service.sweep.budget
         assert budget is not None
         epochs, settings = service.sweep.epochs, service.sweep.search
-        counted = [row for row in rows if row.stage in ("baseline", "search", "confirm")]
-        seconds = [float(row.facts.epoch_seconds) for row in rows if row.facts.epoch_seconds]
-        # before an epoch was timed nobody knows what an hour buys: nothing counts, and the work begins
+        counted = [trial for trial in trials if trial.stage in ("baseline", "search", "confirm")]
+        seconds = [float(trial.facts.epoch_seconds) for trial in trials if trial.facts.epoch_seconds]
+        # Until an epoch was timed, the cost in hours is not known. It counts as 0, so that the workers can begin.
         unit = 1.0 if budget.unit == "ep" else median(seconds) / 3600 if seconds else 0.0
-        shares = {row.number: service.shared(row.spec) for row in counted if row.spec}
-        branches = [epochs - shares[row.number] for row in evidence.proposals(rows) if row.number in shares]
+        own = {trial.number: float(epochs - service.shared(trial.spec)) for trial in counted if trial.spec}
+        branches = [own[proposal.number] for proposal in evidence.proposals(trials) if proposal.number in own]
         typical = fmean(branches) if branches else float(epochs)
-        cost = {row.number: float(epochs - shares[row.number]) if row.number in shares else typical for row in counted}
-        spent = searched = promised = 0.0
-        for row in counted:
-            trained = max(len(row.curve) - row.reused, 0)
-            each = 1.0 if budget.unit == "ep" else float(row.facts.epoch_seconds or unit * 3600) / 3600
-            spent += trained * each
-            searched += trained * each if row.stage != "confirm" else 0.0
-            if row.open:
-                whole = float(epochs) if row.stage == "baseline" else cost[row.number]
-                left = whole if not row.curve else min(float(epochs - len(row.curve)), whole)
+        costs = {trial.number: own.get(trial.number, typical) for trial in counted}
+        spent = spent_on_search = promised = 0.0
+        for trial in counted:
+            trained = max(len(trial.curve) - trial.reused, 0)
+            per_epoch = 1.0 if budget.unit == "ep" else float(trial.facts.epoch_seconds or unit * 3600) / 3600
+            spent += trained * per_epoch
+            spent_on_search += trained * per_epoch if trial.stage != "confirm" else 0.0
+            if trial.open:
+                whole = float(epochs) if trial.stage == "baseline" else costs[trial.number]
+                left = whole if not trial.curve else min(float(epochs - len(trial.curve)), whole)
                 promised += unit * left
+        runs = {(trial.facts.name, trial.seed) for trial in trials if trial.stage == "baseline"}
         return cls(
             budget,
             spent,
-            searched,
+            spent_on_search,
             promised,
-            kept=unit * _confirmation(service, rows, cost, typical),
+            kept=unit * _confirmation(service, trials, costs, typical),
             typical=unit * typical,
             seeds=expected_seeds(settings.seeds, settings.race, settings.begin),
-            baselines=unit * epochs * len({(row.facts.name, row.seed) for row in rows if row.stage == "baseline"}),
-            cost={number: unit * each for number, each in cost.items()},
+            baselines=unit * epochs * len(runs),
+            costs={number: unit * cost for number, cost in costs.items()},
         )
 
     @property
     def unit(self) -> str:
-        """Of the amounts, in words."""
+        """The unit of the amounts: "epochs" or "hours"."""
         return "epochs" if self.budget.unit == "ep" else "hours"
 
     @property
     def left(self) -> float:
-        """What the search may still spend: without what is promised and the confirmation."""
+        """The amount that the search may still spend: neither spent, nor promised, nor kept for the confirmation."""
         return self.budget.amount - self.spent - self.promised - self.kept
 
     @property
     def ending(self) -> str:
         """Why no further proposal is made, in a sentence."""
-        words = self.words
+        shown = self.shown
         return (
-            f"the search ended with its budget: it trained {words(self.searched)} of {words(self.budget.amount)} "
-            f"{self.unit}, up to {words(self.kept)} were kept for the confirmation, and what was left "
-            f"({words(self.left)}) does not pay for another proposal: about {words(self.typical * self.seeds)} "
-            f"({words(self.typical)} on a seed, {self.seeds:.3g} seed{'s' * (self.seeds > 1)} on average)"
+            f"the search ended with its budget: it trained {shown(self.spent_on_search)} of "
+            f"{shown(self.budget.amount)} {self.unit}, up to {shown(self.kept)} were kept for the confirmation, and "
+            f"what was left ({shown(self.left)}) does not pay for another proposal: about "
+            f"{shown(self.typical * self.seeds)} ({shown(self.typical)} on a seed, {self.seeds:.3g} "
+            f"seed{'s' * (self.seeds > 1)} on average)"
         )
 
-    def words(self, amount: float) -> str:
-        """An amount as it is shown, nothing below 0."""
+    def shown(self, amount: float) -> str:
+        """An amount as text, without its unit; a negative one is shown as 0."""
         return f"{max(amount, 0.0):,.{0 if self.budget.unit == 'ep' else 2}f}"
 
     def affordable(self, replicates: Sequence[Wanted]) -> list[Wanted]:
-        """As many of these replicates, in their order, as there is something left for."""
+        """The first of these replicates, as many as the rest of the budget pays for."""
         left, affordable = self.left, []
         for replicate in replicates:
-            left -= self.cost.get(replicate.replicate_of or 0, self.typical)
+            left -= self.costs.get(replicate.replicate_of or 0, self.typical)
             if left < 0:
                 break
             affordable.append(replicate)
         return affordable
 
-    def another(self, made: int, *, idle: bool) -> bool:
-        """Whether another proposal may be made, after ``made`` of them; ``idle``: there is nothing else to do.
+    def pays_for_another(self, count: int, *, idle: bool) -> bool:
+        """Whether the budget pays for another proposal, when there are ``count`` of them.
 
-        Room is kept for the replicates that those made already will ask for, until it turns out that they ask for none.
+        Unless ``idle`` (no trial of the search is open, and no replicate is affordable), the budget also has to pay for
+        the replicates that the race may still promote of the proposals so far.
         """
         if self.left < self.typical * (self.seeds if self.seeds < 2 or idle else 1):
             return False
-        planned = self.baselines + (made + 1) * self.typical * self.seeds
+        planned = self.baselines + (count + 1) * self.typical * self.seeds
         return idle or planned <= self.budget.amount - self.kept
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The spending under the keys of ``status --json``."""
         return {
             "budget": str(self.budget),
             "unit": self.unit,
             "amount": self.budget.amount,
             "spent": self.spent,
-            "spent_on_search": self.searched,
-            "spent_on_confirmation": self.spent - self.searched,
+            "spent_on_search": self.spent_on_search,
+            "spent_on_confirmation": self.spent - self.spent_on_search,
             "promised": self.promised,
             "kept": self.kept,
             "left": self.budget.amount - self.spent,
@@ -315,25 +321,25 @@ class Spending:
 
 
 def expected_seeds(seeds: int, race: float, begin: int) -> float:
-    """On how many seeds an average proposal is trained.
+    """On how many seeds an average proposal of a race is trained.
 
     >>> expected_seeds(8, 2, 1), expected_seeds(1, 2, 1), expected_seeds(16, 2, 4)
     (2.5, 1.0, 8.0)
     """
-    steps, share = search.rungs(seeds, begin), 1.0
-    total = float(steps[0])
-    for now, further in pairwise(steps):
+    rungs, share = search.rungs(seeds, begin), 1.0
+    total = float(rungs[0])
+    for rung, next_rung in pairwise(rungs):
         share /= race
-        total += share * (further - now)
+        total += share * (next_rung - rung)
     return total
 
 
-def _confirmation(service: Service, rows: Sequence[Trial], cost: Mapping[int, float], typical: float) -> float:
-    """Trained epochs of the announced confirmation; 0 once it has begun: its trials then count themselves."""
-    if any(row.stage == "confirm" for row in rows):
+def _confirmation(service: Service, trials: Sequence[Trial], costs: Mapping[int, float], typical: float) -> float:
+    """Epochs that the confirmation will train; 0 once it has begun, because then its open trials are ``promised``."""
+    if any(trial.stage == "confirm" for trial in trials):
         return 0.0
-    best, leaders = service.sweep.confirm.best, service.leaders(rows)
-    branches = [cost.get(number, typical) for number in leaders[:best]]
+    best, leaders = service.sweep.confirm.best, service.leaders(trials)
+    branches = [costs.get(number, typical) for number in leaders[:best]]
     branches += [typical] * (best - len(branches))
     trunks = service.sweep.epochs * len(service.baselines())
     return service.sweep.confirm.seeds * (trunks + sum(branches))

@@ -1,4 +1,4 @@
-"""A sweep trained on this machine: a worker process for each slot of a device."""
+"""Trains a sweep on this machine, with one worker process for each slot of a device."""
 
 import os
 import sys
@@ -18,23 +18,23 @@ from sweeper.training import cache_mb, memory
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
-MANY = 1_000_000
-SEND_S = 60.0  # for the journals that are left when the workers have ended
+UNLIMITED = 1_000_000  # more workers than any machine has
+SEND_S = 60.0  # time for sending the journals that are left when the workers have ended
 
 Say = Callable[[str], None]
 
 
 def slots(sweep: Sweep) -> list[str]:
-    """Where on this machine the sweep's workers go, an entry each, see ``fleet.slots``. Raises DeviceError."""
+    """The device of each of the sweep's workers on this machine, as in ``fleet.slots``. Raises DeviceError."""
     count = None if sweep.workers == "auto" else sweep.workers
     return fleet.slots(str(sweep.device), count, threads=sweep.recipe.threads)[:count]
 
 
 def open_trials(service: "Service") -> int:
-    """How many workers find something to do at most: a trial each, and in a search that still grows no limit."""
+    """How many workers could train at once: one for each open trial, or no limit if the agenda adds trials."""
     counts = service.study.counts()
     left = counts["waiting"] + counts["running"]
-    return left if not service.agenda.grows or service.study.done else MANY
+    return left if not service.agenda.adds_trials or service.study.done else UNLIMITED
 
 
 def train(
@@ -45,10 +45,11 @@ def train(
     say: Say = print,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train every open trial with workers in the slots ``where``; what they print goes to logs in the store.
+    """Train every open trial with a worker in each of the slots ``where``; their output goes to log files in the store.
 
-    ``say`` is told about workers that die and the like, ``tick`` is called about twice a second. ``stop`` ends the
-    workers after their epoch. Raises KeyboardInterrupt if it was set, SweeperError if no worker could be kept alive.
+    ``say`` gets messages for the user, such as that a worker died; ``tick`` is called about twice a second. When
+    ``stop`` is set, the workers end after their epoch. Raises KeyboardInterrupt if ``stop`` was set, SweeperError if
+    every worker died again and again.
     """
     stop = threading.Event() if stop is None else stop
     if left := open_trials(service):
@@ -58,18 +59,18 @@ def train(
 
 
 def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -> fleet.Fleet:
-    """Worker processes of this sweep, not started; ``logs``: a folder for what they print, None: where ours goes.
+    """The sweep's worker processes, not started yet. ``logs``: the folder of their log files (None: they print here).
 
-    They read the sweep from a copy in the store, so that it need not come from a file. Addresses, which may hold
-    passwords, are given to them by the environment, where other users of the machine cannot read them.
+    Workers read the sweep from a copy in the store, because the sweep may not come from a file. They get addresses,
+    which may contain passwords, in the environment, because other users of the machine can read a command line.
     """
     recipe = service.sweep.recipe
-    command = [sys.executable, "-m", "sweeper", "worker", str(written(service))]
-    loaders, given = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
-    if loaders != given:
+    command = [sys.executable, "-m", "sweeper", "worker", str(write_sweep(service))]
+    loaders, wanted = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
+    if loaders != wanted:
         command.append(f"loader_workers={loaders}")
-        if given != "auto":
-            say(f"loader_workers: {loaders} each, not {given}: {len(where)} workers share {fleet.cores()} cores")
+        if wanted != "auto":
+            say(f"loader_workers: {loaders} each, not {wanted}: {len(where)} workers share {fleet.cores()} cores")
     if recipe.cache_mb == "auto":
         command.append(f"cache_mb={cache_mb(memory(), len(where))}")
     place = service.place
@@ -82,32 +83,35 @@ def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -
 
 
 def settle(service: "Service", stop: threading.Event, say: Say) -> None:
-    """What is left to do when the workers have ended; KeyboardInterrupt if they were told to."""
+    """Send the remaining journals and mark the sweep's run in MLflow as finished, when the workers have ended.
+
+    Raises KeyboardInterrupt if ``stop`` is set.
+    """
     if stop.is_set():
         raise KeyboardInterrupt
     send_journals(service, SEND_S, say)
     try:
         if service.study.done:
             service.tracker.sweep(status="FINISHED")
-    except TrackingError as error:  # the answer is in the study
+    except TrackingError as error:  # The study has the answer, so the sweep need not fail.
         say(str(error))
 
 
 def send_journals(service: "Service", timeout: float, say: Say) -> None:
-    """Send the journals that no worker sends any more, within ``timeout`` seconds; say how many are left, and why."""
+    """Send the journals of ended workers, for at most ``timeout`` seconds; report how many are left, and why."""
     if left := service.tracker.drain(timeout):
         why = f": {service.tracker.problem}" if service.tracker.problem else ""
         say(f"{left} journal{'s wait' if left > 1 else ' waits'} to be sent by the next command{why}")
 
 
-def written(service: "Service") -> Path:
-    """The sweep as a file in this machine's folder, from which a worker reads the same sweep."""
+def write_sweep(service: "Service") -> Path:
+    """Write the sweep to a file in this machine's folder, from which the workers read it; returns its path."""
     keys = service.sweep.flat()
     if "data" in keys and os.path.exists(keys["data"]):
         keys["data"] = str(Path(keys["data"]).absolute())  # a path in a sweep file is relative to that file
     file = service.place.folder / "work" / f"{service.sweep.name}.sweep.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    written = file.with_name(f".{uuid.uuid4().hex}.yaml")
-    written.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    written.replace(file)
+    temporary = file.with_name(f".{uuid.uuid4().hex}.yaml")
+    temporary.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(file)  # in one step, because a worker may be reading it
     return file

@@ -1,4 +1,4 @@
-"""The service itself."""
+"""One sweep at one place: its data set, study, store and MLflow experiment, opened when they are first used."""
 
 import contextlib
 import json
@@ -27,16 +27,16 @@ from sweeper.training.process import TrainingProcess
 if TYPE_CHECKING:
     from sweeper.service.place import Place
 
-#: What a launch notes in the study beside the configuration, for those who look without the data and the command line.
+#: Keys that a launch stores in the study beside the configuration, so that a later command needs no data set.
 _NOTED = ("store", "train_images", "classes", "free", "overrides")
 
 
 class Service:
-    """One sweep at one place. Parts are opened when first used.
+    """One sweep at one place.
 
-    ``overrides``: those of the sweep file that ``sweep`` was made with; ``launch`` notes them for those who look.
-    ``looking``: nothing is created or written, in no folder and no database, whatever is asked. ``launched_as``: the
-    configuration that the study has kept since its launch; it then stands for the data set, too.
+    ``overrides`` are those with which ``sweep`` was read from its file; ``launch`` stores them in the study. With
+    ``looking`` nothing is created or written, neither a file nor a row. ``launched_as`` is the configuration that the
+    study stores since its launch; its facts on the data set are then used instead of the data set itself.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Service:
     def dataset(self) -> data.Dataset:
         """The data set, checked. Raises DataError."""
         recipe, folder = self.sweep.recipe, self.place.folder / "data"
-        how: dict[str, Any] = {"invalid": self.sweep.invalid, "keep": not self.looking, **recipe.part}
-        return data.open(recipe.data, folder=folder, **how)
+        options: dict[str, Any] = {"invalid": self.sweep.invalid, "keep": not self.looking, **recipe.part}
+        return data.open(recipe.data, folder=folder, **options)
 
     @property
     def data_digest(self) -> str:
-        """The data set's digest; of a launched sweep without opening the data set."""
+        """The digest of the data set. For a launched sweep the data set is not opened."""
         return str(self.launched_as.get("data_digest") or self.dataset.digest)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the data set's classes; of a launched sweep without opening the data set."""
+        """The names of the data set's classes. For a launched sweep the data set is not opened."""
         return tuple(self.launched_as.get("classes") or self.dataset.names)
 
     @cached_property
@@ -91,7 +91,7 @@ class Service:
 
     @cached_property
     def store(self) -> Store:
-        """Training states under their prefix keys. Raises StoreError."""
+        """The store of training states, by prefix key. Raises StoreError."""
         make, store_id = not self.looking, self.launched_as.get("store")
         reserve = self.place.reserve if make else 0
         store = Store(self.place.snapshots, self.database, None, reserve, id=store_id, make=make)
@@ -100,36 +100,39 @@ class Service:
 
     @cached_property
     def tracker(self) -> Tracker:
-        """The MLflow experiment of the launched sweep, with the journals of its study. Raises as ``study``."""
+        """The MLflow experiment of the launched sweep, with the journals of its study. Raises what ``study`` raises."""
         return self._experiment.of(self.study.id)
 
     @cached_property
     def _experiment(self) -> Tracker:
-        """The MLflow experiment, while nobody knows which study's it is."""
+        """The MLflow experiment by its name alone, before it is known whether it is that of this study."""
         return Tracker(self.place.tracking, self.sweep.name, self.place.folder / "journals")
 
     @cached_property
     def study(self) -> Study:
         """The launched study. DatabaseError if there is none, ConfigError if the sweep file was changed since."""
-        if self.unborn:
+        if self.database_missing:
             raise DatabaseError(f"no study {self.sweep.name!r}: {self.place.database} is not there; launch it first")
         study = Study.open(self.database, self.sweep.name, **self._leases)
         if not self.launched_as:
             study.check(self._config, free_keys=self._free_keys(study.config))
-        if self.agenda.grows:
+        if self.agenda.adds_trials:
             study.agenda = self.agenda.now
         return study
 
     @cached_property
     def agenda(self) -> Agenda:
-        """What the study should hold by now."""
+        """Which trials the study should contain by now."""
         return Agenda(self)
 
     def _free_keys(self, launched: Mapping[str, Any]) -> list[str]:
-        """What may differ from the launched configuration: also a key that it is too old to have, at its default."""
+        """The keys that may differ from the ``launched`` configuration.
+
+        Among them are keys that an older version did not know, if they have their default now.
+        """
         now, defaults = self._config, Sweep.defaults()
         newer = [key for key in now if key not in launched and key in defaults and now[key] == defaults[key]]
-        if launched.get("amp") is False and now["amp"] == "auto":  # the default before there was auto: see ``recipe``
+        if launched.get("amp") is False and now["amp"] == "auto":  # an older version's default, see ``_amp``
             newer.append("amp")
         return [*Sweep.FREE, *_NOTED, *newer]
 
@@ -152,15 +155,15 @@ class Service:
         }
 
     @property
-    def unborn(self) -> bool:
-        """Whether the database is a file that is not there: looking must not make it."""
+    def database_missing(self) -> bool:
+        """Whether the database is an SQLite file that does not exist; a command that only reads must not create it."""
         url = database.parse(self.place.database)
         return url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists()
 
     @property
     def done(self) -> bool:
-        """Whether every trial has ended and none is to come. False, too, where the search cannot begin: whoever works
-        on it says why."""
+        """Whether every trial has ended and the agenda adds none. False if the search cannot begin, too, because then
+        the worker has to raise the reason."""
         try:
             return self.study.done
         except ConfigError:
@@ -168,14 +171,17 @@ class Service:
 
     @property
     def launched(self) -> bool:
-        """Whether the study is there already. Who looks hears False also where there is no database to ask."""
+        """Whether the study exists; False if there is no database."""
         try:
             return bool(Study.all(self.database, [self.sweep.name]))
         except database.NothingThere:
             return False
 
     def check_store(self) -> None:
-        """StoreError unless the snapshots are where the sweep's launch saw them: workers there find none of ours."""
+        """Raise StoreError unless this store is the one that the sweep was launched with.
+
+        Another store (such as another folder of the same name on another machine) has none of the sweep's states.
+        """
         launched = self.study.config.get("store")
         if launched not in (None, self.store.id):
             raise StoreError(
@@ -184,66 +190,69 @@ class Service:
             )
 
     def baselines(self) -> dict[str, dict[str, Any]]:
-        """name -> spec of the sweep's baselines, by family; a second one of a family gets a number."""
+        """Name -> spec of the baselines; the name is the family, with a number if the family occurs again."""
         return {name: schedule.spec for name, schedule in self.sweep.named_baselines.items()}
 
     def check(self) -> None:
-        """Everything that can be wrong, before anything is trained or changed; raises a SweeperError in one line."""
+        """Check sweep, data set, model, store and MLflow before anything is trained. Raises SweeperError."""
         self.check_sweep()
         self.store.check()
         self._experiment.check()
 
     def check_sweep(self) -> int:
-        """Of that what needs no store and no server: the space, the data, and whether the model can be built.
+        """Check the search space, the data set and whether the model can be built; needs neither store nor MLflow.
 
-        Gives about how many bytes a state will take.
+        Returns the expected size of a training state in bytes. Raises SweeperError.
         """
         for sweep in self.sweep.with_each_trunk():
             search.check(sweep)
             search.check(sweep, self.time)
         coco.check_objective(self.dataset, self.sweep)
         with (
-            tempfile.TemporaryDirectory(prefix="sweeper-check-") as aside,
-            self.training(device="cpu", folder=Path(aside), stall_s=120) as child,
+            tempfile.TemporaryDirectory(prefix="sweeper-check-") as folder,
+            self.training(device="cpu", folder=Path(folder), stall_s=120) as child,
         ):
             child.fingerprint(self.sweep.recipe)
             return child.state_bytes(self.sweep.recipe)
 
     def recipe(self, seed: int) -> Any:
-        """The sweep's recipe with this seed, its data where the trainer finds them."""
+        """The sweep's recipe with this seed, and with the path of the checked data set."""
         return self.sweep.recipe.model_copy(update={"seed": seed, "data": str(self.dataset.yaml), "amp": self._amp()})
 
     def _amp(self) -> bool | str:
-        """Mixed precision; a study that was launched before there was ``auto`` goes on without.
+        """Mixed precision. A study whose configuration has ``amp: false`` keeps it, although the default is ``auto``
+        now, because the default was false in an older version.
 
-        No ``cached_property``: in Python 3.11 all threads would wait for the one that reads the database.
+        This is no ``cached_property``, because in Python 3.11 all threads would wait for the one that reads the
+        database.
         """
         if self._precision is None:
-            written = self.sweep.recipe.amp
-            without = written == "auto" and self.launched and self.study.config.get("amp") is False
-            self._precision = False if without else written
+            amp = self.sweep.recipe.amp
+            older = amp == "auto" and self.launched and self.study.config.get("amp") is False
+            self._precision = False if older else amp
         return self._precision
 
     def facts(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-        """What, beside the recipe's values, determines a training: for ``Recipe.digest``."""
-        # the loss of end-to-end heads depends on how long the run is; nothing else does
+        """The facts that determine a training beside the recipe's values, for ``Recipe.digest``."""
+        # Only the loss of end-to-end heads depends on the length of the run.
         length = {"epochs": self.sweep.epochs} if fingerprint.get("end2end") else {}
-        # a state whose epochs have no value of the objective is of no use here
-        judged = {"objective": "coco"} if self.sweep.by_coco else {}
-        return {**fingerprint, "data": self.dataset.digest, **length, **judged}
+        # A state that was trained for another objective lacks the COCO metrics of its epochs, so it cannot be reused.
+        objective = {"objective": "coco"} if self.sweep.by_coco else {}
+        return {**fingerprint, "data": self.dataset.digest, **length, **objective}
 
     def branches(self, trace: Trace) -> set[int]:
-        """Epochs after which others may part from ``trace``: warm-up's end, its jumps, those of the search, the end."""
-        jumps = {jump.epoch for jump in trace.jumps()}
-        return (
-            jumps | {trace.epochs, round(trace.warmup_fraction * trace.epochs)} | search.parts(self.searched, self.time)
-        )
+        """Epochs after which other schedules may branch off ``trace``, so that their states are removed last.
+
+        These are the end of its warm-up, its jumps, the jumps that the search may propose, and its end.
+        """
+        own = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
+        return own | search.parts(self.searched, self.time)
 
     def launch(self) -> None:
-        """Create the study, its trials and the experiment, or what is missing of them. Any number of times."""
+        """Create the study, its trials and the experiment, as far as they do not exist. Raises SweeperError."""
         self.check()
-        # Asked before the study is looked at: a launch beside ours makes its study first and its experiment then, so an
-        # experiment that is there now has its study there, too.
+        # Read before the study, because a launch in another process creates its study first and its experiment then:
+        # an experiment that exists now belongs to a study that exists now.
         holder = self._experiment.holder()
         launched = Study.open(self.database, self.sweep.name) if self.launched else None
         if holder is not None and (launched is None or holder != launched.id):
@@ -265,7 +274,7 @@ class Service:
         tags = {names.DATA: self.dataset.digest, names.STUDY: study.id}
         self.tracker.sweep(params=params, tags=tags)
 
-    # -- what can be said of it; each is described there
+    # -- results; the functions describe them
 
     plan = plan_of
     status = status_of
@@ -274,64 +283,66 @@ class Service:
     examine = examine_restarts
 
     def trace(self, schedule: schedules.Schedule) -> Trace:
-        """The LR trace that this sweep's trials get from a schedule."""
+        """The LR trace of a schedule in this sweep."""
         return schedule.trace(self.time)
 
     @property
     def searched(self) -> Sweep:
-        """The sweep with its trunk by name: the baseline that was chosen, until then the first one."""
-        if self._searched[0] != self.agenda.chosen:
-            self._searched = self.agenda.chosen, self.sweep.with_trunk(self.agenda.chosen)
+        """The sweep with the chosen baseline in place of ``trunk: best``; until one is chosen, with the first."""
+        if self._searched[0] != self.agenda.chosen_trunk:
+            self._searched = self.agenda.chosen_trunk, self.sweep.with_trunk(self.agenda.chosen_trunk)
         return self._searched[1]
 
     def shared(self, spec: Mapping[str, Any]) -> int:
-        """Epochs that a schedule shares with a baseline from the first on: on any seed they are trained only once."""
+        """How many of its first epochs a schedule shares with another baseline; they are trained once on each seed."""
         text = json.dumps(spec, sort_keys=True)
         if text not in self._shared:
             schedule, baselines = schedules.parse(spec), self.sweep.named_baselines.values()
             keys = prefix_keys("", self.trace(schedule))
             others = [prefix_keys("", self.trace(other)) for other in baselines if other != schedule]
-            alike = (sum(map(operator.eq, keys, other)) - 1 for other in others)
-            self._shared[text] = max(alike, default=0)
+            counts = (sum(map(operator.eq, keys, other)) - 1 for other in others)
+            self._shared[text] = max(counts, default=0)
         return self._shared[text]
 
     def departure(self, spec: Mapping[str, Any], trunk: str) -> stats.Departure | None:
-        """How a schedule departs from the baseline ``trunk``; None if it does not."""
+        """Where and how far the learning rates of a schedule differ from the baseline ``trunk``; None if nowhere."""
         text = json.dumps([spec, trunk], sort_keys=True)
         if text not in self._departures:
             reference = self.trace(self.sweep.named_baselines[trunk])
             self._departures[text] = stats.Departure.of(self.trace(schedules.parse(spec)), reference)
         return self._departures[text]
 
-    def leaders(self, rows: Sequence[Trial]) -> list[int]:
-        """The search's finished trials, best first: those of a race by what their mean is worth, else by score."""
-        reference = self.agenda.reference(rows)
+    def leaders(self, trials: Sequence[Trial]) -> list[int]:
+        """Numbers of the search's finished proposals, best first: in a race by ``Standing.worth``, else by score."""
+        reference = self.agenda.reference(trials)
         if reference is not None:
-            return [standing.trial for standing in evidence.standings(rows, reference)]
-        finished = [row for row in evidence.proposals(rows) if row.state == "COMPLETE" and row.score is not None]
-        return [row.number for row in sorted(finished, key=lambda row: (-(row.score or 0.0), row.number))]
+            return [standing.trial for standing in evidence.standings(trials, reference)]
+        finished = [p for p in evidence.proposals(trials) if p.state == "COMPLETE" and p.score is not None]
+        return [proposal.number for proposal in sorted(finished, key=lambda p: (-(p.score or 0.0), p.number))]
 
     def pick(self) -> Answer:
-        """The winner with its evidence, or that there is none. Raises DatabaseError if the sweep was never launched."""
+        """The winner with its evidence, or why there is none. Raises DatabaseError if the sweep was never launched."""
         return self.answer(self.study.trials())
 
-    def verdicts(self, trial: Trial, rows: Sequence[Trial] | None = None) -> list[evidence.Examined]:
-        """What can be said of each jump of a trial, with the thresholds as they are now; see ``evidence.verdicts``."""
-        rows = self.study.trials() if rows is None else rows
-        return evidence.verdicts(rows, trial, self.sweep.escape)
+    def verdicts(self, trial: Trial, trials: Sequence[Trial] | None = None) -> list[evidence.Examined]:
+        """The verdict on each jump of a trial, by the thresholds that the sweep file has now. ``trials``: those of the
+        study (None: they are read from it)."""
+        trials = self.study.trials() if trials is None else trials
+        return evidence.verdicts(trials, trial, self.sweep.escape)
 
-    def run_id(self, row: Trial) -> str | None:
-        """The trial's run in MLflow; asks there where its worker was never told. None if there is none, or nobody."""
-        run_id = row.facts.run_id
-        return run_id if run_id or row.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(row.number)
+    def run_id(self, trial: Trial) -> str | None:
+        """The id of the trial's run in MLflow, looked up there if the study does not have it; None if it is unknown."""
+        run_id = trial.facts.run_id
+        return run_id if run_id or trial.state not in ("COMPLETE", "PRUNED") else self._run_ids.get(trial.number)
 
     @cached_property
     def _run_ids(self) -> dict[int, str]:
+        """Trial number -> run id, read from MLflow; empty if MLflow does not answer."""
         with contextlib.suppress(TrackingError):
             return self.tracker.run_ids()
         return {}
 
     def described(self, trial: Trial) -> Trial:
-        """With what the sweep and MLflow know of it: its label, and its run."""
+        """The trial with its label and its run id filled in."""
         label = self.searched.label(trial.spec) if trial.spec else ""
         return replace(trial, label=label, facts=replace(trial.facts, run_id=self.run_id(trial)))

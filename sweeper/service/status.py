@@ -1,4 +1,4 @@
-"""How far a sweep is."""
+"""The status of a sweep: its trials, workers, epochs, store and budget."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +13,12 @@ from sweeper.study import Stage, Trial
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
-ALIVE_S = 120.0  # a worker that reported within so many seconds is at work
+ALIVE_S = 120.0  # A worker counts as alive if it reported within so many seconds.
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Epochs of each trial, and those of all trials so far: trained for them, or ``reused`` from other trials."""
+    """Epochs of each trial, and the epochs of all trials so far: ``trained``, or ``reused`` from the store."""
 
     per_trial: int
     trained: int
@@ -27,9 +27,10 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Proposals:
-    """How often the sampler was ``asked`` for the ``told`` search trials that have ended well or were pruned.
+    """The sampler's proposals. ``told`` are those that finished or were pruned; the sampler was ``asked`` so often for
+    them, ``per_trial`` on average.
 
-    ``distinct`` schedules among them; ``duplicates`` took the result of a finished trial with the same training.
+    ``distinct`` counts the schedules among them, ``duplicates`` those that took the result of an equal training.
     """
 
     asked: int
@@ -41,8 +42,8 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Stored:
-    """States in the store: how many, their size, the size allowed (``budget``) and the disk's ``free`` bytes (None:
-    not known); how often and how much was read from it. Sizes are in bytes."""
+    """The store's states: their ``count``, their size in ``bytes``, the size limit ``budget`` and the disk's ``free``
+    bytes (None: unknown). ``reads`` counts the states that were read, ``read_bytes`` their bytes."""
 
     count: int
     bytes: int
@@ -54,7 +55,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class AtWork:
-    """A worker as it last reported: its trial and epoch (None: none), ``age_s`` seconds ago."""
+    """The latest report of a worker, ``age_s`` seconds ago: its trial and epoch (None if it had no trial)."""
 
     worker: str
     device: str
@@ -64,15 +65,18 @@ class AtWork:
 
     @property
     def alive(self) -> bool:
-        """Whether it reported of late."""
+        """Whether the worker reported within the last ``ALIVE_S`` seconds."""
         return self.age_s < ALIVE_S
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial in the table. ``score``: what it was told with, before that its last epoch's; ``curve``: by epoch;
-    ``lr``: at the start of its next epoch, None unless its state is running. ``waits``: it has begun, and no worker has
-    it now: another trial trains an epoch that it can use, or its worker is gone."""
+    """A trial in the table.
+
+    ``score`` is the trial's score, before its end the objective of its last epoch. ``curve`` is the objective by epoch.
+    ``lr`` is the learning rate at the start of the next epoch, None unless the trial is running. ``waits``: the trial
+    has begun but no worker has it, because another trial trains an epoch that it can reuse, or because its worker died.
+    """
 
     trial: int
     state: str
@@ -90,12 +94,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a sweep is. ``budget``: how many trials there are; ``counts``: trials by state, with their "total".
+    """The status of a sweep. ``budget``: the number of trials; ``counts``: trials by state, and their "total".
 
-    ``phase``: what is being done now and why, in sentences. ``hours_saved`` by reuse, each trial's epochs at their own
-    time; ``seconds_per_epoch``: the median over trials (None: none was timed). ``mismatches``: trainings of one segment
-    that differ. ``race``: how the race over seeds stands, ``spending``: of the sweep's budget; None without one.
-    ``tracking_problem``: why MLflow does not get everything, None if it does.
+    ``phase``: sentences on the current phase and why the one before it ended. ``hours_saved``: training time of the
+    reused epochs, at each trial's own seconds an epoch; ``seconds_per_epoch``: the median over trials (None: not timed
+    yet). ``mismatches``: repeated trainings of an epoch that gave different states. ``race`` is None for a sweep
+    without a race, ``spending`` for one without a budget. ``tracking``: the MLflow URI; ``tracking_problem``: why
+    records could not be sent to MLflow (None: no problem).
     """
 
     sweep: str
@@ -125,18 +130,19 @@ class Status:
 
     @property
     def waits(self) -> int:
-        """How many trials have begun and are in no worker's hands."""
+        """How many trials have begun, while no worker has them."""
         return sum(row.waits for row in self.trials)
 
     @property
     def settled(self) -> tuple[int, int]:
-        """Epochs that are settled, and those of all trials; a trial that failed or was pruned has none to come."""
-        each, to_come = self.epochs.per_trial, ("waiting", "running")
-        done = sum(row.epochs_done if row.state in to_come else each for row in self.trials)
-        return done, each * len(self.trials)
+        """(Epochs that need no more training, epochs of all trials). Every epoch of a trial that has ended is settled,
+        also if the trial failed or was pruned."""
+        per_trial = self.epochs.per_trial
+        settled = sum(row.epochs_done if row.state in ("waiting", "running") else per_trial for row in self.trials)
+        return settled, per_trial * len(self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; the score of a trial stands under the objective's name."""
+        """The status under the keys of ``status --json``; a trial's score has the objective's name as its key."""
         parts = {"race": self.race, "spending": self.spending, "failures": self.failures}
         data = asdict(replace(self, race=None, spending=None))
         data |= {key: None if part is None else part.to_dict() for key, part in parts.items()}
@@ -148,7 +154,7 @@ class Status:
 
 
 def status_of(service: "Service") -> Status:
-    """How far the sweep is. Raises DatabaseError if it was never launched."""
+    """The status of a launched sweep. Raises DatabaseError if it was never launched."""
     trials = service.study.trials()
     counts = service.study.counts()
     reused = sum(trial.reused for trial in trials)
@@ -218,7 +224,7 @@ def _row(service: "Service", trial: Trial, alive: Collection[str]) -> Row:
 
 
 def _lr_now(service: "Service", trial: Trial) -> float | None:
-    """The LR that a trial in training has at the start of its next epoch."""
+    """The learning rate at the start of the trial's next epoch; None unless the trial is running."""
     if trial.shown_state != "running" or trial.schedule is None:
         return None
     trace = service.trace(trial.schedule)

@@ -228,7 +228,9 @@ class Worker:
             return proposals[-1].spec
 
         spec = slot.propose(
-            propose, known=lambda spec: self._others.trained(slot, proposals[-1]), reference=service.agenda.against
+            propose,
+            known=lambda spec: self._others.trained(slot, proposals[-1]),
+            reference=service.agenda.known_reference,
         )
         schedule = proposals[-1] if proposals else parse(spec)
         trace, recipe = service.trace(schedule), service.recipe(slot.seed)
