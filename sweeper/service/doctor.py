@@ -1,4 +1,4 @@
-"""What works here and what does not: device, threads, database, tracking server, store, versions, and the sweep."""
+"""Checks versions, device, threads, database, MLflow and store of this machine, and data set and study of a sweep."""
 
 import contextlib
 import importlib.metadata
@@ -25,15 +25,14 @@ from sweeper.tracking import Tracker
 from sweeper.training.process import Epoch
 
 LIBRARIES = ("torch", "torchvision", "ultralytics", "optuna", "mlflow", "sqlalchemy", "numpy")
-TIMEOUT_S = 5.0  # for MLflow to answer
+TIMEOUT_S = 5.0  # for an answer of MLflow
 LEAST_FREE = 2e9  # bytes; some hundred states of a small model
-TRIAL_S = 60.0
-TRIAL_EPOCHS = 4
+TRIAL_S, TRIAL_EPOCHS = 60.0, 4  # The trial of a sweep ends after so many seconds or epochs.
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``what`` was looked at, whether it is ``good``, what was found or, when it is not, what to do."""
+    """The result of a check: ``what`` was checked, whether it is ``good``, and a sentence ``says`` with the details."""
 
     what: str
     good: bool
@@ -41,13 +40,14 @@ class Finding:
 
 
 def examine(place: Place, sweep: Sweep | None = None, *, trial: bool = True) -> Iterator[Finding]:
-    """Look at everything; a fault in one part hides no other. With ``sweep`` also at its data and its study.
+    """Yield the finding of each check; a check that fails does not end the others. ``sweep``: check its data and study.
 
-    ``trial``: where all is well and the sweep has no timed epoch, train its model for about a minute.
+    If all checks of a sweep pass, the last finding says how many workers a device has room for. With ``trial`` the
+    sweep's model is trained for that for about a minute, unless its trials have timed epochs already.
     """
     device = "auto" if sweep is None else str(sweep.device)
     threads = 1 if sweep is None else sweep.recipe.threads
-    look: list[tuple[str, Callable[[], str]]] = [
+    checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("device", lambda: _device(device, threads, sweep)),
         ("threads", lambda: _threads(threads)),
@@ -56,23 +56,24 @@ def examine(place: Place, sweep: Sweep | None = None, *, trial: bool = True) -> 
         ("store", lambda: _store(place)),
     ]
     if sweep is not None:
-        looking = Service(sweep, place, looking=True)
-        look += [
-            ("data", lambda: _data(looking)),
-            ("study", lambda: _study(looking)),
+        service = Service(sweep, place, looking=True)
+        checks += [
+            ("data", lambda: _data(service)),
+            ("study", lambda: _study(service)),
         ]
     good = True
-    for what, ask in look:
-        finding = _finding(what, ask)
+    for what, check in checks:
+        finding = _finding(what, check)
         good = good and finding.good
         yield finding
     if sweep is not None and good:
-        yield _finding("workers", lambda: _workers(looking, trial))
+        yield _finding("workers", lambda: _workers(service, trial))
 
 
-def _finding(what: str, ask: Callable[[], str]) -> Finding:
+def _finding(what: str, check: Callable[[], str]) -> Finding:
+    """The finding of a check: what it returns, or the message of its error."""
     try:
-        return Finding(what, True, ask())
+        return Finding(what, True, check())
     except (SweeperError, OSError) as error:
         return Finding(what, False, " ".join(str(error).split()))
     except ImportError as error:
@@ -137,35 +138,36 @@ def _tracking(place: Place, experiment: str) -> str:
             _writable(server.file.parent)
             return f"{server}, not there yet: the first launch makes it"
         server.check(TIMEOUT_S)
-        began = time.perf_counter()  # of the second answer: for the first one, MLflow had to be imported
+        began = time.perf_counter()  # The second answer is timed, because the first one includes importing MLflow.
         server.check(TIMEOUT_S)
         seconds, waiting = time.perf_counter() - began, tracker.waiting()
-        later = f"; {waiting} journals wait to be sent, `sweeper ui` sends them or says why not" if waiting else ""
-        return f"{server}, MLflow {server.version()}, answers in {1000 * seconds:.0f} ms{later}"
+        unsent = f"; {waiting} journals wait to be sent, `sweeper ui` sends them or says why not" if waiting else ""
+        return f"{server}, MLflow {server.version()}, answers in {1000 * seconds:.0f} ms{unsent}"
 
 
 def _store(place: Place) -> str:
     store = Files(place.snapshots, make=False)
     if not store.id:
         free = shutil.disk_usage(_writable(place.folder)).free if "://" not in place.store else None
-        return f"{store.url}, nothing is stored there yet{_room(store.url, free)}"
+        return f"{store.url}, nothing is stored there yet{_free_space(store.url, free)}"
     began = time.perf_counter()
     free = store.check()
     milliseconds = 1000 * (time.perf_counter() - began)
-    return f"{store.url}, written and read in {milliseconds:.0f} ms{_room(store.url, free)}"
+    return f"{store.url}, written and read in {milliseconds:.0f} ms{_free_space(store.url, free)}"
 
 
-def _room(url: str, free: int | None) -> str:
-    """What is to be said of the free bytes; SweeperError if they are too few."""
+def _free_space(url: str, free: int | None) -> str:
+    """The free bytes of a store as text. Raises SweeperError if they are too few."""
     if free is not None and free < LEAST_FREE:
         raise SweeperError(
-            f"{url}: {free / 1e9:.1f} GB free; free some space, `sweeper gc` removes states, or choose another"
+            f"{url}: {free / 1e9:.1f} GB free, expected at least {LEAST_FREE / 1e9:.0f}; free some space, remove "
+            "states with `sweeper gc --max-gb`, or choose another --store"
         )
     return ", free space unknown" if free is None else f", {free / 1e9:.0f} GB free"
 
 
 def _writable(folder: Path) -> Path:
-    """The deepest of this folder and those above it that is there; SweeperError if nothing could be made in it."""
+    """The deepest existing folder among ``folder`` and its parents. Raises SweeperError if it is not writable."""
     deepest = next(path for path in (folder, *folder.parents) if path.exists())
     if not deepest.is_dir() or not os.access(deepest, os.W_OK):
         raise SweeperError(f"{folder}: cannot be made: {deepest} cannot be written to; expected a folder that can")
@@ -183,15 +185,15 @@ def _study(service: Service) -> str:
         return f"{service.sweep.name} is not launched yet"
     service.check_store()
     counts = service.study.counts()
-    beats = [worker for worker in service.study.workers() if worker.age_s < service.sweep.lease_s]
+    alive = [worker for worker in service.study.workers() if worker.age_s < service.sweep.lease_s]
     finished = counts["complete"] + counts["pruned"] + counts["fail"]
-    return f"{service.sweep.name}: {finished} of {counts['total']} trials finished, {len(beats)} workers alive"
+    return f"{service.sweep.name}: {finished} of {counts['total']} trials finished, {len(alive)} workers alive"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a worker takes: ``seconds`` an epoch, its ``share`` of a GPU's memory (0: on a CPU), ``bytes`` of the
-    machine's (0: not known). ``source``: how that is known."""
+    """The resources that a worker needs: ``seconds`` an epoch, a ``share`` of a GPU's memory (0 on a CPU), and
+    ``bytes`` of the machine's memory (0: not measured). ``source`` says for the user how they were measured."""
 
     source: str
     seconds: float
@@ -199,39 +201,39 @@ class Load:
     bytes: int
 
 
-def _workers(service: Service, trial: bool) -> str:
-    """How many workers there is room for on each device."""
+def _workers(service: Service, measure: bool) -> str:
+    """How many workers each device has room for, from the sweep's trials or from a trial now, as a sentence."""
     sweep, memory, cores = service.sweep, training.memory(), fleet.cores()
     slots = fleet.slots(str(sweep.device), None, threads=sweep.recipe.threads)
     on_gpu = fleet.CPU not in slots
     trials = service.study.trials() if service.launched else []
-    timed = [row.facts.epoch_seconds for row in trials if row.facts.epoch_seconds]
-    share = max((row.facts.gpu_memory or 0.0 for row in trials), default=0.0)
+    timed = [trial.facts.epoch_seconds for trial in trials if trial.facts.epoch_seconds]
+    share = max((trial.facts.gpu_memory or 0.0 for trial in trials), default=0.0)
     if timed and (share or not on_gpu):
         load = Load(f"{len(timed)} trials", median(timed), share, 0)
-    elif trial and not timed:
-        load = _tried(service, slots)
+    elif measure and not timed:
+        load = _measure(service, slots)
     else:
         return f"how many a device has room for is known after the first {'trial' if timed else 'epochs'}"
-    took = f"{load.source}: {load.seconds:.3g} s an epoch"
+    needs = f"{load.source}: {load.seconds:.3g} s an epoch"
     if load.bytes:
-        took += f", {load.bytes / 1e9:.2g} of {memory / 1e9:.3g} GB of memory"
+        needs += f", {load.bytes / 1e9:.2g} of {memory / 1e9:.3g} GB of memory"
     if on_gpu:
         cores //= len(fleet.gpus())
         loaders = 1 if sweep.recipe.loader_workers == "auto" else sweep.recipe.loader_workers
-        room = fleet.per_gpu(max(load.share, 0.001), cores, loaders)
-        took += f", {load.share:.1%} of the GPU's, with {cores} cores for each GPU"
+        count = fleet.per_gpu(max(load.share, 0.001), cores, loaders)
+        needs += f", {load.share:.1%} of the GPU's, with {cores} cores for each GPU"
     else:
-        room = cores // sweep.recipe.threads
-        took += f", {sweep.recipe.threads} of {cores} cores"
+        count = cores // sweep.recipe.threads
+        needs += f", {sweep.recipe.threads} of {cores} cores"
     if load.bytes:
-        room = min(room, memory // load.bytes // (len(slots) if on_gpu else 1))
-    room = max(room, 1)
-    return f"{took}; room for {room} worker{'s' * (room != 1)} (--per-device {room})"
+        count = min(count, memory // load.bytes // (len(slots) if on_gpu else 1))
+    count = max(count, 1)
+    return f"{needs}; room for {count} worker{'s' * (count != 1)} (--per-device {count})"
 
 
-def _tried(service: Service, slots: list[str]) -> Load:
-    """From a training of some epochs, or of a minute, as of one worker alone."""
+def _measure(service: Service, slots: list[str]) -> Load:
+    """The load of one worker, measured by training the sweep's model for some epochs, or for a minute."""
     sweep, on_gpu, cache_mb = service.sweep, slots[0] != fleet.CPU, service.sweep.recipe.cache_mb
     recipe = service.recipe(sweep.recipe.seed).model_copy(
         update={
@@ -256,11 +258,11 @@ def _tried(service: Service, slots: list[str]) -> Load:
                 step = max(step, event.step)
             if now - began > TRIAL_S or len(ends) == TRIAL_EPOCHS:
                 break
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    held = unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
+    used = unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     if not ends:
         batches = -(-service.dataset.train_images // recipe.batch)
         seconds = (now - began) * batches / max(step, 1)
-        return Load(f"one worker alone, {step} of {batches} batches tried", seconds, share, held)
+        return Load(f"one worker alone, {step} of {batches} batches tried", seconds, share, used)
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began
-    return Load(f"one worker alone, {len(ends)} epoch{'s' * (len(ends) > 1)} tried", seconds, share, held)
+    return Load(f"one worker alone, {len(ends)} epoch{'s' * (len(ends) > 1)} tried", seconds, share, used)

@@ -1,4 +1,4 @@
-"""The sweep file that a new user starts from, with what fits a data set and a machine, each choice with its reason."""
+"""Writes a first sweep file that fits a data set and a machine, with the reason beside each choice."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from sweeper.schedules import TimeBase
 from sweeper.service.racing import expected_seeds
 from sweeper.training import loader_workers, memory
 
-WIDTH, COLUMN = 120, 28  # of a line of the file, and where the reasons begin
-IMAGE_GB = 0.3  # of memory for training a nano model in float32 on one image of 640x640
-TILED = 12  # pixels: the finest grid has cells of 8, so that smaller objects are hardly learned
+WIDTH, COLUMN = 120, 28  # the length of a line of the file, and the column where the reasons begin
+IMAGE_GB = 0.3  # memory for training a nano model in float32, for each image of 640x640 in a batch
+HARDLY_LEARNED = 12  # pixels; smaller objects are hardly learned, because a cell of the finest grid has 8 pixels
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is for training: GPUs, the GB of memory that one training may use, and CPU cores."""
+    """The resources for training: GPUs, the memory in GB that one training may use, and CPU cores."""
 
     gpus: int
     memory_gb: float
@@ -33,7 +33,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine. On a CPU half of the memory is for the trainings, of which there is one for each core."""
+        """This machine. Without a GPU half of the memory is for the trainings, one for each core."""
         gigabytes, cores = fleet.gpu_memory_gb(), fleet.cores()
         if gigabytes:
             return cls(len(gigabytes), min(gigabytes), cores)
@@ -46,7 +46,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a data set, as far as a recipe depends on it; ``side`` is a share of an image's longer side."""
+    """The properties of a data set that a recipe depends on.
+
+    ``train`` and ``val``: number of images. ``width`` and ``height``: median over the training images, in pixels.
+    ``smallest``: the class whose median object is the smallest; ``side``: the square root of that object's area, as a
+    share of the longer side of its image.
+    """
 
     train: int
     val: int
@@ -54,12 +59,12 @@ class Contents:
     height: int
     classes: int
     objects: int
-    smallest: str  # the class whose typical object is the smallest one
-    side: float  # of that object: the root of its area
+    smallest: str
+    side: float
 
     @classmethod
     def of(cls, dataset: data.Dataset) -> "Contents":
-        """Of a checked data set: sizes are medians over its training images, and over the objects of each class."""
+        """The properties of a checked data set, read from its annotations."""
         truth = json.loads(dataset.ground_truth("train").read_text(encoding="utf-8"))
         sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
         names = {category["id"]: category["name"] for category in truth["categories"]}
@@ -82,62 +87,65 @@ class Contents:
 
 
 def template() -> str:
-    """A commented sweep file, valid but for its data."""
+    """The text of a commented sweep file. It is valid except for the path of the data set."""
     return resources.files("sweeper.service").joinpath("sweep.yaml").read_text(encoding="utf-8")
 
 
 def suggest(path: str, file: Path, folder: Path, machine: Machine | None = None) -> str:
-    """The text of a sweep file, to be written to ``file``, for the data set at ``path`` on a machine (by default this).
+    """The text of a sweep file, to be written to ``file``, for the data set at ``path`` on a ``machine`` (None: this).
 
-    The data set is checked as ``sweeper data check`` does it; ``folder`` is empty, and takes what that needs. Raises
+    The data set is checked as by ``sweeper data check``; ``folder`` is an empty folder for its prepared files. Raises
     DataError for a data set that a sweep would refuse.
     """
     machine = machine or Machine.here()
     contents = Contents.of(data.open(path, folder=folder))
-    # the article's schedule has a warm-up of its own: it is no branch, and pairs with the trunk tell little of it
+    # The article's schedule is removed: with its own warm-up it is no branch, so that pairing it with the trunk on the
+    # same seed does not reduce the noise.
     article = r"^  - \{family: cawb, mode: article.*\n"
     text = re.sub(article, "", template(), flags=re.MULTILINE)
     for key, (value, reason) in _choices(path, file, contents, machine).items():
         text = _put(text, key, value, reason)
-    head = (
+    header = (
         f"For {_count(contents.train, 'training image')} of {contents.width}x{contents.height} pixels with "
         f"{_count(contents.objects, 'object')} of {_count(contents.classes, 'class', 'classes')}, "
         f"{_count(contents.val, 'validation image')}, and {machine}. What was chosen for these has its reason beside "
         "it; change what you know better."
     )
     sweep = Sweep.build({**parse_yaml(text), "data": path}, str(file))
-    for searched in sweep.with_each_trunk():  # what `plan` refuses is not to be written
+    for searched in sweep.with_each_trunk():  # so that `plan` accepts the file
         search.check(searched, TimeBase.from_images(contents.train, sweep.recipe.batch, epochs=sweep.epochs))
-    return textwrap.fill(head, WIDTH, initial_indent="# ", subsequent_indent="# ") + "\n" + text
+    return textwrap.fill(header, WIDTH, initial_indent="# ", subsequent_indent="# ") + "\n" + text
 
 
 def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dict[str, tuple[str, str]]:
-    """key -> value and reason, in the order of the decisions: later ones stand on earlier ones."""
+    """Key of the sweep file -> value and reason. A later choice depends on the earlier ones."""
     gpu = machine.gpus > 0
     longer = max(contents.width, contents.height)
-    enough, most = (32, 1280) if gpu else (16, 640)
-    imgsz = _multiple(min(enough / contents.side, longer, most))
+    enough, limit = (32, 1280) if gpu else (16, 640)  # pixels of an object, pixels of an image
+    imgsz = max(ceil(min(enough / contents.side, longer, limit) / 32) * 32, 64)
     pixels = contents.side * imgsz
-    size = f"an object of the smallest class, {contents.smallest}, is then typically {pixels:.0f} pixels wide"
+    imgsz_reason = f"an object of the smallest class, {contents.smallest}, is then typically {pixels:.0f} pixels wide"
     if imgsz >= longer:
-        size = f"the size of the images; {size}"
+        imgsz_reason = f"the size of the images; {imgsz_reason}"
     elif pixels >= enough:
-        size += "; `yolo train` takes 640, which costs more time"
+        imgsz_reason += "; `yolo train` takes 640, which costs more time"
     else:
-        size += f"; more than {most} is slow here"
-    if pixels < TILED:
-        size += ": that is hardly learned; cut the images into tiles, or raise imgsz"
+        imgsz_reason += f"; more than {limit} is slow here"
+    if pixels < HARDLY_LEARNED:
+        imgsz_reason += ": that is hardly learned; cut the images into tiles, or raise imgsz"
 
+    max_batch = 64 if gpu else 16
     fits = max(int(0.8 * machine.memory_gb / (IMAGE_GB * (imgsz / 640) ** 2)), 1)
-    batch = _power_of_two(min(64 if gpu else 16, max(contents.train // 12, 1), fits))
+    batch = _power_of_two(min(max_batch, max(contents.train // 12, 1), fits))
     steps = ceil(contents.train / batch)
-    why = f"{_count(steps, 'batch', 'batches')} an epoch"
-    if batch < (64 if gpu else 16):
-        why += "; more images might not fit the memory" if batch * 2 > fits else "; a larger batch would leave few"
+    batch_reason = f"{_count(steps, 'batch', 'batches')} an epoch"
+    if batch < max_batch:
+        too_large = batch * 2 > fits
+        batch_reason += "; more images might not fit the memory" if too_large else "; a larger batch would leave few"
     nbs = 64 if contents.train >= 50 * 64 or batch == 64 else batch
-    nbs_why = "gradients accumulate over round(nbs / batch) batches per optimizer step"
+    nbs_reason = "gradients accumulate over round(nbs / batch) batches per optimizer step"
     if nbs < 64:
-        nbs_why = (
+        nbs_reason = (
             f"an optimizer step after each batch; with 64, as `yolo train` has it, there were "
             f"{ceil(contents.train / 64)} in an epoch"
         )
@@ -159,7 +167,10 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
         workers = f"trainings at one time: on {machine} {machine.cores}, a core each"
     return {
         "name": (_name(path), "of the study, of the experiment in MLflow, and for commands that look"),
-        "data": (_from(path, file), "as for `yolo train`; folders in the layout of COCO or Pascal VOC are taken, too"),
+        "data": (
+            _path_from(path, file),
+            "as for `yolo train`; folders in the layout of COCO or Pascal VOC are taken, too",
+        ),
         "model": (
             "yolo11n.yaml",
             "from scratch, and the smallest, as a sweep trains it dozens of times; a .pt file means fine-tuning, which "
@@ -169,9 +180,9 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
             str(epochs),
             f"{epochs * steps} batches in all; from scratch it takes some hundreds until a model finds anything",
         ),
-        "imgsz": (str(imgsz), size),
-        "batch": (str(batch), why),
-        "nbs": (str(nbs), nbs_why),
+        "imgsz": (str(imgsz), imgsz_reason),
+        "batch": (str(batch), batch_reason),
+        "nbs": (str(nbs), nbs_reason),
         "mosaic_epochs": (
             str(epochs - every),
             "from the start; `close_mosaic` counts from the end and so changes with the run's length",
@@ -198,7 +209,7 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
 
 
 def _put(text: str, key: str, value: str, reason: str) -> str:
-    """The text with another value of a key, and a reason in place of the comment beside it."""
+    """``text`` with another value of a key, and with the reason in place of the comment beside it."""
     entry = value if key == "trials" else f"{key}: {value}"
     begin = max(COLUMN, len(entry.splitlines()[-1]) + 2)
     lines = textwrap.wrap(reason, WIDTH - begin - 2, break_on_hyphens=False)
@@ -210,32 +221,29 @@ def _put(text: str, key: str, value: str, reason: str) -> str:
 
 
 def _count(number: int, singular: str, plural: str = "") -> str:
-    """
+    """``number`` with the noun in singular or plural (by default with an s).
+
     >>> _count(1, "image"), _count(2, "image"), _count(2, "class", "classes")
     ('1 image', '2 images', '2 classes')
     """
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
-def _multiple(pixels: float) -> int:
-    return max(ceil(pixels / 32) * 32, 64)
-
-
-def _power_of_two(most: int) -> int:
-    """The largest power of two up to ``most``."""
-    return 1 << (most.bit_length() - 1)
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to ``limit``."""
+    return 1 << (limit.bit_length() - 1)
 
 
 def _name(path: str) -> str:
-    """A sweep's name for a data set: its folder's, but not that of a built-in sweep."""
-    where = Path(path).expanduser().absolute()
-    named = path if path == "digits" else (where if where.is_dir() else where.parent).name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", named).strip("-._")[:60] or "sweep"
+    """The name of a sweep of this data set: that of its folder, with "my-" before the name of a built-in sweep."""
+    absolute = Path(path).expanduser().absolute()
+    folder = path if path == "digits" else (absolute if absolute.is_dir() else absolute.parent).name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:60] or "sweep"
     return f"my-{name}" if name in ("sweep", *built_in()) else name
 
 
-def _from(path: str, file: Path) -> str:
-    """The data set's path as it has to stand in ``file``: relative to the file's folder if it was given so."""
+def _path_from(path: str, file: Path) -> str:
+    """The data set's ``path`` as YAML; a relative one is made relative to the folder of the sweep file."""
     if path == "digits" or Path(path).expanduser().is_absolute():
         written = str(Path(path).expanduser())
     else:

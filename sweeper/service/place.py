@@ -1,4 +1,4 @@
-"""Where sweeps' things are, and which sweeps were launched there."""
+"""The addresses of a sweep's store, database and MLflow, and the sweeps that were launched there."""
 
 import os
 import shutil
@@ -17,18 +17,18 @@ from sweeper.store import check_url
 from sweeper.study import Study
 from sweeper.tracking import check_uri
 
-RESERVE = 500_000_000
-MOST, REMOTE = 100_000_000_000, 20_000_000_000  # bytes of states that are kept at most, where the sweep does not say
+RESERVE = 500_000_000  # bytes that the store leaves free for the study and the journals on the same disk
+MAX_LOCAL, MAX_REMOTE = 100_000_000_000, 20_000_000_000  # limits of the store in bytes, if the sweep has no `store_gb`
 
 AnySweep = Sweep | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's things are. ``store`` is a folder or an fsspec URL; the rest lies inside it unless said.
+    """The addresses of a sweep. ``store`` is a folder or an fsspec URL. Database and MLflow are in it by default.
 
-    Nothing is touched. Raises StoreError, DatabaseError or TrackingError, in one line, for an address that cannot be
-    meant: a mistyped one must not become a folder or a file of that name.
+    Nothing is opened or created. Raises StoreError, DatabaseError or TrackingError for an invalid address, because a
+    mistyped one would otherwise become a folder or a file of that name.
     """
 
     store: str = "sweeper_store"
@@ -44,12 +44,12 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """This machine's own folder: data sets laid out, journals, logs, and the embedded databases."""
+        """This machine's folder for prepared data sets, journals, logs, and the SQLite databases."""
         return Path("sweeper_store" if "://" in self.store else self.store).expanduser().absolute()
 
     @property
     def database(self) -> str:
-        """The study's database, SQLAlchemy's way."""
+        """The SQLAlchemy URL of the study's database."""
         return f"sqlite:///{self.folder / 'sweeper.db'}" if self.database_url is None else self.database_url
 
     @property
@@ -59,39 +59,39 @@ class Place:
 
     @property
     def reserve(self) -> int:
-        """Bytes of its disk that the store of states leaves to the study and the journals, where they share it."""
+        """Bytes that the store leaves free for the study and the journals; 0 if they are on another disk."""
         states = Path(self.snapshots)
         shared = "://" not in self.store and (not states.exists() or states.stat().st_dev == self.folder.stat().st_dev)
         return RESERVE if shared else 0
 
     @property
     def snapshots(self) -> str:
-        """Where training states are stored."""
+        """The folder or fsspec URL of the training states."""
         return self.store if "://" in self.store else str(self.folder / "snapshots")
 
     @property
     def free(self) -> int | None:
-        """Bytes that the disk of the states has free; None where that is not known."""
+        """Free bytes on the disk of the training states; None if they are not on a disk of this machine."""
         if "://" in self.snapshots:
             return None
         states = Path(self.snapshots)
         return shutil.disk_usage(next(folder for folder in (states, *states.parents) if folder.exists())).free
 
-    def limit(self, store_gb: float | None, held: int) -> int:
-        """How many bytes of states are kept here, where ``held`` are there already; ``store_gb`` as in a sweep file."""
+    def limit(self, store_gb: float | None, used: int) -> int:
+        """The size limit of the store in bytes: ``store_gb`` of the sweep file, by default half of what its disk has
+        for it, which is its free bytes and the ``used`` bytes of the states there."""
         if store_gb is not None:
             return int(store_gb * 1e9)
-        return REMOTE if self.free is None else min((held + self.free) // 2, MOST)
+        return MAX_REMOTE if self.free is None else min((used + self.free) // 2, MAX_LOCAL)
 
 
 def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[Service, list[str]]:
-    """A launched sweep, for looking, and a line for each thing that ``sweep`` (or its file) says otherwise now.
+    """A launched sweep for commands that only read, and a note for the user on each difference to its file.
 
-    What it was launched with counts; ``sweep`` or its file only names it. It may also be the name of a launched sweep,
-    where there is no file of that name; a launched one goes before a built-in one. Overrides that the launch was given
-    count again, and those of what may change (``Sweep.FREE``) can be given anew. Nothing is created. Raises
-    DatabaseError if no such sweep was launched, ConfigError for a file without a name and for an override that cannot
-    be.
+    ``sweep`` (an object, a file or a name) only identifies the sweep: the configuration and the overrides of its launch
+    count, except for the keys in ``Sweep.FREE``, whose values are those of now. A name counts if there is no such file,
+    and a launched sweep takes precedence over a built-in one. Nothing is created. Raises DatabaseError if no such sweep
+    was launched, ConfigError for a file without a name and for an invalid override.
     """
     by_name = not isinstance(sweep, Sweep) and _is_name(sweep)
     name = sweep.name if isinstance(sweep, Sweep) else str(sweep) if by_name else Sweep.name_in(sweep, overrides)
@@ -116,29 +116,28 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
     else:
         free = {key: now[key] for key in Sweep.FREE}
         comparable = {key: value for key, value in now.items() if key in frozen}
-        older = (
-            ["amp"] if (frozen.get("amp"), now["amp"]) == (False, "auto") else []
-        )  # the default before there was auto
+        # The default of `amp` was false in an older version.
+        older = ["amp"] if (frozen.get("amp"), now["amp"]) == (False, "auto") else []
         if changed := study.changes(comparable, [*Sweep.FREE, *older, *(study.config.keys() - now.keys())]):
             notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
-    then = Sweep.build({**frozen, **free}, name)
-    return Service(then, place, overrides=overrides, looking=True, launched_as=study.config), notes
+    as_launched = Sweep.build({**frozen, **free}, name)
+    return Service(as_launched, place, overrides=overrides, looking=True, launched_as=study.config), notes
 
 
 def _launched_with(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of the sweep file that the launch fixed, and those that may change since, with their values then."""
+    """The keys of the sweep file at the launch with their values: those that are fixed, and those that may change."""
     fixed = Sweep.keys() - set(Sweep.FREE)
     frozen = {key: value for key, value in study.config.items() if key in fixed}
     return frozen, dict(study.config.get("free") or {})
 
 
 def _is_name(sweep: str | os.PathLike[str]) -> bool:
-    """Whether this can only be meant as the name of a sweep: there is no such file, and it is no path of one."""
+    """Whether ``sweep`` is the name of a sweep: no file has this path, and it does not look like a path."""
     return not os.path.isfile(sweep) and not {"/", ".", os.sep} & set(str(sweep))
 
 
 def _is_built_in(study: Study) -> bool:
-    """Whether the built-in sweep of this name was launched, with the overrides of the launch."""
+    """Whether the launched sweep is the built-in one of its name, with the overrides of the launch."""
     try:
         now = Sweep.load(study.name, study.config.get("overrides", ())).identity()
     except ConfigError:
@@ -149,12 +148,12 @@ def _is_built_in(study: Study) -> bool:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """A launched sweep in a list.
+    """A launched sweep in the list of ``sweeper list``.
 
-    ``state``: done, running (a worker reported within the last two minutes), waiting (for workers), or unreadable, and
-    then ``problem`` says why. ``counts``: trials by state in small letters, with their "total". ``best``: the highest
-    ``objective`` of any finished trial but control runs. ``winner``: the schedule that a finished confirmation crowned.
-    ``heard_s``: seconds since a worker last reported. None where there is none.
+    ``state``: done, running (a worker reported within the last two minutes), waiting (for workers), or unreadable;
+    ``problem`` is the reason for the last. ``counts``: trials by state in small letters, and their "total". ``best``:
+    the highest score of a finished trial that is no control run. ``winner``: the schedule that won a finished
+    confirmation. ``heard_s``: seconds since a worker last reported (None: never).
     """
 
     name: str
@@ -177,12 +176,12 @@ def sweeps(place: Place) -> list[SweepSummary]:
 
 
 def _summary(study: Study, place: Place) -> SweepSummary:
-    trials, counts, ages = study.trials(), study.counts(), study.workers()
+    trials, counts, workers = study.trials(), study.counts(), study.workers()
     try:
         frozen, free = _launched_with(study)
         sweep = Sweep.build({**frozen, **free}, study.name)
         service = Service(sweep, place, looking=True, launched_as=study.config)
-        heard = ages[0].age_s if ages else None
+        heard = workers[0].age_s if workers else None  # the worker that reported last comes first
         state = "done" if service.done else "running" if heard is not None and heard < ALIVE_S else "waiting"
         confirmed = [trial for trial in trials if trial.stage == "confirm"]
         answer = service.answer(trials) if confirmed and not any(trial.open for trial in confirmed) else None

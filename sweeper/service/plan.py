@@ -1,4 +1,4 @@
-"""What a sweep would do, before anything is trained."""
+"""The plan of a sweep before anything is trained: schedules, epochs, cost, disk, and which gain it could detect."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +18,20 @@ from sweeper.study import Study, Trial, samplers
 if TYPE_CHECKING:
     from sweeper.service.service import Service
 
-SAMPLE = 1000  # proposals that a plan draws at most: a second or two
-SAMPLE_STEPS = 50_000_000  # optimizer steps of all of them: some seconds
-SAMPLE_EPOCHS = 1_000_000  # and epochs, each with a key
-SAMPLE_LEAST = 20
-MEASURED = 100  # trials whose last states say how large a state is
-DRAWN = 20  # proposals by which it is reckoned what a budget buys
+# A plan draws as many proposals as each of the first three limits allows, so that it takes seconds.
+SAMPLE = 1000  # proposals
+SAMPLE_STEPS = 50_000_000  # optimizer steps of all their traces
+SAMPLE_EPOCHS = 1_000_000  # epochs, each with a prefix key
+SAMPLE_LEAST = 20  # proposals that are drawn in any case
+MEASURED = 100  # The size of a state is the mean over the last states of so many trials.
+DRAWN = 20  # The cost of an average proposal is the mean over so many, where the number of proposals is not known.
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A schedule that would be trained, or that lies at the edge of the space.
+    """A schedule that would be trained, or a corner of the search space.
 
-    ``kind`` is baseline, search or corner; ``digest`` and ``facts`` are its trace's."""
+    ``kind`` is baseline, search or corner. ``digest`` and ``facts`` are those of its LR trace."""
 
     kind: str
     name: str
@@ -42,8 +43,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """With the noise of another data set: the standard deviation of a pair's difference ``s_d``, the effect that would
-    be seen with 80 % power, and how many pairs +0.004 needs."""
+    """What the confirmation could detect with the noise of another data set ``where``.
+
+    ``s_d`` is the standard deviation of a pair's difference, ``detectable`` the gain that would be detected with 80 %
+    power, and ``needed`` the number of pairs for a gain of 0.004.
+    """
 
     where: str
     s_d: float
@@ -53,10 +57,11 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the confirmation of the ``best`` on ``seeds`` could tell; fewer than ``least`` seeds name no winner.
+    """What a confirmation of the ``best`` schedules on ``seeds`` seeds could detect.
 
-    ``detectable``: the effect that would be seen with 80 % power at the ``noise`` of paired differences, and its range;
-    None while the sweep has no pairs. ``elsewhere``: what it would be with the noise of some other data sets.
+    With fewer than ``least`` seeds there is no winner. ``detectable``, with its range, is the gain that would be
+    detected with 80 % power at the ``noise`` of paired differences; it is None while the sweep has no pairs.
+    ``elsewhere`` has the same for the noise of some other data sets.
     """
 
     best: int
@@ -68,7 +73,7 @@ class Evidence:
     elsewhere: Sequence["Elsewhere"]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The evidence under the keys of ``plan --json``."""
         noise = self.noise
         return {key: value for key, value in asdict(self).items() if key != "noise"} | {
             "sigma_of_differences": noise.s_d,
@@ -82,11 +87,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Disk:
-    """The disk that a sweep's states take: ``states``, one for each epoch that is trained, of ``state_bytes`` each.
+    """The disk space of a sweep's ``states``, one for each trained epoch, of ``state_bytes`` each.
 
-    ``states`` is None while nobody knows what a budget buys. ``measured``: that size is the mean of states in the
-    store, else it is reckoned from the model. ``limit``: bytes of the states that are kept, the last used ones.
-    ``free``: bytes of the disk, None where that is not known.
+    ``states`` is None for a budget in hours while no epoch was timed. ``measured``: the size is the mean of states in
+    the store, else an estimate from the model. ``limit``: size limit of the store in bytes; beyond it the least
+    recently used states are removed. ``free``: free bytes of the disk (None: unknown).
     """
 
     states: int | None
@@ -97,14 +102,15 @@ class Disk:
 
     @property
     def needed(self) -> int | None:
-        """Bytes of all states."""
+        """Bytes of all states; None if their number is not known."""
         return None if self.states is None else self.states * self.state_bytes
 
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a sweep takes: ``epochs`` in hours of one worker, and with the ``workers`` and ``devices`` of this
-    machine in hours on the clock (``wall``) and hours of a device; None where its device is not here."""
+    """How long the training of ``epochs`` takes: hours of one worker, and with the ``workers`` and ``devices`` of this
+    machine the hours on the clock (``wall_hours``) and of all devices. The latter are None if the sweep's device is not
+    in this machine."""
 
     epochs: int
     worker_hours: float
@@ -116,16 +122,16 @@ class Duration:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep would do. ``images``: training and validation images.
+    """The plan of a sweep. ``images``: numbers of training and validation images.
 
-    ``trials`` proposals are asked for, or are what the budget buys (None: not known yet), of which ``drawn`` were
-    drawn; ``sampled``: as a sample, None for all of them; ``distinct`` schedules among them. ``epochs_asked`` in all
-    trials, on one seed each, ``epochs_to_train`` as far as none is there already, ``share_saved`` thereby.
-    ``share_of_baselines``: of the proposals' epochs that are the baselines' own; ``begin_otherwise``: how many
-    proposals do not begin as a baseline, by its name; ``trunk``: its spec. ``hours`` of one worker for
-    ``epochs_to_train`` and ``seconds_per_epoch``: None where no epoch was timed. ``confirm``: what the confirmation
-    could tell; ``race``: the race over seeds, None without one. ``duration`` of the whole search with its race, and
-    with a budget of the confirmation; None where no epoch was timed. ``problems`` of the data.
+    ``trials``: number of proposals that the sweep file asks for or that the budget pays for (None: not known yet).
+    ``drawn`` of them were drawn for the plan, ``distinct`` are different; ``sampled`` is the size of the sample, None
+    if all were drawn. ``epochs_asked``: epochs of all trials, on one seed each; ``epochs_to_train``: the same with each
+    shared epoch counted once; ``share_saved``: the share that need not be trained. ``share_of_baselines``: the share of
+    the proposals' epochs that baselines train, too; ``begin_otherwise``: baseline -> proposals that begin differently;
+    ``trunk``: the spec of the trunk. ``hours``: of one worker for ``epochs_to_train``; ``race``: None for a sweep
+    without a race; ``duration``: of the search with its race, and with a budget also of the confirmation. ``hours``,
+    ``seconds_per_epoch`` and ``duration`` are None while no epoch was timed. ``problems``: of the data set.
     """
 
     sweep: str
@@ -153,24 +159,22 @@ class Plan:
     problems: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The plan under the keys of ``plan --json``; a trace's facts are keys of its schedule."""
         plain, (train, val) = asdict(self), self.images
-        schedules = [planned | planned["facts"] for planned in plain["schedules"]]
-        for planned in schedules:
-            del planned["facts"]
+        schedules = [planned | planned.pop("facts") for planned in plain["schedules"]]
         images = {"train": train, "val": val}
         return plain | {"images": images, "schedules": schedules, "confirm": self.confirm.to_dict()}
 
 
 def plan_of(service: "Service") -> Plan:
-    """What would be tried, how much of it is shared, and what it could detect. Trains and changes nothing.
+    """The plan of the sweep. Trains and changes nothing. Raises SweeperError for a sweep that could not be launched.
 
-    The enqueued schedules are among the proposals; the others are drawn uniformly with the sweep's seed, each
-    another one while the space has more. A sampler that learns will propose others, more alike. Of many trials a sample
-    is drawn (``sampled`` says how many, else None). What the others train is then bounded by what the second half of
-    the sample adds to the first, as each further proposal finds more of its beginning there already.
+    The enqueued schedules come first. The other proposals are drawn uniformly with the sweep's seed, without repeats
+    while the space has more; a sampler that learns will propose more similar ones. Of many proposals only a sample is
+    drawn. The epochs of the others are then estimated from the second half of the sample. This is an upper bound,
+    because the more proposals there are, the more epochs a further one shares with them.
     """
-    reckoned_bytes = service.check_sweep()
+    estimated_bytes = service.check_sweep()
     samplers.make(service.sweep.sampler, seed=0, number=0)
     baselines, time, finished = service.baselines(), service.time, _trials(service)
     timed = [row.facts.epoch_seconds for row in finished if row.facts.epoch_seconds]
@@ -182,34 +186,34 @@ def plan_of(service: "Service") -> Plan:
         trials = cost.proposals
     wanted = DRAWN if trials is None else trials
     limit = max(min(SAMPLE, SAMPLE_STEPS // time.steps, SAMPLE_EPOCHS // time.epochs), SAMPLE_LEAST)
-    reckoned = _Reckoned(service)
+    tally = _Tally(service)
     for number, (schedule, trace) in enumerate(_drawn(service, min(wanted, limit))):
-        reckoned.draw(f"draw {number}", schedule, trace)
-    drawn = len(reckoned.added)
+        tally.add(f"draw {number}", schedule, trace)
+    drawn = len(tally.new_states)
     sampled = drawn if drawn == limit < wanted else None
     traced = ((corner, service.trace(corner)) for corner in search.corners(service.searched, service.time))
     corners = {trace.digest: (corner, trace) for corner, trace in traced}
     shown = [
-        *reckoned.shown,
+        *tally.schedules,
         *(_planned(service, "corner", f"corner {n}", *corner) for n, corner in enumerate(corners.values())),
     ]
-    asked, trained = (len(baselines) + drawn) * time.epochs, len(reckoned.keys)
+    asked, trained = (len(baselines) + drawn) * time.epochs, len(tally.keys)
     if sampled is not None:
-        late = reckoned.added[-(sampled // 2) :]
+        second_half = tally.new_states[-(sampled // 2) :]
         asked += (wanted - sampled) * time.epochs
-        trained += round((wanted - sampled) * sum(late) / len(late))
+        trained += round((wanted - sampled) * sum(second_half) / len(second_half))
     confirm = service.sweep.confirm
     noise = service.answer(finished).noise
 
-    def seen(s_d: float) -> float:
+    def detectable(s_d: float) -> float:
         alpha = confirm.alpha / confirm.best
         return detectable_effect(s_d, confirm.seeds, alpha=alpha, equivalence=confirm.equivalence)
 
-    proposals = [planned for planned in reckoned.shown if planned.kind == "search"]
+    proposals = [planned for planned in tally.schedules if planned.kind == "search"]
     cost = cost or Cost.of(service, [planned.spec for planned in proposals], seconds)
-    whole: int | None = trained
+    epochs_in_all: int | None = trained  # on all search seeds, and with a budget also of the confirmation
     if service.sweep.search.seeds > 1 or service.sweep.budget is not None:
-        whole = None if trials is None else round(cost.total(trials if sampled is not None else drawn))
+        epochs_in_all = None if trials is None else round(cost.total(trials if sampled is not None else drawn))
     return Plan(
         sweep=service.sweep.name,
         epochs=service.sweep.epochs,
@@ -223,8 +227,8 @@ def plan_of(service: "Service") -> Plan:
         epochs_asked=asked,
         epochs_to_train=trained,
         share_saved=1 - trained / asked if asked else 0.0,
-        share_of_baselines=reckoned.of_baselines / (drawn * time.epochs) if drawn else 0.0,
-        begin_otherwise=reckoned.begin_otherwise,
+        share_of_baselines=tally.states_of_baselines / (drawn * time.epochs) if drawn else 0.0,
+        begin_otherwise=tally.begin_otherwise,
         trunk=None if service.sweep.trunk is None else service.sweep.trunk.spec,
         hours=None if seconds is None else trained * seconds / 3600,
         seconds_per_epoch=seconds,
@@ -233,27 +237,29 @@ def plan_of(service: "Service") -> Plan:
             seeds=confirm.seeds,
             least=MIN_PAIRS,
             noise=noise,
-            detectable=None if noise.s_d is None else seen(noise.s_d),
-            detectable_range=(seen(noise.low), seen(noise.high)),
+            detectable=None if noise.s_d is None else detectable(noise.s_d),
+            detectable_range=(detectable(noise.low), detectable(noise.high)),
             elsewhere=[
-                Elsewhere(where, s_d, seen(s_d), pairs_needed(CLAIM, s_d, most=10**9)) for s_d, where in _measured()
+                Elsewhere(where, s_d, detectable(s_d), pairs_needed(CLAIM, s_d, most=10**9))
+                for s_d, where in _noise_elsewhere()
             ],
         ),
         race=race_plan(service, finished),
         cost=cost,
-        disk=_disk(service, whole, reckoned_bytes, finished),
-        duration=None if seconds is None or whole is None else _duration(service, whole, seconds),
+        disk=_disk(service, epochs_in_all, estimated_bytes, finished),
+        duration=None if seconds is None or epochs_in_all is None else _duration(service, epochs_in_all, seconds),
         problems=list(service.dataset.problems),
     )
 
 
-def _measured() -> list[tuple[float, str]]:
-    """The noise of the quietest, a middle and the noisiest of the data sets elsewhere, and which they are."""
+def _noise_elsewhere() -> list[tuple[float, str]]:
+    """(Standard deviation of a pair's difference, data set) of the least noisy, a middle and the noisiest data set
+    among those that were measured elsewhere."""
     noises = sorted(((known.low * known.high) ** 0.5, f"{known.data}, {known.what}") for known in KNOWN)
     return [noises[0], noises[(len(noises) - 1) // 2], noises[-1]]
 
 
-def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequence[Trial]) -> Disk:
+def _disk(service: "Service", states: int | None, estimated_bytes: int, trials: Sequence[Trial]) -> Disk:
     begun = [trial for trial in trials if trial.spec is not None and trial.facts.recipe and trial.curve][-MEASURED:]
     traced = [(trial, service.trace(schedule)) for trial in begun if (schedule := trial.schedule) is not None]
     last = {prefix_keys(str(trial.facts.recipe), trace)[len(trial.curve)] for trial, trace in traced}
@@ -262,12 +268,12 @@ def _disk(service: "Service", states: int | None, reckoned: int, trials: Sequenc
     with contextlib.suppress(DatabaseError):
         if not service.database_missing:
             limit = service.store.max_bytes or limit
-    size = reckoned if measured is None else round(measured)
+    size = estimated_bytes if measured is None else round(measured)
     return Disk(states, size, measured is not None, limit, service.place.free)
 
 
 def _trials(service: "Service") -> list[Trial]:
-    """The trials so far; none before the launch, and none is created by asking."""
+    """The trials so far; [] before the launch."""
     if not service.database_missing:
         with contextlib.suppress(DatabaseError):
             return Study.open(service.database, service.sweep.name).trials()
@@ -284,28 +290,31 @@ def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
     return Duration(epochs, hours, workers, devices, hours / workers, hours / workers * devices)
 
 
-class _Reckoned:
-    """What is known of the schedules that were tried so far; no trace is kept but the baselines'."""
+class _Tally:
+    """Counts the states that baselines and drawn proposals would train. Only the baselines' traces are kept, because
+    those of a thousand proposals would need too much memory."""
 
     def __init__(self, service: "Service") -> None:
         self._service, self._baselines = service, service.sweep.named_baselines
         self._traces = {name: service.trace(schedule) for name, schedule in self._baselines.items()}
-        self._known = frozenset(key for trace in self._traces.values() for key in prefix_keys("plan", trace)[1:])
-        self.keys = set(self._known)  # of the states that are reached, each once
-        self.shown = [
+        self._baseline_keys = frozenset(
+            key for trace in self._traces.values() for key in prefix_keys("plan", trace)[1:]
+        )
+        self.keys = set(self._baseline_keys)  # prefix keys of all states
+        self.schedules = [
             _planned(service, "baseline", name, self._baselines[name], trace) for name, trace in self._traces.items()
         ]
-        self.added: list[int] = []  # states that each proposal adds to those before
-        self.of_baselines = 0  # states of the proposals that are the baselines', too
-        self.begin_otherwise = dict.fromkeys(self._baselines, 0)  # proposals that do not begin as this baseline
+        self.new_states: list[int] = []  # by proposal: its states that no baseline and no earlier proposal has
+        self.states_of_baselines = 0  # states of proposals that a baseline has, too
+        self.begin_otherwise = dict.fromkeys(self._baselines, 0)  # number of proposals that begin in another way
 
-    def draw(self, name: str, schedule: Schedule, trace: Trace) -> None:
-        """Add a proposal."""
+    def add(self, name: str, schedule: Schedule, trace: Trace) -> None:
+        """Count the states of a proposal."""
         keys, before, time = prefix_keys("plan", trace)[1:], len(self.keys), self._service.time
         self.keys.update(keys)
-        self.added.append(len(self.keys) - before)
-        self.of_baselines += sum(key in self._known for key in keys)
-        self.shown.append(_planned(self._service, "search", name, schedule, trace))
+        self.new_states.append(len(self.keys) - before)
+        self.states_of_baselines += sum(key in self._baseline_keys for key in keys)
+        self.schedules.append(_planned(self._service, "search", name, schedule, trace))
         for baseline, other in self._baselines.items():
             steps = max(ceil(schedule.warm(time)), ceil(other.warm(time)), time.steps_per_epoch)
             self.begin_otherwise[baseline] += not begin_alike(trace, self._traces[baseline], steps)
@@ -317,22 +326,22 @@ def _planned(service: "Service", kind: str, name: str, schedule: Schedule, trace
 
 
 def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
-    """``count`` proposals without a sampler, with their traces; fewer where the space seems to have no more schedules.
+    """``count`` proposals with their traces, drawn at random; fewer if the space has no more schedules.
 
-    What enqueued answers leave open is drawn.
+    The enqueued ones come first; parameters that they leave open are drawn, too.
     """
     first = service.sweep.sampling_seed * 1_000_003
     seen: set[str] = set()
-    given = search.enqueued(service.searched, service.time)
-    for number, start in enumerate(given[:count]):
+    enqueued = search.enqueued(service.searched, service.time)
+    for number, start in enumerate(enqueued[:count]):
         suggest = search.Drawn(first + number, start.answers)
         schedule = start.schedule or search.propose(service.searched, suggest, service.time)
         trace = service.trace(schedule)
         seen.add(trace.digest)
         yield schedule, trace
-    left, misses = count - len(given), 0
+    left, misses = count - len(enqueued), 0
     for number in range(first, first + 50 * count):
-        # ten times as many misses as there are schedules: the chance that a space still had one is e^-10
+        # If the space had another schedule, so many draws in a row would miss it with a probability of about e^-10.
         if left <= 0 or misses > 10 * (len(seen) + 10):
             break
         schedule = search.propose(service.searched, search.Drawn(number), service.time)
