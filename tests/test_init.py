@@ -180,5 +180,5 @@ def test_a_path_is_written_as_the_file_needs_it(tmp_path: Path, monkeypatch: pyt
 
 def test_without_data_the_template_is_written(tmp_path: Path) -> None:
     done = invoke("init", tmp_path / "a.yaml")
-    assert "say where your data are" in done.output
+    assert "set `data` in it" in done.output
     assert (tmp_path / "a.yaml").read_text() == template()

@@ -1,6 +1,6 @@
-"""The command line: a thin skin over the library, and the only reader of argv and environment.
+"""The command line. Only this package reads the arguments and the environment; it calls ``sweeper.service`` and prints.
 
-Here are the commands that need no sweep: doctor, gc, and ``sweeper data``.
+This module has the commands ``doctor``, ``gc`` and ``data``, and registers those of the other modules.
 """
 
 import json
@@ -20,7 +20,7 @@ from sweeper.cli.show import console
 from sweeper.config import Sweep
 from sweeper.errors import SweeperError
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # the exit status after Ctrl-C
 
 app = typer.Typer(
     name="sweeper",
@@ -41,29 +41,35 @@ def _version(given: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
     pass
 
 
 def doctor(
-    sweep: Annotated[Path | None, typer.Argument(metavar="[SWEEP]", help="Look at its data and study, too.")] = None,
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="Check the data set and the study of this sweep, too.")
+    ] = None,
     overrides: Overrides = None,
-    trial: Annotated[bool, typer.Option(help="Train its model for a minute, while no epoch was timed.")] = True,
+    trial: Annotated[
+        bool, typer.Option(help="Train the sweep's model for about a minute, unless epochs were timed already.")
+    ] = True,
     store: StoreOption = STORE,
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what works here, and what to do where it does not."""
+    """Check what works on this machine, and say how to mend the rest."""
     from sweeper.service import Place
     from sweeper.service.doctor import examine
 
     place = Place(store, database_url, tracking_uri)
     findings = []
-    looked_at = None if sweep is None else Sweep.load(sweep, overrides or ())
-    with console.status("looking; a sweep is tried for about a minute"):
-        for finding in examine(place, looked_at, trial=trial):
+    loaded = None if sweep is None else Sweep.load(sweep, overrides or ())
+    with console.status("checking; a sweep's model is trained for about a minute"):
+        for finding in examine(place, loaded, trial=trial):
             findings.append(finding)
             if not as_json:
                 mark = Text("ok " if finding.good else "RED", style="green" if finding.good else "bold red")
@@ -76,15 +82,19 @@ def doctor(
 
 def gc(
     max_gb: Annotated[
-        float | None, typer.Option("--max-gb", min=0, help="Least recently used states go until so much is left.")
+        float | None,
+        typer.Option(
+            "--max-gb", min=0, help="Remove the least recently used states until at most so many GB are left."
+        ),
     ] = None,
     store: StoreOption = STORE,
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make room in the store of training states. What unfinished trials need stays, and branch points go last.
+    """Remove training states from the store.
 
-    Without --max-gb only files that dead writers left behind go. Safe while workers train.
+    States that unfinished trials need are never removed, and those from which several schedules branch are removed
+    last. Without --max-gb only incomplete files of workers that died are removed. Workers may train meanwhile.
     """
     from sweeper import database
     from sweeper.service import Place
@@ -93,10 +103,10 @@ def gc(
 
     place = Place(store, database_url)
     index = database.open(place.database, create=False)
-    states = Store(place.snapshots, index)
+    store_of_states = Store(place.snapshots, index)
     needed = unfinished(index)
-    count, size = states.gc(None if max_gb is None else int(max_gb * 1e9), unfinished=needed)
-    left = states.usage()
+    count, size = store_of_states.gc(None if max_gb is None else int(max_gb * 1e9), unfinished=needed)
+    left = store_of_states.usage()
     if as_json:
         freed = {"removed": count, "removed_bytes": size, "kept": left.count, "kept_bytes": left.bytes}
         typer.echo(json.dumps({**freed, "unfinished": needed}, indent=1))
@@ -111,11 +121,16 @@ def gc(
 
 @data_app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="A data.yaml, a folder in the layout of COCO or Pascal VOC, or digits.")],
-    skip: Annotated[bool, typer.Option("--skip", help="List what is invalid instead of refusing it.")] = False,
+    path: Annotated[
+        str,
+        typer.Argument(help="The data set: a data.yaml, a folder in the layout of COCO or Pascal VOC, or digits."),
+    ],
+    skip: Annotated[
+        bool, typer.Option("--skip", help="List invalid images and labels and go on, instead of failing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a data set and what is wrong with it. It is only read."""
+    """Print the images and classes of a data set, and what is wrong with it. The data set is not changed."""
     from sweeper import data
 
     with tempfile.TemporaryDirectory() as folder:
@@ -135,15 +150,20 @@ def check(
 
 @data_app.command("coco-subset")
 def coco_subset(
-    coco_dir: Annotated[Path, typer.Argument(help="COCO: annotations/instances_{train,val}*.json beside the images.")],
-    out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    train: Annotated[int, typer.Option(min=1, help="Training images to draw.")] = 10000,
-    val: Annotated[int, typer.Option(min=1, help="Validation images to draw.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same images.")] = 0,
-    stratified: Annotated[bool, typer.Option("--stratified", help="Keep the frequencies of the classes.")] = False,
+    coco_dir: Annotated[
+        Path,
+        typer.Argument(help="The folder of COCO, with the images and annotations/instances_{train,val}*.json."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Write the subset to this new folder.")],
+    train: Annotated[int, typer.Option(min=1, help="Draw this many training images.")] = 10000,
+    val: Annotated[int, typer.Option(min=1, help="Draw this many validation images.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Draw with this seed; the same seed draws the same images.")] = 0,
+    stratified: Annotated[
+        bool, typer.Option("--stratified", help="Draw so that the frequencies of the classes stay the same.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images at random from COCO. A manifest says which they are."""
+    """Draw images at random from COCO, and list them in a manifest."""
     from sweeper import data
 
     drawn = data.coco_subset(coco_dir, out, train=train, val=val, seed=seed, stratified=stratified)
@@ -167,14 +187,14 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """The console script. Exit 0 done, 1 a ``SweeperError`` in one line on stderr, 2 usage, 130 interrupted."""
+    """The console script. Exit status 0: done; 1: ``SweeperError``, one line on stderr; 2: wrong usage; 130: Ctrl-C."""
     try:
         app()
     except SweeperError as error:
         print("sweeper: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
-            over = "\r" if sys.stderr.isatty() else ""  # the terminal has just shown ^C where the line begins
-            print(f"{over}sweeper: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        if end.code == INTERRUPTED:  # Typer turns KeyboardInterrupt into this exit status
+            overwrite = "\r" if sys.stderr.isatty() else ""  # The terminal has printed ^C at the start of the line.
+            print(f"{overwrite}sweeper: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise

@@ -1,4 +1,4 @@
-"""How far a sweep is: as a table, live on a terminal, as lines in a log; and the sweeps of a place."""
+"""Prints the status of a sweep: once, live on a terminal, or as lines of a log; and the list of sweeps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sweeper.service.racing import Race, Spending
     from sweeper.service.status import Row, Status
 
-LINE_EVERY_S, LOOK_EVERY_S = 15.0, 2.0  # in a log, on a terminal
-RACERS = 5  # proposals whose standing `status` shows
+LOG_EVERY_S, UPDATE_EVERY_S = 15.0, 2.0  # the interval of lines in a log, and of updates on a terminal
+LEADERS = 5  # `status` shows so many proposals of a race
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -47,8 +47,8 @@ def print_status(status: Status) -> None:
     if status.waits:
         say("begun, waits: no worker has it now; another trial trains an epoch that it can use, or its worker is gone")
     for worker in status.at_work:
-        at = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
-        say(f"worker {worker.worker} on {worker.device}: {at}, heard of {worker.age_s:.0f} s ago")
+        task = f"trial {worker.trial}, epoch {worker.epoch}" if worker.trial is not None else "no trial"
+        say(f"worker {worker.worker} on {worker.device}: {task}, reported {worker.age_s:.0f} s ago")
     for line in _race(status.race) if status.race is not None else ():
         say(line)
     if status.spending is not None:
@@ -75,19 +75,19 @@ def print_status(status: Status) -> None:
 
 
 def _race(race: Race) -> Iterator[str]:
-    """How a race stands: which trunk, by which rule, and who leads."""
+    """Lines on the race: the trunk, the rule, and the leading proposals."""
     yield race.sentence
     yield f"race: {race.rule}" + (f"; {race.order}" if race.standings and len(race.seeds) > 1 else "")
-    for standing in race.standings[:RACERS]:
+    for standing in race.standings[:LEADERS]:
         seeds = f"{standing.n} search seed{'s' * (standing.n > 1)}"
         yield f"  {standing.name}: {standing.difference} over {standing.over} on {seeds}"
-    if (more := len(race.standings) - RACERS) > 0:
-        yield f"  and {more} more; sweeper pick has all"
+    if (more := len(race.standings) - LEADERS) > 0:
+        yield f"  and {more} more; sweeper pick shows all"
     yield race.noise
 
 
 def _spending(spending: Spending) -> str:
-    """What is spent and left of the budget, in a line."""
+    """A line on the budget: what is spent and what is left."""
     shown, on_search = spending.shown, spending.spent_on_search
     kept = f"; {shown(spending.kept)} kept back for the confirmation" if spending.kept else ""
     promised = f"; {shown(spending.promised)} promised to open trials" if spending.promised else ""
@@ -99,7 +99,7 @@ def _spending(spending: Spending) -> str:
 
 
 def counts(status: Status) -> str:
-    """Trials by state and epochs, in a line."""
+    """A line with the number of trials in each state and the epochs."""
     by_state = Counter("begun and waiting" if row.waits else row.state for row in status.trials)
     order = ("waiting", "running", "begun and waiting", "complete", "pruned", "fail")
     states = ", ".join(f"{by_state[state]} {state}" for state in order if by_state[state])
@@ -109,7 +109,7 @@ def counts(status: Status) -> str:
 
 def print_sweeps(launched: Sequence[SweepSummary]) -> None:
     """What ``sweeper list`` prints."""
-    table = plain_table("sweep", "state", "trials", "best", "", "winner", "worker heard of", right=("trials", "best"))
+    table = plain_table("sweep", "state", "trials", "best", "", "winner", "last report", right=("trials", "best"))
     for sweep in launched:
         ended = sum(sweep.counts.get(state, 0) for state in ("complete", "pruned", "fail"))
         best = f"{sweep.best:.4f}" if sweep.best is not None else "-"
@@ -123,7 +123,8 @@ def print_sweeps(launched: Sequence[SweepSummary]) -> None:
 
 
 def _time(seconds: float) -> str:
-    """
+    """A duration in the largest unit of which there are at least two.
+
     >>> _time(4.6), _time(600), _time(7200), _time(3 * 86400)
     ('5 s', '10 min', '2 h', '3 days')
     """
@@ -133,46 +134,46 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-# -- while it is worked on
+# -- while workers train
 
 
 class Pace:
-    """How long it will take, from how it went since the first look; before that, from the median epoch."""
+    """Estimates the time left from the epochs settled since the first call, before that from the median epoch."""
 
     def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, int] | None = None  # time and settled epochs of the first call
 
     def left_s(self, status: Status) -> float | None:
-        """Seconds to the end of all trials; None while nobody can say."""
-        now, (done, total) = time.monotonic(), status.settled
-        begun, at_first = self._first = self._first or (now, done)
-        if done >= total:
+        """Seconds until all trials have ended; None if there is nothing to estimate it from."""
+        now, (settled, total) = time.monotonic(), status.settled
+        first_time, first_settled = self._first = self._first or (now, settled)
+        if settled >= total:
             return None
-        if done > at_first:
-            return (total - done) * (now - begun) / (done - at_first)
+        if settled > first_settled:
+            return (total - settled) * (now - first_time) / (settled - first_settled)
         busy = sum(worker.trial is not None for worker in status.at_work)
-        return (total - done) * status.seconds_per_epoch / busy if status.seconds_per_epoch and busy else None
+        return (total - settled) * status.seconds_per_epoch / busy if status.seconds_per_epoch and busy else None
 
 
 def headline(status: Status, left_s: float | None) -> str:
-    """Counts, epochs and time left in a line."""
-    done, total = status.settled
+    """A line with trials by state, epochs, and the seconds left (None: unknown)."""
+    settled, total = status.settled
     left = f", about {_time(left_s)} left" if left_s is not None else ""
-    return f"{counts(status)}; epoch {done} of {total}{left}"
+    return f"{counts(status)}; epoch {settled} of {total}{left}"
 
 
-def watch(look: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> Status | None:
-    """Show the sweep until it is done or Ctrl-C: live on a terminal, else plain lines; as JSON one object a line.
+def watch(read_status: Callable[[], Status], *, as_json: bool = False, every_s: float | None = None) -> Status | None:
+    """Show the status until the sweep is done or Ctrl-C: live on a terminal, else as lines; as JSON an object a line.
 
     Returns the last status of a sweep that is done, None after Ctrl-C.
     """
     pace, terminal = Pace(), sys.stdout.isatty() and not as_json
-    pause = every_s or (LOOK_EVERY_S if terminal else LINE_EVERY_S)
+    pause = every_s or (UPDATE_EVERY_S if terminal else LOG_EVERY_S)
     live = Live(console=console, auto_refresh=False, screen=False) if terminal else None
     try:
         with live or nullcontext():
             while True:
-                status = look()
+                status = read_status()
                 if as_json:
                     print(json.dumps(status.to_dict()), flush=True)
                 elif live:
@@ -183,13 +184,13 @@ def watch(look: Callable[[], Status], *, as_json: bool = False, every_s: float |
                     return status
                 until = time.monotonic() + pause
                 while (left := until - time.monotonic()) > 0:
-                    time.sleep(min(left, 0.2))  # one long wait would go on if a library's thread gets the Ctrl-C
+                    time.sleep(min(left, 0.2))  # Ctrl-C may reach another thread, which would not end a long sleep.
     except KeyboardInterrupt:
         return None
 
 
 def lines(status: Status, left_s: float | None) -> list[str]:
-    """For a log: the headline, a line for each trial in training, the last errors."""
+    """The lines of a log: the headline, a line for each running trial, the last errors."""
     trials = {row.trial: row for row in status.trials}
     texts = [time.strftime("%H:%M:%S ") + headline(status, left_s)]
     for worker in status.at_work:
@@ -204,31 +205,32 @@ def lines(status: Status, left_s: float | None) -> list[str]:
 
 
 def errors(status: Status, most: int = 3) -> list[str]:
-    """Why the last trials failed or were given back, and what is wrong with tracking."""
+    """Why the last attempts of at most ``most`` trials ended, and what is wrong with MLflow."""
     reasons = [f"trial {row.trial}: {row.reasons[-1].splitlines()[0]}" for row in status.trials if row.reasons]
     failed = status.failures
-    last = [failed.sentence, *failed.further] if failed.every else reasons[-most:]
-    return last + ([f"tracking: {status.tracking_problem}"] if status.tracking_problem else [])
+    shown = [failed.sentence, *failed.further] if failed.every else reasons[-most:]
+    return shown + ([f"tracking: {status.tracking_problem}"] if status.tracking_problem else [])
 
 
 def screen(status: Status, left_s: float | None, height: int) -> Group:
-    """For a terminal of so many lines: workers, the trials that fit (in training first, then the best), errors."""
+    """The view for a terminal of ``height`` lines: workers, errors, and the trials that fit, running ones first, then
+    the best."""
     trials = {row.trial: row for row in status.trials}
     workers = plain_table(
-        "worker", "device", "trial", "epoch", "LR", status.objective, "", "heard of", right=("LR", "epoch")
+        "worker", "device", "trial", "epoch", "LR", status.objective, "", "reported", right=("LR", "epoch")
     )
     for worker in status.at_work:
         row = trials.get(-1 if worker.trial is None else worker.trial)
-        at = [str(row.trial), *_progress(row, status)] if row else ["-"] * 5
-        workers.add_row(worker.worker, worker.device, *at, f"{worker.age_s:.0f} s ago")
+        cells = [str(row.trial), *_progress(row, status)] if row else ["-"] * 5
+        workers.add_row(worker.worker, worker.device, *cells, f"{worker.age_s:.0f} s ago")
     problems = [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors(status)]
     room = max(height - 13 - workers.row_count - len(problems), 5)
     order = {"running": 0, "complete": 1, "pruned": 2, "fail": 3, "waiting": 4}
     rows = sorted(trials.values(), key=lambda row: (order.get(row.state, 5), -(row.score or 0.0)))
     phase = Text(status.phase, no_wrap=True, overflow="ellipsis")
     parts: list[Any] = [Text(headline(status, left_s), style="bold"), phase, Text()]
-    idle = "all trials are finished" if status.done else "no worker is alive: sweeper run or sweeper worker"
-    parts += [workers] if workers.row_count else [Text(idle)]
+    no_workers = "all trials are finished" if status.done else "no worker is alive: sweeper run or sweeper worker"
+    parts += [workers] if workers.row_count else [Text(no_workers)]
     parts.append(_trials(rows[:room], status))
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more"))
@@ -239,7 +241,7 @@ def _trials(rows: Sequence[Row], status: Status) -> Table:
     table = plain_table(
         "trial", "schedule", "state", "epoch", "LR", status.objective, "", right=("trial", "epoch", "LR")
     )
-    for column in table.columns:  # where room is short, the schedule gives way, and each trial keeps to one line
+    for column in table.columns:  # On a narrow terminal only the schedule is cut, so that a trial stays on one line.
         column.no_wrap = column.header != "schedule"
     for row in rows:
         schedule = Text(row.label, no_wrap=True, overflow="ellipsis")
@@ -256,13 +258,13 @@ def _score(row: Row) -> str:
 
 
 def _progress(row: Row, status: Status) -> list[str]:
-    """Epochs, learning rate, score, and the curve as bars."""
+    """The cells of a trial: epochs, learning rate, score, and the curve as bars."""
     top = max((value for other in status.trials for value in other.curve), default=0.0)
     return [f"{row.epochs_done}/{status.epochs.per_trial}", short(row.lr), _score(row), sparkline(row.curve, top)]
 
 
 def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:
-    """The values from 0 to ``top`` as bars; of more than ``width``, the last of each equal share.
+    """The values as bars, where ``top`` is a full bar. More than ``width`` values are reduced to ``width`` of them.
 
     >>> sparkline([0.0, 0.1, 0.2, 0.4], 0.4), sparkline([1, 2, 3, 4], 4, width=2), sparkline([0.0], 0.0)
     ('▁▃▅█', '▅█', '▁')
@@ -274,20 +276,20 @@ def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:
 
 @contextmanager
 def progress(messages: Console) -> Iterator[Callable[[Callable[[], Status]], None]]:
-    """Show in a line how a sweep comes along: live on a terminal, now and then elsewhere.
+    """Show the progress of a sweep: as a live line on a terminal, else as a line now and then.
 
-    ``messages``: the console, on stderr, on which others speak meanwhile. The live line is drawn on the same one,
-    because only then what they say comes to stand above the line instead of in it.
+    Yields a function that updates it from a function that reads the status. ``messages`` is the console, on stderr, for
+    other messages; the live line is drawn on it, too, because only then the messages appear above the line.
     """
-    pace, last = Pace(), -LINE_EVERY_S
+    pace, last = Pace(), -LOG_EVERY_S
     live = Live(console=messages, refresh_per_second=2, transient=True) if messages.is_terminal else None
 
-    def update(look: Callable[[], Status]) -> None:
+    def update(read_status: Callable[[], Status]) -> None:
         nonlocal last
-        if time.monotonic() - last < (LOOK_EVERY_S if live else LINE_EVERY_S):
+        if time.monotonic() - last < (UPDATE_EVERY_S if live else LOG_EVERY_S):
             return
         last = time.monotonic()
-        status = look()
+        status = read_status()
         line = headline(status, pace.left_s(status))
         if live:
             live.update(Text(line))

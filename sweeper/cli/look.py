@@ -1,4 +1,4 @@
-"""The commands that look at a launched sweep and take away what came out: status, pick, list, ui, report, export."""
+"""The commands that show or export the results of a launched sweep: status, pick, list, ui, report, export."""
 
 import json
 import signal
@@ -18,30 +18,39 @@ from sweeper.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from sweeper.service import Service
+    from sweeper.stats import Failures
     from sweeper.tracking.view import Served
 
-PORT = 5000  # MLflow's own
+PORT = 5000  # MLflow's own default
 
 
 @on_sweep
 def status(
     target: Target,
-    watch: Annotated[bool, typer.Option("--watch", help="Until it is done: live on a terminal, else lines.")] = False,
-    every: Annotated[float | None, typer.Option(help="With --watch: seconds between looks.", min=0.1)] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the status until the sweep is done: live on a terminal, else as lines."),
+    ] = False,
+    every: Annotated[
+        float | None, typer.Option(help="With --watch: update the status after this many seconds.", min=0.1)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Trials by state, workers, epochs trained and reused. Exit status 1 if every trial failed."""
+    """Print trials by state, workers, and epochs trained and reused.
+
+    Exit status 1 if every trial failed.
+    """
     service = target.launched()
     if watch:
-        last = live.watch(service.status, as_json=as_json, every_s=every)
-        leave(last is not None and last.failures.every)
+        if (last := live.watch(service.status, as_json=as_json, every_s=every)) is not None:
+            exit_if_failed(last.failures)
         return
-    shown = service.status()
+    current = service.status()
     if as_json:
-        typer.echo(json.dumps(shown.to_dict(), indent=1))
+        typer.echo(json.dumps(current.to_dict(), indent=1))
     else:
-        live.print_status(shown)
-    leave(shown.failures.every)
+        live.print_status(current)
+    exit_if_failed(current.failures)
 
 
 @on_sweep
@@ -49,7 +58,10 @@ def pick(
     target: Target,
     as_json: JsonOption = False,
 ) -> None:
-    """Ranking, evidence, and the winner or "no winner". Exit status 1 if every trial failed."""
+    """Print the winner with its evidence, or why there is none.
+
+    The ranking follows. Exit status 1 if every trial failed.
+    """
     service = target.launched()
     answer, mismatches = service.pick(), service.store.mismatches()
     objective = service.sweep.objective
@@ -59,7 +71,7 @@ def pick(
     else:
         show.answer(answer, objective)
         show.exactness(mismatches)
-    leave(answer.failures.every)
+    exit_if_failed(answer.failures)
 
 
 def list_sweeps(
@@ -68,7 +80,7 @@ def list_sweeps(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the sweeps launched in this store, with their state. Nothing is created."""
+    """List the launched sweeps of a store or database."""
     from sweeper.service import Place, sweeps
 
     place = Place(store, database_url, tracking_uri)
@@ -81,9 +93,9 @@ def list_sweeps(
         typer.echo(f"no sweep was launched in {store if database_url is None else 'this database'}")
 
 
-def leave(every_failed: bool) -> None:
+def exit_if_failed(failures: "Failures") -> None:
     """End the command with exit status 1 if every trial of the sweep failed."""
-    if every_failed:
+    if failures.every:
         raise typer.Exit(1)
 
 
@@ -91,11 +103,11 @@ def leave(every_failed: bool) -> None:
 def ui(
     target: Target,
     port: Annotated[
-        int | None, typer.Option(help=f"Of the MLflow to start; {PORT} or, if taken, any (0: any).")
+        int | None, typer.Option(help=f"Start MLflow on this port (0: any); by default {PORT} or, if it is taken, any.")
     ] = None,
     opened: Annotated[bool, typer.Option("--open", help="Open the link in a browser, too.")] = False,
 ) -> None:
-    """Print one link to MLflow: learning rate beside mAP. Starts MLflow where none answers."""
+    """Print a link to MLflow: the learning rate beside mAP. MLflow is started if it is not running."""
     from sweeper import report as reports
     from sweeper.service.run import send_journals
     from sweeper.tracking import Tracker, view
@@ -103,9 +115,10 @@ def ui(
     service = target.launched()
     answer = service.pick()
     send_journals(service, 20, say)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a server that would outlive us
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
-            signal.signal(number, _leave)
+    # Set before MLflow is started, because a signal without a handler would end this process and leave MLflow running.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and that is kept
+            signal.signal(number, _interrupt)
     url, started = _mlflow(service, port)
     try:
         folder = service.place.folder / "journals"
@@ -130,14 +143,20 @@ def ui(
 @on_sweep
 def report(
     target: Target,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the page to this HTML file.")] = Path(
+        "report.html"
+    ),
     pictures: Annotated[
-        bool, typer.Option(help="Draw what the baseline's and the best models find, once, while no trial is running.")
+        bool,
+        typer.Option(
+            help="Draw the detections of the best baseline's and the best schedules' models, if that has not been done "
+            "yet and no trial is running."
+        ),
     ] = True,
 ) -> None:
-    """Write one page: the answer, the curves, what was learned. It is kept in MLflow, too.
+    """Write a page: answer, curves, and pictures of what was learned.
 
-    Exit status 1 if every trial failed; the page is written all the same and says why.
+    The page is stored in MLflow, too. If every trial failed, it says why, and the exit status is 1.
     """
     service = target.launched()
     if pictures and service.status().counts["running"]:
@@ -146,13 +165,13 @@ def report(
     typer.echo(f"wrote {output} ({len(page) / 1e6:.2f} MB)")
     failures = service.status().failures
     show.failures(failures)
-    leave(failures.every)
+    exit_if_failed(failures)
 
 
 def write_report(service: "Service", output: Path, *, draw: bool = False) -> bytes:
-    """Write the page to ``output`` and onto the sweep's run in MLflow; without MLflow to ``output`` only.
+    """Write the report to ``output`` and to the sweep's run in MLflow, if MLflow answers; returns the HTML.
 
-    ``draw``: with pictures of what was learned that nobody has drawn yet.
+    ``draw``: draw the pictures of what was learned that are not in MLflow yet.
     """
     from sweeper import report as reports
 
@@ -161,7 +180,7 @@ def write_report(service: "Service", output: Path, *, draw: bool = False) -> byt
         if uri.startswith(("http://", "https://")):
             link = f"{uri}/#/experiments/{service.tracker.server.experiment_id()}/runs/{{run_id}}"
     except TrackingError:
-        pass  # said below
+        pass  # The page then has no links, and the message comes when the page is sent to MLflow.
     page = reports.make(service, link, draw=draw)
     _write(output, page)
     try:
@@ -174,17 +193,21 @@ def write_report(service: "Service", output: Path, *, draw: bool = False) -> byt
 @on_sweep
 def export(
     target: Target,
-    trial: Annotated[int | None, typer.Option(help="Which; by default the winner.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write; NAME-trial-N.")] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Write a table of all trials instead: FILE.csv or FILE.parquet.")
+    trial: Annotated[int | None, typer.Option(help="Export the trial of this number; by default the winner.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this folder; by default NAME-trial-N.")
     ] = None,
-    curves: Annotated[bool, typer.Option("--curves", help="With --table: a row for each epoch of each trial.")] = False,
+    table: Annotated[
+        Path | None, typer.Option(help="Write a table of all trials to FILE.csv or FILE.parquet instead.")
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="With --table: write a row for each epoch of each trial.")
+    ] = False,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
 ) -> None:
-    """Write a schedule with its model, or tables, to take away.
+    """Write a schedule with its model, or a table of all trials.
 
-    The schedule as YAML, torch code and an Ultralytics script, and model.pt; the weights are registered in MLflow.
+    The schedule is written as YAML, as torch code and as an Ultralytics script, beside the weights and model.pt.
     """
     from sweeper import export as exports
 
@@ -217,7 +240,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]":
-    """The address of an MLflow that shows the sweep, and the server if it had to be started."""
+    """The address of an MLflow server that has the sweep, and the server's process if it was started here."""
     from sweeper.tracking import Tracker, view
 
     uri = service.place.tracking
@@ -245,15 +268,16 @@ def _mlflow(service: "Service", port: int | None) -> "tuple[str, Served | None]"
     return started.url, started
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _until_interrupted(started: "Served") -> None:
-    signal.signal(signal.SIGINT, _leave)  # a library may have put a handler in its place that lets waiting go on
+    """Wait for Ctrl-C. Raises TrackingError if MLflow ends before."""
+    signal.signal(signal.SIGINT, _interrupt)  # because a library may have set a handler that does not interrupt
     try:
         while (code := started.process.poll()) is None:
-            time.sleep(0.2)  # not one long wait, in which no handler of ours would run
+            time.sleep(0.2)  # A signal handler runs between short sleeps, but might not run during one long wait.
     except KeyboardInterrupt:
         return
     raise TrackingError(f"mlflow server ended with {code}; see its log in the store, work/mlflow-ui.log")

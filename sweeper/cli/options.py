@@ -1,4 +1,4 @@
-"""What every command about a sweep takes, and the sweep that it means."""
+"""The arguments and options that all commands on a sweep have, and the sweep that they identify."""
 
 import functools
 import inspect
@@ -21,29 +21,46 @@ SweepFile = Annotated[
     Path,
     typer.Argument(
         metavar="SWEEP",
-        help="A sweep file (YAML), a built-in sweep (digits, or bccd with data=PATH), or a launched one.",
+        help="The sweep: a YAML file, the name of a built-in sweep (digits, or bccd with data=PATH), or the name of a "
+        "launched sweep.",
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as with yolo.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the sweep file, for example epochs=60."),
+]
 StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Folder or fsspec URL of training states.")
+    str,
+    typer.Option(
+        "--store", envvar="SWEEPER_STORE", help="Keep the training states in this folder or at this fsspec URL."
+    ),
 ]
 DatabaseOption = Annotated[
-    str | None, typer.Option("--database-url", envvar="SWEEPER_DATABASE_URL", help="By default SQLite in the store.")
+    str | None,
+    typer.Option(
+        "--database-url",
+        envvar="SWEEPER_DATABASE_URL",
+        help="Keep the study in this database (a SQLAlchemy URL); by default in an SQLite file in the store.",
+    ),
 ]
 TrackingOption = Annotated[
-    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="By default SQLite in the store.")
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="Log to this MLflow server or database; by default to an SQLite file in the store.",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 STORE = "sweeper_store"
 
-messages = Console(stderr=True, highlight=False, soft_wrap=True)  # what is no result
+messages = Console(stderr=True, highlight=False, soft_wrap=True)  # stdout is reserved for results
 say = messages.print
 
 
 @dataclass(frozen=True)
 class Target:
-    """The sweep that a command line names, and where its things are. Nothing is opened before it is asked for."""
+    """The sweep and the addresses that a command line gives. Nothing is opened before a method needs it."""
 
     sweep: Path
     overrides: list[str] | None
@@ -52,24 +69,24 @@ class Target:
     tracking_uri: str | None
 
     def service(self, *, looking: bool = False) -> "Service":
-        """The sweep of the file with the overrides; ``looking``: nothing of it is ever created."""
-        from sweeper.service import Service  # Optuna, SQLAlchemy, SciPy: seconds that `trace` need not wait for
+        """The sweep of the file with the overrides; with ``looking`` the service creates nothing."""
+        from sweeper.service import Service  # It imports Optuna, SQLAlchemy, SciPy: seconds that `trace` does not need.
 
-        given = self.overrides or []
-        return Service(Sweep.load(self.sweep, given), self._place, overrides=given, looking=looking)
+        overrides = self.overrides or []
+        return Service(Sweep.load(self.sweep, overrides), self._place, overrides=overrides, looking=looking)
 
     def launched(self) -> "Service":
-        """The launched sweep of that name, to look at; what the file says differently now is said on stderr."""
+        """The sweep as it was launched, for commands that only read; prints to stderr how its file differs now."""
         service, notes = self._launched
         for note in notes:
             print(f"sweeper: {note}", file=sys.stderr)
         return service
 
     def more(self) -> "Service":
-        """For training more of a launched sweep: of its file, with the overrides of its launch and then the ones given;
-        where there is no file, as it was launched."""
-        looking, _ = self._launched
-        overrides = [*looking.launched_as.get("overrides", ()), *(self.overrides or ())]
+        """The launched sweep, for training more of it: its file with the overrides of the launch, then those of the
+        command line. If there is no such file, the sweep as it was launched."""
+        as_launched, _ = self._launched
+        overrides = [*as_launched.launched_as.get("overrides", ()), *(self.overrides or ())]
         if self.sweep.is_file():
             return replace(self, overrides=overrides).service()
         from sweeper.service import Service
@@ -78,11 +95,11 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The sweep as a further command has to name it; overrides of its launch are known to those who look."""
+        """The arguments with which the next command finds this sweep; it reads the overrides from the study."""
         return str(self.sweep) + ("" if self.store == STORE else f" --store {self.store}")
 
     def arguments(self, store: str) -> list[str]:
-        """The same sweep for a process on another machine, without addresses that are in its environment."""
+        """The arguments of the same sweep for a process on another machine with the same environment variables."""
         arguments = [str(self.sweep), *(self.overrides or ()), "--store", store]
         for option, variable, value in (
             ("--database-url", "SWEEPER_DATABASE_URL", self.database_url),
@@ -112,23 +129,24 @@ def _common(
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """The parameters of every command about a sweep."""
+    """The parameters of every command on a sweep, as Typer needs them."""
 
 
 def on_sweep(command: Callable[..., None]) -> Callable[..., None]:
-    """Make ``command(target, ...)`` a command that takes a sweep, overrides and the options of its place.
+    """Turn ``command(target, ...)`` into a Typer command that takes a sweep, overrides and addresses.
 
-    Typer reads a command's parameters from its signature: here those of the sweep come first, then the command's.
+    Typer reads the parameters of a command from its signature, so the signature is set here: first the parameters of
+    ``_common``, then those of ``command``.
     """
-    shared = list(inspect.signature(_common, eval_str=True).parameters.values())
-    its_own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    common = list(inspect.signature(_common, eval_str=True).parameters.values())
+    specific = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @functools.wraps(command)
-    def with_target(**given: Any) -> None:
-        target = Target(*(given.pop(parameter.name) for parameter in shared))
-        command(target, **given)
+    def with_target(**arguments: Any) -> None:
+        target = Target(*(arguments.pop(parameter.name) for parameter in common))
+        command(target, **arguments)
 
-    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*shared, *its_own)]
+    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*common, *specific)]
     with_target.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     with_target.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
     return with_target

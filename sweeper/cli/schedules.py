@@ -1,4 +1,4 @@
-"""``sweeper trace``: the LR of any schedule before anything is trained; ``sweeper convert``: epochs <-> iterations."""
+"""The commands on schedules that need no sweep: ``trace``, ``families`` and ``convert``."""
 
 import csv
 import io
@@ -27,12 +27,12 @@ from sweeper.schedules import (
     short,
 )
 
-ROWS = 24  # of the table
-MAX_SHOWN = 5_000_000  # steps; each column of as many takes seconds
+ROWS = 24  # evenly spaced epochs in the table
+MAX_STEPS = 5_000_000  # A longer trace takes many seconds to print.
 
 
 class Shown(NamedTuple):
-    """A schedule with the name it is shown under, its trace, and the step at which it leaves its trunk, if it does."""
+    """A schedule with its name in the output, its LR trace, and the step at which it leaves its trunk (None: never)."""
 
     name: str
     schedule: Schedule
@@ -44,26 +44,35 @@ def trace(
     schedule: Annotated[
         list[str],
         typer.Argument(
-            help="A family and its parameters (cawb lr=0.1 'steps=[31,81]'; 'sweeper families' explains them), or a "
-            "YAML or JSON file."
+            help="The schedule: a family and its parameters (cawb lr=0.1 'steps=[31,81]'; 'sweeper families' explains "
+            "them), or a YAML or JSON file."
         ),
     ],
-    epochs: Annotated[int, typer.Option(help="Epochs of the run.")],
-    steps_per_epoch: Annotated[int | None, typer.Option(help="Optimizer steps per epoch.")] = None,
-    images: Annotated[int | None, typer.Option(help="Training images; with --batch, in place of the above.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
-    vs: Annotated[list[str] | None, typer.Option(help="Another schedule, quoted, or a file; may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; lr is before the rounding to float32.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row per step, as trained (float32).")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw into this .png or .svg file.")] = None,
+    epochs: Annotated[int, typer.Option(help="Number of epochs of the run.")],
+    steps_per_epoch: Annotated[int | None, typer.Option(help="Number of optimizer steps per epoch.")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Number of training images; with --batch it replaces --steps-per-epoch.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Number of images per optimizer step, with --images.")] = None,
+    vs: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with another schedule, in quotation marks, or a file; may be repeated."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with learning rates before they are rounded to float32.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV with a row per step, with learning rates as trained (float32).")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the schedules into this .png or .svg file.")] = None,
 ) -> None:
-    """Show the learning rate of every step of a schedule. Several are compared."""
+    """Print the learning rate of a schedule, and compare schedules. Nothing is trained."""
     time = _time(epochs, steps_per_epoch, images, batch)
     if as_json and as_csv:
         raise ConfigError("--csv: given beside --json; expected one of the two, take one out")
     shown: list[Shown] = []
-    for words in (schedule, *map(_words, vs or ())):
-        for parsed in read(words):
+    for arguments in (schedule, *map(_split, vs or ())):
+        for parsed in read(arguments):
             count = sum(other.schedule.family == parsed.family for other in shown)
             name = f"{parsed.family} {count + 1}" if count else parsed.family
             shown.append(Shown(name, parsed, parsed.trace(time), parsed.begins(time)))
@@ -93,20 +102,20 @@ def _time(epochs: int, steps_per_epoch: int | None, images: int | None, batch: i
         raise ConfigError("--steps-per-epoch: missing; expected a number of optimizer steps, or --images and --batch")
     else:
         time = TimeBase.from_images(images, batch, epochs=epochs)
-    if time.steps > MAX_SHOWN:
+    if time.steps > MAX_STEPS:
         raise ConfigError(
-            f"--epochs: {epochs} epochs are {time.steps} steps, and trace shows at most {MAX_SHOWN} steps; "
+            f"--epochs: {epochs} epochs are {time.steps} steps, and trace shows at most {MAX_STEPS} steps; "
             "expected fewer epochs, or fewer steps per epoch for a sketch"
         )
     return time
 
 
-def read(words: list[str]) -> list[Schedule]:
-    """The schedules that ``words`` spell: a family and key=value pairs, or one YAML or JSON file of one or a list.
+def read(arguments: list[str]) -> list[Schedule]:
+    """The schedules of a command line: a family and key=value pairs, or a YAML or JSON file of a schedule or a list.
 
-    Values are YAML. Raises ConfigError for a file that cannot be read, ScheduleError for a schedule that cannot be.
+    Values are YAML. Raises ConfigError for a file that cannot be read, ScheduleError for an invalid schedule.
     """
-    head, *pairs = words or [""]
+    head, *pairs = arguments or [""]
     if Path(head).suffix in (".yaml", ".yml", ".json"):
         try:
             loaded = parse_yaml(read_text(Path(head)))
@@ -127,22 +136,23 @@ def read(words: list[str]) -> list[Schedule]:
 
 
 def _pairs(pairs: list[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
+    """The values of key=value pairs. Raises ConfigError for an invalid pair."""
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{shorten(pair)}: is not a parameter; expected key=value, for example steps=[31,81]")
-        if key in given:
+        if key in values:
             raise ConfigError(f"{key}: given twice; expected once, take one out")
         try:
-            given[key] = text if key == "decay" else parse_yaml(text)
+            values[key] = text if key == "decay" else parse_yaml(text)
         except NotYaml as error:
-            problem = str(error).partition(": ")[2]  # the line is always the first
+            problem = str(error).partition(": ")[2]  # without "line 1: ", because the value has one line
             raise ConfigError(f"{key}: {shorten(text)} cannot be read: {problem}; expected a YAML value") from None
-    return given
+    return values
 
 
-def _words(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     try:
         return shlex.split(text) or [text]
     except ValueError:
@@ -152,7 +162,7 @@ def _words(text: str) -> list[str]:
 
 
 def _described(item: Shown, time: TimeBase, first: Trace) -> dict[str, Any]:
-    """What ``--json`` prints of a schedule: ``lr`` [epoch][step] in float64; digest and jumps are the trace's."""
+    """A schedule for ``--json``: ``lr`` as [epoch][step] in float64, and the facts of its trace in float32."""
     schedule, trace = item.schedule, item.trace
 
     def nested(group: str) -> list[list[float]]:
@@ -195,7 +205,7 @@ def _table_csv(shown: list[Shown]) -> str:
 
 
 def _table(item: Shown) -> str:
-    """Some epochs evenly over the run, and those around every jump."""
+    """The table of a schedule: ``ROWS`` epochs evenly over the run, and the epochs before and at every jump."""
     trace, unit = item.trace, item.trace.steps_per_epoch
     jumps = {jump.epoch: jump for jump in trace.jumps()}
     even = {round(i) for i in np.linspace(0, trace.epochs - 1, min(ROWS, trace.epochs))}
@@ -209,8 +219,8 @@ def _table(item: Shown) -> str:
         lines.append(f"{epoch:>7} {first:>12.6g} {last:>12.6g}{note}")
     if item.schedule.trunk is not None:
         begins = item.begins
-        at = "never leaves it" if begins is None else f"leaves it at step {begins} (epoch {begins // unit})"
-        lines.append(f"a branch of {item.schedule.trunk.family}: {at}")
+        leaves = "never leaves it" if begins is None else f"leaves it at step {begins} (epoch {begins // unit})"
+        lines.append(f"a branch of {item.schedule.trunk.family}: {leaves}")
     facts = ", ".join(f"{name} {value:.6g}" for name, value in trace.facts().items())
     return "\n".join([*lines, facts, f"digest {trace.digest}", ""])
 
@@ -228,23 +238,25 @@ def _draw(shown: list[Shown], file: Path) -> None:
 def families(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the families of schedules with parameters and defaults. It says what each word means."""
-    listed = {name: family.keys({}) for name, family in FAMILIES.items()}
+    """List the families of schedules, their parameters and defaults. Each is explained."""
+    parameters = {name: family.keys({}) for name, family in FAMILIES.items()}
     if as_json:
         described = {
             name: {
                 "required": [key for key, about in keys.items() if about.required],
                 "defaults": {key: about.default for key, about in keys.items() if not about.required},
             }
-            for name, keys in listed.items()
+            for name, keys in parameters.items()
         }
         typer.echo(json.dumps(described))
         return
-    for name, keys in listed.items():
+    for name, keys in parameters.items():
         words = [key if about.required else f"{key}={short(about.default)}" for key, about in keys.items()]
         typer.echo(f"{name:<17} {MEANINGS[name]}\n{'':<17}   {' '.join(words)}")
-    typer.echo("\nBehind = is the default, - for none. A parameter without a default has to be given. They mean:\n")
-    for key in dict.fromkeys(key for keys in listed.values() for key in keys):
+    typer.echo(
+        "\nAfter = is the default, - means none; a parameter without a default is required. The parameters mean:\n"
+    )
+    for key in dict.fromkeys(key for keys in parameters.values() for key in keys):
         typer.echo(f"{key:<17} {MEANINGS[key]}")
     typer.echo("\nLengths are epochs (20 or 20ep), steps (500it), images (256000img) or a share of the run (0.2dur).")
     typer.echo("Any schedule may also have:\n")
@@ -254,29 +266,34 @@ def families(
 
 
 def convert(
-    length: Annotated[str, typer.Argument(help="4000it or 2.1642ep.")],
-    images: Annotated[int, typer.Option(help="Training images of the data set it was written for.")],
-    batch: Annotated[int, typer.Option(help="Images per iteration there.")],
-    to_images: Annotated[int | None, typer.Option(help="Images of another data set to carry it over to.")] = None,
-    to_batch: Annotated[int | None, typer.Option(help="Images per iteration there; the same if not given.")] = None,
+    length: Annotated[str, typer.Argument(help="The length in iterations or epochs: 4000it or 2.1642ep.")],
+    images: Annotated[int, typer.Option(help="Number of training images of the data set that the length is for.")],
+    batch: Annotated[int, typer.Option(help="Number of images per iteration on that data set.")],
+    to_images: Annotated[
+        int | None, typer.Option(help="Convert the length to a data set with this number of training images.")
+    ] = None,
+    to_batch: Annotated[
+        int | None, typer.Option(help="Number of images per iteration after the conversion; by default --batch.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn iterations into epochs and back. Carries a length over to another data set, too.
+    """Convert a length between iterations and epochs. With --to-images it is also converted to another data set.
 
-    Counted in images (iterations x batch / images), so nothing is rounded to whole batches.
+    An epoch counts as images / batch iterations, which is not rounded to whole batches.
     """
-    given = Duration.parse(length, "length")
-    if given.unit not in ("ep", "it"):
+    parsed = Duration.parse(length, "length")
+    if parsed.unit not in ("ep", "it"):
         raise ConfigError(f"length: {length!r} is not in iterations or epochs; expected for example 4000it or 2.1642ep")
-    TimeBase.from_images(images, batch, epochs=1)  # refuses what is no size
-    iterations = given.value if given.unit == "it" else given.value * images / batch
+    TimeBase.from_images(images, batch, epochs=1)  # It raises ScheduleError unless both are above 0.
+    iterations = parsed.value if parsed.unit == "it" else parsed.value * images / batch
     epochs = iterations * batch / images
-    lines: dict[str, Any] = {"iterations": iterations, "epochs": epochs, "images": images, "batch": batch}
+    converted: dict[str, Any] = {"iterations": iterations, "epochs": epochs, "images": images, "batch": batch}
     sentences = [f"{iterations:.1f} iterations of {batch} on {images} images = {epochs:.4f} epochs"]
     if to_images is not None or to_batch is not None:
-        other, size = images if to_images is None else to_images, batch if to_batch is None else to_batch
-        TimeBase.from_images(other, size, epochs=1)
-        carried = epochs * other / size
-        lines["to"] = {"iterations": carried, "epochs": epochs, "images": other, "batch": size}
-        sentences.append(f"{epochs:.4f} epochs on {other} images = {carried:.1f} iterations of {size}")
-    typer.echo(json.dumps(lines) if as_json else "\n".join(sentences))
+        other_images = images if to_images is None else to_images
+        other_batch = batch if to_batch is None else to_batch
+        TimeBase.from_images(other_images, other_batch, epochs=1)
+        other = epochs * other_images / other_batch
+        converted["to"] = {"iterations": other, "epochs": epochs, "images": other_images, "batch": other_batch}
+        sentences.append(f"{epochs:.4f} epochs on {other_images} images = {other:.1f} iterations of {other_batch}")
+    typer.echo(json.dumps(converted) if as_json else "\n".join(sentences))

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables where a person looks, plain lines where a log is written."""
+"""Prints plans, answers and verdicts, as tables and sentences."""
 
 import functools
 import sys
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from sweeper.store import Mismatch
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-say = functools.partial(console.print, soft_wrap=True)  # of a sentence, which the terminal breaks where it ends
-ROWS_OF_KIND = 30  # schedules of a kind that `plan` shows; --json has all
-JUMPS_OF = 5  # `pick` describes the jumps of so many schedules; --json has all.
+say = functools.partial(console.print, soft_wrap=True)  # for sentences, whose lines the terminal breaks itself
+ROWS_OF_KIND = 30  # `plan` shows so many schedules of a kind; --json has all
+JUMPS_OF = 5  # `pick` describes the jumps of so many schedules; --json has all
 NOT_EXAMINED = "escape not examined (sweeper confirm --escape)"
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table with these columns."""
+    """An empty table with these columns; those in ``right`` are aligned to the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -79,7 +79,7 @@ def plan(plan: "Plan") -> None:
 
 
 def _race_planned(plan: "Plan") -> Iterator[str]:
-    """What the race is."""
+    """Lines on the race, for a sweep with a race."""
     if (race := plan.race) is not None:
         yield f"trunk      {race.trunk}"
         yield f"race       {race.rule}"
@@ -87,7 +87,7 @@ def _race_planned(plan: "Plan") -> Iterator[str]:
 
 
 def _budget_planned(plan: "Plan") -> Iterator[str]:
-    """What the search and what the confirmation train, and what a budget buys."""
+    """Lines on the epochs of search and confirmation, and on what the budget pays for."""
     cost, confirm = plan.cost, plan.confirm
     proposal, seeds = cost.branch * cost.seeds_per_proposal, f"{cost.seeds_per_proposal:.3g}"
     if cost.budget is not None:
@@ -114,7 +114,7 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
 
 
 def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
-    """Which gain the confirmation shows, and how many seeds a gain of 0.004 takes."""
+    """Lines on the gain that the confirmation would detect, and on the seeds that a gain of 0.004 takes."""
     seeds = f"{confirm.seeds} paired seeds for the best {confirm.best}"
     begin = f"evidence   with {seeds}, 4 of 5 sweeps would notice a gain of"
     if confirm.detectable is not None:
@@ -132,36 +132,36 @@ def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
 
 
 def legend_of(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
-    """What the words in labels of schedules mean, as a line; none where none needs a word."""
+    """A line that explains the parameters in labels of schedules; [] if there is nothing to explain."""
     text = legend(labels)
     return [f"{begin}{text}"] if text else []
 
 
 def _time(plan: "Plan") -> str:
-    """How long it takes, as far as epochs were timed."""
-    took = plan.duration
-    if took is None or plan.seconds_per_epoch is None:
+    """A line on the duration of the training; it is known once epochs were timed."""
+    duration = plan.duration
+    if duration is None or plan.seconds_per_epoch is None:
         return "time       known after the first epochs: run plan again then (sweeper doctor times a few now)"
     line = (
-        f"time       {took.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {took.worker_hours:.2g} hours of one "
-        f"worker{_only(plan)}"
+        f"time       {duration.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {duration.worker_hours:.2g} hours "
+        f"of one worker{_scope(plan)}"
     )
-    if took.wall_hours is None:
+    if duration.wall_hours is None:
         return line
-    devices = f"{took.devices} device{'s' * (took.devices > 1)}"
+    devices = f"{duration.devices} device{'s' * (duration.devices > 1)}"
     return (
-        f"{line}; with {took.workers} on {devices} here about {took.wall_hours:.2g} hours, "
-        f"{took.device_hours:.2g} device hours"
+        f"{line}; with {duration.workers} workers on {devices} here about {duration.wall_hours:.2g} hours, "
+        f"{duration.device_hours:.2g} device hours"
     )
 
 
-def _only(plan: "Plan") -> str:
-    """Whether time and disk are those of the search alone: a budget has the confirmation in it."""
+def _scope(plan: "Plan") -> str:
+    """The part of the sweep that time and disk are for: the search, or with a budget the whole sweep ('')."""
     return " for the search" if plan.cost.budget is None else ""
 
 
 def _disk(plan: "Plan") -> Iterator[str]:
-    """What the states take, and how many of them are kept."""
+    """Lines on the size of the training states, and on how many of them are kept."""
     disk, limit = plan.disk, f"{plan.disk.limit / 1e9:.3g} GB"
     size = f"{'' if disk.measured else 'about '}{disk.state_bytes / 1e6:.3g} MB"
     free = f"; {disk.free / 1e9:.3g} GB are free" if disk.free is not None else ""
@@ -170,14 +170,15 @@ def _disk(plan: "Plan") -> Iterator[str]:
         return
     kept = "all are kept" if disk.needed <= disk.limit else f"the last used {limit} are kept"
     allowed = f"store_gb: {disk.limit / 1e9:.3g}"
-    needed = f"{disk.needed / 1e9:.3g} GB{_only(plan)}"
+    needed = f"{disk.needed / 1e9:.3g} GB{_scope(plan)}"
     yield f"disk       {disk.states:,} states of {size}, {needed}: {kept} ({allowed}){free}"
     if disk.free is not None and not disk.measured and min(disk.needed, disk.limit) > disk.free:
         yield "warning    that is more than is free: lower store_gb, or choose another --store"
 
 
 def _beside_baselines(plan: "Plan") -> Iterator[str]:
-    """How much of the proposals is the baselines' own training, and whether pairing them on seeds tells anything."""
+    """Lines on the share of epochs that proposals have in common with baselines, and a warning if pairing them on the
+    same seeds does not reduce the noise, because they begin differently."""
     if not plan.drawn or not plan.begin_otherwise:
         return
     yield f"           {plan.share_of_baselines:.0%} of the proposals' epochs are the baselines' own, bit for bit"
@@ -252,22 +253,23 @@ def answer(answer: "Answer", objective: str) -> None:
 
 
 def failures(failures: "Failures", *, headed: bool = False) -> None:
-    """How many trials failed and why; ``headed``: the sentence with the commonest reason stands above."""
+    """Print how many trials failed, and why; with ``headed`` without the first sentence, which is printed already."""
     for line in [*([] if headed or not failures.failed else [failures.sentence]), *failures.further]:
         say(capital(line))
 
 
 def capital(sentence: str) -> str:
-    """The sentence with a capital letter."""
+    """The sentence with a capital letter at its start."""
     return sentence[:1].upper() + sentence[1:]
 
 
 def verdicts(trial: int, examined: "Sequence[Examined]") -> None:
-    """What ``sweeper confirm --escape`` prints: a row per jump, then the reasons with the thresholds."""
+    """What ``sweeper confirm --escape`` prints: a row for each jump of the trial, then a sentence for each verdict."""
     table = plain_table("epoch", "jump", "path", "self", "seeds", "gain", "over peak", "verdict", right=("epoch",))
     for jump in examined:
-        at = jump.landscape
-        barriers = [short(value) for value in ((at.path, at.self_barrier, at.seeds) if at else (None,) * 3)]
+        landscape = jump.landscape
+        measured = (landscape.path, landscape.self_barrier, landscape.seeds) if landscape else (None,) * 3
+        barriers = [short(value) for value in measured]
         gains = [f"{c.difference} n={c.n}" if c else "-" for c in (jump.gain, jump.over_peak)]
         table.add_row(str(jump.epoch), _jump(jump.kind, jump.ratio), *barriers, *gains, jump.verdict.word)
     say(f"trial {trial}" if examined else f"trial {trial}: no restart and no drop, so nothing to examine")
@@ -297,7 +299,7 @@ def _jumps(row: "Ranked") -> Iterator[str]:
 
 
 def exactness(mismatches: "Sequence[Mismatch]") -> None:
-    """How exact this hardware is, as far as it is known: two trainings of the same epochs that differ, if any did."""
+    """Print the repeated trainings of an epoch that gave different states, which shows how exact the hardware is."""
     for mismatch in mismatches[:3]:
         say(f"not exact: {mismatch}")
     if len(mismatches) > 3:

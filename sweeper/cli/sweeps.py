@@ -1,4 +1,4 @@
-"""The commands that begin or train a sweep: init, plan, run, launch, worker, confirm, ray."""
+"""The commands that write, plan, launch or train a sweep: init, plan, run, launch, worker, confirm, ray."""
 
 import json
 import logging
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from sweeper.service import Service
     from sweeper.study import Trial
 
-AUTO_LOADERS = 4  # loader processes of a worker on a GPU of a cluster, whose machines nobody has seen yet
-LEAST_SHARE = 0.01  # of a GPU, as for `sweeper worker --share`
+AUTO_LOADERS = 4  # loader processes of a worker on a cluster's GPU, because the cores of its machines are not known
+LEAST_SHARE = 0.01  # the smallest share of a GPU
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sweep.yaml"),
+    file: Annotated[Path, typer.Argument(help="Write the sweep to this new file.")] = Path("sweep.yaml"),
     data: Annotated[
         str | None,
-        typer.Option(help="Fit it to this data set: a data.yaml, a folder as of COCO or Pascal VOC, or digits."),
+        typer.Option(
+            help="Fit the sweep to this data set: a data.yaml, a folder in the layout of COCO or Pascal VOC, or digits."
+        ),
     ] = None,
 ) -> None:
-    """Write a commented sweep; with --data, one that fits the data.
+    """Write a commented sweep file; --data fits it to a data set.
 
-    It then fits this machine, too, and each choice has its reason beside it.
+    With --data the sweep fits this machine, too, and each choice has its reason beside it.
     """
     from sweeper.service.init import suggest, template
 
@@ -46,8 +48,8 @@ def init(
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; expected a place to write to") from None
-    typer.echo(f"wrote {file}; {'' if data else 'say where your data are, then: '}sweeper plan {file}")
+        raise ConfigError(f"{file}: {error.strerror}; expected a file in a folder that can be written") from None
+    typer.echo(f"wrote {file}; {'' if data else 'set `data` in it, then: '}sweeper plan {file}")
 
 
 @on_sweep
@@ -55,7 +57,7 @@ def plan(
     target: Target,
     as_json: JsonOption = False,
 ) -> None:
-    """What would be tried, its cost, and which gain would show. Nothing is trained."""
+    """Print the planned schedules, their cost and detectable gain. Nothing is trained."""
     from sweeper.service.run import slots
 
     service = target.service(looking=True)
@@ -66,7 +68,7 @@ def plan(
     show.plan(planned)
     try:
         slots(service.sweep)
-    except DeviceError as error:  # plan and launch where you like; only who trains needs the device
+    except DeviceError as error:  # A sweep may be planned on any machine; only training needs the device.
         typer.echo(f"device     {error}; `sweeper run` would be refused here")
 
 
@@ -74,7 +76,7 @@ def plan(
 def launch(
     target: Target,
 ) -> None:
-    """Create study and experiment, and print where they are. `worker` trains, here or elsewhere."""
+    """Create the study and the experiment of a sweep. `sweeper worker` then trains it, here or on other machines."""
     service = target.service()
     service.launch()
     service.tracker.close()
@@ -88,17 +90,28 @@ def launch(
 def worker(
     target: Target,
     devices: Annotated[
-        str, typer.Option("--devices", help="auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2.")
+        str,
+        typer.Option(
+            "--devices", help="Train on these devices: auto (all visible GPUs, else the CPU), cpu, or GPU numbers: 0,2."
+        ),
     ] = "auto",
-    per_device: Annotated[int, typer.Option(min=1, help="Workers on each device.")] = 1,
+    per_device: Annotated[int, typer.Option(min=1, help="Start this many workers on each device.")] = 1,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Of its GPU's memory, for a worker that shares it with others.")
+        float,
+        typer.Option(
+            min=LEAST_SHARE,
+            max=1,
+            help="Use at most this share of the GPU's memory, if other workers use the GPU, too.",
+        ),
     ] = 1.0,
-    launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
+    launch_it: Annotated[
+        bool, typer.Option("--launch", help="Launch the sweep first, unless it is launched already.")
+    ] = False,
 ) -> None:
-    """Train trials of a launched sweep until it is done. One process per device slot.
+    """Train trials of a launched sweep until it is done.
 
-    Exit status 0: it is done; 130: told to stop before (SIGTERM, Ctrl-C), after the epoch in progress.
+    Several workers are a process each. Exit status 0: the sweep is done; 130: SIGTERM or Ctrl-C ended the worker, after
+    the epoch in progress.
     """
     from sweeper.service.run import crew
     from sweeper.worker import Worker
@@ -114,13 +127,12 @@ def worker(
     if len(slots) > 1:
         crew(service, slots, say, logs=None).run(lambda: service.study.done, stop=stop, say=say)
     else:
+        device = slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}"
         try:
-            Worker(
-                service, device=slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}", stop=stop, share=share
-            ).run()
+            Worker(service, device=device, stop=stop, share=share).run()
         finally:
             service.tracker.close(10)
-    if stop.is_set() and not service.study.done:  # whoever started us must not take it for finished
+    if stop.is_set() and not service.study.done:  # The exit status has to say that the sweep is not done.
         raise KeyboardInterrupt
 
 
@@ -128,7 +140,10 @@ def worker(
 def run(
     target: Target,
 ) -> None:
-    """All of it on this machine: study, workers, answer. Ctrl-C is safe: the same command goes on where it stopped."""
+    """Launch a sweep, train it on this machine, and print the answer.
+
+    Ctrl-C is safe: the same command goes on where it stopped.
+    """
     from sweeper.service.run import slots
 
     service = target.service()
@@ -137,12 +152,11 @@ def run(
         say(f"data: {problem}")
     service.launch()
     train_all(service, where)
-    answer(service, target.name)
+    print_answer(service, target.name)
 
 
 def train_all(service: "Service", where: list[str]) -> None:
-    """Train every open trial in these slots, with a line that shows how it comes along; KeyboardInterrupt if told to
-    stop before the end."""
+    """Train every open trial in these slots, with a progress line. Raises KeyboardInterrupt if SIGTERM stops it."""
     from sweeper.service.run import train
 
     stop = stop_on_signals(signal.SIGTERM)
@@ -150,44 +164,51 @@ def train_all(service: "Service", where: list[str]) -> None:
         train(service, where, stop=stop, say=say, tick=lambda: update(service.status))
 
 
-def answer(service: "Service", again: str) -> None:
-    """Print who won and write the page; ``again``: the sweep as it was named on the command line.
+def print_answer(service: "Service", name: str) -> None:
+    """Print the answer and write the report; ``name``: the sweep's arguments for the next command.
 
     Exit status 1 if every trial failed.
     """
-    picked = service.pick()
-    show.answer(picked, service.sweep.objective)
+    answer = service.pick()
+    show.answer(answer, service.sweep.objective)
     page = service.place.folder / "reports" / f"{service.sweep.name}.html"
     look.write_report(service, page)
-    typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {again}")
-    look.leave(picked.failures.every)
+    typer.echo(f"\nall of it on one page:      {os.path.relpath(page)}\nlearning rate beside mAP:   sweeper ui {name}")
+    look.exit_if_failed(answer.failures)
 
 
 def stop_on_signals(*signals: signal.Signals) -> threading.Event:
-    """An event that these signals set: stop after this epoch. A second SIGINT is KeyboardInterrupt: now."""
+    """An event that is set by one of these signals, for a stop after this epoch. A second SIGINT stops at once, by
+    KeyboardInterrupt."""
     stop = threading.Event()
 
-    def leave(number: int, _: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         say(f"{signal.Signals(number).name}: stopping after this epoch; SIGINT (Ctrl-C) once more: now")
 
     for number in signals:
-        signal.signal(number, leave)
+        signal.signal(number, handle)
     return stop
 
 
 @on_sweep
 def confirm(
     target: Target,
-    escape: Annotated[bool, typer.Option("--escape", help="Examine the restarts of a trial instead.")] = False,
-    trial: Annotated[int | None, typer.Option(help="With --escape: which; by default the search's best one.")] = None,
+    escape: Annotated[
+        bool, typer.Option("--escape", help="Examine instead whether the restarts of a trial left a basin of the loss.")
+    ] = False,
+    trial: Annotated[
+        int | None,
+        typer.Option(help="With --escape: examine the trial of this number; by default the best one with a restart."),
+    ] = None,
 ) -> None:
-    """Train the best of a finished search on fresh, paired seeds. The baselines, too; Ctrl-C is safe, as with `run`.
+    """Train best schedules and baselines again on fresh paired seeds.
 
-    The first call fixes the design: which schedules, how many seeds, and the rule. Looking in between and calling
-    again changes nothing. With --escape: the control runs and measures that tell whether a restart escaped.
+    The first call fixes the design: which schedules, how many seeds, and the rule. Looking at results in between and
+    calling the command again change nothing. With --escape it trains control runs and measures barriers in the loss,
+    which tell whether a restart escaped. Ctrl-C is safe: the same command goes on where it stopped.
     """
     if trial is not None and not escape:
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
@@ -195,7 +216,7 @@ def confirm(
 
     service = target.more()
     where = slots(service.sweep)
-    service.study  # noqa: B018  there is one, of this sweep
+    service.study  # noqa: B018  It raises an error unless the sweep is launched and its file unchanged.
     service.check()
     if escape:
         _examine(service, trial, where, target.sweep)
@@ -207,30 +228,32 @@ def confirm(
             "when the confirmation began"
         )
     train_all(service, where)
-    answer(service, target.name)
+    print_answer(service, target.name)
 
 
-def _examine(service: "Service", trial: int | None, where: list[str], sweep: Path) -> None:
+def _examine(service: "Service", number: int | None, where: list[str], sweep: Path) -> None:
+    """Train the control runs of a trial (None: the best one) and print the verdict on each of its jumps."""
     from sweeper import evidence, stats
 
-    rows = service.study.trials()
-    subject = evidence.subject(rows, trial)
-    if len(evidence.seeds_of(rows, subject)) == 1:
+    trials = service.study.trials()
+    subject = evidence.subject(trials, number)
+    if len(evidence.seeds_of(trials, subject)) == 1:
         say(
-            f"trial {subject.number} was not confirmed: one seed, no interval, and so no word on a gain. First: "
-            f"sweeper confirm {sweep}"
+            f"trial {subject.number} was not confirmed: with one seed its gain has no interval, so no verdict says "
+            f"whether it gained. First: sweeper confirm {sweep}"
         )
-    for controls in service.examine(subject):
-        if controls:
+    for count in service.examine(subject):
+        if count:
             train_all(service, where)
     examined = service.verdicts(subject)
-    _tell(service, subject, examined)
+    _log_verdicts(service, subject, examined)
     show.verdicts(subject.number, examined)
     show.failures(stats.failures([trial for trial, _ in evidence.controls_of(service.study.trials(), subject)]))
 
 
-def _tell(service: "Service", subject: "Trial", examined: "list[Examined]") -> None:
-    """The verdicts onto the trial's run, and what they make of the answer; without a server they stand in the study."""
+def _log_verdicts(service: "Service", subject: "Trial", examined: "list[Examined]") -> None:
+    """Log the verdicts to the trial's run in MLflow, and the answer that follows from them. Without MLflow nothing is
+    lost, because both can be computed from the study."""
     from sweeper import report
 
     tags = {names.VERDICT: "; ".join(f"epoch {jump.epoch}: {jump.verdict.word}" for jump in examined) or "no jump"}
@@ -246,18 +269,34 @@ def _tell(service: "Service", subject: "Trial", examined: "list[Examined]") -> N
 def ray(
     target: Target,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="By default one for each free share, now and as the cluster changes.")
+        int | None,
+        typer.Option(
+            min=1, help="Start this many workers; by default as many as the cluster has room for, now or later."
+        ),
     ] = None,
     gpus: Annotated[
-        float | None, typer.Option(min=0, max=1, help="GPU for each: 1, 0.5, ...; 0: CPU. By default 1 if there are.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Give each worker this share of a GPU: 1, 0.5, ...; 0: CPU. By default 1 if the cluster has GPUs.",
+        ),
     ] = None,
     cpus: Annotated[
         float | None,
-        typer.Option(min=0.001, help="CPUs; by default `threads`, on a GPU 1 + loader_workers (auto: 4)."),
+        typer.Option(
+            min=0.001,
+            help="Give each worker this many CPUs; by default `threads`, on a GPU 1 + loader_workers (auto: 4).",
+        ),
     ] = None,
-    address: Annotated[str, typer.Option(help="The cluster; auto: RAY_ADDRESS, or the one of this machine.")] = "auto",
+    address: Annotated[
+        str, typer.Option(help="Connect to this Ray cluster; auto: RAY_ADDRESS, or the cluster of this machine.")
+    ] = "auto",
 ) -> None:
-    """All of it, with the workers on a Ray cluster. Ctrl-C is safe: the same command goes on where it stopped."""
+    """Launch a sweep, train it on a Ray cluster, and print the answer.
+
+    Ctrl-C is safe: the same command goes on where it stopped.
+    """
     if gpus and gpus < LEAST_SHARE:
         raise ConfigError(f"--gpus {gpus:g}: is too little for a worker; expected 0 (CPU), or {LEAST_SHARE:g} to 1")
     try:
@@ -280,9 +319,8 @@ def ray(
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     if left := open_trials(service):
         arguments = target.arguments(target.store if "://" in target.store else str(service.place.folder))
-        device = (
-            ["--devices", fleet.CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]
-        )  # the only one it sees
+        # Ray lets a worker see one GPU only, which is number 0 then.
+        device = ["--devices", fleet.CPU] if on_cpu else ["--devices", "0", "--share", f"{gpus:g}"]
         crew = on_ray.RayFleet(
             ["-m", "sweeper", "worker", *arguments, f"loader_workers={loaders}", *device],
             workers=workers and min(workers, left),
@@ -293,4 +331,4 @@ def ray(
         )
         crew.run(lambda: service.study.done, stop=stop, say=say)
     settle(service, stop, say)
-    answer(service, target.name)
+    print_answer(service, target.name)
