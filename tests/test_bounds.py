@@ -16,7 +16,7 @@ from sweeper.data.source import Findings, image_facts
 from sweeper.errors import ConfigError, DataError, ScheduleError
 from sweeper.reading import MAX_DEPTH, MAX_NODES, NotYaml, TooMuch, parse_yaml, read_bytes
 from sweeper.schedules import parse
-from sweeper.schedules.decay import filled, free_names
+from sweeper.schedules.decay import free_names, substitute
 
 SWEEP = "name: cells\ndata: digits\nmodel: yolo11n.yaml\nepochs: 20\nlr0: 0.02\ntrials: 6\nsearch: {family: cawb}\n"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
@@ -235,7 +235,7 @@ def test_an_expression_beyond_its_bounds_is_one_line(text: str) -> None:
 
 
 def test_an_open_constant_too_deep_is_one_line() -> None:
-    text = filled("-" * 395 + "q", {"q": 1.0})
+    text = substitute("-" * 395 + "q", {"q": 1.0})
     assert text == "-" * 395 + "1.0"
     with pytest.raises(ScheduleError, match="791 parts; expected at most 150") as caught:
         parse({"family": "cawb", "lr": 0.1, "decay": text})

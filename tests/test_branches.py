@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sweeper.cli import app
 from sweeper.errors import ScheduleError
 from sweeper.schedules import FAMILIES, Schedule, TimeBase, Trace, parse, prefix_keys
-from sweeper.schedules.branch import LENGTHS, POINTS, TRUNKS
+from sweeper.schedules.branch import FROM_TRUNK, LENGTHS, POSITIONS
 
 TIME = TimeBase(40, 13)
 LINEAR: dict[str, Any] = {"family": "yolo_linear", "lr": 0.01}
@@ -155,7 +155,7 @@ def test_a_branch_goes_on_at_the_trunks_lr_unless_it_has_its_own() -> None:
     np.testing.assert_allclose(values[260:], expected, rtol=1e-14)
     assert values[260] == trunk[260]
     assert smooth.trace(TIME).jumps() == []
-    assert smooth.at(TIME, np.array([520.0]))[0] == pytest.approx(1e-4)
+    assert smooth.values_at(TIME, np.array([520.0]))[0] == pytest.approx(1e-4)
     higher = branch("cosine", lr=0.019)
     assert higher.values(TIME)[260] == 0.019
     assert [(jump.step, jump.kind) for jump in higher.trace(TIME).jumps()] == [(260, "restart")]
@@ -176,7 +176,7 @@ def test_lengths_count_from_the_branch_points_from_the_runs_start_and_shares_are
 
 def test_whatever_is_a_duration_or_the_trunks_is_known_to_branches() -> None:
     """A family's new key has to be told to branches, too: what it counts from, or that the trunk has it."""
-    durations = {"warmup", "steps", "horizon", *LENGTHS, *POINTS}
+    durations = {"warmup", "steps", "horizon", *LENGTHS, *POSITIONS}
     for name, family in FAMILIES.items():
         for key, rule in family.keys({}).items():
             try:
@@ -187,7 +187,7 @@ def test_whatever_is_a_duration_or_the_trunks_is_known_to_branches() -> None:
                 except ScheduleError:
                     is_duration = False
             assert not is_duration or key in durations, f"{name}: {key}"
-            assert ("warm" not in key and "momentum" not in key) or key in TRUNKS or key == "warm_restarts", key
+            assert ("warm" not in key and "momentum" not in key) or key in FROM_TRUNK or key == "warm_restarts", key
 
 
 def test_groups_keep_their_ratio_and_may_have_their_own_parameters() -> None:
@@ -204,7 +204,7 @@ def test_a_trunk_may_be_a_branch() -> None:
     made = parse({"family": "cawb", "trunk": inner, "steps": [30], "step_scale": 1.5, "horizon": "end"})
     assert made.trace(TIME).common_prefix(trunk_trace(inner)) == 390
     assert [jump.epoch for jump in made.trace(TIME).jumps()] == [20, 30]
-    assert made.warm(TIME) == 39
+    assert made.warmup_steps(TIME) == 39
     assert made.values(TIME)[390] == 0.01 * 1.5
     deep: Any = "yolo_linear"
     for _ in range(6):
@@ -259,7 +259,7 @@ def test_what_cannot_be_a_branch_is_said_in_one_line(family: str, more: dict[str
 
 
 def test_from_needs_a_trunk() -> None:
-    with pytest.raises(ScheduleError, match="cosine: from: says where a branch begins; expected trunk: beside it"):
+    with pytest.raises(ScheduleError, match="cosine: from: is allowed in a branch only; expected trunk: beside it"):
         parse({"family": "cosine", "lr": 1, "from": 3})
     with pytest.raises(ScheduleError, match="from is missing; it has no default"):
         parse({"family": "cosine", "trunk": LINEAR})

@@ -16,7 +16,7 @@ from sweeper import evidence
 from sweeper.config import Escape
 from sweeper.errors import ConfigError
 from sweeper.evidence import Gain, Movement, verdict
-from sweeper.schedules import TimeBase, Trace, counterfactual, epochs_along, matched_peak, parse, quench
+from sweeper.schedules import TimeBase, Trace, counterfactual, matched_peak, parse, quench, snapshot_epochs
 from sweeper.study import Trial
 
 # The curve.
@@ -296,7 +296,7 @@ def test_snapshots_along_the_way_are_ordered_inside_and_as_many_as_fit(
     trace = Trace(lr, epochs=len(lr))
     start = data.draw(st.integers(0, len(lr) - 1))
     end = data.draw(st.integers(start + 1, len(lr)))
-    epochs = epochs_along(trace, start, end, k)
+    epochs = snapshot_epochs(trace, start, end, k)
     assert epochs == sorted(set(epochs))
     assert len(epochs) == min(k, end - start - 1)
     assert all(start < epoch < end for epoch in epochs)

@@ -10,7 +10,7 @@ from landscapes import digits, surfaces
 
 from sweeper import evidence, stats
 from sweeper.config import Escape
-from sweeper.schedules import TimeBase, Trace, counterfactual, epochs_along, matched_peak, parse
+from sweeper.schedules import TimeBase, Trace, counterfactual, matched_peak, parse, snapshot_epochs
 
 WELL = surfaces.tilted_double_well()
 LIMITS = Escape(practical=0.01)  # in the loss of these landscapes: 5 % of the tilt between the wells
@@ -179,7 +179,7 @@ def test_a_restart_to_no_more_than_the_first_lr_leaves_a_network_in_its_basin(
     own, seeds = scales
     lr = surfaces.anneal(peak, 300)
     trace = Trace(lr, epochs=len(lr))
-    stops = [0, *epochs_along(trace, 0, 300, 8), 300]
+    stops = [0, *snapshot_epochs(trace, 0, 300, 8), 300]
     weights, quenched = trained[0], [settle(trained[0], 5)]
     for i, (first, last) in enumerate(pairwise(stops)):
         weights = digits.train(weights, trace.lr[first:last], 100 + i)

@@ -196,7 +196,7 @@ def test_one_factor_more_scales_the_first_cycle() -> None:
 
 
 def test_past_the_end_it_stays() -> None:
-    late = parse(spec("cawb", horizon=50)).at(TimeBase(30, 2), np.asarray([60.0, 61.0, 1e6]))
+    late = parse(spec("cawb", horizon=50)).values_at(TimeBase(30, 2), np.asarray([60.0, 61.0, 1e6]))
     assert late[0] == late[1] == late[2] > 0.005 * 0.49
 
 
@@ -221,10 +221,10 @@ def test_the_trainers_warmup_is_that_of_yolo(epochs: int, unit: int, warmup: str
     held = parse({"family": "yolo_linear", "lr": 0.1, "lrf": 1, **extra})  # no decay: what is left is the warm-up
     flat = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", "decay": "constant", **extra})
     assert flat.trace(time) == held.trace(time)
-    assert flat.warm(time) == held.warm(time)
+    assert flat.warmup_steps(time) == held.warmup_steps(time)
     made = parse({"family": "cawb", "lr": 0.1, "warmup_kind": "trainer", **extra})
-    assert made.trace(time).common_prefix(held.trace(time)) >= held.warm(time)
-    plain = parse({"family": "cawb", "lr": 0.1, "warmup": f"{held.warm(time)}it"})
+    assert made.trace(time).common_prefix(held.trace(time)) >= held.warmup_steps(time)
+    plain = parse({"family": "cawb", "lr": 0.1, "warmup": f"{held.warmup_steps(time)}it"})
     np.testing.assert_array_equal(made.values(time), plain.values(time))
     assert made.trace(time).jumps() == []
 

@@ -199,7 +199,7 @@ def test_the_warmup_article(shared: Path) -> None:
     spec = {"family": "multistep", "lr": 0.001, "boundaries": ["65000it", "68000it"], "gamma": 0.1}
     schedule = parse({**spec, "warmup": "4000it", "warmup_start": 0.3333})
     steps, expected = np.asarray(case["lr"]).T
-    np.testing.assert_allclose(schedule.at(TimeBase(90, 1000), steps), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(schedule.values_at(TimeBase(90, 1000), steps), expected, rtol=0, atol=TOLERANCE)
 
 
 def side_by_side(make: Any, lr: float, steps: int) -> list[float]:

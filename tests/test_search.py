@@ -257,8 +257,8 @@ def _last(spec: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        ({"decay": OPEN}, "a is no number, and no x, y, u, pi, e; expected a number, or in a search its values beside"),
-        ({"decay": [{OPEN: {"a": [0.5]}}]}, "b is no number, and no x, y, u, pi, e; expected a number, or in a search"),
+        ({"decay": OPEN}, "a is not known; expected x, y, u, pi, e, a function or a number; a search takes the values"),
+        ({"decay": [{OPEN: {"a": [0.5]}}]}, "b is not known; expected x, y, u, pi, e, a function"),
         ({"decay": [{OPEN: {"a": ["x", 1], "b": [2]}}]}, "search: decay: a: 'x' is not allowed; expected a number"),
         ({"decay": [{"cosine": {"pwer": [1, 2]}}]}, "search: cawb: pwer is not a parameter; known are lr,"),
         ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "search: cawb: c is not a parameter"),

@@ -160,7 +160,7 @@ def test_a_sweep_without_a_trunk_is_what_it_was() -> None:
 def test_runs_begin_alike_with_the_same_warmup() -> None:
     def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
         runs = [parse({"lr": 0.02, **spec}) for spec in (one, other)]
-        steps = int(max(TIME.steps_per_epoch, *(run.warm(TIME) for run in runs)))
+        steps = int(max(TIME.steps_per_epoch, *(run.warmup_steps(TIME) for run in runs)))
         return begin_alike(runs[0].trace(TIME), runs[1].trace(TIME), steps)
 
     linear, cosine = {"family": "yolo_linear"}, {"family": "yolo_cosine"}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sweeper.config import Escape, Recipe
 from sweeper.errors import ConfigError, SnapshotCorrupt
-from sweeper.schedules import Trace, epochs_along, quench
+from sweeper.schedules import Trace, quench, snapshot_epochs
 from sweeper.store import Store
 from sweeper.training.process import Epoch, TrainingProcess
 
@@ -253,7 +253,7 @@ def measure(
     epochs: list[int] = []
     path, along = direct.height, None
     if Movement(direct.height, noise.height, seeds.height).state(settings)[0] != "no":
-        epochs = epochs_along(trace, start, end, settings.snapshots)
+        epochs = snapshot_epochs(trace, start, end, settings.snapshots)
         between = [quenched(state(epoch)) for epoch in epochs]
         measured = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)
         path, along = measured.height, measured.along

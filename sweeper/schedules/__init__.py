@@ -9,10 +9,10 @@ from sweeper.schedules.trace import (
     Trace,
     begin_alike,
     counterfactual,
-    epochs_along,
     matched_peak,
     prefix_keys,
     quench,
+    snapshot_epochs,
 )
 from sweeper.schedules.values import Duration, TimeBase
 
@@ -29,7 +29,6 @@ __all__ = [
     "Trace",
     "begin_alike",
     "counterfactual",
-    "epochs_along",
     "flat",
     "label",
     "legend",
@@ -38,5 +37,6 @@ __all__ = [
     "prefix_keys",
     "quench",
     "short",
+    "snapshot_epochs",
     "words",
 ]

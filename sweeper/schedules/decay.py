@@ -1,7 +1,8 @@
-"""Decays, by name or written as arithmetic, and the few ways in which curves are joined.
+"""Decays, by name or as an arithmetic expression, and the functions that build curves from other curves.
 
-A decay falls from 1 at the start of a cycle to a floor at its end. A curve maps optimizer steps to values. Arithmetic
-from a stranger's file is read as a syntax tree and never run as code.
+A decay falls from 1 at the start of a cycle to a floor at its end. A curve maps optimizer steps to values. An
+expression is parsed into a syntax tree and evaluated node by node, never run as code, because a sweep file may come
+from a stranger.
 """
 
 import ast
@@ -19,10 +20,10 @@ from sweeper.errors import ScheduleError, did_you_mean, shorten
 from sweeper.schedules.values import FloatArray
 
 Shape = Callable[[FloatArray, FloatArray | float], FloatArray]
-"""shape(x, y): the value at ``x`` of a decay of length ``y``, both in epochs."""
+"""shape(x, y): the values of a decay of length ``y`` at ``x``, both in epochs."""
 
 Curve = Callable[[FloatArray], FloatArray]
-"""curve(k): the values at the steps ``k`` (float64, ascending, not negative)."""
+"""curve(k): the values at the steps ``k``, which are float64, ascending and not negative."""
 
 SHAPES: dict[str, Callable[[FloatArray, float, float], FloatArray]] = {
     "constant": lambda u, floor, power: np.ones_like(u),
@@ -33,11 +34,11 @@ SHAPES: dict[str, Callable[[FloatArray, float, float], FloatArray]] = {
     "1/sqrt": lambda u, floor, power: 1 / np.sqrt(1 + u * (floor**-2.0 - 1)),
     "1-sqrt": lambda u, floor, power: (1 - np.sqrt(u)) * (1 - floor) + floor,
 }
-NEEDS_FLOOR = ("exponential", "1/sqrt")  # they reach the floor by a ratio, so it cannot be 0
+NEEDS_FLOOR = ("exponential", "1/sqrt")  # Their formulas are of use for a floor above 0 only.
 
 
 def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
-    """The decay called ``decay``, or the expression that it spells, as a function of x and y.
+    """The decay of that name, or that expression, as a function of x and y in epochs.
 
     With u = x/y, f = floor (fraction of the start, 0 to 1) and p = power (> 0):
 
@@ -48,9 +49,9 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
     - ``exponential``: f^u, f > 0
     - ``1/sqrt``: 1/sqrt(1 + u(1/f^2 - 1)), f > 0
     - ``1-sqrt``: (1-sqrt(u))(1-f) + f            (Haegele et al., 2024)
-    - an expression, see :func:`expression`; its floor and power are written in it, and these do nothing
+    - an expression, see :func:`expression`, which ``floor`` and ``power`` do not change
 
-    Nothing is clipped here. Raises ScheduleError for an unknown decay.
+    x is not clipped to y. Raises ScheduleError for an unknown decay.
 
     >>> shape("1/sqrt", floor=0.5)(np.array([0.0, 5.0, 10.0]), 10.0).round(3).tolist()
     [1.0, 0.632, 0.5]
@@ -66,14 +67,14 @@ def shape(decay: str, floor: float = 0.0, power: float = 1.0) -> Shape:
         raise ScheduleError(f"floor: 0.0 cannot be reached by an {decay} decay; expected a floor above 0")
 
     def named(x: FloatArray, y: FloatArray | float) -> FloatArray:
-        with np.errstate(all="ignore"):  # a value that is not real is NaN here and refused with its step later
+        with np.errstate(all="ignore"):  # A value that is not real is NaN, which Schedule.values refuses.
             return SHAPES[decay](x / np.asarray(y, np.float64), floor, power)
 
     return named
 
 
-MAX_LENGTH = 400  # characters
-MAX_NODES = 150  # each costs one pass over the trace
+MAX_LENGTH = 400  # Characters of an expression.
+MAX_NODES = 150  # Nodes of its syntax tree; each costs one pass over the trace.
 MAX_POWER = 100.0
 
 _NAMES = ("x", "y", "u", "pi", "e")
@@ -96,7 +97,7 @@ _BINARY: dict[type[ast.operator], Callable[[FloatArray, FloatArray], FloatArray]
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,
     ast.Div: np.divide,
-    # the only one that can make a number of what is none: NaN to the power of 0 is 1
+    # np.power alone would turn NaN into a number, because NaN to the power of 0 is 1.
     ast.Pow: lambda base, power: np.where(np.isnan(base) | np.isnan(power), np.nan, np.power(base, power)),
 }
 
@@ -106,8 +107,8 @@ def expression(text: str) -> Shape:
 
     Allowed are numbers, + - * / **, the names x, y, u, pi, e and the functions cos, sin, tan, tanh, exp, log, sqrt,
     abs, floor, ceil, min, max; at most 400 characters, 150 parts and a constant power of 100. Everything else raises
-    ScheduleError here. Where any part of it is complex, undefined or infinite the value is NaN, which a schedule
-    refuses with the step.
+    ScheduleError. Where a part of the expression is complex, undefined or infinite the value is NaN, which
+    ``Schedule.values`` refuses.
 
     >>> half = expression("0.65*((1+cos(pi*x/y))/2)**1.0+0.35")
     >>> [round(float(v), 3) for v in half(np.array([0.0, 15.0, 30.0]), 30.0)]
@@ -119,22 +120,22 @@ def expression(text: str) -> Shape:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "1(x)" warns; it is refused anyway
+            warnings.simplefilter("ignore")  # Python warns about "1(x)", which is refused below.
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _not_arithmetic(text, "it") from None
     if (count := sum(1 for _ in ast.walk(tree))) > MAX_NODES:
         raise ScheduleError(f"decay: {text!r} has {count} parts; expected at most {MAX_NODES}")
 
-    def evaluated(x: FloatArray, y: FloatArray | float) -> FloatArray:
+    def evaluate(x: FloatArray, y: FloatArray | float) -> FloatArray:
         x, y = np.asarray(x, np.float64), np.atleast_1d(np.asarray(y, np.float64))
         with np.errstate(all="ignore"):
             values = (x, y, x / y, np.asarray(math.pi), np.asarray(math.e))
             value = _value(text, tree, dict(zip(_NAMES, values, strict=True)))
         return np.broadcast_to(value, np.broadcast_shapes(x.shape, y.shape)) + 0.0
 
-    evaluated(np.ones(1), 1.0)  # raises for whatever is no arithmetic
-    return evaluated
+    evaluate(np.ones(1), 1.0)  # A first evaluation raises ScheduleError for whatever is not arithmetic.
+    return evaluate
 
 
 def _not_arithmetic(text: str, part: str) -> ScheduleError:
@@ -143,7 +144,7 @@ def _not_arithmetic(text: str, part: str) -> ScheduleError:
 
 
 def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatArray:
-    """The value of a part of the expression, NaN where it is not finite. What is constant has no dimension."""
+    """The value of a node of the expression, NaN where it is not finite. The value of a constant has no dimension."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             if not abs(number) <= sys.float_info.max:
@@ -153,8 +154,8 @@ def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatA
             return _finite(names[name])
         case ast.Name(id=name) if name not in _FUNCTIONS:
             raise ScheduleError(
-                f"decay: {text!r}: {name} is no number, and no {', '.join(_NAMES)}; expected a number, or in a search "
-                f"its values beside the text: {{{name}: {{low: 0.5, high: 2}}}}"
+                f"decay: {text!r}: {name} is not known; expected {', '.join(_NAMES)}, a function or a number; a search "
+                f"takes the values of a constant beside its text: {{{name}: {{low: 0.5, high: 2}}}}"
             )
         case ast.UnaryOp(op=ast.UAdd() | ast.USub() as op, operand=operand):
             inner = _value(text, operand, names)
@@ -174,6 +175,7 @@ def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatA
 
 
 def _finite(values: FloatArray) -> FloatArray:
+    """``values`` with NaN in place of infinity, because a later operation could make infinity finite."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -181,7 +183,7 @@ _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 
 
 def free_names(text: str) -> set[str]:
-    """The names in an expression that are not its variables, pi, e or a function: constants left open.
+    """The constants that an expression leaves open: its names that are no variable, no function and not pi or e.
 
     >>> sorted(free_names("a*((1+cos(pi*x/y))/2)**b+(1-a)"))
     ['a', 'b']
@@ -189,10 +191,10 @@ def free_names(text: str) -> set[str]:
     return {*_NAME.findall(text)} - {*_NAMES, *_FUNCTIONS}
 
 
-def filled(text: str, constants: Mapping[str, Any]) -> str:
-    """The expression with numbers in place of the names in ``constants``, a negative one in parentheses.
+def substitute(text: str, constants: Mapping[str, Any]) -> str:
+    """The expression ``text`` with numbers in place of the names in ``constants``.
 
-    Raises ScheduleError for a constant that is no number.
+    Raises ScheduleError for a constant that is not a number.
     """
 
     def number(match: re.Match[str]) -> str:
@@ -208,44 +210,44 @@ def filled(text: str, constants: Mapping[str, Any]) -> str:
 
 
 def segment(shape: Shape, length: float, period: float | None = None, unit: float = 1.0) -> Curve:
-    """``shape`` walked over ``period`` steps (default: ``length``), cut after ``length`` and held from where it ends.
-    ``unit``: steps per epoch, where the shape counts epochs.
+    """A curve that follows ``shape`` over ``period`` steps (default: ``length``) and keeps the value that it has after
+    ``length`` steps, or after ``period`` steps if that is less. ``unit``: steps per unit of the shape's x and y.
     """
-    walk = length if period is None else period
-    return lambda k: shape(np.clip(k, 0.0, min(length, walk)) / unit, walk / unit)
+    decay_steps = length if period is None else period
+    return lambda k: shape(np.clip(k, 0.0, min(length, decay_steps)) / unit, decay_steps / unit)
 
 
 def sequence(curves: Sequence[Curve], starts: Sequence[float]) -> Curve:
-    """``curves[i]`` from step ``starts[i]`` (ascending) on, each counting from its start; the last goes on for ever.
-    Steps before the first see its curve at 0.
+    """The curves one after the other: ``curves[i]`` from step ``starts[i]`` on, counting from there. ``starts`` ascend.
+    Steps before the first start have the first curve's value at 0.
     """
 
-    def joined(k: FloatArray) -> FloatArray:
+    def pieces(k: FloatArray) -> FloatArray:
         out = np.empty_like(k)
         edges = [0, *np.searchsorted(k, starts[1:]), len(k)]
         for curve, start, (first, last) in zip(curves, starts, pairwise(edges), strict=True):
             out[first:last] = curve(np.maximum(k[first:last] - start, 0.0))
         return out
 
-    return joined
+    return pieces
 
 
 def warmup_lerp(curve: Curve, length: float, start: float, target: float | None = None) -> Curve:
-    """A line from ``start`` to ``target`` over ``length`` steps, and then ``curve``. Without ``target`` the line leads
-    to where the curve is at that step, a moving target (Ultralytics).
+    """A line from ``start`` to ``target`` over ``length`` steps, and then ``curve``. Without ``target`` the line is
+    interpolated, at each step, towards the curve's value at that step, as Ultralytics does.
     """
     if length <= 0:
         return curve
 
-    def lerped(k: FloatArray) -> FloatArray:
+    def warmed_up(k: FloatArray) -> FloatArray:
         out = np.array(curve(k))
         rising = k < length
         out[rising] = start + ((out[rising] if target is None else target) - start) * (k[rising] / length)
         return out
 
-    return lerped
+    return warmed_up
 
 
-def held(curve: Curve, every: float) -> Curve:
-    """``curve`` with each ``every`` steps at the value of their first one."""
+def hold(curve: Curve, every: float) -> Curve:
+    """``curve`` as stairs: each ``every`` steps have the value of the first of them."""
     return lambda k: curve(np.floor(k / every) * every)

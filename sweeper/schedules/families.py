@@ -1,21 +1,23 @@
-"""The named families: what each is called with, its curve, and where it breaks. A dict of them is the registry.
+"""The families of schedules: the parameters of each, its LR curve, and the steps at which the LR breaks.
 
-``lr`` is the base (required), durations are ``3ep``, ``4000it``, ``256000img`` or ``0.02dur``, a plain number is in
-epochs. k counts optimizer steps since the end of the warm-up, T is a duration in steps. All but yolo_* and onecycle
-take ``warmup`` (a line from ``warmup_start`` * lr to lr before the curve begins; multistep: over it) and, but for
-yolo_*, ``granularity``: step, or epoch to hold the value of each epoch's first step.
+``lr`` is the base LR (required). Durations are ``3ep``, ``4000it``, ``256000img`` or ``0.02dur``; a plain number is in
+epochs. In the formulas k counts optimizer steps since the end of the warm-up, and T is a duration in steps.
+
+All families but yolo_* and onecycle take ``warmup``, a line from ``warmup_start`` * lr to lr before the curve starts
+(in multistep a factor on it). All but yolo_* take ``granularity``: with ``epoch`` the LR of each epoch's first step
+holds for the whole epoch.
 
 ============== ====================================================================================================
-cawb           see :mod:`sweeper.schedules.cawb`; ``warmup_kind: trainer``: with the warm-up of bias LR and momentum
-               that yolo_* have
-cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2; mirrors back up past T_max (torch CosineAnnealingLR)
-warm_restarts  the same again and again, cycle i of T_0 T_mult^i steps from lr step_scale^i (torch
+cawb           see :mod:`sweeper.schedules.cawb`; ``warmup_kind: trainer`` gives it the warm-up of yolo_*
+cosine         eta_min + (lr - eta_min)(1 + cos(pi k/T_max))/2, rises again after T_max (torch CosineAnnealingLR)
+warm_restarts  cycle i is a cosine of T_0 T_mult^i steps from lr step_scale^i to eta_min (torch
                CosineAnnealingWarmRestarts; Loshchilov & Hutter, SGDR, 2017)
 multistep      lr gamma^n, n boundaries at or before the step, not shifted by the warm-up (torch MultiStepLR, Paddle)
-yolo_*         what Ultralytics 8.4.190 does by default: lr f(epoch), f from 1 to lrf over the run, linear or cosine;
-               the warm-up is a line from 0 (group bias: warmup_bias_lr) to that moving target
+yolo_*         Ultralytics' default (8.4.190): lr f(epoch), f falls from 1 to lrf over the run, linear or cosine; the
+               warm-up starts at 0 (group bias: warmup_bias_lr), also moves the momentum, and is interpolated towards
+               the LR of the current step
 onecycle       lr/div_factor up to lr at pct_start, down to lr/div_factor/final_div_factor (torch OneCycleLR)
-wsd            lr held, then ``decay`` over the last decay_length to floor * lr (the trapezoid; Haegele et al., 2024)
+wsd            constant lr, then ``decay`` over the last decay_length to floor * lr (Haegele et al., 2024)
 polynomial     lr (1 - min(k, T)/T)^power, T = total_iters (torch PolynomialLR)
 exponential    lr gamma^t, t in epochs (torch ExponentialLR, stepped once an epoch)
 constant       lr
@@ -31,17 +33,18 @@ import numpy as np
 
 from sweeper.errors import ScheduleError, shorten
 from sweeper.schedules import cawb, values
-from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, Curve, held, segment, sequence, shape, warmup_lerp
+from sweeper.schedules.decay import NEEDS_FLOOR, SHAPES, Curve, hold, segment, sequence, shape, warmup_lerp
 from sweeper.schedules.values import Duration, FloatArray, Key, Params, TimeBase, number
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family consists of; ``time`` is the run's time base and ``params`` are checked parameters.
+    """One family of schedules, as functions of checked parameters ``params`` and the run's time base ``time``.
 
-    ``keys(given)``: its parameters, which may depend on one given (CAWB's mode). ``steps(params, time, group)``: the LR
-    by the step. ``marks``: steps at which the curve breaks. ``groups``: the groups that the family itself treats
-    differently. ``momentum``: the momentum's curve, if the family drives it. ``warm``: steps of the warm-up.
+    ``keys(given)`` are its parameters, which may depend on the given ones, as on CAWB's mode. ``steps(params, time,
+    group)`` is the LR of ``group`` as a function of the step, ``marks`` the steps at which it breaks, ``groups`` the
+    parameter groups whose LR differs from the main group's, ``momentum`` the momentum as a function of the step or None
+    where the family leaves it alone, and ``warm`` the length of the warm-up in steps.
     """
 
     keys: Callable[[Params], Mapping[str, Key]]
@@ -52,9 +55,9 @@ class Family:
     warm: Callable[[Params, TimeBase], float] = lambda params, time: Duration.parse(params["warmup"]).steps(time)
 
     def curve(self, params: Params, time: TimeBase, group: str) -> Curve:
-        """The LR; ``granularity: epoch`` holds the value of each epoch's first step."""
+        """The LR of ``group`` as a function of the step, ``granularity`` included."""
         curve = self.steps(params, time, group)
-        return held(curve, time.steps_per_epoch) if params.get("granularity") == "epoch" else curve
+        return hold(curve, time.steps_per_epoch) if params.get("granularity") == "epoch" else curve
 
 
 LR = Key(number(0, 1e6, above=True))
@@ -63,7 +66,7 @@ FACTOR = number(0, 1e3, above=True)
 POWER = Key(number(0, 100, above=True), 1.0)
 ETA_MIN = Key(number(0, 1e6), 0.0)
 GRANULARITY = Key(values.choice("step", "epoch"), "step")
-LENGTH_OF_RUN = Key(values.optional(values.length), None)
+LENGTH_OF_RUN = Key(values.optional(values.positive_duration), None)
 WARMUP = {"warmup": Key(values.duration, "0ep"), "warmup_start": Key(FRACTION, 0.0)}
 COMMON = {"lr": LR, **WARMUP, "granularity": GRANULARITY}
 #: The trainer's warm-up: the LR of the bias group falls, and the momentum rises, while the LR of the others rises.
@@ -75,7 +78,7 @@ TRAINER: Mapping[str, Key] = {
 }
 
 
-def _plain(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:
+def _keys(**keys: Key) -> Callable[[Params], Mapping[str, Key]]:
     return lambda given: {**COMMON, **keys}
 
 
@@ -88,12 +91,13 @@ def _decay(what: str, value: object) -> str:
 
 
 def _shaped(given: Params, decay: str, floor: float) -> dict[str, Key]:
-    """decay, and the floor and power that it uses; those beside an expression do nothing."""
+    """The parameters decay, floor and power. Floor and power have no effect beside a decay that is an expression."""
     chosen = str(given.get("decay", decay)).strip()
     fraction = number(0, 1, above=True) if chosen in NEEDS_FLOOR else FRACTION
-    idle = Key(values.idle, values.IDLE)
-    keys = {"floor": Key(fraction, floor), "power": POWER} if chosen in SHAPES else {"floor": idle, "power": idle}
-    return {"decay": Key(_decay, decay), **keys}
+    if chosen in SHAPES:
+        return {"decay": Key(_decay, decay), "floor": Key(fraction, floor), "power": POWER}
+    ignored = Key(values.without_effect, values.NO_EFFECT)
+    return {"decay": Key(_decay, decay), "floor": ignored, "power": ignored}
 
 
 def _cawb_keys(given: Params) -> Mapping[str, Key]:
@@ -102,8 +106,8 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
     keys = {
         "lr": LR,
         "mode": Key(modes, "clean"),
-        "steps": Key(values.listed(values.point), []),
-        "step_scale": Key(values.listed(FACTOR, or_single=True) if mode == "clean" else FACTOR, 0.8),
+        "steps": Key(values.list_of(values.position), []),
+        "step_scale": Key(values.list_of(FACTOR, or_single=True) if mode == "clean" else FACTOR, 0.8),
         "epoch_scale": Key(number(-1e6, 1e6) if mode == "reference" else number(0, 1e6, above=True), 1.0),
         "warmup": WARMUP["warmup"],
         **_shaped(given, "cosine", 0.05),
@@ -112,7 +116,9 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
         keys["last_epoch"] = Key(values.whole(0, 10**9), 0)
     if mode != "clean":
         if "warmup_kind" in given:
-            raise ScheduleError(f"cawb: warmup_kind: mode {mode} has a warm-up of its own; take it out, or mode: clean")
+            raise ScheduleError(
+                f"cawb: warmup_kind: mode {mode} has a warm-up of its own; remove warmup_kind, or use mode: clean"
+            )
         return keys
     kind = values.choice("lr", "trainer")
     keys |= {"warmup_kind": Key(kind, "lr"), "granularity": GRANULARITY}
@@ -121,27 +127,29 @@ def _cawb_keys(given: Params) -> Mapping[str, Key]:
     if given.get("horizon") is None:
         return {**keys, "horizon": Key(values.optional(values.horizon), None)}
     if given.get("epoch_scale") is not None:
-        raise ScheduleError("cawb: horizon: given beside epoch_scale; expected one of the two, take one out")
+        raise ScheduleError("cawb: horizon: given beside epoch_scale; expected only one of the two")
     del keys["epoch_scale"]
-    return {**keys, "horizon": Key(values.listed(values.horizon, or_single=True))}
+    return {**keys, "horizon": Key(values.list_of(values.horizon, or_single=True))}
 
 
 def _warm(params: Params, time: TimeBase) -> float:
-    """The warm-up in steps, shorter than the run."""
+    """The length of the warm-up in steps. Raises ScheduleError unless it is shorter than the run."""
     warm = Duration.parse(params["warmup"]).steps(time)
     if warm >= time.steps:
-        raise ScheduleError(f"warmup: {params['warmup']} leaves nothing of a run of {time.epochs} epochs; shorten it")
+        raise ScheduleError(
+            f"warmup: {params['warmup']} leaves nothing of a run of {time.epochs} epochs; expected a shorter one"
+        )
     return warm
 
 
 def _after_warmup(params: Params, time: TimeBase, curve: Curve) -> Curve:
-    """A line from warmup_start * lr to lr, and then ``curve`` from its step 0 (torch: SequentialLR of LinearLR)."""
+    """The warm-up, a line from warmup_start * lr to lr, and then ``curve`` from its step 0."""
     warm, lr = _warm(params, time), params["lr"]
     return warmup_lerp(sequence([curve], [warm]), warm, params["warmup_start"] * lr, lr)
 
 
 def _length(params: Params, key: str, time: TimeBase) -> float:
-    """A duration in steps, at least 1; null: what the warm-up leaves of the run."""
+    """The duration ``params[key]`` in steps, at least 1. For null it is the run after the warm-up."""
     if params[key] is None:
         return time.steps - _warm(params, time)
     steps = Duration.parse(params[key]).steps(time)
@@ -151,7 +159,7 @@ def _length(params: Params, key: str, time: TimeBase) -> float:
 
 
 def _on_grid(steps: FloatArray, params: Params, time: TimeBase) -> list[int]:
-    """The first step at or after each of ``steps`` at which the LR changes."""
+    """``steps`` as whole steps; with ``granularity: epoch`` as the first steps of epochs. Rounded up."""
     every = time.steps_per_epoch if params["granularity"] == "epoch" else 1
     return sorted({int(step) for step in np.ceil(steps / every) * every})
 
@@ -175,7 +183,7 @@ def _exponential(params: Params, time: TimeBase, group: str) -> Curve:
 
 
 def _cycle_starts(first: float, growth: float, end: float) -> FloatArray:
-    """The steps below ``end`` at which cycles begin of which each is ``growth`` times as long as the one before."""
+    """The first steps, below ``end``, of cycles of ``first``, ``first * growth``, ``first * growth^2`` ... steps."""
     if growth == 1.0:
         return np.arange(0.0, end, first)
     starts = [0.0]
@@ -191,7 +199,7 @@ def _warm_restarts(params: Params, time: TimeBase, group: str) -> Curve:
 
     def cycles(k: FloatArray) -> FloatArray:
         length: FloatArray | float
-        if growth == 1.0:  # the prefix keys of stored states stand on these bits
+        if growth == 1.0:  # The branch below rounds otherwise, and prefix keys of stored states depend on every bit.
             index = np.floor(k / first)
             begun, length = index * first, first
         else:
@@ -216,8 +224,8 @@ def _boundaries(params: Params, time: TimeBase) -> FloatArray:
 
 
 def _multistep(params: Params, time: TimeBase, group: str) -> Curve:
-    """lr gamma^n (warmup_start (1-a) + a), n boundaries at or before the step, a = min(k/W, 1): the warm-up lies over
-    the stairs (timm, PaddlePaddle)."""
+    """lr gamma^n (warmup_start (1-a) + a), n boundaries at or before step k, a = min(k/W, 1): the warm-up is a factor,
+    as in PaddlePaddle and timm."""
     edges, warm, start = _boundaries(params, time), _warm(params, time), float(params["warmup_start"])
     levels: FloatArray = np.asarray([params["lr"] * params["gamma"] ** i for i in range(len(edges) + 1)])
 
@@ -240,11 +248,12 @@ def _onecycle(params: Params, time: TimeBase, group: str) -> Curve:
 def _onecycle_momentum(params: Params, time: TimeBase) -> Curve | None:
     high, low = params["max_momentum"], params["base_momentum"]
     if (high is None) != (low is None):
-        raise ScheduleError("onecycle: base_momentum and max_momentum go together; give both or none")
+        raise ScheduleError("onecycle: only one of base_momentum and max_momentum is given; expected both or none")
     return None if high is None else _onecycle_between(params, time, high, low, high)
 
 
 def _onecycle_between(params: Params, time: TimeBase, start: float, top: float, end: float) -> Curve:
+    """From ``start`` to ``top`` and down to ``end``, with ``three_phase`` down to ``start`` and then to ``end``."""
     total, peak = time.steps, params["pct_start"] * time.steps
     edges, levels = [0.0, peak - 1, total - 1.0], [start, top, end]
     if params["three_phase"]:
@@ -252,7 +261,7 @@ def _onecycle_between(params: Params, time: TimeBase, start: float, top: float, 
     if any(b <= a for a, b in pairwise(edges)):
         raise ScheduleError(
             f"onecycle: pct_start: {params['pct_start']} leaves a phase of a run of {total} steps without a step; "
-            "expected one nearer the middle, or a longer run"
+            "expected a value nearer to 0.5, or a longer run"
         )
     ease = shape("cosine" if params["anneal"] == "cos" else "linear")
 
@@ -269,7 +278,7 @@ def _wsd(params: Params, time: TimeBase, group: str) -> Curve:
     if warm + length > time.steps:
         raise ScheduleError(
             f"wsd: decay_length: {params['decay_length']} and the warm-up of {params['warmup']} are longer than "
-            f"the run of {time.epochs} epochs; shorten one"
+            f"the run of {time.epochs} epochs; expected a shorter one"
         )
     decay = shape(params["decay"], params.get("floor", 0.0), params.get("power", 1.0))
     curve = sequence(
@@ -279,11 +288,11 @@ def _wsd(params: Params, time: TimeBase, group: str) -> Curve:
 
 
 def _yolo(decay: str) -> Family:
-    """Source: ultralytics/engine/trainer.py, _setup_scheduler, and the warm-up of _do_train."""
+    """Ultralytics' own schedule. Source: ultralytics/engine/trainer.py, _setup_scheduler and _do_train."""
 
     def steps(params: Params, time: TimeBase, group: str) -> Curve:
         unit, start = time.steps_per_epoch, params["warmup_bias_lr"] if group == "bias" else 0.0
-        stairs = held(segment(shape(decay, params["lrf"]), time.steps, unit=unit), unit)
+        stairs = hold(segment(shape(decay, params["lrf"]), time.steps, unit=unit), unit)
         return warmup_lerp(lambda k: params["lr"] * stairs(k), cawb.trainers_warmup(params, time), start)
 
     return Family(
@@ -296,7 +305,7 @@ def _yolo(decay: str) -> Family:
 
 
 def _trainers_momentum(params: Params, time: TimeBase) -> Curve:
-    """From warmup_momentum to momentum over the warm-up, then momentum."""
+    """The momentum: a line from ``warmup_momentum`` to ``momentum`` over the warm-up, then ``momentum``."""
     warm = cawb.trainers_warmup(params, time)
     return warmup_lerp(lambda k: np.full_like(k, params["momentum"]), warm, params["warmup_momentum"])
 
@@ -319,18 +328,23 @@ FAMILIES: dict[str, Family] = {
         _cawb_keys,
         cawb.curve,
         cawb.marks,
-        groups=lambda params: ("bias",) if cawb.as_trainer(params) else (),
-        momentum=lambda params, time: _trainers_momentum(params, time) if cawb.as_trainer(params) else None,
+        groups=lambda params: ("bias",) if cawb.has_trainers_warmup(params) else (),
+        momentum=lambda params, time: _trainers_momentum(params, time) if cawb.has_trainers_warmup(params) else None,
         warm=cawb.warm,
     ),
-    "cosine": Family(_plain(T_max=LENGTH_OF_RUN, eta_min=ETA_MIN), _cosine),
+    "cosine": Family(_keys(T_max=LENGTH_OF_RUN, eta_min=ETA_MIN), _cosine),
     "warm_restarts": Family(
-        _plain(T_0=Key(values.length), T_mult=Key(number(1, 1e3), 1.0), step_scale=Key(FACTOR, 1.0), eta_min=ETA_MIN),
+        _keys(
+            T_0=Key(values.positive_duration),
+            T_mult=Key(number(1, 1e3), 1.0),
+            step_scale=Key(FACTOR, 1.0),
+            eta_min=ETA_MIN,
+        ),
         _warm_restarts,
         _warm_restarts_marks,
     ),
     "multistep": Family(
-        _plain(boundaries=Key(values.listed(values.point)), gamma=Key(FACTOR, 0.1)), _multistep, _multistep_marks
+        _keys(boundaries=Key(values.list_of(values.position)), gamma=Key(FACTOR, 0.1)), _multistep, _multistep_marks
     ),
     "yolo_linear": _yolo("linear"),
     "yolo_cosine": _yolo("cosine"),
@@ -341,9 +355,14 @@ FAMILIES: dict[str, Family] = {
         warm=lambda params, time: params["pct_start"] * time.steps,
     ),
     "wsd": Family(
-        lambda given: {**COMMON, "decay_length": Key(values.length, "0.2dur"), **_shaped(given, "linear", 0.0)}, _wsd
+        lambda given: {
+            **COMMON,
+            "decay_length": Key(values.positive_duration, "0.2dur"),
+            **_shaped(given, "linear", 0.0),
+        },
+        _wsd,
     ),
-    "polynomial": Family(_plain(total_iters=LENGTH_OF_RUN, power=POWER), _polynomial),
-    "exponential": Family(_plain(gamma=Key(FACTOR)), _exponential),
-    "constant": Family(_plain(), _constant),
+    "polynomial": Family(_keys(total_iters=LENGTH_OF_RUN, power=POWER), _polynomial),
+    "exponential": Family(_keys(gamma=Key(FACTOR)), _exponential),
+    "constant": Family(_keys(), _constant),
 }

@@ -1,4 +1,4 @@
-"""Schedules in words: a label for a table, the parameters as text, and what each of these words means."""
+"""Schedules as text: a label for a table, the parameters for MLflow, and the meaning of each family and parameter."""
 
 import json
 import re
@@ -8,75 +8,75 @@ from typing import Any
 from sweeper.schedules.families import FAMILIES
 from sweeper.schedules.trace import CONTROLS
 
-#: What acts at restarts only, and so does nothing in a schedule without any.
+#: Parameters that act at a restart only, so that they have no effect in a schedule without restarts.
 AT_RESTARTS = ("step_scale", "epoch_scale")
 
-#: What the families, the control runs and the parameters are. A peak, a decay and a floor are those of a cycle.
+#: The meaning of each family, control run and parameter, for ``sweeper families`` and below tables.
 MEANINGS = {
-    "cawb": "cosine annealing with warm booting, a decay that begins anew at the epochs `steps`",
-    "cosine": "one cosine from its peak to eta_min",
-    "warm_restarts": "a cosine again and again, each T_mult times as long and step_scale times as high as the last",
-    "multistep": "stairs, times gamma at each of the boundaries",
-    "yolo_linear": "what `yolo train` does by default, a straight line to 1 % of lr0",
-    "yolo_cosine": "the same as a cosine (`cos_lr`)",
-    "onecycle": "up to its peak until the share pct_start of the run, then down",
-    "wsd": "held, then a decay over the last decay_length",
-    "polynomial": "(1 - the share of the run)^power",
-    "exponential": "times gamma in each epoch",
+    "cawb": "cosine annealing with warm booting, a new decay begins at each of the epochs `steps`",
+    "cosine": "a cosine from lr down to eta_min",
+    "warm_restarts": "cosine cycles, each T_mult times as long as the one before, with a peak step_scale times as high",
+    "multistep": "a learning rate that is constant but for a factor gamma at each of the boundaries",
+    "yolo_linear": "the default of `yolo train`, a straight line from lr to lrf times lr",
+    "yolo_cosine": "`yolo train` with cos_lr, a cosine from lr to lrf times lr",
+    "onecycle": "a rise to lr over the share pct_start of the run, then a fall",
+    "wsd": "a constant learning rate, then a decay over the last decay_length of the run",
+    "polynomial": "lr times (1 - t / total_iters)^power at the time t",
+    "exponential": "a learning rate that is multiplied by gamma per epoch",
     "constant": "the same learning rate in every step",
-    "counterfactual": "the run without that restart",
-    "matched_peak": "one decay from the learning rate of that restart, without the restart",
-    "lr": "the base learning rate, lr0 in a sweep: the highest one unless a scale is above 1",
+    "counterfactual": "a control run, the same run without the restart",
+    "matched_peak": "a control run, a single decay from the learning rate of the restart",
+    "lr": "the base learning rate, lr0 of a sweep, and the highest one unless a scale is above 1",
     "steps": "the epochs at which the learning rate jumps and a new decay begins",
-    "step_scale": "the height of each new peak, times the one before (the first is lr)",
-    "epoch_scale": "the length that a decay is made for, times that of its cycle",
-    "horizon": "where a decay is heading, a length or `end` (of the run), by default the next jump",
-    "decay": "how it falls, by a name such as cosine or by arithmetic in x (epochs since it began) and y (its length)",
-    "floor": "where a decay ends, as a share of its peak",
-    "power": "the exponent of a cosine or polynomial decay, which above 1 falls faster at first",
-    "mode": "`clean` is CAWB as its article says, `article` as its figure is drawn, `reference` as its code does",
-    "last_epoch": "the epoch at which CAWB's own code goes on after an interruption",
-    "warmup": "the length of the rise to the first peak",
-    "warmup_start": "where that rise begins, as a share of lr",
-    "warmup_kind": "`lr`: all rise alike, `trainer`: the biases fall and the momentum rises, as in `yolo train`",
-    "warmup_bias_lr": "where the learning rate of the biases begins",
-    "warmup_momentum": "where the momentum begins",
+    "step_scale": "the peak of each cycle divided by the peak of the cycle before (the first peak is lr)",
+    "epoch_scale": "the length of a decay divided by the length of its cycle",
+    "horizon": "the length of a decay, or `end` for a decay to the end of the run, by default up to the next jump",
+    "decay": "a name such as cosine, or arithmetic in x (epochs since the cycle began) and y (epochs of the decay)",
+    "floor": "the learning rate at the end of a decay, as a share of the peak of its cycle",
+    "power": "the exponent of a cosine or polynomial decay, which falls faster at first if it is above 1",
+    "mode": "CAWB as its article describes it (`clean`), its figure shows it (`article`) or its code is (`reference`)",
+    "last_epoch": "the epoch at which CAWB's own code resumes a run",
+    "warmup": "the length of the warm-up, at the end of which the learning rate is at its first peak",
+    "warmup_start": "the learning rate at the start of the warm-up, as a share of lr",
+    "warmup_kind": "`lr`: every group's learning rate rises, `trainer`: as in `yolo train`, with bias and momentum",
+    "warmup_bias_lr": "the learning rate of the biases at the start of the warm-up",
+    "warmup_momentum": "the momentum at the start of the warm-up",
     "momentum": "the momentum after the warm-up",
-    "granularity": "whether the learning rate changes with each step, or with each epoch",
-    "T_max": "the length of the cosine, beyond which the learning rate rises again",
+    "granularity": "whether the learning rate changes with each step or with each epoch",
+    "T_max": "the length of the cosine, after which the learning rate rises again",
     "T_0": "the length of the first cycle",
-    "T_mult": "the length of each cycle, times the one before",
+    "T_mult": "the length of each cycle divided by the length of the cycle before",
     "eta_min": "the lowest learning rate",
-    "boundaries": "where the stairs are",
-    "gamma": "the factor of each stair, or of each epoch",
-    "lrf": "the last learning rate, as a share of lr",
-    "pct_start": "the share of the run at which the peak is",
-    "anneal": "the form of the way up and down: cos or linear",
-    "div_factor": "lr over the first learning rate",
-    "final_div_factor": "the first learning rate over the last",
-    "three_phase": "whether the way down is as long as the way up, and a third one leads to the end",
-    "base_momentum": "the momentum at the peak",
-    "max_momentum": "the momentum at begin and end",
-    "decay_length": "the length of the decay at the end",
+    "boundaries": "the epochs at which the learning rate is multiplied by gamma",
+    "gamma": "the factor at each boundary, or per epoch",
+    "lrf": "the learning rate at the end of the run, as a share of lr",
+    "pct_start": "the share of the run after which the learning rate is at its peak",
+    "anneal": "the form of the rise and the fall, cos or linear",
+    "div_factor": "lr divided by the learning rate of the first step",
+    "final_div_factor": "the learning rate of the first step divided by that of the last step",
+    "three_phase": "whether the fall takes as long as the rise, before a third phase down to the last learning rate",
+    "base_momentum": "the momentum at the peak of the learning rate",
+    "max_momentum": "the momentum in the first and in the last step",
+    "decay_length": "the length of the decay at the end of the run",
     "total_iters": "the length of the decay",
-    "groups": "what parameter groups have instead, by their names",
-    "trunk": "the schedule that it is up to its first jump",
-    "from": "the epoch at which it leaves its trunk",
+    "groups": "other values of parameters for single parameter groups, by the group's name",
+    "trunk": "the schedule that this schedule equals until it branches off",
+    "from": "the epoch at which the schedule branches off its trunk",
 }
 
 
 def legend(labels: Iterable[str]) -> str:
-    """What the families and parameters in these labels mean, in a line; empty where none needs a word."""
-    words = {word for label in labels for pair in re.findall(r"(?:^|\()(\w+)|(\w+)=", label) for word in pair}
-    return "; ".join(f"{word}: {meaning}" for word, meaning in MEANINGS.items() if word in words)
+    """The meanings of the families and parameters in ``labels``, in one line; empty without any."""
+    names = {name for label in labels for match in re.findall(r"(?:^|\()(\w+)|(\w+)=", label) for name in match}
+    return "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in names)
 
 
 def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, searched: Collection[str] = ()) -> str:
-    """The family of a schedule and those of its parameters that tell what it is: ``cawb steps=[20] step_scale=1``.
+    """The family of a schedule and the parameters that identify it: ``cawb steps=[20] step_scale=1``.
 
-    A parameter at its family's default is left out, and so is one that does nothing. ``held``: values, as a sweep file
-    writes them, that all compared schedules have and that therefore need no mention. ``searched``: parameters that are
-    shown at their default, too, because other schedules differ in them.
+    A parameter is left out if it is at its family's default or has no effect. ``held`` are the values, as a sweep file
+    writes them, that all compared schedules share; a parameter at such a value is left out, too. ``searched`` are
+    parameters that are shown even at their default, because other schedules differ in them.
 
     >>> cosine = {"family": "cosine", "trunk": {"family": "yolo_linear", "lr": 0.1}, "from": "20ep", "eta_min": 0.01}
     >>> label(cosine, {"lr": 0.1, "eta_min": 0.01}), label(cosine, {"lr": 0.1}, ["eta_min"])
@@ -91,26 +91,27 @@ def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, search
         if name in keys:
             defaults[name] = keys[name].check(name, value)
     trunk = spec.get("trunk")
-    words = [family]
+    terms = [family]
     if trunk != (held or {}).get("trunk"):
-        words.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
+        terms.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
     for name, value in flat({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
-        if not _idle(spec, name) and (name in searched or name not in defaults or defaults[name] != value):
-            words.append(f"{name}={'none' if value is None else short(value)}")
-    return " ".join(words)
+        if not _has_no_effect(spec, name) and (name in searched or name not in defaults or defaults[name] != value):
+            terms.append(f"{name}={'none' if value is None else short(value)}")
+    return " ".join(terms)
 
 
-def _idle(spec: Mapping[str, Any], name: str) -> bool:
-    """Whether a parameter does nothing for want of a restart, which is also where a CAWB branch leaves its trunk."""
+def _has_no_effect(spec: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter has no effect because the schedule has no ``steps``, without which a branch is its trunk."""
     if spec.get("steps") != [] or name == "steps":
         return False
     return spec.get("trunk") is not None or (name in AT_RESTARTS and not isinstance(spec[name], list))
 
 
 def words(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Every parameter of a schedule by its own name, as text that reads back: what a program filters and plots.
+    """Every parameter of a schedule as text, by its name, for the params of a run in MLflow.
 
-    Numbers and lists are written as JSON, which YAML reads, too; what lies below a parameter has a dotted name.
+    Numbers and lists are written as JSON, so that a YAML reader restores them. The keys of a nested parameter are
+    joined with dots.
 
     >>> words({"family": "cawb", "steps": [20, 40], "horizon": None, "groups": {"bias": {"lr": 0.1}}})
     {'family': 'cawb', 'steps': '[20, 40]', 'horizon': 'null', 'groups.bias.lr': '0.1'}
@@ -119,7 +120,7 @@ def words(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested keys joined by dots, with their values."""
+    """The leaves of nested mappings: their keys, joined with dots behind ``above``, and their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{above}{key}.")
@@ -128,7 +129,7 @@ def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def short(value: Any) -> str:
-    """A value in a table cell: no trailing digits, no quotes."""
+    """A value as text for a table cell: four significant digits, no quotes, ``-`` for None."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""The LR trace: a float32 value per optimizer step, rounded once at birth; what is hashed, trained with and logged.
+"""The LR trace of a run: a float32 learning rate per optimizer step, which is hashed, trained with and logged.
 
-Below it are the traces that are made from a trace: the control runs of a restart, and a quench. They begin with the
-very same learning rates, so that their beginning is found among the stored states and is not trained again.
+Functions below make other traces from a trace: the control runs of a restart, and a quench. They keep the first
+learning rates bit by bit, so that the states of these epochs are found in the store and are not trained again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Jump:
-    """A break of the LR: ``step`` is the first step after it, ``ratio`` = LR there / LR one step before."""
+    """A break of the LR. ``step`` is the first step after it; ``ratio`` is the LR there divided by the LR before."""
 
     step: int
     epoch: int
@@ -31,13 +31,13 @@ class Jump:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What every optimizer step of a run gets.
+    """The learning rates and the momentum of every optimizer step of a run.
 
-    ``lr``: float32[epochs * steps_per_epoch], the main parameter group. ``groups``: the same for groups that differ
-    from it (others are dropped, so equal traces are equal objects). ``momentum``: float32[steps], or None where the
-    schedule leaves it alone. ``marks``: the steps at which the family says that its curve breaks, no part of the
-    trace's identity. Arrays are copied and cannot be written. Raises ScheduleError for a wrong length, a value that is
-    not finite, or an LR below 0.
+    ``lr``: float32[epochs * steps_per_epoch], the LR of the main parameter group. ``groups``: the same for other groups
+    by name; a group that equals the main group is left out, so that equal traces are equal objects. ``momentum``:
+    float32[steps], or None if the schedule does not change it. ``marks``: the steps at which the family's LR breaks;
+    ``digest`` does not include them. Arrays are copied and read-only. Raises ScheduleError for a wrong length, a value
+    that is not finite, or an LR below 0.
     """
 
     lr: Float32Array
@@ -59,18 +59,18 @@ class Trace:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """The number of optimizer steps."""
         return len(self.lr)
 
     def group(self, name: str) -> Float32Array:
-        """The LR of parameter group ``name``, float32[steps]; the main group's unless it has another."""
+        """The LR of parameter group ``name``, float32[steps]; the main group's unless it has its own."""
         return self.groups.get(name, self.lr)
 
     def chunk(self, epoch: int) -> bytes:
-        """Everything that the steps of ``epoch`` get, in canonical bytes: what a prefix key hashes.
+        """The learning rates and momentum of ``epoch`` (from 0) in canonical bytes, which a prefix key hashes.
 
-        lr, then the groups that differ from it in this epoch by name, then the momentum if there is one; each as its
-        name, a zero byte, the number of steps (8 bytes) and float32 values, all little-endian.
+        These are the columns lr, the groups that differ from it in this epoch by name, and the momentum if there is
+        one. Each is its name, a zero byte, the number of steps (8 bytes) and float32 values, all little-endian.
         """
         if not 0 <= epoch < self.epochs:
             raise ScheduleError(f"epoch: {epoch} is not in this trace; expected 0 to {self.epochs - 1}")
@@ -87,7 +87,7 @@ class Trace:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the steps per epoch and every epoch's chunk: the schedule's identity."""
+        """SHA-256 (hex) of the steps per epoch and every epoch's chunk, which identifies the schedule."""
         hashed = hashlib.sha256(self.steps_per_epoch.to_bytes(8, "little"))
         for epoch in range(self.epochs):
             hashed.update(self.chunk(epoch))
@@ -100,11 +100,10 @@ class Trace:
         return hash(self.digest)
 
     def jumps(self) -> list[Jump]:
-        """The breaks of the main LR: a **restart** goes up, a **drop** goes down.
+        """The jumps of the main group's LR: a **restart** is a jump up, a **drop** a jump down.
 
-        Values alone cannot tell a break of the curve from a steep stretch, the stair of a curve that is held over each
-        epoch, or the end of a warm-up. So a family marks its breaks; ratio and kind are read from the values. A mark
-        across which the LR does not change is no jump.
+        They are the ``marks`` at which the LR changes. Marks are needed because values alone do not distinguish a jump
+        from a steep decay, from the stairs of a curve that is held over each epoch, or from the end of a warm-up.
         """
         jumps = []
         for step in self.marks:
@@ -125,17 +124,17 @@ class Trace:
         return float(self.lr[-1])
 
     @property
-    def top(self) -> int:
-        """The step with the highest LR before the first jump: the first one after the warm-up."""
+    def peak_step(self) -> int:
+        """The step with the highest LR before the first jump, which is the first step after the warm-up."""
         return int(self.lr[: min((jump.step for jump in self.jumps()), default=None)].argmax())
 
     @property
     def warmup_fraction(self) -> float:
-        """The share of the steps before the LR is at the peak of its first cycle, the one before the first jump."""
-        return self.top / self.steps
+        """The share of the run's steps that come before ``peak_step``."""
+        return self.peak_step / self.steps
 
     def facts(self) -> dict[str, float]:
-        """Numbers for a table; ``integral`` is the sum over the epochs of their mean LR."""
+        """Figures for tables, params and trial attributes; ``integral`` is the sum over the epochs of their mean LR."""
         kinds = [jump.kind for jump in self.jumps()]
         return {
             "epochs": self.epochs,
@@ -149,20 +148,20 @@ class Trace:
         }
 
     def common_prefix(self, other: "Trace") -> int:
-        """How many first steps get exactly the same in both, in every group and the momentum."""
+        """The number of first steps in which both traces are equal bit by bit, in every group and the momentum."""
         if self.steps_per_epoch != other.steps_per_epoch or (self.momentum is None) != (other.momentum is None):
             return 0
         steps = min(self.steps, other.steps)
         pairs = [(self.group(n), other.group(n)) for n in ("", *{*self.groups, *other.groups})]
         if self.momentum is not None and other.momentum is not None:
             pairs.append((self.momentum, other.momentum))
-        for mine, theirs in pairs:
-            differs = mine[:steps] != theirs[:steps]
+        for own_column, other_column in pairs:
+            differs = own_column[:steps] != other_column[:steps]
             steps = int(differs.argmax()) if differs.any() else steps
         return steps
 
     def to_columns(self) -> dict[str, NDArray[np.generic]]:
-        """The trace as columns of equal length: step, epoch, lr, lr/GROUP ..., momentum (if any)."""
+        """The trace as columns of equal length: step, epoch, lr, lr/GROUP for each group, momentum (if any)."""
         step = np.arange(self.steps, dtype=np.int64)
         columns: dict[str, NDArray[np.generic]] = {"step": step, "epoch": step // self.steps_per_epoch, "lr": self.lr}
         columns |= {f"lr/{name}": values for name, values in self.groups.items()}
@@ -170,23 +169,29 @@ class Trace:
 
 
 def _column(name: str, values: object, steps: int) -> Float32Array:
+    """A read-only copy of ``values`` as float32[steps]. Raises ScheduleError."""
     with np.errstate(over="ignore", under="ignore"):
-        column = np.array(values, np.float32) + np.float32(0)  # a copy; -0 becomes 0, which is the same LR
+        column = np.array(values, np.float32) + np.float32(0)  # The sum turns -0 into 0, because bytes are compared.
     if column.shape != (steps,):
-        raise ScheduleError(f"{name}: {column.shape} values are not one per step; expected {steps}")
+        raise ScheduleError(
+            f"{name}: an array of shape {column.shape} does not fit; expected {steps} values, one per step"
+        )
     bad = ~np.isfinite(column) | (column < 0)
     if bad.any():
         step = int(bad.argmax())
-        raise ScheduleError(f"{name}: {column[step]} at step {step} is not a finite number of at least 0")
+        raise ScheduleError(
+            f"{name}: {column[step]} at step {step} is not allowed; expected a finite number of at least 0"
+        )
     column.flags.writeable = False
     return column
 
 
 def prefix_keys(root: str, trace: Trace) -> list[str]:
-    """The names (hex) of the run's states after 0, 1 ... epochs: a chain of SHA-256 over recipe and LR trace.
+    """The keys (hex) of the run's states after 0, 1 ... epochs: a chain of SHA-256 over recipe and LR trace.
 
-    keys[0] = sha256(root), root being the recipe's digest; keys[e+1] = sha256(keys[e] as bytes + trace.chunk(e)).
-    Two runs share keys[e] exactly if their recipe and everything that their first e epochs apply are the same.
+    keys[0] = sha256(root), where root is the recipe's digest, and keys[e+1] = sha256(bytes of keys[e] +
+    trace.chunk(e)). Two runs share keys[e] if and only if they have the same recipe and the same first e epochs of
+    their traces.
     """
     keys = [hashlib.sha256(root.encode())]
     for epoch in range(trace.epochs):
@@ -194,17 +199,17 @@ def prefix_keys(root: str, trace: Trace) -> list[str]:
     return [key.hexdigest() for key in keys]
 
 
-#: Beginnings count as alike when they differ by less than this share of the peak LR and by less than this momentum.
-#: yolo_linear and yolo_cosine, whose runs of one seed correlate with 0.88, differ by 6 % of the peak at the end of a
-#: warm-up of 3 of 40 epochs. A bias group warmed up as the others are differs from the trainer's by several peaks.
+#: Two traces begin alike if they differ by at most this share of the peak LR and at most this much in the momentum.
+#: yolo_linear and yolo_cosine differ by 6 % of the peak at the end of a warm-up of 3 of 40 epochs, and two runs of one
+#: seed correlate with 0.88. Without the trainer's warm-up of the bias group the difference is several peaks.
 ALIKE_LR, ALIKE_MOMENTUM = 0.1, 0.01
 
 
 def begin_alike(trace: Trace, other: Trace, steps: int) -> bool:
-    """Whether the first ``steps`` of two traces have nearly the same LR, in every group, and momentum.
+    """Whether the first ``steps`` of two traces have nearly the same LR in every group, and nearly the same momentum.
 
-    Runs of one seed that begin alike, up to the end of both warm-ups, stay correlated to the end; runs that begin
-    otherwise have no more in common than runs of two seeds.
+    Two runs of one seed that begin alike, up to the end of both warm-ups, stay correlated to the end. Two runs of one
+    seed that begin otherwise are no more correlated than runs of two seeds.
     """
     if trace.momentum is None or other.momentum is None:
         if trace.momentum is not other.momentum:
@@ -218,58 +223,60 @@ def begin_alike(trace: Trace, other: Trace, steps: int) -> bool:
 
 
 def counterfactual(trace: Trace, step: int) -> Trace:
-    """The run without its jump at ``step`` (the first step after the jump): the no-restart branch.
+    """The control run without the jump at ``step``, which is the first step after the jump.
 
-    The same before ``step``, then half a cosine from the LR of the step before it to the run's final LR, in every
-    parameter group; later jumps are gone too. The momentum stays as it was.
+    It equals ``trace`` before ``step``. From there the LR of every parameter group falls as half a cosine, from its
+    value before the jump to its final value in ``trace``, without later jumps. The momentum is that of ``trace``.
     """
 
-    def without(lr: Float32Array) -> FloatArray:
+    def anneal(lr: Float32Array) -> FloatArray:
         rest = _cosine(float(lr[step - 1]), float(lr[-1]), len(lr) - step + 1)[1:]
         return np.concatenate([lr[:step].astype(np.float64), rest])
 
-    return _mapped(trace, without, tuple(mark for mark in trace.marks if mark < step))
+    return _mapped(trace, anneal, tuple(mark for mark in trace.marks if mark < step))
 
 
 def matched_peak(trace: Trace, step: int) -> Trace:
-    """One anneal without restart whose peak is the LR of the restart at ``step``, over as many epochs.
+    """The control run of as many epochs with a single decay, from the peak LR of the cycle that begins at ``step``.
 
-    The run's warm-up, stretched to end at that peak (it begins where it began, so a bias group may still fall), then
-    half a cosine to the run's final LR. What it reaches is what the restart's larger LR explains by itself.
+    Its warm-up is that of ``trace``, scaled to end at this peak; it starts at the LR at which that of ``trace`` starts.
+    Then the LR falls as half a cosine to the final LR of ``trace``. The score of this run is what the larger LR of the
+    restart explains without the restart.
     """
-    warm, later = trace.top, [jump.step for jump in trace.jumps() if jump.step > step]
-    top_of_cycle = step + int(trace.lr[step : min(later, default=None)].argmax())
+    warm, later = trace.peak_step, [jump.step for jump in trace.jumps() if jump.step > step]
+    cycle_peak = step + int(trace.lr[step : min(later, default=None)].argmax())
 
     def anneal(lr: Float32Array) -> FloatArray:
-        start, top, peak = float(lr[0]), float(lr[warm]), float(lr[top_of_cycle])
+        start, top, peak = float(lr[0]), float(lr[warm]), float(lr[cycle_peak])
         share = (lr[:warm].astype(np.float64) - start) / (top - start) if top != start else np.ones(warm)
         return np.concatenate([start + share * (peak - start), _cosine(peak, float(lr[-1]), len(lr) - warm)])
 
     return _mapped(trace, anneal, ())
 
 
-#: Families of control runs: name -> (trace of the run, step of its restart) -> trace of the control.
+#: The families of control runs: name -> function of the run's trace and its restart's step, to the control's trace.
 CONTROLS: dict[str, Callable[[Trace, int], Trace]] = {"counterfactual": counterfactual, "matched_peak": matched_peak}
 
 
 def _cosine(first: float, last: float, steps: int) -> FloatArray:
-    """``steps`` values from ``first`` to ``last``, both included."""
+    """Half a cosine of ``steps`` values from ``first`` to ``last``, both included."""
     share = np.linspace(0.0, 1.0, steps) if steps > 1 else np.zeros(steps)
     return last + (first - last) * (1 + np.cos(np.pi * share)) / 2
 
 
 def _mapped(trace: Trace, change: Callable[[Float32Array], FloatArray], marks: tuple[int, ...]) -> Trace:
+    """``trace`` with the LR of each group changed by ``change``, and with these ``marks``."""
     groups = {name: change(lr).astype(np.float32) for name, lr in trace.groups.items()}
     return replace(trace, lr=change(trace.lr).astype(np.float32), groups=groups, marks=marks)
 
 
 def quench(trace: Trace, epochs: int) -> Trace:
-    """The run and then ``epochs`` more epochs at its lowest LR after the warm-up, the same in every group.
+    """``trace`` and then ``epochs`` more epochs at its lowest LR after the warm-up, the same in every group.
 
-    A short training with these steps leads from any state of the run to the bottom of the valley below it. The momentum
-    stays at its last value.
+    A short training with these additional steps leads from any state of the run to a nearby minimum of the loss. The
+    momentum stays at its last value.
     """
-    added, low = epochs * trace.steps_per_epoch, float(trace.lr[trace.top :].min())
+    added, low = epochs * trace.steps_per_epoch, float(trace.lr[trace.peak_step :].min())
 
     def then(column: Float32Array, value: float) -> Float32Array:
         return np.concatenate([column, np.full(added, value, dtype=np.float32)])
@@ -283,21 +290,22 @@ def quench(trace: Trace, epochs: int) -> Trace:
     )
 
 
-def epochs_along(trace: Trace, start: int, end: int, k: int) -> list[int]:
-    """Up to ``k`` epochs strictly between ``start`` and ``end`` at which to take the snapshots of the path.
+def snapshot_epochs(trace: Trace, start: int, end: int, k: int) -> list[int]:
+    """Up to ``k`` epochs strictly between ``start`` and ``end``, for snapshots along the path of the weights.
 
-    Equal shares of the LR summed over the steps, not of the time: weights move fastest where the LR is high, and the
-    longest piece decides how much of a curved valley's wall a straight line through it still touches. Each number
-    counts finished epochs; fewer than k if there are not as many epochs.
+    Epochs are counted as finished ones. Between neighbouring snapshots the sum of the LR over the steps is the same, as
+    nearly as possible, because weights move faster at a higher LR. Equal distances matter because the loss is measured
+    on straight lines between snapshots, and a long line leaves a curved valley. Fewer than ``k`` epochs are returned if
+    there are no more between ``start`` and ``end``.
     """
     per_epoch = trace.lr.astype(np.float64).reshape(trace.epochs, -1).sum(axis=1)[start:end]
-    way = np.cumsum(per_epoch) / max(float(per_epoch.sum()), 1e-300)
+    travelled = np.cumsum(per_epoch) / max(float(per_epoch.sum()), 1e-300)
     inner = list(range(start + 1, end))
     if len(inner) <= k:
         return inner
     chosen: list[int] = []
-    for i in range(k):  # the closest epoch that leaves room for those still to come
+    for i in range(k):  # Each is the nearest epoch that leaves enough later epochs for the remaining snapshots.
         first = chosen[-1] - start if chosen else 0
-        candidates = way[first : len(inner) - (k - i) + 1]
+        candidates = travelled[first : len(inner) - (k - i) + 1]
         chosen.append(inner[first + int(np.abs(candidates - (i + 1) / (k + 1)).argmin())])
     return chosen

@@ -17,7 +17,7 @@ import numpy as np
 from sweeper.config import Parameter, Range, Restarts, Search, Sweep
 from sweeper.errors import ConfigError
 from sweeper.schedules import AT_RESTARTS, Duration, Schedule, TimeBase
-from sweeper.schedules.decay import filled, free_names
+from sweeper.schedules.decay import free_names, substitute
 
 STEPS = 4  # assumed per epoch while the data set is not known
 
@@ -156,7 +156,7 @@ def _answers(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> 
                 answers = _answers(f"{inner}_{label}", inner_parameter, suggest, whole)
                 of_choice.update({inner: answers[f"{inner}_{label}"]} if chosen else {})
     if of_choice and isinstance(choice, str):
-        choice = filled(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
+        choice = substitute(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
     return {name: choice, **of_choice}
 
 
@@ -229,7 +229,7 @@ def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
     """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
     if sweep.trunk is not None:
         run = time or TimeBase(sweep.epochs, STEPS)
-        return sweep.trunk.warm(run) / run.steps_per_epoch
+        return sweep.trunk.warmup_steps(run) / run.steps_per_epoch
     params = sweep.search.params
     default = "3ep" if "trainer" in params.get("warmup_kind", Parameter()).examples() else 0  # the trainer's own
     warmups = [params.get("warmup", Parameter(value=default))]

@@ -316,7 +316,7 @@ class _Tally:
         self.states_of_baselines += sum(key in self._baseline_keys for key in keys)
         self.schedules.append(_planned(self._service, "search", name, schedule, trace))
         for baseline, other in self._baselines.items():
-            steps = max(ceil(schedule.warm(time)), ceil(other.warm(time)), time.steps_per_epoch)
+            steps = max(ceil(schedule.warmup_steps(time)), ceil(other.warmup_steps(time)), time.steps_per_epoch)
             self.begin_otherwise[baseline] += not begin_alike(trace, self._traces[baseline], steps)
 
 

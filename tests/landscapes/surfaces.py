@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sweeper import evidence
 from sweeper.config import Escape
-from sweeper.schedules import Trace, epochs_along
+from sweeper.schedules import Trace, snapshot_epochs
 
 Points = NDArray[np.float64]
 FLOOR = 0.002  # LR of a quench and of the end of every anneal
@@ -154,7 +154,7 @@ def battery(surface: Surface, trace: Trace, runs: int, *, seed: int = 0, thresho
     step = trace.jumps()[0].step
     order = gradient_noise(surface, trace.steps, runs, seed)
     way = descend(surface, start(surface, runs), trace.lr, order)
-    epochs = [step, *epochs_along(trace, step, trace.epochs, t.snapshots), trace.epochs]
+    epochs = [step, *snapshot_epochs(trace, step, trace.epochs, t.snapshots), trace.epochs]
     bottoms = [quenched(surface, way[epoch], seed + 1 + i) for i, epoch in enumerate(epochs)]
     again = quenched(surface, way[step], seed + 1000)
     loss = point_loss(surface)
