@@ -280,7 +280,9 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
             added = True
             spec = wanted.schedule if wanted.replicate_of is None else rows[wanted.replicate_of].spec
             while spec is None:
-                drawn = search.propose(service.searched, search.Drawn(world.start * 1000 + next(draws)), TIME).spec
+                drawn = search.propose(
+                    service.searched, search.OfflineTrial(world.start * 1000 + next(draws)), TIME
+                ).spec
                 spec = drawn if world.trace(drawn).digest not in known else None
             trace = world.trace(spec)
             known.update([trace.digest] if wanted.stage == "search" else [])

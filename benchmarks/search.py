@@ -170,7 +170,7 @@ def budget(number: int, epochs: int) -> dict[str, Any]:
 def pruners(number: int, count: int) -> dict[str, Any]:
     """``count`` random schedules of the default space, one after the other: good ones stopped, epochs not trained."""
     land = Landscape(number)
-    traces = [search.propose(DEFAULT, search.Drawn(number * 1_000 + i), TIME).trace(TIME) for i in range(count)]
+    traces = [search.propose(DEFAULT, search.OfflineTrial(number * 1_000 + i), TIME).trace(TIME) for i in range(count)]
     curves, truths = [land.curve(trace) for trace in traces], [land.truth(trace) for trace in traces]
     good = np.array(truths) >= np.quantile(truths, 0.9)
     optunas: dict[str, Callable[[], optuna.pruners.BasePruner]] = {

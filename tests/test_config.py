@@ -164,7 +164,7 @@ def test_proposals_keep_their_distance_and_number(tmp_path: Path) -> None:
     sweep = Sweep.load(write(tmp_path, GOOD))
     digests = set()
     for seed in range(200):
-        spec = search.propose(sweep, search.Drawn(seed)).spec
+        spec = search.propose(sweep, search.OfflineTrial(seed)).spec
         steps = spec["steps"]
         assert 1 <= len(steps) <= 2
         assert all(4 <= step <= 16 for step in steps)

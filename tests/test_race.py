@@ -56,7 +56,7 @@ def test_the_better_half_goes_on_and_nobody_waits_for_a_full_round() -> None:
 def test_who_is_not_finished_holds_up_those_behind_it_and_who_failed_is_not_counted() -> None:
     assert promotions(entrants([[], [0.2], [0.3]]), SEEDS, 2) == []
     assert seeds_of(promotions(entrants([[None], [0.2], [0.3]]), SEEDS, 2)) == {12: [1]}
-    out = [Entrant(9, out=True), *entrants([[0.2]])]  # stopped by a pruner: beaten, and not trained again
+    out = [Entrant(9, pruned=True), *entrants([[0.2]])]  # stopped by a pruner: beaten, and not trained again
     assert seeds_of(promotions(out, SEEDS, 2)) == {10: [1]}
     failed = entrants([[0.1], [0.2, None], [0.3, 0.1], [0.4, 0.2], [0.5, 0.3]])
     assert 11 not in seeds_of([item for item in promotions(failed, SEEDS, 2) if item[1] in SEEDS[2:]])

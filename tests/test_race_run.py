@@ -159,7 +159,7 @@ def test_failed_stopped_and_repeated_proposals_do_not_race() -> None:
         row(10, "search", 1, None, "FAIL", trace="e", replicate_of=9),
     ]
     entrants = evidence.entrants(rows, "trunk")
-    assert [(entrant.trial, entrant.out) for entrant in entrants] == [
+    assert [(entrant.trial, entrant.pruned) for entrant in entrants] == [
         (3, False), (5, False), (6, True), (7, False), (9, False),
     ]  # fmt: skip
     assert search.promotions(entrants, [0, 1], 2) == [(3, 1)]

@@ -99,10 +99,10 @@ def test_every_proposal_is_valid_and_keeps_to_the_limits(
     restarts["max"] = max(restarts["min"], restarts["max"])
     sweep = build({**SPACE, "restarts": restarts, "warmup": warmup}, sampler=sampler)
     try:
-        places = search.slots(sweep, time(sweep))
+        places = search.restart_slots(sweep, time(sweep))
     except ConfigError:  # they do not fit; that is said, not drawn
         return
-    spec = search.propose(sweep, search.Drawn(seed), time(sweep)).spec
+    spec = search.propose(sweep, search.OfflineTrial(seed), time(sweep)).spec
     steps = spec["steps"]
     assert restarts["min"] <= len(steps) <= restarts["max"]
     assert all(later - earlier >= restarts["distance"] for earlier, later in pairwise(steps))
@@ -126,7 +126,7 @@ def test_the_corners_of_a_space_that_fits_are_schedules(restarts: dict[str, int]
     }
     sweep = build(space, sampler=sampler)
     try:
-        search.slots(sweep)
+        search.restart_slots(sweep)
     except ConfigError:
         return
     search.check(sweep, time(sweep))
@@ -141,7 +141,7 @@ def test_a_walk_over_the_grid_meets_no_schedule_twice_and_all_that_tpe_can_propo
     grid = build(space, sampler="grid")
     specs = walked(grid)
     assert len({digest(grid, spec) for spec in specs}) == len(specs)
-    places = search.slots(grid)
+    places = search.restart_slots(grid)
     canonical = {
         digest(grid, spec)
         for spec in walked(build(space))
@@ -151,7 +151,7 @@ def test_a_walk_over_the_grid_meets_no_schedule_twice_and_all_that_tpe_can_propo
     assert canonical <= {digest(grid, spec) for spec in specs}
 
 
-class Noted(search.Drawn):
+class Noted(search.OfflineTrial):
     """Draws, and notes what was asked for."""
 
     def __init__(self, seed: int) -> None:
@@ -209,7 +209,7 @@ def test_a_choice_has_parameters_of_its_own() -> None:
     search.check(sweep)
     seen = set()
     for seed in range(60):
-        spec = search.propose(sweep, search.Drawn(seed)).spec
+        spec = search.propose(sweep, search.OfflineTrial(seed)).spec
         seen.add(spec["decay"].partition("*")[0])
         if spec["decay"] == "cosine":
             assert 0.5 <= spec["power"] <= 2
@@ -242,7 +242,9 @@ def test_fixed_steps_have_cycles_too(sampler: str) -> None:
     space = {key: value for key, value in SPACE.items() if key != "restarts"} | {"steps": [30, "60ep"]}
     sweep = build(space, sampler=sampler)
     search.check(sweep)
-    seen = {tuple(search.propose(sweep, search.Drawn(seed), time(sweep)).spec["step_scale"]) for seed in range(200)}
+    seen = {
+        tuple(search.propose(sweep, search.OfflineTrial(seed), time(sweep)).spec["step_scale"]) for seed in range(200)
+    }
     assert len(seen) == 9
     assert all(len(scales) == 2 for scales in seen)
 
@@ -268,7 +270,7 @@ def _last(spec: dict[str, Any]) -> float:
         ({"warmup": "20ep", "restarts": {"first": 20}}, "expected epoch 21"),
         ({"restarts": {"max": 4, "distance": 30}}, "do not fit"),
         ({"decay": [[1, 2]]}, "single value"),
-        ({"restarts": None}, "step_scale: is one for each restart, and there are none"),
+        ({"restarts": None}, "step_scale: is drawn for each restart, but the search has no restarts"),
         (
             {
                 "decay": ["linear", {"u*b": {"b": [1], "floor": [0, 0.1]}}],
@@ -341,8 +343,8 @@ def test_a_sampler_is_known_when_the_file_is_read(sampler: str) -> None:
 
 def test_restarts_come_after_a_warmup_in_steps() -> None:
     sweep = build({**SPACE, "warmup": "1E2 it"})
-    assert search.slots(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
-    assert search.slots(sweep, TimeBase(100, 100))[0][0] == 10
+    assert search.restart_slots(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
+    assert search.restart_slots(sweep, TimeBase(100, 100))[0][0] == 10
     search.check(sweep)  # nothing to say before the steps of an epoch are known
     with pytest.raises(ConfigError, match="warm"):
         search.check(sweep, TimeBase(100, 1))
@@ -355,13 +357,13 @@ def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
     held = {key: value for key, value in SPACE.items() if key != "warmup"}
     sweep = build({**held, "warmup_kind": "trainer"}, momentum=0.9)
     search.check(sweep, time(sweep))
-    spec = search.propose(sweep, search.Drawn(0), time(sweep)).spec
+    spec = search.propose(sweep, search.OfflineTrial(0), time(sweep)).spec
     assert (spec["warmup"], spec["momentum"], spec["warmup_kind"]) == ("3ep", 0.9, "trainer")
     kinds = ["lr", {"trainer": {"warmup": ["3ep", "12ep"], "warmup_bias_lr": [0.05, 0.1]}}]
     sweep = build({**held, "warmup": "1ep", "warmup_kind": kinds})
     search.check(sweep, time(sweep))
-    assert search.slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
-    results = [search.propose(sweep, search.Drawn(seed), time(sweep)).spec for seed in range(30)]
+    assert search.restart_slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
+    results = [search.propose(sweep, search.OfflineTrial(seed), time(sweep)).spec for seed in range(30)]
     assert {(spec["warmup_kind"], spec["warmup"]) for spec in results} == {
         ("lr", "1ep"),
         ("trainer", "3ep"),
@@ -371,7 +373,7 @@ def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
     assert given[0].schedule == sweep.schedule(results[0])  # its warm-up is not the space's
     extra = {"family": "cawb", "warmup_kind": "lr", "horizon": "end"}
     given = search.enqueued(build({**held, "warmup_kind": ["lr", "trainer"]}, enqueue=[extra]), time(sweep))
-    assert (given[0].answers or {})["warmup_kind"] == "lr"
+    assert (given[0].params or {})["warmup_kind"] == "lr"
 
 
 def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -> None:
@@ -381,9 +383,9 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
     plain = {"family": "cawb", "warmup": "3ep"}
     sweep = build(enqueue=[inside, outside, {**inside, "steps": [31, 70]}, answers, plain, "yolo_cosine"])
     results = search.enqueued(sweep, time(sweep))
-    assert [one.answers is None for one in results] == [False, True, True, False, False, True]
-    assert all((one.answers is None) == (one.schedule is not None) for one in results)
-    assert results[0].answers == {
+    assert [one.params is None for one in results] == [False, True, True, False, False, True]
+    assert all((one.params is None) == (one.schedule is not None) for one in results)
+    assert results[0].params == {
         "restart_1": "on",
         "steps_1": 30,
         "restart_2": "off",
@@ -392,8 +394,8 @@ def test_what_lies_in_the_space_is_enqueued_as_answers_and_the_rest_as_it_is() -
         "step_scale_1": 0.7,
         "step_scale_2": 1.0,
     }
-    assert results[3].answers == answers
-    assert results[4].answers == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
+    assert results[3].params == answers
+    assert results[4].params == {f"restart_{slot}": "off" for slot in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -421,7 +423,7 @@ def test_a_switch_is_on_without_quotes(sampler: str) -> None:
     """YAML 1.1 reads `on` as true."""
     sweep = build(enqueue=[{"restart_1": True, "steps_1": 30, "restart_2": False}], sampler=sampler)
     (results,) = search.enqueued(sweep, time(sweep))
-    assert (results.answers or {}).items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
+    assert (results.params or {}).items() >= {"restart_1": "on", "steps_1": 30, "restart_2": "off"}.items()
 
 
 def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
@@ -429,14 +431,14 @@ def test_restarts_that_answers_leave_out_are_off_in_a_grid() -> None:
     space = {**SPACE, "restarts": {"max": 3, "every": 10, "distance": 20}}
     sweep = build(space, enqueue=[{"restart_2": "on", "steps_2": 50}], sampler="grid")
     (results,) = search.enqueued(sweep, time(sweep))
-    assert results.answers == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
+    assert results.params == {"restart_1": "off", "restart_2": "on", "steps_2": 50, "restart_3": "off"}
 
 
 def test_answers_are_not_drawn() -> None:
     sweep = build({**SPACE, "floor": {"low": 0.0, "high": 0.1}})
     for seed in range(10):
         answers = {"restart_1": "on", "steps_1": 30, "floor": 0.05}
-        spec = search.propose(sweep, search.Drawn(seed, answers), time(sweep)).spec
+        spec = search.propose(sweep, search.OfflineTrial(seed, answers), time(sweep)).spec
         assert spec["steps"][0] == 30
         assert spec["floor"] == 0.05
 

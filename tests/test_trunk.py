@@ -41,7 +41,7 @@ def without(key: str, **more: Any) -> dict[str, Any]:
 @given(st.integers(0, 10**6), st.sampled_from(["tpe", "random", "gp", "grid"]), st.integers(0, 2))
 def test_every_proposal_is_the_trunk_up_to_its_first_restart(seed: int, sampler: str, least: int) -> None:
     sweep = build({**SPACE, "restarts": {**SPACE["restarts"], "min": least}}, sampler=sampler)
-    spec = search.propose(sweep, search.Drawn(seed), TIME).spec
+    spec = search.propose(sweep, search.OfflineTrial(seed), TIME).spec
     trace, trunk = parse(spec).trace(TIME), sweep.schedule("yolo_linear").trace(TIME)
     first = min(spec["steps"], default=40)
     assert prefix_keys("recipe", trace)[: first + 1] == prefix_keys("recipe", trunk)[: first + 1]
@@ -52,7 +52,7 @@ def test_every_proposal_is_the_trunk_up_to_its_first_restart(seed: int, sampler:
 
 
 def test_only_what_acts_is_asked_for_and_by_the_same_names() -> None:
-    class Asked(search.Drawn):
+    class Asked(search.OfflineTrial):
         def __init__(self, answer: str) -> None:
             super().__init__(0)
             self.answer, self.names = answer, list[str]()
@@ -76,7 +76,7 @@ def test_only_what_acts_is_asked_for_and_by_the_same_names() -> None:
 
 def test_restarts_come_after_the_trunks_warmup() -> None:
     sweep = build(SPACE, baselines=[{"family": "yolo_linear", "warmup": "12ep"}])
-    assert search.slots(sweep, TIME)[0][0] == 15  # the first place of the grid that does
+    assert search.restart_slots(sweep, TIME)[0][0] == 15  # the first place of the grid that does
 
 
 def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:
@@ -86,7 +86,7 @@ def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:
     assert build({**SPACE, "trunk": short}, baselines=["yolo_linear", short]).trunk == schedule
     assert build({**SPACE, "trunk": "yolo_linear-2"}, baselines=["yolo_linear", short]).trunk == schedule
     swept = build({**SPACE, "lr": [0.01, 0.02]})
-    specs = [search.propose(swept, search.Drawn(seed), TIME).spec for seed in range(20)]
+    specs = [search.propose(swept, search.OfflineTrial(seed), TIME).spec for seed in range(20)]
     assert {spec["trunk"]["lr"] for spec in specs} == {0.02}
     assert {spec["lr"] for spec in specs if spec["steps"]} == {0.01, 0.02}
 
@@ -132,14 +132,14 @@ def test_a_branch_of_the_space_is_enqueued_as_answers() -> None:
     known = {"family": "cawb", "trunk": "yolo_linear", "steps": [20], "step_scale": 0.7, "horizon": "end"}
     other = {**known, "trunk": "yolo_cosine"}
     given = search.enqueued(build(SPACE, enqueue=[known, other]), TIME)
-    assert (given[0].answers or {})["step_scale_1"] == 0.7
-    assert (given[0].answers or {})["horizon_1"] == "end"
+    assert (given[0].params or {})["step_scale_1"] == 0.7
+    assert (given[0].params or {})["horizon_1"] == "end"
     assert given[1].schedule == build(SPACE).schedule(other)
 
 
 def test_states_are_kept_where_branches_may_begin(tmp_path: Path) -> None:
     def parts(space: dict[str, Any], **more: Any) -> set[int]:
-        return search.parts(build(space, **more), TIME)
+        return search.branch_epochs(build(space, **more), TIME)
 
     assert parts(SPACE) == set(range(10, 35, 5))
     assert parts(without("restarts", steps=[20, 33.5], step_scale=1.0, horizon="end")) == {20, 33}

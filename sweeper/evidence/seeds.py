@@ -126,7 +126,7 @@ def entrants(trials: Sequence[Trial], reference: str) -> list[Entrant]:
                 trunk_score, score = trunk[run.seed], _score(run)
                 differences[run.seed] = None if trunk_score is None or score is None else score - trunk_score
         pruned = proposal.state == "PRUNED"
-        race.append(Entrant(proposal.number, {} if pruned else differences, out=pruned))
+        race.append(Entrant(proposal.number, {} if pruned else differences, pruned=pruned))
     return race
 
 

@@ -1,26 +1,26 @@
-"""Search space <-> Optuna parameters <-> schedule, checked before anything is trained; the race and the pruning rule.
+"""The search space as Optuna parameters, their values as one schedule, the checks of a space, the race and the pruner.
 
-What a sweep file calls ``search`` becomes questions to anything that has Optuna's ``suggest_*`` methods, and their
-answers become one schedule. Many answers mean one schedule; what identifies a schedule is its trace.
+A proposal calls the ``suggest_*`` methods of an Optuna trial for the keys below ``search`` in a sweep file, and makes
+one schedule from the values. Different values may give the same schedule, so a schedule is identified by its trace.
 """
 
 from sweeper.search.check import Enqueued, check, corners, enqueued
-from sweeper.search.propose import Drawn, Suggest, parts, propose, slots
+from sweeper.search.propose import OfflineTrial, Suggest, branch_epochs, propose, restart_slots
 from sweeper.search.rules import Entrant, promotions, rungs, search_seeds, shrunk
 
 __all__ = [
-    "Drawn",
     "Enqueued",
     "Entrant",
+    "OfflineTrial",
     "Suggest",
+    "branch_epochs",
     "check",
     "corners",
     "enqueued",
-    "parts",
     "promotions",
     "propose",
+    "restart_slots",
     "rungs",
     "search_seeds",
     "shrunk",
-    "slots",
 ]

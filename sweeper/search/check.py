@@ -1,4 +1,4 @@
-"""Checks a search space at its edges before anything is trained, and translates enqueued schedules into its answers."""
+"""Checks a search space before anything is trained, and translates enqueued schedules into Optuna parameters."""
 
 import json
 import re
@@ -10,37 +10,38 @@ from typing import Any
 from sweeper.config import Parameter, Range, Sweep
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.schedules import Schedule, TimeBase
-from sweeper.search.propose import STEPS, Drawn, first_cycle, most_cycles, propose, slots
+from sweeper.search.propose import STEPS, OfflineTrial, first_cycle, most_cycles, propose, restart_slots
 
-DRAWS = 50  # proposals that a check tries beside the corners
+DRAWS = 50  # Random proposals that a check tries, beside the corners.
 
 
 def check(sweep: Sweep, time: TimeBase | None = None) -> None:
-    """Try the baselines, the enqueued schedules, the corners of the space and some draws; ConfigError in one line.
+    """Raise ConfigError, in one line, if a schedule of the sweep is not valid.
 
-    Without a time base the steps per epoch are not known yet. What is written in steps or images is then left to a
-    second look; most mistakes are about epochs.
+    The check makes the traces of the baselines, the enqueued schedules, the corners of the space and some random
+    proposals. Without a time base the steps per epoch are not known; a sweep that is written in steps or images is then
+    not checked, until a later call has the time base.
     """
     scale, pruner = sweep.search.params.get("step_scale"), sweep.pruner
     if scale is not None and scale.per_cycle and most_cycles(sweep.search) == 1:
         raise ConfigError(
-            "search.step_scale: is one for each restart, and there are none; expected search.restarts, "
+            "search.step_scale: is drawn for each restart, but the search has no restarts; expected search.restarts, "
             "steps: [30, 60], or a single step_scale"
         )
     if pruner.name != "none" and (pruner.from_epoch or 0) >= sweep.epochs:
         raise ConfigError(
-            f"pruner.from_epoch: {pruner.from_epoch} is not inside the run, nothing would be stopped; expected less "
-            f"than {sweep.epochs}, or pruner=none"
+            f"pruner.from_epoch: {pruner.from_epoch} is not inside the run, so that no trial would be stopped; "
+            f"expected less than {sweep.epochs}, or pruner=none"
         )
     if time is None and _in_steps(sweep):
         return
     time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=STEPS)
-    slots(sweep, time)
-    drawn = (propose(sweep, Drawn(seed), time) for seed in range(DRAWS))
-    proposals = chain(_everything(sweep, time), corners(sweep, time), drawn)
-    for where, tried in (("baselines", sweep.named_baselines.values()), ("search", proposals)):
+    restart_slots(sweep, time)  # Raises ConfigError.
+    drawn = (propose(sweep, OfflineTrial(seed), time) for seed in range(DRAWS))
+    proposals = chain(_with_all_parameters(sweep, time), corners(sweep, time), drawn)
+    for where, schedules in (("baselines", sweep.named_baselines.values()), ("search", proposals)):
         try:
-            for schedule in tried:
+            for schedule in schedules:
                 schedule.trace(time)
         except ScheduleError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -48,46 +49,50 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
 
 
 def _in_steps(sweep: Sweep) -> bool:
-    """Whether a duration of the sweep depends on the number of steps per epoch."""
+    """Whether a duration of the sweep is in steps or images, so that it depends on the number of steps per epoch."""
     text = json.dumps([sweep.search.model_dump(mode="json"), sweep.baselines, sweep.enqueue])
     return re.search(r'"\s*[0-9.]+([eE][+-]?[0-9]+)?\s*(it|img)\s*"', text) is not None
 
 
-def _everything(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
-    """A proposal for which every parameter is asked. A name must have one meaning, and a grid a number of values."""
-    drawn = Drawn(None)
-    yield propose(_as(sweep, "gp"), drawn, time)
-    for name, limits in drawn.limits.items() if sweep.sampler == "grid" else ():
-        if isinstance(limits, Range) and limits.step is None:
+def _with_all_parameters(sweep: Sweep, time: TimeBase) -> Iterator[Schedule]:
+    """A proposal for which every parameter is suggested. Raises ConfigError for a name with two distributions, and for
+    ``grid`` if a range has no step."""
+    trial = OfflineTrial(None)
+    yield propose(_with_sampler(sweep, "gp"), trial, time)
+    for name, distribution in trial.distributions.items() if sweep.sampler == "grid" else ():
+        if isinstance(distribution, Range) and distribution.step is None:
             raise ConfigError(
-                f"search.{name}: {limits.low:g} to {limits.high:g} has no step, and a grid cannot be walked; expected "
-                "a step, a list, or another sampler"
+                f"search.{name}: {distribution.low:g} to {distribution.high:g} has no step, so that a grid has no end; "
+                "expected a step, a list, or another sampler"
             )
 
 
-def _as(sweep: Sweep, sampler: str) -> Sweep:
-    """The sweep with another sampler: ``gp`` asks everything, and for ``tpe`` any answer is allowed, because ranges do
-    not depend on earlier answers."""
+def _with_sampler(sweep: Sweep, sampler: str) -> Sweep:
+    """The sweep with another sampler. With ``gp`` all parameters are suggested. With ``tpe`` every value is allowed,
+    because distributions do not depend on the values before."""
     return sweep.model_copy(update={"sampler": sampler})
 
 
 def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[Schedule]:
     """Schedules at the edges of the space: each parameter at each of its ends or choices, with no and most restarts."""
-    restarts, places, cycles = sweep.search.restarts, slots(sweep, time), most_cycles(sweep.search)
-    for on in ("off", "on") if restarts is not None else ("off",):
+    restarts, slots, cycles = sweep.search.restarts, restart_slots(sweep, time), most_cycles(sweep.search)
+    for switch in ("off", "on") if restarts is not None else ("off",):
         for end in (0, -1):
-            begun: dict[str, Any] = {}
-            for number, place in enumerate(places, start=1):
-                begun |= {f"restart_{number}": on} | ({f"steps_{number}": place[end]} if on == "on" else {})
+            of_restarts: dict[str, Any] = {}
+            for number, slot in enumerate(slots, start=1):
+                of_restarts[f"restart_{number}"] = switch
+                if switch == "on":
+                    of_restarts[f"steps_{number}"] = slot[end]
             for name, parameter in {"-": Parameter(), **sweep.search.params}.items():
                 names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
-                for answers in _edges(name, parameter):
-                    spread = dict.fromkeys(names, answers[name]) if name in answers else {}
-                    yield propose(_as(sweep, "tpe"), Drawn(None, {**answers, **spread, **begun}), time)
+                for params in _edges(name, parameter):
+                    per_cycle = dict.fromkeys(names, params[name]) if name in params else {}
+                    trial = OfflineTrial(None, {**params, **per_cycle, **of_restarts})
+                    yield propose(_with_sampler(sweep, "tpe"), trial, time)
 
 
 def _edges(name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
-    """Answers for a parameter, by Optuna's names: one after the other its ends, or its choices with theirs."""
+    """Optuna parameters for each end of a range, or for each choice and the edges of its conditional parameters."""
     if parameter.range is None and parameter.choices is None:
         yield {}
         return
@@ -95,104 +100,105 @@ def _edges(name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
         yield {name: value}
         label = "" if parameter.choices is None else parameter.label(value)
         for inner, inner_parameter in parameter.conditional.get(label, {}).items():
-            yield from ({name: value, **answers} for answers in _edges(f"{inner}_{label}", inner_parameter))
+            yield from ({name: value, **params} for params in _edges(f"{inner}_{label}", inner_parameter))
 
 
 @dataclass(frozen=True)
 class Enqueued:
-    """What a search slot is given: ``answers`` to the search's questions, from which the sampler learns, or for a
-    schedule that the space does not contain the ``schedule``, which is trained as it is."""
+    """An entry of ``enqueue``. ``params`` are values of Optuna parameters, from which the sampler learns. For a
+    schedule outside the space they are None, and ``schedule`` is trained as it is."""
 
-    answers: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] | None = None
     schedule: Schedule | None = None
 
 
 def enqueued(sweep: Sweep, time: TimeBase) -> list[Enqueued]:
-    """What the first search slots are given, one for each of ``sweep.enqueue``. Raises ConfigError."""
-    starts: list[Enqueued] = []
+    """The entries of ``sweep.enqueue``, in order, for the first search trials. Raises ConfigError."""
+    entries: list[Enqueued] = []
     for number, written in enumerate(sweep.enqueue, start=1):
         try:
             if isinstance(written, str) or "family" in written:
                 schedule = sweep.schedule(written)
-                answers = _encoded(sweep, schedule, time)
-                starts.append(Enqueued(schedule=schedule) if answers is None else Enqueued(answers))
+                params = _params_of(sweep, schedule, time)
+                entries.append(Enqueued(schedule=schedule) if params is None else Enqueued(params))
             else:
-                starts.append(Enqueued(_checked_answers(sweep, written, time)))
+                entries.append(Enqueued(_checked_params(sweep, written, time)))
         except ConfigError as error:
             raise ConfigError(f"enqueue: {number}: {error}") from None
-    if sweep.trials is not None and len(starts) > sweep.trials:
+    if sweep.trials is not None and len(entries) > sweep.trials:
         raise ConfigError(
-            f"enqueue: {len(starts)} schedules are more than the {sweep.trials} trials; expected trials={len(starts)} "
-            "or more"
+            f"enqueue: {len(entries)} schedules are more than the {sweep.trials} trials; expected "
+            f"trials={len(entries)} or more"
         )
-    return starts
+    return entries
 
 
-def _checked_answers(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:
-    """Answers as they stand in the file. ConfigError unless the space has each of them and they come out as written.
+def _checked_params(sweep: Sweep, written: Mapping[str, Any], time: TimeBase) -> dict[str, Any]:
+    """Optuna parameters from ``enqueue``, checked. Raises ConfigError for a parameter or value outside the space, and
+    for restarts that a proposal would move to other epochs.
 
-    With ``grid``, restarts that are left out are added as off.
+    With ``grid``, a restart that is not given is added as off.
     """
-    # YAML reads on without quotes as true
-    answers = {
+    # YAML reads `on` without quotes as true.
+    given = {
         name: ("on" if value else "off") if isinstance(value, bool) and name.startswith("restart_") else value
         for name, value in written.items()
     }
-    everything, drawn = Drawn(None, answers), Drawn(None, answers)
-    propose(_as(sweep, "gp"), everything, time)
-    if unknown := [name for name in answers if name not in everything.asked]:
+    complete, trial = OfflineTrial(None, given), OfflineTrial(None, given)
+    propose(_with_sampler(sweep, "gp"), complete, time)
+    if unknown := [name for name in given if name not in complete.params]:
         raise ConfigError(
             f"{unknown[0]}: is not a parameter of the search; expected a schedule with its family, or some of "
-            f"{', '.join(everything.asked)}"
+            f"{', '.join(complete.params)}"
         )
-    schedule = propose(sweep, drawn, time)
+    schedule = propose(sweep, trial, time)
     schedule.trace(time)
     if (restarts := sweep.search.restarts) is None:
-        return answers
-    steps, most = schedule.params["steps"], restarts.max - restarts.min
-    on = {number: answers.get(f"restart_{number}") for number in range(1, restarts.max + 1)}
-    if (off := list(on.values()).count("off")) > most:
-        raise ConfigError(f"{off} restarts are off; expected at most {most}, min is {restarts.min}")
-    for number, switch in on.items():
-        at = answers.get(f"steps_{number}")
-        if at is not None and (switch == "on" or most == 0) and at not in steps:
+        return given
+    steps, most_off = schedule.params["steps"], restarts.max - restarts.min
+    switches = {number: given.get(f"restart_{number}") for number in range(1, restarts.max + 1)}
+    if (off := list(switches.values()).count("off")) > most_off:
+        raise ConfigError(f"{off} restarts are off; expected at most {most_off}, because min is {restarts.min}")
+    for number, switch in switches.items():
+        epoch = given.get(f"steps_{number}")
+        if epoch is not None and (switch == "on" or most_off == 0) and epoch not in steps:
             raise ConfigError(
-                f"steps_{number}: {at} comes out otherwise, with restarts at {', '.join(map(str, steps))}; "
+                f"steps_{number}: {epoch} would be moved, to restarts at {', '.join(map(str, steps))}; "
                 f"expected restarts at least {restarts.distance} epochs apart"
             )
-    of_restarts = {name: value for name, value in drawn.asked.items() if name.startswith(("restart_", "steps_"))}
-    if sweep.sampler == "grid" and of_restarts.keys() & answers.keys():
-        # In a grid the places of a restart depend on the restarts before it. So no restart may be left to the sampler:
-        # it could make a later answer impossible.
-        return of_restarts | answers
-    return answers
+    of_restarts = {name: value for name, value in trial.params.items() if name.startswith(("restart_", "steps_"))}
+    if sweep.sampler == "grid" and of_restarts.keys() & given.keys():
+        # In a grid the positions of a restart depend on the restarts before it. If one of these were left to the
+        # sampler, its value could make a later given one impossible.
+        return of_restarts | given
+    return given
 
 
-def _encoded(sweep: Sweep, schedule: Schedule, time: TimeBase) -> dict[str, Any] | None:
-    """The answers with which the space gives the very trace of ``schedule``; None if it lies outside."""
-    trace, params = schedule.trace(time), schedule.params
-    if schedule.family != sweep.search.family or (sweep.search.restarts is None and params.get("steps")):
+def _params_of(sweep: Sweep, schedule: Schedule, time: TimeBase) -> dict[str, Any] | None:
+    """The Optuna parameters for which the space gives the trace of ``schedule``; None if the space has no such ones."""
+    trace, written = schedule.trace(time), schedule.params
+    if schedule.family != sweep.search.family or (sweep.search.restarts is None and written.get("steps")):
         return None
-    answers: dict[str, Any] = {}
-    steps = [step for step in params.get("steps", []) if isinstance(step, int)]
-    for number, place in enumerate(slots(sweep, time), start=1):
-        inside = [step for step in steps if step in place]
-        answers[f"restart_{number}"] = "on" if inside else "off"
-        answers |= {f"steps_{number}": inside[0]} if inside else {}
+    params: dict[str, Any] = {}
+    steps = [step for step in written.get("steps", []) if isinstance(step, int)]
+    for number, slot in enumerate(restart_slots(sweep, time), start=1):
+        inside = [step for step in steps if step in slot]
+        params[f"restart_{number}"] = "on" if inside else "off"
+        params |= {f"steps_{number}": inside[0]} if inside else {}
     for name, parameter in sweep.search.params.items():
-        value = params.get(name)
+        value = written.get(name)
         if parameter.per_cycle:
             count = len(steps) + 2 - first_cycle(sweep.search, name)
             values = value[-count:] if isinstance(value, list) and count else [value] * count
-            answers |= {f"{name}_{number}": each for number, each in enumerate(values, start=1)}
+            params |= {f"{name}_{number}": value for number, value in enumerate(values, start=1)}
         elif parameter.searched:
-            answers[name] = value
-        for label, below in parameter.conditional.items():
-            answers |= {f"{inner}_{label}": params[inner] for inner in below if inner in params}
-    drawn = Drawn(None, answers)
+            params[name] = value
+        for label, conditional in parameter.conditional.items():
+            params |= {f"{inner}_{label}": written[inner] for inner in conditional if inner in written}
+    trial = OfflineTrial(None, params)
     try:
-        # the ranges of a grid do depend on earlier answers
-        same = propose(sweep if sweep.sampler == "grid" else _as(sweep, "tpe"), drawn, time).trace(time) == trace
-    except ConfigError:  # an answer that the space does not have
+        # Only for a grid the distributions depend on the values before.
+        proposal = propose(sweep if sweep.sampler == "grid" else _with_sampler(sweep, "tpe"), trial, time)
+        return trial.params if proposal.trace(time) == trace else None
+    except ConfigError:  # A value is not in the space.
         return None
-    return drawn.asked if same else None

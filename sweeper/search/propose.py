@@ -1,10 +1,11 @@
-"""From a search space to one schedule, by asking for its parameters one by one.
+"""Draws one schedule from a search space, by suggesting its Optuna parameters one by one.
 
-Restarts are on/off slots with a position inside each slot. This is not the encoding with the least regret
-(benchmarks/), but positions on a grid let trials share their beginnings.
-A parameter that would change nothing is not asked for (the position of a restart that is off, a step_scale without
-restarts). Two samplers are exceptions: ``gp``, a Gaussian process, needs every parameter in every trial, and ``grid``
-should visit each schedule once, so a slot offers only the positions that the slots before it leave free.
+The run is cut into slots for restarts. Each slot has a switch, on or off, and a position. Other encodings have less
+regret (benchmarks/), but positions on a grid let trials share their first epochs.
+
+A parameter without effect is not suggested, such as the position of a restart that is off, or step_scale without
+restarts. Two samplers differ. ``gp``, a Gaussian process, needs every parameter in every trial, so all are suggested.
+``grid`` should visit each schedule once, so a slot offers only the positions that are left by the slots before it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,10 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import AT_RESTARTS, Duration, Schedule, TimeBase
 from sweeper.schedules.decay import free_names, substitute
 
-STEPS = 4  # assumed per epoch while the data set is not known
+STEPS = 4  # Steps per epoch that are assumed while the data set is not known.
 
-
-Limits = Range | range | tuple[Any, ...]
-"""What may be answered: a range of numbers or of whole numbers, or one of some choices."""
+Distribution = Range | range | tuple[Any, ...]
+"""The values that an Optuna parameter may have: a range of numbers, a range of whole numbers, or choices."""
 
 
 class Suggest(Protocol):
@@ -36,20 +36,20 @@ class Suggest(Protocol):
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
-class Drawn:
-    """A ``Suggest`` without a study: it gives ``answers``, and draws the others uniformly with ``seed``; without a seed
-    they are the low end or the first choice.
+class OfflineTrial:
+    """A ``Suggest`` without a study. It returns the values in ``given``; other parameters it draws uniformly with
+    ``seed``, or, if that is None, sets to the low end of their range or to the first choice.
 
-    ``asked`` has everything that was asked for with its answer, ``limits`` what may be answered. Raises ConfigError for
-    an answer that may not be, and for a name that is asked for a second time with other limits, which Optuna would
-    refuse in the middle of a study.
+    ``params`` and ``distributions`` hold every suggested parameter, as in an Optuna trial. Raises ConfigError for a
+    given value outside its distribution. Raises it also for a name that is suggested twice with different
+    distributions, because Optuna would refuse that in the middle of a study.
     """
 
-    def __init__(self, seed: int | None, answers: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, seed: int | None, given: Mapping[str, Any] | None = None) -> None:
         self._random = None if seed is None else np.random.default_rng(seed)
-        self._answers = answers or {}
-        self.asked: dict[str, Any] = {}
-        self.limits: dict[str, Limits] = {}
+        self._given = given or {}
+        self.params: dict[str, Any] = {}
+        self.distributions: dict[str, Distribution] = {}
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -59,86 +59,94 @@ class Drawn:
                 return min(low + step * int(random.integers(0, int((high - low) / step + 1e-9) + 1)), high)
             return float(np.exp(random.uniform(np.log(low), np.log(high)))) if log else float(random.uniform(low, high))
 
-        limits = Range(low=low, high=high, step=step, log=log)
-        return float(self._answer(name, low, draw, limits, f"{low:g} to {high:g}"))
+        distribution = Range(low=low, high=high, step=step, log=log)
+        return float(self._value(name, low, draw, distribution, f"{low:g} to {high:g}"))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         def draw(random: np.random.Generator) -> int:
             return low + step * int(random.integers(0, (high - low) // step + 1))
 
-        limits = range(low, high + 1, step)
-        return int(self._answer(name, low, draw, limits, f"{low} to {high} in steps of {step}"))
+        distribution = range(low, high + 1, step)
+        return int(self._value(name, low, draw, distribution, f"{low} to {high} in steps of {step}"))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         def draw(random: np.random.Generator) -> Any:
             return choices[int(random.integers(0, len(choices)))]
 
-        return self._answer(name, choices[0], draw, tuple(choices), f"one of {', '.join(map(str, choices))}")
+        return self._value(name, choices[0], draw, tuple(choices), f"one of {', '.join(map(str, choices))}")
 
-    def _answer(
-        self, name: str, first: Any, draw: Callable[[np.random.Generator], Any], limits: Limits, expected: str
+    def _value(
+        self,
+        name: str,
+        first: Any,
+        draw: Callable[[np.random.Generator], Any],
+        distribution: Distribution,
+        expected: str,
     ) -> Any:
-        value = self._answers[name] if name in self._answers else draw(self._random) if self._random else first
-        if value not in limits:
+        value = self._given[name] if name in self._given else draw(self._random) if self._random else first
+        if value not in distribution:
             raise ConfigError(f"{name}: {value!r} is not in the search space; expected {expected}")
-        if self.limits.setdefault(name, limits) != limits:
+        if self.distributions.setdefault(name, distribution) != distribution:
             raise ConfigError(
-                f"search: {name} would be the name of two parameters that differ; expected the same values for both, "
-                "or one of them held"
+                f"search: {name} would be the name of two parameters with different values; expected the same values "
+                "for both, or a single value for one of them"
             )
-        self.asked[name] = value
+        self.params[name] = value
         return value
 
 
 def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Schedule:
-    """One schedule, drawn from ``sweep.search`` through ``suggest``.
+    """One schedule from ``sweep.search``, whose parameters are suggested by ``suggest``.
 
-    ``time`` is needed where a warm-up is written in steps or images: restarts come after it. Raises ConfigError for a
-    space that cannot be.
+    ``time`` is needed for a warm-up that is written in steps or images, because restarts come after the warm-up. Raises
+    ConfigError for a space without a valid schedule.
     """
-    search, whole = sweep.search, sweep.sampler == "gp"
-    written: dict[str, Any] = {"family": search.family}
+    search, suggest_all = sweep.search, sweep.sampler == "gp"
+    spec: dict[str, Any] = {"family": search.family}
     if sweep.trunk is not None:
-        written["trunk"] = sweep.trunk.spec
+        spec["trunk"] = sweep.trunk.spec
     cycles = most = most_cycles(search)
     if search.restarts is not None:
-        written["steps"] = _restarts(slots(sweep, time), search.restarts, suggest, sweep.sampler)
-        cycles = len(written["steps"]) + 1
+        spec["steps"] = _restarts(restart_slots(sweep, time), search.restarts, suggest, sweep.sampler)
+        cycles = len(spec["steps"]) + 1
     of_choice: dict[str, Any] = {}
-    # A parameter that belongs to the choice made overrides a parameter of the same name for all choices.
+    # Parameters with conditional ones come first, because a conditional parameter of the chosen value overrides the
+    # parameter of the same name for all choices.
     for name, parameter in sorted(search.params.items(), key=lambda item: not item[1].conditional):
-        idle = cycles == 1 and search.restarts is not None and (name in AT_RESTARTS or sweep.trunk is not None)
-        acting = name not in of_choice and not idle
-        if not (acting or whole):
+        needs_restart = search.restarts is not None and (name in AT_RESTARTS or sweep.trunk is not None)
+        has_effect = name not in of_choice and not (needs_restart and cycles == 1)
+        if not (has_effect or suggest_all):
             continue
         first = first_cycle(search, name)
-        numbers = range(1, (most if whole else cycles) - first + 2)
+        numbers = range(1, (most if suggest_all else cycles) - first + 2)
         keys = [f"{name}_{number}" for number in numbers] if parameter.per_cycle else [name]
-        drawn = [_answers(key, parameter, suggest, whole) for key in keys]
-        values = [answers.pop(key) for key, answers in zip(keys, drawn, strict=True)]
-        if acting and not parameter.per_cycle:
-            written[name] = values[0]
-            of_choice |= drawn[0]
-        elif acting and (values := values[: cycles - first + 1]):
-            written[name] = values
-    return sweep.schedule({**written, **of_choice})
+        suggested = [_suggested(key, parameter, suggest, suggest_all) for key in keys]
+        values = [params.pop(key) for key, params in zip(keys, suggested, strict=True)]
+        if has_effect and not parameter.per_cycle:
+            spec[name] = values[0]
+            of_choice |= suggested[0]
+        elif has_effect and (values := values[: cycles - first + 1]):
+            spec[name] = values
+    return sweep.schedule({**spec, **of_choice})
 
 
 def first_cycle(search: Search, name: str) -> int:
-    """The first cycle, 1 or 2, on which a parameter drawn per cycle acts. A trunk or no restart begins cycle 1."""
+    """The number, 1 or 2, of the first cycle on which a parameter that is drawn per cycle has an effect.
+
+    It is 2 for step_scale, because no restart begins cycle 1, and in a branch, because its cycle 1 is the trunk."""
     return 2 if name == "step_scale" or search.trunk is not None else 1
 
 
 def most_cycles(search: Search) -> int:
-    """How many cycles a schedule of the space has at most, as far as restarts or fixed steps tell; else 1."""
+    """The largest number of cycles of a schedule in the space; 1 without ``restarts`` and without fixed ``steps``."""
     if search.restarts is not None:
         return search.restarts.max + 1
     steps = search.params["steps"].value if "steps" in search.params else None
     return len(set(map(str, steps))) + 1 if isinstance(steps, list | tuple) else 1
 
 
-def _answers(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> dict[str, Any]:
-    """A parameter's value and those of the parameters that belong to the choice made, by name."""
+def _suggested(name: str, parameter: Parameter, suggest: Suggest, suggest_all: bool) -> dict[str, Any]:
+    """The suggested value of a parameter and the values of the chosen value's conditional parameters, by name."""
     if (limits := parameter.range) is not None:
         low, high, step = limits.low, limits.high, limits.step
         if step is not None and low.is_integer() and high.is_integer() and step.is_integer():
@@ -149,26 +157,27 @@ def _answers(name: str, parameter: Parameter, suggest: Suggest, whole: bool) -> 
     choices = list(parameter.choices)
     choice: Any = suggest.suggest_categorical(name, choices) if parameter.searched else choices[0]
     of_choice: dict[str, Any] = {}
-    for label, below in parameter.conditional.items():
+    for label, conditional in parameter.conditional.items():
         chosen = label == parameter.label(choice)
-        for inner, inner_parameter in below.items():
-            if chosen or whole:
-                answers = _answers(f"{inner}_{label}", inner_parameter, suggest, whole)
-                of_choice.update({inner: answers[f"{inner}_{label}"]} if chosen else {})
+        for inner, inner_parameter in conditional.items():
+            if chosen or suggest_all:
+                values = _suggested(f"{inner}_{label}", inner_parameter, suggest, suggest_all)
+                of_choice.update({inner: values[f"{inner}_{label}"]} if chosen else {})
     if of_choice and isinstance(choice, str):
         choice = substitute(choice, {key: of_choice.pop(key) for key in free_names(choice) & of_choice.keys()})
     return {name: choice, **of_choice}
 
 
-def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
-    """The epochs at which each slot's restart may come: equal shares of the grid from ``first`` to ``last``.
+def restart_slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
+    """For each slot the epochs at which its restart may come: equal shares of the grid from ``first`` to ``last``.
 
-    A restart comes after the (longest) warm-up. Raises ConfigError where the restarts do not fit; [] without any.
+    Restarts come after the longest warm-up of the space. The list is empty without ``search.restarts``. Raises
+    ConfigError if the restarts do not fit into the run.
     """
     restarts = sweep.search.restarts
     if restarts is None:
         return []
-    earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29, not 28.999999999999996
+    earliest = floor(_warmup(sweep, time) + 1e-6) + 1  # 0.29dur of 100 epochs are 29 epochs, but 0.29 * 100 is less.
     whose = "the " if sweep.search.trunk is None else "the trunk's "
     first, last = _first_and_last(restarts, sweep.epochs, earliest, whose)
     grid = range(first, last + 1, restarts.every)
@@ -182,8 +191,8 @@ def slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
 
 
 def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) -> tuple[int, int]:
-    """The first and the last epoch at which a restart may come in a run of ``epochs``, of which ``earliest`` is the
-    first after the warm-up. Raises ConfigError if there is no such epoch."""
+    """The first and the last epoch at which a restart may come, in a run of ``epochs`` whose warm-up ends before epoch
+    ``earliest``. ``whose`` says in a message whose warm-up that is. Raises ConfigError if there is no such epoch."""
     where, first, last, distance = "search.restarts:", restarts.first, restarts.last, restarts.distance
     if earliest >= epochs:
         raise ConfigError(
@@ -214,74 +223,78 @@ def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) 
     return first, last
 
 
-def parts(sweep: Sweep, time: TimeBase) -> set[int]:
-    """The epochs after which schedules of the sweep may part: possible restarts, and where branches begin."""
-    epochs = set().union(*slots(sweep, time))
+def branch_epochs(sweep: Sweep, time: TimeBase) -> set[int]:
+    """The epochs at which a schedule of the sweep may leave another one: at a restart, or where a branch begins."""
+    epochs = set().union(*restart_slots(sweep, time))
     steps, begins = (sweep.search.params.get(name, Parameter()) for name in ("steps", "from"))
-    places = list(steps.value) if isinstance(steps.value, list | tuple) else []
-    places += begins.range.grid() if begins.range is not None else begins.examples()
-    epochs |= {floor(Duration.parse(place).epochs(time)) for place in places if place is not None}
+    positions = list(steps.value) if isinstance(steps.value, list | tuple) else []
+    positions += begins.range.grid() if begins.range is not None else begins.examples()
+    epochs |= {floor(Duration.parse(position).epochs(time)) for position in positions if position is not None}
     baselines = [schedule.begins(time) for schedule in sweep.named_baselines.values()]
     return epochs | {step // time.steps_per_epoch for step in baselines if step is not None}
 
 
 def _warmup(sweep: Sweep, time: TimeBase | None) -> float:
-    """The longest warm-up of the space in epochs; 0 where only a time base could tell and there is none."""
+    """The longest warm-up of the space in epochs. Without ``time``, warm-ups in steps or images are not counted."""
     if sweep.trunk is not None:
         run = time or TimeBase(sweep.epochs, STEPS)
         return sweep.trunk.warmup_steps(run) / run.steps_per_epoch
     params = sweep.search.params
-    default = "3ep" if "trainer" in params.get("warmup_kind", Parameter()).examples() else 0  # the trainer's own
+    default = "3ep" if "trainer" in params.get("warmup_kind", Parameter()).examples() else 0
     warmups = [params.get("warmup", Parameter(value=default))]
-    warmups += [below["warmup"] for each in params.values() for below in each.conditional.values() if "warmup" in below]
-    lengths = [Duration.parse(written, "warmup") for each in warmups for written in each.examples()]
-    certain = [length for length in lengths if time is not None or length.unit in ("ep", "dur")]
-    return max((length.epochs(time or TimeBase(sweep.epochs, 1)) for length in certain), default=0.0)
+    for parameter in params.values():
+        warmups += [inner["warmup"] for inner in parameter.conditional.values() if "warmup" in inner]
+    lengths = [Duration.parse(written, "warmup") for warmup in warmups for written in warmup.examples()]
+    known = [length for length in lengths if time is not None or length.unit in ("ep", "dur")]
+    return max((length.epochs(time or TimeBase(sweep.epochs, 1)) for length in known), default=0.0)
 
 
 def _gap(restarts: Restarts) -> int:
-    """The least distance between two restarts that keeps both on the grid."""
+    """The least distance in epochs between two restarts: ``distance``, rounded up to the grid."""
     return -(-restarts.distance // restarts.every) * restarts.every
 
 
-def _restarts(places: list[range], restarts: Restarts, suggest: Suggest, sampler: str) -> list[int]:
-    """Restart epochs, ascending. Neighbours that are too near are moved apart, later first.
+def _restarts(slots: list[range], restarts: Restarts, suggest: Suggest, sampler: str) -> list[int]:
+    """The epochs of the restarts, ascending. Restarts that are too near to each other are moved apart.
 
-    For ``grid``, where a schedule has one set of answers, a slot offers only positions that keep the distance to the
-    restart before it. These ranges depend on earlier answers, which suits a sampler that walks the space and misleads
-    one that models it; for all other samplers the ranges are fixed.
+    For ``grid``, which should give each schedule once, a slot offers only positions that keep the distance to the
+    restart before it. So its distributions depend on earlier values, which is right for a sampler that enumerates the
+    space and wrong for one that models it. For all other samplers the distributions are fixed.
     """
-    gap, walks, whole = _gap(restarts), sampler == "grid", sampler == "gp"
+    gap, is_grid, suggest_all = _gap(restarts), sampler == "grid", sampler == "gp"
     steps: list[int] = []
 
-    def positions(index: int, after: int) -> list[int]:
-        return [at for at in places[index] if at >= after + gap or not walks]
+    def positions(slot: int, last: int) -> list[int]:
+        """The epochs that ``slot`` offers if the last restart before it is at epoch ``last``."""
+        return [epoch for epoch in slots[slot] if epoch >= last + gap or not is_grid]
 
-    def room(index: int, after: int) -> int:
-        """How many more restarts fit into the slots from ``index`` on, the last one so far being at ``after``."""
+    def capacity(slot: int, last: int) -> int:
+        """The number of restarts that fit into the slots from ``slot`` on, if the one before them is at ``last``."""
         count = 0
-        for slot in range(index, len(places)):
-            if free := positions(slot, after):
-                count, after = count + 1, free[0]
+        for later in range(slot, len(slots)):
+            if free := positions(later, last):
+                count, last = count + 1, free[0]
         return count
 
-    for index in range(len(places)):
-        after, need = steps[-1] if steps else -gap, restarts.min - len(steps)
-        free = [at for at in positions(index, after) if 1 + room(index + 1, at) >= need]
+    for slot in range(len(slots)):
+        last, missing = steps[-1] if steps else -gap, restarts.min - len(steps)
+        free = [epoch for epoch in positions(slot, last) if 1 + capacity(slot + 1, epoch) >= missing]
         if not free:
             continue
-        # A slot is on without a question if all slots that are left are needed for the minimum.
-        forced = on = room(index + 1, after) < need
-        if not forced or (whole and restarts.min < restarts.max):
-            on = suggest.suggest_categorical(f"restart_{index + 1}", ["off", "on"]) == "on" or forced
-        if on or whole:
-            at = free[0]
+        # A slot is on without a question if the later slots alone cannot hold the minimum of restarts.
+        forced = on = capacity(slot + 1, last) < missing
+        if not forced or (suggest_all and restarts.min < restarts.max):
+            on = suggest.suggest_categorical(f"restart_{slot + 1}", ["off", "on"]) == "on" or forced
+        if on or suggest_all:
+            epoch = free[0]
             if len(free) > 1:
-                at = suggest.suggest_int(f"steps_{index + 1}", free[0], free[-1], step=restarts.every)
-            steps += [at] if on else []
+                epoch = suggest.suggest_int(f"steps_{slot + 1}", free[0], free[-1], step=restarts.every)
+            steps += [epoch] if on else []
+    # A restart that is too near to the one before it moves to a later epoch. Restarts that then lie behind the last
+    # position move to earlier epochs.
     for index in range(1, len(steps)):
         steps[index] = max(steps[index], steps[index - 1] + gap)
-    end = places[-1][-1] + gap
+    end = slots[-1][-1] + gap
     for index in reversed(range(len(steps))):
         steps[index] = end = min(steps[index], end - gap)
     return steps

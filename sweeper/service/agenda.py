@@ -121,7 +121,7 @@ class Agenda:
                 "search",
                 seed,
                 schedule=None if start.schedule is None else start.schedule.spec,
-                params=start.answers,
+                params=start.params,
                 name=f"enqueued {number}",
             )
             for number, start in enumerate(enqueued, start=1)

@@ -334,7 +334,7 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
     seen: set[str] = set()
     enqueued = search.enqueued(service.searched, service.time)
     for number, start in enumerate(enqueued[:count]):
-        suggest = search.Drawn(first + number, start.answers)
+        suggest = search.OfflineTrial(first + number, start.params)
         schedule = start.schedule or search.propose(service.searched, suggest, service.time)
         trace = service.trace(schedule)
         seen.add(trace.digest)
@@ -344,7 +344,7 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
         # If the space had another schedule, so many draws in a row would miss it with a probability of about e^-10.
         if left <= 0 or misses > 10 * (len(seen) + 10):
             break
-        schedule = search.propose(service.searched, search.Drawn(number), service.time)
+        schedule = search.propose(service.searched, search.OfflineTrial(number), service.time)
         trace = service.trace(schedule)
         if trace.digest in seen:
             misses += 1

@@ -246,7 +246,7 @@ class Service:
         These are the end of its warm-up, its jumps, the jumps that the search may propose, and its end.
         """
         own = {jump.epoch for jump in trace.jumps()} | {trace.epochs, round(trace.warmup_fraction * trace.epochs)}
-        return own | search.parts(self.searched, self.time)
+        return own | search.branch_epochs(self.searched, self.time)
 
     def launch(self) -> None:
         """Create the study, its trials and the experiment, as far as they do not exist. Raises SweeperError."""
