@@ -82,7 +82,7 @@ def test_yaml_within_its_bounds_is_read() -> None:
         ("search.steps=" + "[" * 5000, "search.steps: the value is nested too deeply"),
         ("search.steps=" + "[" * 5000 + "]" * 5000, "search.steps: the value is nested too deeply"),
         ("search." + "a." * 5000 + "b=1", "keys deep; expected at most 32"),
-        ("search." + "a." * 30 + "b=1", "search: a: 'a' with parameters of its own is one of several choices"),
+        ("search." + "a." * 30 + "b=1", "search: a: 'a' with conditional parameters has to be one of several choices"),
         ("x" * 5000 + "=1", "is not a key of a sweep"),
         ("x" * 5000, "is not an override"),
         ("epochs=[" + "1," * 5000 + "1]", "epochs: [1, 1, 1"),

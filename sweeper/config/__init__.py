@@ -1,8 +1,8 @@
-"""What the YAML says, checked: ``Recipe`` (everything but the learning rate), ``Search``, ``Sweep``.
+"""A sweep file as checked objects: ``Sweep`` with its ``Recipe`` (all but the learning rate) and its ``Search``.
 
-A sweep file is flat where Ultralytics is (``data``, ``model``, ``epochs``, ``imgsz``, ``batch`` ...) and nested only
-for what this project adds (``search``, ``baselines``, ``confirm``, ``escape``). ``key=value`` after the file overrides
-it, dots go deeper.
+In a sweep file the keys of ``yolo train`` (``data``, ``model``, ``epochs``, ``imgsz``, ``batch`` ...) stand at the top.
+Only this project's own keys are nested (``search``, ``baselines``, ``confirm``, ``escape``). ``key=value`` overrides a
+key; dots separate the keys of nested mappings.
 """
 
 from sweeper.config.parts import Budget, Confirm, Escape, Pruner, Recipe

@@ -14,12 +14,12 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_LAYERS = 10_000
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-#: Optimizers that Ultralytics builds by name; ``auto`` is left out because it ignores the learning rate it is given.
+#: The optimizers that Ultralytics builds by name, without ``auto``, which ignores the given learning rate.
 OPTIMIZERS = ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp")
 
 
 class Model(BaseModel):
-    """A part of a sweep file: unknown keys are errors, and what was read never changes."""
+    """A part of a sweep file. Unknown keys are errors; an instance is immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, validate_by_name=True, serialize_by_alias=True
@@ -27,10 +27,10 @@ class Model(BaseModel):
 
 
 class Recipe(Model):
-    """Everything that determines a training except the learning rate; names and defaults are Ultralytics' own.
+    """Everything that determines a training except the learning rate. Names and defaults are Ultralytics'.
 
-    Exceptions, each for a reason: ``optimizer`` has no ``auto`` (it ignores the LR), ``mosaic_epochs`` counts from the
-    start (``close_mosaic`` counts from the end, so a longer run would have another beginning), ``amp: auto`` is on for
+    There are three exceptions. ``optimizer`` has no ``auto``, because that ignores the LR. ``mosaic_epochs`` replaces
+    ``close_mosaic``, which counts from the end, so that a longer run would begin otherwise. ``amp: auto`` is on for
     CUDA and off on a CPU.
     """
 
@@ -44,16 +44,18 @@ class Recipe(Model):
     weight_decay: NotNegative = 0.0005
     seed: int = Field(default=0, ge=0, lt=2**31)
     threads: int = Field(
-        default=1, ge=1, le=1024, description="of torch, for one training on a CPU: gradients differ with it"
+        default=1, ge=1, le=1024, description="torch threads of a training on a CPU; gradients depend on their number"
     )
     amp: bool | Literal["auto"] = Field(default="auto", description="auto: on for CUDA, off on a CPU")
     deterministic: bool = True
-    rect: bool = Field(default=False, description="batches of images of one shape, in a fixed order, without mosaic")
-    single_cls: bool = Field(default=False, description="all labels are of one class, item")
+    rect: bool = Field(default=False, description="batches have images of one shape, in a fixed order, without mosaic")
+    single_cls: bool = Field(default=False, description="all labels have the same class, item")
     fraction: Annotated[int, Field(gt=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="of the training images, in the order of their paths: a share, or from 2 on a number"
+        default=1.0, description="share (at most 1) or number (from 2 on) of the training images, in path order"
     )
-    freeze: int | list[int] | None = Field(default=None, description="the first so many layers, or these, from 0")
+    freeze: int | list[int] | None = Field(
+        default=None, description="number of first layers, or a list of layers from 0 on, to freeze"
+    )
     box: NotNegative = 7.5
     cls: NotNegative = 0.5
     dfl: NotNegative = 1.5
@@ -70,20 +72,20 @@ class Recipe(Model):
     bgr: Fraction = 0.0
     mosaic: Fraction = 1.0
     mosaic_epochs: int | None = Field(
-        default=None, ge=0, description="mosaic is on in so many first epochs; null: in all"
+        default=None, ge=0, description="number of first epochs in which mosaic is on; null: all"
     )
     mixup: Fraction = 0.0
     cutmix: Fraction = 0.0
     copy_paste: Fraction = 0.0
     multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loader_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
-        default="auto", description="loader processes, by default from the worker's cores; changes no bit of the result"
+        default="auto", description="loader processes, by default from the worker's cores; no bit depends on it"
     )
     cache_mb: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = Field(
-        default="auto", description="decoded images kept, by default from the worker's memory; changes no bit"
+        default="auto", description="MB of decoded images in memory, by default from the worker's; no bit depends on it"
     )
 
-    #: Keys that say where or how fast, and those that the data set's digest stands for: outside the digest.
+    #: Keys outside the digest: paths and speed change no bit, and the data set's own digest covers the others.
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"data", "single_cls", "fraction", "loader_workers", "cache_mb"})
 
     @field_validator("optimizer")
@@ -100,40 +102,40 @@ class Recipe(Model):
     def _layers_are_counted_from_zero(cls, value: int | list[int] | None) -> int | list[int] | None:
         layers = value if isinstance(value, list) else [value or 0]
         if len(layers) > MAX_LAYERS or not all(0 <= layer < MAX_LAYERS for layer in layers):
-            raise ValueError("is not allowed; expected how many first layers, or a list of layers from 0 on")
+            raise ValueError("is not allowed; expected a number of first layers, or a list of layers from 0 on")
         return value
 
     @property
     def accumulate(self) -> int:
-        """Batches per optimizer step, as Ultralytics after warm-up: ``max(round(nbs / batch), 1)``; constant here."""
+        """Batches per optimizer step, ``max(round(nbs / batch), 1)``. Ultralytics has fewer during its warm-up."""
         return max(round(self.nbs / self.batch), 1)
 
     @property
     def part(self) -> dict[str, Any]:
-        """Which part of the data set is trained, as ``data.open`` takes it."""
+        """The part of the data set that is trained, as arguments of ``data.open``."""
         return {"fraction": self.fraction, "single_cls": self.single_cls}
 
     def digest(self, facts: Mapping[str, Any]) -> str:
-        """SHA-256 (hex) naming this recipe: all values, defaults written out, plus ``facts``.
+        """SHA-256 (hex) over all values of the recipe, defaults included, and over ``facts``.
 
-        ``facts`` are what the values do not say: the data set's digest, the weights', versions and hardware
-        (``training.fingerprint``). Paths, loader workers and caches are left out: they change no bit.
+        ``facts`` are the digests of data set and weights, versions and hardware (``training.fingerprint``). Paths,
+        loader processes and caches are left out, because no bit of a training depends on them.
         """
         values = {key: value for key, value in self.model_dump().items() if key not in self.UNHASHED}
-        if not self.rect:  # states of before there was this key keep their names
+        if not self.rect:  # Stored states are older than this key, and their prefix keys must not change.
             del values["rect"]
-        if self.amp == "auto":  # as what it came to on this device
+        if self.amp == "auto":  # The digest holds the precision that auto gives on this device.
             values["amp"] = facts.get("precision") == "amp"
         if Path(self.model).suffix == ".pt":
-            values["model"] = "weights"  # weights are named by their content, in ``facts``
+            values["model"] = "weights"  # ``facts`` holds the digest of the file's content.
         text = json.dumps({"recipe": values, "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Pruner(Model):
-    """When a search trial is stopped early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
+    """The rule that stops a search trial early. In YAML: a name, or ``{name: cycle_end, from_epoch: 40, ...}``.
 
-    The values of ``sweeper.search.rules.cycle_end``; ``from_epoch: null`` is a third of the run.
+    The other keys are arguments of ``sweeper.search.rules.cycle_end``. ``from_epoch: null`` is a third of the run.
     """
 
     name: Literal["none", "cycle_end"] = "none"
@@ -148,9 +150,9 @@ class Pruner(Model):
 
 
 class Budget(Model):
-    """So many trained epochs, or so many hours of workers, over search and confirmation; in YAML ``1600ep``, ``8h``.
+    """A limit for search and confirmation together: ``1600ep`` in trained epochs, or ``8h`` in worker hours.
 
-    An epoch that was stored already costs nothing. Hours of two workers that train at the same time are added.
+    An epoch whose state is stored already costs nothing. The hours of workers that train at the same time are added.
     """
 
     amount: float
@@ -172,7 +174,7 @@ class Budget(Model):
 
 
 class Confirm(Model):
-    """Confirmation: the best ``best`` of the search and the baselines again on ``seeds`` fresh, paired seeds."""
+    """The confirmation, which trains the ``best`` best proposals and the baselines on ``seeds`` fresh, paired seeds."""
 
     best: int = Field(default=5, ge=1, le=1000)
     seeds: int = Field(default=6, ge=2, le=1000)
@@ -181,14 +183,15 @@ class Confirm(Model):
 
 
 class Escape(Model):
-    """The battery on a restart: what decides, printed with every verdict, and what is spent on it.
+    """The tests of a restart: the thresholds, which are printed with every verdict, and the cost of the measurement.
 
-    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be this many times the
-    self-barrier. ``moved_beta``, ``same_beta``: share of the barrier between independent seeds from which on weights
-    have moved, and below which they are in the same basin. ``within``: sigmas of curve noise that count as recovered.
-    ``snapshots``: quenched ones along the way; ``points``: losses on a straight line from end to end, ``piece_points``:
-    on each piece of the way, both ends included. ``quench``: the length of a short anneal to the bottom, as a share of
-    the run's steps, an epoch at most. ``bn_batches`` and ``val_images`` are what one loss on the landscape costs.
+    ``practical``: region of practical equivalence, in mAP. ``over_self``: the path barrier must be at least this many
+    times the self-barrier. ``moved_beta`` and ``same_beta`` are shares of the barrier between independent seeds: the
+    weights have moved from the first on, and are in the same basin below the second. ``within``: distance in sigmas of
+    the curve's noise that counts as recovered. ``snapshots``: number of quenched snapshots along the path. ``points``:
+    number of losses on the straight line from end to end, ``piece_points``: on the line between neighbouring snapshots,
+    both ends included. ``quench``: length of the short anneal to a nearby minimum, as a share of the run's steps, at
+    most one epoch. ``bn_batches``, ``val_images``: batches and images for one loss of the landscape.
     """
 
     practical: NotNegative = 0.002
@@ -204,7 +207,7 @@ class Escape(Model):
     val_images: int = Field(default=32, ge=1, le=1_000_000)
 
     def cost(self) -> dict[str, float]:
-        """The settings on which the measurement itself depends; with others it is made anew."""
+        """The settings on which the measurement depends. If one of them changes, the measurement is repeated."""
         return self.model_dump(include={"snapshots", "points", "piece_points", "quench", "bn_batches", "val_images"})
 
     def decides(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""``Search``: the space that Optuna searches, as a sweep file writes it."""
+"""``Search``: the search space of a sweep file."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
@@ -9,12 +9,12 @@ from sweeper.config.parts import Model, Positive
 from sweeper.config.written import Scalar, one_line
 from sweeper.errors import shorten
 
-MAX_CHOICES = 1000  # of one parameter; a check before training tries each
+MAX_CHOICES = 1000  # Choices of one parameter; the check of a space tries each of them.
 MAX_GRID = 1_000_000
 
 
 class Range(Model):
-    """Numbers from ``low`` to ``high``, both included: continuous, on a log scale, or on a grid of ``step``."""
+    """The numbers from ``low`` to ``high``, both included: all of them, on a log scale, or on a grid of ``step``."""
 
     low: Annotated[float, Field(allow_inf_nan=False)]
     high: Annotated[float, Field(allow_inf_nan=False)]
@@ -28,32 +28,32 @@ class Range(Model):
                 f"low {self.low:g} is not below high {self.high:g}; expected low < high, or a single value"
             )
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs low > 0 and no step")
+            raise ValueError("log is given, but low is not above 0, or step is given; expected low > 0 and no step")
         if self.step is not None and not (self.high - self.low) / self.step <= MAX_GRID:
-            raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a longer step")
+            raise ValueError(f"step {self.step:g} makes a grid of more than {MAX_GRID} values; expected a larger step")
         return self
 
     def __contains__(self, value: object) -> bool:
-        """Whether a draw can give this value."""
+        """Whether ``value`` is a number of the range."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-9
 
     def grid(self) -> list[float]:
-        """Every value on the grid of ``step``, or of 1 where it is continuous."""
+        """The values on the grid of ``step``, ascending; without a step on a grid of 1."""
         step = self.step or 1.0
         count = int((self.high - self.low) / step + 1e-9) + 1
-        return [min(self.low + step * number, self.high) for number in range(count)]  # 0.1 + 2 * 0.1 is above 0.3
+        return [min(self.low + step * number, self.high) for number in range(count)]  # In floats 0.1 + 2 * 0.1 > 0.3.
 
 
 class Parameter(Model):
-    """What one schedule parameter may be: a fixed ``value``, one of ``choices``, or within a ``range``.
+    """The values of one schedule parameter in a search: a fixed ``value``, one of ``choices``, or one of a ``range``.
 
-    In YAML: a scalar; a list; ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one a cycle. A
-    choice may have parameters that exist only where it is chosen, ``- cosine: {power: [1, 2]}``; of a decay written as
-    arithmetic they are also the constants that it leaves open. ``conditional`` has them by :meth:`label`; where a
-    launched sweep is stored it is called ``own``.
+    In YAML these are a scalar, a list, and ``{low, high[, step][, log]}``. ``{per: cycle, choices: [...]}`` draws one
+    value for each cycle. A choice may have conditional parameters, which exist only if it is chosen:
+    ``- cosine: {power: [1, 2]}``. Those of an arithmetic decay may also be the constants that it leaves open.
+    ``conditional`` holds them by the choice's :meth:`label`; in a stored sweep its key is ``own``.
     """
 
     value: Any = None
@@ -64,11 +64,11 @@ class Parameter(Model):
 
     @classmethod
     def read(cls, written: Any) -> "Parameter":
-        """From what stands in the YAML. Raises ValueError saying what is allowed."""
+        """The parameter for a value of the YAML file. Raises ValueError, which says what is allowed."""
         per_cycle = isinstance(written, Mapping) and "per" in written
         if per_cycle:
             if written["per"] != "cycle":
-                raise ValueError(f"per: {shorten(written['per'])}; expected 'cycle'")
+                raise ValueError(f"per: {shorten(written['per'])} is not allowed; expected per: cycle")
             written = {key: value for key, value in written.items() if key != "per"}
         if isinstance(written, Mapping) and set(written) == {"choices"}:
             written = written["choices"]
@@ -89,10 +89,11 @@ class Parameter(Model):
             [(choice, inner)] = item.items() if isinstance(item, Mapping) and len(item) == 1 else [(item, {})]
             if isinstance(choice, list | Mapping) or not isinstance(inner, Mapping):
                 raise ValueError(
-                    "a choice is a single value, or one with its own parameters: {cosine: {power: [1, 2]}}"
+                    f"{shorten(item)} is not a choice; expected a single value, or one with conditional parameters: "
+                    "{cosine: {power: [1, 2]}}"
                 )
             if choice in choices:
-                raise ValueError("names a choice twice")
+                raise ValueError(f"has the choice {shorten(choice)} twice; expected each choice once")
             choices[choice] = {}
             for name, value in inner.items():
                 try:
@@ -100,25 +101,25 @@ class Parameter(Model):
                 except ValueError as error:
                     raise ValueError(f"{choice}: {name}: {error}") from None
         parameter = cls(choices=tuple(choices), per_cycle=per_cycle)
-        conditional = {parameter.label(choice): below for choice, below in choices.items() if below}
+        conditional = {parameter.label(choice): inner for choice, inner in choices.items() if inner}
         if per_cycle and conditional:
-            raise ValueError("a choice drawn per cycle cannot have parameters of its own")
-        if any(inner.per_cycle for below in conditional.values() for inner in below.values()):
-            raise ValueError("a choice's own parameter cannot be drawn per cycle")
+            raise ValueError("is drawn per cycle and has conditional parameters; expected only one of the two")
+        if any(each.per_cycle for inner in conditional.values() for each in inner.values()):
+            raise ValueError("has a conditional parameter that is drawn per cycle; expected one value for all cycles")
         return parameter.model_copy(update={"conditional": conditional})
 
     def label(self, choice: Any) -> str:
-        """A choice's name in the names of its parameters: itself if it is a word, else its place (from 1)."""
+        """The suffix of a choice's conditional parameters: the choice, or its number from 1 if it is no identifier."""
         assert self.choices is not None
         return choice if isinstance(choice, str) and choice.isidentifier() else str(self.choices.index(choice) + 1)
 
     @property
     def searched(self) -> bool:
-        """Whether Optuna has something to decide."""
+        """Whether the parameter has more than one value, so that the sampler chooses."""
         return self.range is not None or (self.choices is not None and len(self.choices) > 1)
 
     def examples(self) -> tuple[Any, ...]:
-        """The lowest and the highest value that a range gives, every choice, or the value."""
+        """The lowest and the highest value of a range; all choices; or the fixed value."""
         if self.range is not None:
             return self.range.low, self.range.high if self.range.step is None else self.range.grid()[-1]
         return self.choices if self.choices is not None else (self.value,)
@@ -126,10 +127,10 @@ class Parameter(Model):
 
 def _read_range(written: Mapping[Any, Any]) -> Range:
     if len(written) == 1 and isinstance(next(iter(written.values())), Mapping):
-        [(choice, below)] = written.items()
+        [(choice, inner)] = written.items()
         raise ValueError(
-            f"{shorten(choice)} with parameters of its own is one of several choices; expected a list: "
-            f"[{{{choice}: {{{', '.join(map(str, below))}: ...}}}}]"
+            f"{shorten(choice)} with conditional parameters has to be one of several choices; expected a list: "
+            f"[{{{choice}: {{{', '.join(map(str, inner))}: ...}}}}]"
         )
     try:
         return Range.model_validate(written)
@@ -138,10 +139,10 @@ def _read_range(written: Mapping[Any, Any]) -> Range:
 
 
 class Restarts(Model):
-    """How many restarts a proposal has, and where, in epochs: ``first`` to ``last`` on a grid of ``every``.
+    """The restarts of a proposal: ``min`` to ``max`` of them, at epochs ``first`` to ``last`` on a grid of ``every``.
 
-    ``distance`` is the least number of epochs between two restarts, by default ``every``; ``first`` defaults to it (and
-    to after the warm-up), ``last`` to the run's length less it.
+    ``distance`` is the least number of epochs between two restarts, by default ``every``. ``first`` is by default
+    ``distance``, or later if the warm-up is longer. ``last`` is by default ``distance`` epochs before the run's end.
     """
 
     min: int = Field(default=0, ge=0)
@@ -161,17 +162,17 @@ class Restarts(Model):
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
+            raise ValueError(f"min {self.min} is above max {self.max}; expected at most {self.max}")
         return self
 
 
 class Search(Model):
-    """The space that Optuna searches: a family, its restart slots, a ``Parameter`` for each of the family's keys.
+    """The search space: a family, its restarts, and a ``Parameter`` for each of the family's keys in the file.
 
-    ``trunk``: the baseline (its name, or the same schedule) that every proposal is a branch of; ``best``: the one
-    that is the best on the search seeds. ``seeds``, ``race`` and ``begin`` are the race over seeds (docs/race.md): a
-    proposal is trained on the first ``begin`` of ``seeds`` search seeds (a quarter of them); of those on n seeds the
-    best 1/``race`` go on to 2n.
+    ``trunk`` is the baseline from which every proposal branches off: its name, the same schedule, or ``best`` for the
+    baseline that is the best on the search seeds. ``seeds``, ``race`` and ``begin`` define the race over seeds
+    (docs/race.md). A proposal is trained on the first ``begin`` of ``seeds`` search seeds, by default a quarter of
+    them; of the proposals on n seeds the best 1/``race`` go on to 2n seeds.
     """
 
     family: str = "cawb"
@@ -182,7 +183,7 @@ class Search(Model):
     restarts: Restarts | None = None
     params: dict[str, Parameter] = Field(default_factory=dict)
 
-    #: Keys that are no parameters of the family.
+    #: The keys that are not parameters of the family.
     SETTINGS: ClassVar[tuple[str, ...]] = ("family", "trunk", "restarts", "seeds", "race", "begin")
 
     @model_validator(mode="before")
@@ -196,21 +197,21 @@ class Search(Model):
         params = written.get("params") or {}
         if not isinstance(params, Mapping):
             raise ValueError(
-                f"params: {shorten(params)} is not a mapping; expected the family's parameters, name: value"
+                f"params: {shorten(params)} is not a mapping; expected the family's parameters, as name: value"
             )
         params = dict(params)
         for key, value in written.items():
             if key in (*cls.SETTINGS, "params"):
                 continue
             try:
-                # `steps` as a list is one schedule's restart steps, not a choice between them
+                # A list of `steps` is the value of one schedule, not a list of choices; `groups` is a mapping.
                 params[key] = Parameter(value=value) if key in ("steps", "groups") else Parameter.read(value)
             except ValidationError as error:
                 raise ValueError(f"{key}: {one_line(error, Parameter)}") from None
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
         if settings.get("restarts") is not None and "steps" in params:
-            raise ValueError("restarts and steps both say where restarts are; expected one of them")
+            raise ValueError("restarts and steps are both given; expected only one of them")
         return {**settings, "params": params}
 
     @model_validator(mode="after")
@@ -220,11 +221,11 @@ class Search(Model):
         return self
 
     def held(self) -> dict[str, Any]:
-        """The parameters that are the same in every proposal, with their values."""
+        """The parameters that have the same value in every proposal, with these values."""
         return {name: each.examples()[0] for name, each in self.params.items() if not each.searched}
 
     def searched(self, spec: Mapping[str, Any]) -> set[str]:
-        """The parameters of a proposal in which it may differ from others, those of the choices made among them."""
+        """The parameters in which the proposal ``spec`` may differ from others, including conditional ones."""
         names = {name for name, parameter in self.params.items() if parameter.searched}
         for name, parameter in self.params.items():
             if parameter.choices is not None and spec.get(name) in parameter.choices:

@@ -1,6 +1,6 @@
-"""A sweep as it is written: the mapping in a file, what ``key=value`` puts into it, and what is wrong in one line.
+"""Reads the mapping of a sweep file, applies ``key=value`` overrides, and turns pydantic's errors into one line.
 
-The last part are the keys of ``yolo train`` that a sweep file refuses, and where their meaning lives.
+At the end stand the keys of ``yolo train`` that a sweep file refuses, each with the text of its message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,78 +13,83 @@ from sweeper.errors import ConfigError, did_you_mean, shorten
 from sweeper.reading import MAX_DEPTH, NotYaml, TooMuch, parse_yaml, read_text, why
 
 Scalar = bool | int | float | str
-NAMED = 5  # keys of further errors that a message names
+MOST_NAMED = 5  # A message names at most so many keys with further errors.
 
-#: What pydantic finds, by its type of error, in words that can stand behind the value.
-WORDS = {
-    "int_parsing": "is not a whole number",
-    "int_from_float": "is not a whole number",
-    "int_type": "is not a whole number",
-    "float_parsing": "is not a number",
-    "float_type": "is not a number",
-    "bool_parsing": "is not true or false",
-    "bool_type": "is not true or false",
-    "string_type": "is not a text",
-    "tuple_type": "is not a list; write [...]",
-    "list_type": "is not a list; write [...]",
-    "literal_error": "is not {expected}",
-    "too_long": "has more than {max_length} entries",
-    "finite_number": "is not a finite number",
-    "multiple_of": "is not a multiple of {multiple_of:g}",
-    "greater_than": "is not above {gt:g}",
-    "greater_than_equal": "is below {ge:g}",
-    "less_than": "is not below {lt:g}",
-    "less_than_equal": "is above {le:g}",
-    "string_pattern_mismatch": "does not match {pattern}",
+#: By pydantic's type of error the phrase that follows "expected" in a message.
+EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list: [...]",
+    "list_type": "a list: [...]",
+    "literal_error": "{expected}",
+    "too_long": "at most {max_length} entries",
+    "finite_number": "a finite number",
+    "multiple_of": "a multiple of {multiple_of:g}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    # `name` is the only key with a pattern.
+    "string_pattern_mismatch": "at most 64 letters, digits, '.', '_' or '-', the first one a letter or a digit",
 }
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with a ``model``: the first thing that is wrong, in words, and what else is."""
-    # a mistyped key comes first, because it may be why another one is missing
+    """The first of the errors of a ``model``, and the keys with further errors, in one line."""
+    # A mistyped key comes first, because it may be the reason for which another one is missing.
     errors = sorted(error.errors(), key=lambda each: {"extra_forbidden": 0, "missing": 1}.get(each["type"], 2))
-    first, value, path = errors[0], errors[0]["input"], _place(errors[0]).split(".")
+    first, value, path = errors[0], errors[0]["input"], _path(errors[0]).split(".")
     reported = [first]
     if first["type"] == "extra_forbidden":
         text = f"{'.'.join(path)} is not a key here{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     elif first["type"] == "missing":
         reported = [each for each in errors if each["type"] == "missing"]
         verb, wanted = ("is", "a value") if len(reported) == 1 else ("are", "a value for each")
-        text = f"{', '.join(map(_place, reported))} {verb} missing; expected {wanted}"
+        text = f"{', '.join(map(_path, reported))} {verb} missing; expected {wanted}"
     else:
-        # where several types are allowed, pydantic reports an error for each of them
+        # If a key allows several types, pydantic reports an error for each of them.
         union = [each for each in errors if each["loc"][:-1] == first["loc"][:-1] and each["input"] is value]
         if len(union) > 1:
             reported, path = union, path[:-1]
-        words = " and ".join(_words(model, each, path) for each in reported)
-        shown = f"{shorten(value)} " if len(union) > 1 or _is_shown(value, words) else ""
-        text = f"{'.'.join(path)}: {shown}{words}" if first["loc"] else words
-    others = list(dict.fromkeys(_place(each).partition(".")[0] for each in errors if each not in reported))
-    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-    return text + (f"; also wrong: {', '.join(others[:NAMED])}{more}" if others else "")
+        expected = [phrase for each in reported if (phrase := _expected(model, each, path)) is not None]
+        problem = f"{shorten(value)} is not allowed; expected {' or '.join(expected)}" if expected else _message(first)
+        text = f"{'.'.join(path)}: {problem}" if first["loc"] else problem
+    others = list(dict.fromkeys(_path(each).partition(".")[0] for each in errors if each not in reported))
+    more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    return text + (f"; also wrong: {', '.join(others[:MOST_NAMED])}{more}" if others else "")
 
 
-def _place(error: Any) -> str:
-    """Where in a sweep file a thing is wrong."""
+def _path(error: Any) -> str:
+    """The path, in a sweep file, of the key with this error."""
     return ".".join(str(part) for part in error["loc"] if part != "recipe")
 
 
-def _words(model: type[BaseModel], error: Any, path: Sequence[str]) -> str:
-    """What is wrong with a value, to stand behind it."""
-    if error["type"] in WORDS:
-        return WORDS[error["type"]].format(**error.get("ctx", {}))
+def _expected(model: type[BaseModel], error: Any, path: Sequence[str]) -> str | None:
+    """The phrase that follows "expected" for an error of pydantic's own; None for one with a message of ours."""
+    if error["type"] in EXPECTED:
+        return EXPECTED[error["type"]].format(**error.get("ctx", {}))
     if error["type"] in ("model_type", "dict_type"):
-        return f"is not a mapping; expected {', '.join(_keys(model, path)) or 'keys and values'}"
+        return f"a mapping with {', '.join(keys)}" if (keys := _keys(model, path)) else "a mapping"
+    return None
+
+
+def _message(error: Any) -> str:
+    """The message of an error, behind the value unless the message has it already."""
     message: str = error["msg"].removeprefix("Value error, ")
-    return message[0].lower() + message[1:] if _is_shown(error["input"], message) else message
-
-
-def _is_shown(value: Any, message: str) -> bool:
-    return (isinstance(value, Scalar) and shorten(value) not in message) or message.startswith(("is ", "does not "))
+    value = shorten(error["input"])
+    if message.startswith("is ") or (isinstance(error["input"], Scalar) and value not in message):
+        return f"{value} {message[0].lower()}{message[1:]}"
+    return message
 
 
 def _keys(model: Any, path: Sequence[str]) -> list[str]:
-    """The keys that may stand below this one in a sweep file; none where they are not fixed."""
+    """The keys of the mapping at ``path`` in a sweep file; empty if they are not fixed."""
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
         kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
@@ -93,7 +98,7 @@ def _keys(model: Any, path: Sequence[str]) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a sweep file; ConfigError in one line where there is none."""
+    """The mapping in a sweep file. Raises ConfigError, in one line."""
     try:
         written = parse_yaml(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -105,15 +110,15 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {line} is not YAML: {problem}") from None
     if not isinstance(written, dict):
         raise ConfigError(
-            f"{path}: holds {type(written).__name__}, expected a mapping of keys ('sweeper init' writes one)"
+            f"{path}: holds {shorten(written)}; expected a mapping of keys to values ('sweeper init' writes one)"
         )
     return written
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Put each ``key=value`` into ``tree``; dots go deeper. Raises ConfigError for what is no override.
+    """Set each ``key=value`` in ``tree``; dots separate the keys of nested mappings. Raises ConfigError.
 
-    A value is read as YAML; what is no YAML is a text.
+    A value is read as YAML. If it is not valid YAML, it is taken as a text.
     """
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -129,15 +134,18 @@ def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``key``, whose dots separate nested keys, to ``value``. Raises ConfigError."""
     *parents, last = key.split(".")
     if len(parents) >= MAX_DEPTH:
         raise ConfigError(f"{key[:80]}...: goes {len(parents)} keys deep; expected at most {MAX_DEPTH}")
-    for parent in parents:
-        below = tree.setdefault(parent, {})
-        if not isinstance(below, dict):
-            shown = f"{key}={shorten(value)}"
-            raise ConfigError(f"{shown}: {parent} is {shorten(below)}, which has nothing below it")
-        tree = below
+    for depth, parent in enumerate(parents, start=1):
+        inner = tree.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"{key}={shorten(value)}: {parent} is {shorten(inner)}, which is not a mapping; expected "
+                f"{'.'.join(parents[:depth])}=VALUE"
+            )
+        tree = inner
     tree[last] = value
 
 
@@ -146,13 +154,13 @@ _AFTERWARDS = (
     "is a setting of 'yolo predict', 'yolo val', 'yolo track' or 'yolo export', not of a training; leave it out"
 )
 _VALIDATION = (
-    "is fixed, so that the mAP of all trials is on one scale (Ultralytics' own values for validation); leave it out"
+    "is fixed, so that the mAP of all trials is comparable (Ultralytics' own values for validation); leave it out"
 )
-_SHOWS = "has no meaning here: what a trial did is in MLflow ('sweeper ui') and in 'sweeper report'; leave it out"
-_FASTER = "is not taken: it changes the bits of a training without being part of its name; leave it out"
+_OUTPUT = "has no effect here: 'sweeper ui' and 'sweeper report' show what a trial did; leave it out"
+_SPEED = "is not supported: it changes the bits of a training, but prefix keys do not include it; leave it out"
 _WARMUP = "is a parameter of the schedule: write {value} in a baseline such as {{family: yolo_linear, {value}}}"
 
-#: Keys of ``yolo train`` that a sweep file refuses, each with the sentence that follows it in the message.
+#: Keys of ``yolo train`` that a sweep file refuses, each with the text that follows the key in the message.
 ELSEWHERE: Mapping[str, str] = {
     # the learning rate
     "lrf": (
@@ -166,41 +174,43 @@ ELSEWHERE: Mapping[str, str] = {
     ),
     "warmup_momentum": _WARMUP.format(value="warmup_momentum: 0.8"),
     "warmup_bias_lr": _WARMUP.format(value="warmup_bias_lr: 0.1"),
-    # how long
+    # the length of a run
     "patience": (
-        "is not taken: it stops in the dip after a restart; pruner: cycle_end stops a trial where a cycle ends, "
-        "dead_after: 50 one that learned nothing"
+        "is not supported: it would stop a run in the dip after a restart; write pruner: cycle_end, which stops a bad "
+        "trial at the end of a cycle, or dead_after: 50, which stops one whose mAP stays 0"
     ),
-    "time": "is not taken: the length of a run is part of its schedule; write epochs",
-    "resume": "is not needed: the same command goes on where it stopped",
+    "time": "is not supported: a schedule depends on the length of the run; write epochs",
+    "resume": "is not needed: the same command resumes the sweep; leave it out",
     "close_mosaic": (
         "counts from the end, so that a longer run would begin otherwise; write mosaic_epochs, which counts from the "
         "start: mosaic_epochs: 90 for close_mosaic=10 of 100 epochs"
     ),
     # data
-    "cache": "is cache_mb here: megabytes of decoded images in memory, by default a quarter of a worker's, 0 for none",
-    "classes": "is not taken: the labels belong to the data set; leave the other classes out of its labels",
-    # the model
-    "pretrained": "is said by model: yolo11n.yaml starts untrained, yolo11n.pt from these weights",
-    "cls_remap": "is always on: a class of the same name keeps its weights; leave it out",
-    "quantize": "is not taken: trainings are in float32, or with amp: true in mixed precision; leave it out",
-    **dict.fromkeys(("distill_model", "dis"), "is of distillation, which is not taken: a trial has one model"),
-    **dict.fromkeys(("compile", "channels_last"), _FASTER),
-    "cls_pw": "is not taken: classes weigh the same; leave it out",
-    # where, and what is kept and shown
-    "project": (
-        "is the place of everything here, and no key: sweeper run SWEEP --store FOLDER, or the variable SWEEPER_STORE; "
-        "name is the sweep's name"
+    "cache": (
+        "is called cache_mb here: megabytes of decoded images in memory, by default a quarter of a worker's, 0 for none"
     ),
-    "exist_ok": "is not needed: the same sweep goes on, and a changed one needs a new name",
+    "classes": "is not supported: the data set defines the classes; remove the others from its labels",
+    # the model
+    "pretrained": "follows from model: yolo11n.yaml starts untrained, yolo11n.pt from these weights; leave it out",
+    "cls_remap": "is always on: a class of the same name keeps its weights; leave it out",
+    "quantize": "is not supported: trainings are in float32, or with amp: true in mixed precision; leave it out",
+    **dict.fromkeys(("distill_model", "dis"), "is not supported: a trial trains without a teacher model; leave it out"),
+    **dict.fromkeys(("compile", "channels_last"), _SPEED),
+    "cls_pw": "is not supported: all classes have the same weight; leave it out",
+    # output
+    "project": (
+        "is not a key of a sweep: write sweeper run SWEEP --store FOLDER, or set the variable SWEEPER_STORE; the runs "
+        "have the sweep's name"
+    ),
+    "exist_ok": "is not needed: the same sweep is resumed, and a changed one needs a new name; leave it out",
     "cfg": "is the sweep file itself; write its keys there",
     **dict.fromkeys(("mode", "task"), "is always the training of a detector; leave it out"),
-    "save": "is weights here: all or none",
-    "save_period": "is not needed: the exact state after every epoch is kept, up to store_gb",
-    "val": "is not taken: every epoch is evaluated, because the sweep compares the curves; leave it out",
-    "split": "is not taken: trials are compared on val; name other images under val: in the data.yaml",
-    "save_json": "is objective: AP, or coco_epochs: 10 for COCO's metrics beside another objective",
-    **dict.fromkeys(("plots", "verbose", "profile"), _SHOWS),
+    "save": "is called weights here: all or none",
+    "save_period": "is not needed: the exact state after every epoch is stored, up to store_gb; leave it out",
+    "val": "is always on: every epoch is evaluated, because the sweep compares the curves; leave it out",
+    "split": "is not supported: trials are compared on val; name other images under val: in the data.yaml",
+    "save_json": "is replaced by objective: AP, or by coco_epochs: 10 for COCO's metrics beside another objective",
+    **dict.fromkeys(("plots", "verbose", "profile"), _OUTPUT),
     **dict.fromkeys(("conf", "iou", "max_det", "agnostic_nms", "nms"), _VALIDATION),
     **dict.fromkeys(("overlap_mask", "mask_ratio", "dropout", "pose", "kobj", "rle", "angle"), _DETECTION),
     **dict.fromkeys(("dlog", "dgrad", "dlam", "copy_paste_mode", "auto_augment", "erasing"), _DETECTION),

@@ -123,7 +123,7 @@ def expression(text: str) -> Shape:
             warnings.simplefilter("ignore")  # Python warns about "1(x)", which is refused below.
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise _not_arithmetic(text, "it") from None
+        raise _not_arithmetic(text) from None
     if (count := sum(1 for _ in ast.walk(tree))) > MAX_NODES:
         raise ScheduleError(f"decay: {text!r} has {count} parts; expected at most {MAX_NODES}")
 
@@ -138,9 +138,10 @@ def expression(text: str) -> Shape:
     return evaluate
 
 
-def _not_arithmetic(text: str, part: str) -> ScheduleError:
+def _not_arithmetic(text: str, part: str = "") -> ScheduleError:
     names = ", ".join((*_NAMES, *_FUNCTIONS))
-    return ScheduleError(f"decay: {text!r}: {part} is not arithmetic; expected + - * / ** with {names} and numbers")
+    where = f": {part}" if part else ""
+    return ScheduleError(f"decay: {text!r}{where} is not arithmetic; expected + - * / ** with {names} and numbers")
 
 
 def _value(text: str, node: ast.expr, names: Mapping[str, FloatArray]) -> FloatArray:
