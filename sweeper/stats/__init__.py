@@ -27,34 +27,13 @@ A limit of the rule: a schedule that is usually better and sometimes collapses c
 more seeds show that.
 """
 
-from .answer import (
-    Answer,
-    Baseline,
-    Candidate,
-    Excluded,
-    Failures,
-    Progress,
-    Ranked,
-    Standing,
-    failures,
-)
+from .answer import Answer, Excluded, Failures, Progress, Ranked, Standing, failures
 from .choose import choose, learned
-from .noise import CLAIM, ELSEWHERE, KNOWN, UNKNOWN, Branches, Departure, Spread, branches, spread
-from .pairs import (
-    MIN_PAIRS,
-    Paired,
-    detectable_effect,
-    difference,
-    explains,
-    holm,
-    luck_of_the_best,
-    paired,
-    pairs_needed,
-)
+from .noise import CLAIM, ELSEWHERE, KNOWN, UNKNOWN, Departure, Spread, branches, spread
+from .pairs import MIN_PAIRS, Paired, detectable_effect, difference, explains, holm, paired, pairs_needed
 
 __all__ = [
-    "CLAIM", "ELSEWHERE", "KNOWN", "MIN_PAIRS", "UNKNOWN", "Answer", "Baseline", "Branches", "Candidate", "Departure",
-    "Excluded", "Failures", "Paired", "Progress", "Ranked", "Spread", "Standing", "branches", "choose",
-    "detectable_effect", "difference", "explains", "failures", "holm", "learned", "luck_of_the_best", "paired",
-    "pairs_needed", "spread",
+    "CLAIM", "ELSEWHERE", "KNOWN", "MIN_PAIRS", "UNKNOWN", "Answer", "Departure", "Excluded", "Failures", "Paired",
+    "Progress", "Ranked", "Spread", "Standing", "branches", "choose", "detectable_effect", "difference", "explains",
+    "failures", "holm", "learned", "paired", "pairs_needed", "spread",
 ]  # fmt: skip

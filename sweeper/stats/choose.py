@@ -78,8 +78,9 @@ def choose(
     level = alpha / max(len(confirmed), 1)
     drafts = []
     for name, runs in confirmed.items():
-        draft = _candidate(runs, searched.get(name, []), scores, reference, alpha, shown)
-        if p := _candidate(runs, [], scores, reference, level, shown).pairs:
+        by_seed = scores_by_seed(runs, [name]).get(name, {})
+        draft = _candidate(runs, searched.get(name, []), by_seed, scores, reference, alpha, shown)
+        if p := paired_by_seed(by_seed, scores.get(reference or "", {}), level):
             mde = detectable_effect(p.s_d, p.n, alpha=level, equivalence=equivalence)
             draft = replace(draft, mde=mde, low_family=p.low, high_family=p.high)
         reason = _obstacle(draft, [trial for trial in proposed if trial.name == name], counted, names)
@@ -201,12 +202,14 @@ def _baseline(trials: list[Trial], name: str, scores: Mapping[int, float], shown
 def _candidate(
     runs: list[Trial],
     searched: Sequence[Trial],
+    scores: Mapping[int, float],
     baselines: Mapping[str, Mapping[int, float]],
     reference: str | None,
     alpha: float,
     shown: Shown,
 ) -> Candidate:
-    scores = scores_by_seed(runs, [runs[0].name]).get(runs[0].name, {})
+    """A candidate that is not judged yet. ``runs``: its confirmation runs, ``scores`` their scores by seed;
+    ``searched``: its usable search runs; ``reference``: the best of the ``baselines``."""
     over = {name: p for name, others in baselines.items() if (p := paired_by_seed(scores, others, alpha)) is not None}
     first = searched[0] if searched else runs[0]
     return Candidate(
