@@ -204,7 +204,7 @@ def answer(answer: "Answer", objective: str) -> None:
     failures(answer.failures, headed=answer.failures.every)
     judged = [row for row in answer.ranking if row.stage != "search"]
     rows = sorted([*judged, *answer.baselines], key=lambda row: -(row.score or 0))
-    rows += [row for row in answer.ranking if row.stage == "search"]  # in the order of the ranking
+    rows += [row for row in answer.ranking if row.stage == "search"]
     if not rows:
         return
     trunk = next((row.raced.over for row in answer.ranking if row.raced is not None), None)
@@ -228,11 +228,14 @@ def answer(answer: "Answer", objective: str) -> None:
     for line in legend_of([row.label for row in rows]):
         say(line)
     say(
-        f"{objective}: the mean of a run's last {LAST} epochs, over so many seeds; compare rows of the same seeds "
-        "only; each seed is a trial, and a schedule is called by its first"
+        f"{objective}: the mean of a run's last {LAST} epochs, averaged over the seeds; compare only rows with the "
+        "same seeds; each seed is a trial, and a schedule has the number of its first one"
     )
     if trunk:
-        say(f"over {trunk}: the mean difference on the same seeds; search seeds chose the best, so theirs are too high")
+        say(
+            f"over {trunk}: the mean difference on the same seeds; on search seeds those of the best are too high, "
+            "because these seeds selected them"
+        )
     for candidate in answer.candidates:
         if candidate.over:
             say(f"{candidate.title}: {candidate.differences}")
@@ -247,7 +250,8 @@ def answer(answer: "Answer", objective: str) -> None:
         )
     for note in answer.notes:
         say(note)
-    failed = {trial for reason in answer.failures.reasons for trial in reason.trials}  # named above, by reason
+    # Failed trials are left out here, because they are named above with their reasons.
+    failed = {trial for reason in answer.failures.reasons for trial in reason.trials}
     for excluded in (run for run in answer.excluded if run.trial not in failed):
         say(f"not compared: {_run(excluded)}: {excluded.reason}")
 

@@ -29,7 +29,7 @@ def sentence(answer: Answer, objective: str) -> str:
     if (progress := answer.confirmation) and not progress.complete:
         return (
             f"no winner yet: {progress.seeds} of {progress.of_seeds} paired seeds are finished ({progress.runs} of "
-            f"{progress.of_runs} runs), and the answer comes with the last; {need}"
+            f"{progress.of_runs} runs), and the answer follows after the last; {need}"
         )
     if not answer.candidates:
         raced = [entry for entry in answer.ranking if entry.raced is not None]
@@ -88,9 +88,12 @@ def next_step(answer: Answer, *, unfinished: bool) -> str:
         return f"{space}; more seeds would not help, because a gain of {least} or more is ruled out"
     best, pairs = judged[0]
     try:
-        seeds = pairs_needed(pairs.mean, pairs.s_d, alpha=answer.alpha, equivalence=answer.equivalence, most=MOST_SEEDS)
+        enough = pairs_needed(
+            pairs.mean, pairs.s_d, alpha=answer.alpha, equivalence=answer.equivalence, most=MOST_SEEDS
+        )
     except ConfigError:  # The measured gain is below ``equivalence``, or too small for any number of seeds.
         return f"{space}, because the best schedule gained less than {least} or too little to be shown by more seeds"
+    seeds = max(enough, MIN_PAIRS)
     runs = seeds * (1 + len(answer.baselines))
     return (
         f"to decide on {best.title}, confirm it alone on {seeds} fresh seeds {new_sweep} (enqueue: its schedule, "
@@ -106,12 +109,12 @@ def _leader_of_the_race(first: Ranked, raced: int) -> str:
     ahead = f"{standing.difference} over {standing.over}"
     if standing.n == 1:
         return (
-            f"no winner yet: {first.label} is the best of {raced} proposals, {ahead} on the one search seed, for which "
-            "it was chosen; one run each is no evidence"
+            f"no winner yet: {first.label} is the best of {raced} proposals, {ahead} on the one search seed, which "
+            "selected it; one run each is no evidence"
         )
     return (
-        f"no winner yet: {first.label} leads the race at {ahead} on {standing.n} search seeds, for which it was chosen "
-        f"among {raced}; only fresh seeds are evidence"
+        f"no winner yet: {first.label} leads the race of {raced} proposals at {ahead} on {standing.n} search seeds, "
+        "which selected it; only fresh seeds are evidence"
     )
 
 
