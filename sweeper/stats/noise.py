@@ -245,7 +245,8 @@ def branches(trials: Iterable[Trial], trunk: str, departure: Callable[[Trial], D
         return noise
     x = np.log([[departs.distance, departs.left] for departs, _ in compared])
     x = np.column_stack([np.ones(len(compared)), x - x.mean(axis=0)])
-    # The logarithm of an estimated variance has this bias, and its own variance is polygamma(1, degrees / 2).
+    # The logarithm of a variance that was estimated with d degrees of freedom is biased by digamma(d / 2) - log(d / 2),
+    # and its own variance is polygamma(1, d / 2).
     y = 2 * np.log(s_d) - special.digamma(degrees / 2) + np.log(degrees / 2)
     weight = special.polygamma(1, degrees / 2) ** -0.5
     # The prior has standard deviation 1 for exponents of s_d, so 2 for those of the variance, which are fitted.
