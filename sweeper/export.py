@@ -41,7 +41,7 @@ from sweeper.schedules import TimeBase, parse
 from sweeper.training.scheduler import TraceLR
 
 trace = parse(yaml.safe_load(open("schedule.yaml"))).trace(TimeBase(epochs={epochs}, steps_per_epoch={steps}))
-model = torch.nn.Linear(1, 1)  # Your model.
+model = torch.nn.Linear(1, 1)  # Replace it with your model.
 optimizer = torch.optim.SGD(model.parameters(), lr=trace.peak, momentum={momentum})
 scheduler = TraceLR(optimizer, trace)
 for step in range(trace.steps):

@@ -56,7 +56,7 @@ class Verdict:
     """The verdict on one jump of the learning rate.
 
     ``word``: the verdict, one of the module's constants. ``reason``: the measurements behind it. ``moved``: whether the
-    weights left their basin; ``better``: whether the restart gained over its counterfactual (both None: not measured).
+    weights left their basin; ``better``: whether the restart gained over its counterfactual (both None: not known).
     """
 
     word: str
