@@ -75,7 +75,7 @@ def profile(trainer: Any, trace: Trace, epoch: int, dataset: data.Dataset, devic
     """Wall seconds of one epoch by part; ``epoch`` is the one that the loader has prepared."""
     import torch
 
-    from sweeper.training import coco
+    from sweeper.training.evaluation import coco_metrics
 
     parts, spent = trainer._parts, defaultdict[str, float](float)
 
@@ -126,7 +126,7 @@ def profile(trainer: Any, trace: Trace, epoch: int, dataset: data.Dataset, devic
     with timed("beside the next epoch: to the worker"):
         pickle.loads(pickle.dumps((state, evaluation.detections)))
     with timed("beside the next epoch: COCO's metrics"):
-        coco.metrics(dataset, evaluation.detections)
+        coco_metrics(dataset, evaluation.detections)
     return dict(spent)
 
 

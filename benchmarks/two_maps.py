@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.metrics import ap_per_class
 
 from sweeper import data
-from sweeper.training.coco import evaluate
+from sweeper.training.evaluation import coco_summary
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def main() -> None:
         as_is, plain = validate(weights, dataset, asked.imgsz, clip=False, most=300)
         _, clipped = validate(weights, dataset, asked.imgsz, clip=True, most=300)
         found, most = validate(weights, dataset, asked.imgsz, clip=True, most=100)
-        coco, unclipped = evaluate(dataset, found), evaluate(dataset, as_is)
+        coco, unclipped = coco_summary(dataset, found), coco_summary(dataset, as_is)
         steps = [
             ("Ultralytics, as it reports", plain),
             ("+ predictions clipped to the image", clipped),
             ("+ at most 100 predictions per image and class", most),
             ("+ matches by pycocotools, in pixels of the image", coco_matches(dataset, found)),
-            ("+ COCO's formula = `coco.py`", [coco["AP"], coco["AP50"]]),
+            ("+ COCO's formula = `evaluation.py`", [coco["AP"], coco["AP50"]]),
         ]
     print("\n| | mAP50-95 | step | mAP50 | step |\n|---|---|---|---|---|")
     before = plain

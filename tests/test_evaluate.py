@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sweeper import data
 from sweeper.errors import DataError
-from sweeper.training.coco import evaluate
+from sweeper.training.evaluation import coco_summary
 
 PRECISIONS = ["AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge"]
 STATS = [*PRECISIONS, "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge"]  # the order of summarize()
@@ -123,7 +123,7 @@ def small_coco(folder: Path, rng: np.random.Generator, images: int = 12) -> Path
 def test_both_layouts_of_bccd_equal_pycocotools(bccd: Path, tmp_path: Path, layout: str) -> None:
     dataset = data.open(bccd / layout, folder=tmp_path)
     found = detect(dataset.ground_truth(), np.random.default_rng(1))
-    ours = flat(evaluate(dataset, found))
+    ours = flat(coco_summary(dataset, found))
     assert 0.05 < ours["AP"] < 0.95
     assert_same(ours, by_hand(dataset.ground_truth(), results(dataset.ground_truth(), found), tmp_path))
 
@@ -135,7 +135,7 @@ def test_a_coco_set_equals_pycocotools_on_the_annotations_as_they_were_given(bcc
     found = detect(original, np.random.default_rng(2))
     renamed = {Path(i["source"]).name: i["file_name"] for i in json.loads(dataset.ground_truth().read_text())["images"]}
     moved = [Found(renamed[Path(f.path).name], f.boxes, f.scores, f.classes) for f in found]
-    assert_same(flat(evaluate(dataset, moved)), by_hand(original, results(original, found), tmp_path))
+    assert_same(flat(coco_summary(dataset, moved)), by_hand(original, results(original, found), tmp_path))
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,7 +148,7 @@ def test_random_detections_equal_pycocotools(tmp_path_factory, seed: int, ties: 
     found = detect(file, rng, extra, ties)
     if not any(len(one.boxes) for one in found):
         return  # loadRes cannot read an empty list; the next test is about that
-    ours = flat(evaluate(file, found))
+    ours = flat(coco_summary(file, found))
     assert ours["class c3"] == -1
     assert_same(ours, by_hand(file, results(file, found), folder))
 
@@ -157,7 +157,7 @@ def test_nothing_found_is_zero_and_not_an_error(tmp_path: Path) -> None:
     file = small_coco(tmp_path, np.random.default_rng(0))
     none = Found("0.jpg", np.empty((0, 4)), np.empty(0), np.empty(0, int))
     for found in ([], [none]):
-        result = evaluate(file, found)
+        result = coco_summary(file, found)
         assert (result["AP"], result["AR100"]) == (0.0, 0.0)
         assert result["classes"] == {"c3": None, "c7": 0.0, "c11": 0.0, "c90": 0.0}
 
@@ -167,7 +167,7 @@ def test_a_ground_truth_without_objects_has_no_ap(tmp_path: Path) -> None:
     file = small_coco(tmp_path, np.random.default_rng(0))
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "annotations": []}))
-    result = evaluate(file, [Found("1.jpg", np.array([[1, 1, 9, 9.0]]), np.ones(1), np.zeros(1, int))])
+    result = coco_summary(file, [Found("1.jpg", np.array([[1, 1, 9, 9.0]]), np.ones(1), np.zeros(1, int))])
     assert {result[key] for key in STATS} == {None}
 
 
@@ -189,7 +189,7 @@ def test_the_hundred_and_first_detection_does_not_count(tmp_path: Path) -> None:
     for before, recall in ((100, 0.0), (99, 1.0)):
         boxes = np.array([wrong] * before + [right])
         found = Found("a.jpg", boxes, np.linspace(1, 0.5, len(boxes)), np.zeros(len(boxes), int))
-        assert evaluate(file, [found])["AR100"] == recall
+        assert coco_summary(file, [found])["AR100"] == recall
 
 
 def test_what_is_found_in_a_crowd_is_neither_right_nor_wrong(tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ def test_what_is_found_in_a_crowd_is_neither_right_nor_wrong(tmp_path: Path) -> 
     crowd = {**content["annotations"][0], "id": 2, "bbox": [70, 70, 29, 29], "iscrowd": 1}
     boxes = np.array([[71.0, 71, 80, 80]] * 3 + [[10, 10, 60, 60]])
     found = Found("a.jpg", boxes, np.array([0.9, 0.8, 0.7, 0.6]), np.zeros(4, int))
-    assert evaluate(file, [found])["AP"] == pytest.approx(0.25)
+    assert coco_summary(file, [found])["AP"] == pytest.approx(0.25)
     file.write_text(json.dumps({**content, "annotations": [*content["annotations"], crowd]}))
-    assert evaluate(file, [found])["AP"] == pytest.approx(1.0)
+    assert coco_summary(file, [found])["AP"] == pytest.approx(1.0)
 
 
 def test_nothing_is_rounded(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_nothing_is_rounded(tmp_path: Path) -> None:
     file = one_object(tmp_path, bbox=[0, 0, 1, 1], area=1)
     for width, ap in ((0.9500001, 1.0), (0.9499999, 0.9)):
         found = Found("a.jpg", np.array([[0, 0, width, 1]]), np.ones(1), np.zeros(1, int))
-        assert evaluate(file, [found])["AP"] == pytest.approx(ap)
+        assert coco_summary(file, [found])["AP"] == pytest.approx(ap)
 
 
 def test_float32_detections_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_float32_detections_are_taken_as_they_are(tmp_path: Path) -> None:
     found = detect(file, np.random.default_rng(5))
     halves = [Found(f.path, f.boxes.astype("f4"), f.scores.astype("f4"), f.classes.astype("f4")) for f in found]
     again = [Found(f.path, f.boxes.astype("f8"), f.scores.astype("f8"), f.classes.astype(int)) for f in halves]
-    assert evaluate(file, halves) == evaluate(file, again)
+    assert coco_summary(file, halves) == coco_summary(file, again)
 
 
 def test_annotation_id_zero_counts_in_an_opened_data_set(bccd: Path, tmp_path: Path) -> None:
@@ -237,21 +237,21 @@ def test_annotation_id_zero_counts_in_an_opened_data_set(bccd: Path, tmp_path: P
         boxes = np.array([a["bbox"] for a in own], float)
         boxes[:, 2:] += boxes[:, :2]
         found.append(Found(image["file_name"], boxes, np.ones(len(own)), np.array([a["category_id"] - 1 for a in own])))
-    assert evaluate(dataset, found)["AP"] == pytest.approx(1.0)
+    assert coco_summary(dataset, found)["AP"] == pytest.approx(1.0)
 
 
 def test_it_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = small_coco(tmp_path, np.random.default_rng(0))
-    evaluate(file, detect(file, np.random.default_rng(0)))
+    coco_summary(file, detect(file, np.random.default_rng(0)))
     assert capfd.readouterr() == ("", "")
 
 
 def test_detections_of_another_image_are_refused(tmp_path: Path) -> None:
     other = Found("b.jpg", np.array([[0, 0, 1, 1]]), np.ones(1), np.zeros(1, int))
     with pytest.raises(DataError, match="does not list"):
-        evaluate(one_object(tmp_path), [other])
+        coco_summary(one_object(tmp_path), [other])
 
 
 def test_a_file_that_is_no_ground_truth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as COCO annotations"):
-        evaluate(tmp_path / "gone.json", [])
+        coco_summary(tmp_path / "gone.json", [])

@@ -17,7 +17,7 @@ from sweeper.errors import ConfigError
 from sweeper.schedules import prefix_keys
 from sweeper.service import Place, Service
 from sweeper.tracking import Tracker
-from sweeper.training import Detections, coco
+from sweeper.training import Detections, evaluation
 
 CONSTANT = {"family": "constant", "lr": 0.02}
 
@@ -87,7 +87,7 @@ def by_hand(file: Path, place: Path, tmp_path: Path) -> dict[str, float]:
     key = prefix_keys(recipe.digest(facts), trace)[-1]
     trainer = training.open(recipe, device="cpu", threads=recipe.threads, folder=tmp_path)
     trainer.load(one.store.get(key).state)
-    return coco.metrics(one.dataset, trainer.evaluate().detections)
+    return evaluation.coco_metrics(one.dataset, trainer.evaluate().detections)
 
 
 def test_coco_stands_beside_the_own_map_after_chosen_epochs_and_the_last(
@@ -171,7 +171,7 @@ def test_classes_of_any_name_become_metrics(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     boxes = np.float32([[0, 10, 9, 19], [10, 10, 19, 19]])
     found = Detections("1.jpg", boxes, np.float32([0.9, 0.8]), np.int64([0, 1]))
-    named = coco.metrics(tmp_path / "truth.json", [found])  # type: ignore[arg-type]
+    named = evaluation.coco_metrics(tmp_path / "truth.json", [found])
     classes = {key: value for key, value in named.items() if key.startswith("coco/class/")}
     assert list(classes.values()) == pytest.approx([1, 1, 0])
     assert list(classes) == ["coco/class/cup _red_", "coco/class/cup _red_ 1", "coco/class/cup"]

@@ -14,9 +14,9 @@ from tiny import sweeper
 
 from sweeper import names
 from sweeper.service import Place, Service, launched
-from sweeper.training import pictures
+from sweeper.training import evaluation
 
-KEPT = [names.LEARNED + name for name in pictures.NAMES]
+KEPT = [names.LEARNED + name for name in evaluation.FILES]
 INLINED = re.compile(r'<img src="data:image/webp;base64,([\w+/=]+)" alt="([^"]+)"')
 
 

@@ -19,7 +19,7 @@ from sweeper.service import Service
 from sweeper.stats import Answer
 from sweeper.study import Trial
 from sweeper.tracking.view import Axes
-from sweeper.training import pictures
+from sweeper.training import evaluation
 
 #: The facts of LR traces that MLflow's view shows, because every family has them, so that all trials can be compared.
 FACTS = ("restarts", "drops", "peak", "final_ratio", "integral", "warmup_fraction")
@@ -205,9 +205,9 @@ def _learned(service: Service, answer: Answer, *, draw: bool) -> tuple[list[Lear
 
 def _fetched(service: Service, run_id: str) -> dict[str, bytes]:
     """The pictures of what was learned that the run has in MLflow, by file name; {} before they are drawn."""
-    if service.tracker.server.fetch(run_id, names.LEARNED + pictures.NUMBERS) is None:
+    if service.tracker.server.fetch(run_id, names.LEARNED + evaluation.NUMBERS) is None:
         return {}
-    files = {name: service.tracker.server.fetch(run_id, names.LEARNED + name) for name in pictures.NAMES}
+    files = {name: service.tracker.server.fetch(run_id, names.LEARNED + name) for name in evaluation.FILES}
     return {name: content for name, content in files.items() if content is not None}
 
 
@@ -217,19 +217,23 @@ def _draw(service: Service, runs: Mapping[int, str], files: dict[int, dict[str, 
     Returns a sentence for each trial of which none can be drawn.
     """
     recipe = service.sweep.recipe
-    if not pictures.drawable(recipe.model):
+    if not evaluation.drawable(recipe.model):
         return [f"no pictures: they are drawn by Ultralytics, which has no {recipe.model}"]
     weights = {trial: service.tracker.server.fetch(run_id, names.WEIGHTS) for trial, run_id in runs.items()}
-    models = {trial: pictures.Model(recipe, content, service.classes) for trial, content in weights.items() if content}
+    models = {
+        trial: evaluation.TrainedModel(recipe, content, service.classes)
+        for trial, content in weights.items()
+        if content
+    }
     try:
         device = fleet.slots(str(service.sweep.device))[0]
     except DeviceError:  # This machine lacks the device on which the sweep was trained.
         device = fleet.CPU
     if models:
-        drawn = pictures.draw(list(models.values()), service.dataset.yaml, device, charts.font())
+        drawn = evaluation.draw(list(models.values()), service.dataset.yaml, device, charts.font())
         for trial, content in zip(models, drawn, strict=True):
             files[trial] = content
-            artifacts = {names.LEARNED + name: content[name] for name in pictures.NAMES if name in content}
+            artifacts = {names.LEARNED + name: content[name] for name in evaluation.FILES if name in content}
             service.tracker.add(trial, {}, artifacts)
     return [
         f"trial {trial}: no pictures, because its run in MLflow has no weights" for trial in runs if trial not in models

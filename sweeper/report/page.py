@@ -19,7 +19,7 @@ from sweeper import charts, evidence
 from sweeper.charts import Line
 from sweeper.schedules import FAMILIES, Trace, short
 from sweeper.stats import Answer
-from sweeper.training import pictures
+from sweeper.training import evaluation
 
 PICTURE = 640  # Pixels of a picture's longer side in the page.
 
@@ -52,7 +52,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Learned:
-    """What the model of ``trial`` has learned: file name -> content of the files of ``training.pictures``."""
+    """What the model of ``trial`` has learned: file name -> content of the files of ``evaluation.FILES``."""
 
     trial: int
     label: str
@@ -64,7 +64,7 @@ class Learned:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        return dict(json.loads(self.files[pictures.NUMBERS]))
+        return dict(json.loads(self.files[evaluation.NUMBERS]))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _inlined(picture: bytes) -> str:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.globals |= {"charts": charts, "pictures": pictures}
+    environment.globals |= {"charts": charts, "evaluation": evaluation}
     environment.filters |= {
         "short": short,
         "effect": evidence.effect_in_words,

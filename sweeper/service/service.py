@@ -21,7 +21,7 @@ from sweeper.stats import Answer
 from sweeper.store import Store
 from sweeper.study import Study, Trial
 from sweeper.tracking import Tracker
-from sweeper.training import coco
+from sweeper.training import evaluation
 from sweeper.training.process import TrainingProcess
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Service:
         for sweep in self.sweep.with_each_trunk():
             search.check(sweep)
             search.check(sweep, self.time)
-        coco.check_objective(self.dataset, self.sweep)
+        evaluation.check_objective(self.dataset, self.sweep)
         with (
             tempfile.TemporaryDirectory(prefix="sweeper-check-") as folder,
             self.training(device="cpu", folder=Path(folder), stall_s=120) as child,

@@ -15,7 +15,7 @@ from sweeper.service import Service
 from sweeper.store import Snapshot
 from sweeper.study import Slot
 from sweeper.tracking import TrialLog
-from sweeper.training import coco
+from sweeper.training import evaluation
 from sweeper.training.process import Epoch, TrainingProcess
 from sweeper.worker.segments import Task
 
@@ -42,7 +42,7 @@ def row_of(event: Epoch, owner: str, dataset: Dataset) -> dict[str, Any]:
         **curve,
         **event.losses,
         **values,
-        **(coco.metrics(dataset, event.detections) if event.detections is not None else {}),
+        **(evaluation.coco_metrics(dataset, event.detections) if event.detections is not None else {}),
     }
 
 
@@ -136,8 +136,9 @@ class Reporter:
         if sweep.weights != "none" and with_model:
             log.artifact(names.WEIGHTS, child.weights(task.recipe, end.state))
         late: dict[str, float] = {}
-        if coco.AP not in last and with_model:  # Another sweep, which stores no COCO metrics, trained the last epoch.
-            late = coco.metrics(self._service.dataset, child.detections(task.recipe, end.state))
+        # The stored last epoch may come from a sweep that did not compute COCO's metrics for it.
+        if evaluation.AP not in last and with_model:
+            late = evaluation.coco_metrics(self._service.dataset, child.detections(task.recipe, end.state))
         best, name = max(curve), sweep.objective
         summary = {f"{names.BEST}{name}": best, f"{names.FINAL}{name}": value}
         summary[names.BEST_EPOCH] = end.rows[curve.index(best)]["epoch"]
@@ -153,7 +154,7 @@ class Reporter:
             "state_digest": end.state_digest,
             "effects": effects,
             "landscape": landscape,
-            "AP": None if pruned else {**last, **late}.get(coco.AP),
+            "AP": None if pruned else {**last, **late}.get(evaluation.AP),
             "gpu_memory": round(memory, 4) or None,
             "run_id": log.run_id,  # None until the MLflow server has answered; the service then looks it up later.
             "pruned": pruned,
