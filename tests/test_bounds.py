@@ -11,7 +11,7 @@ from tiny import sweeper
 
 from sweeper import data
 from sweeper.config import Sweep
-from sweeper.data import coco, yolo
+from sweeper.data import coco, source
 from sweeper.data.source import Findings, image_facts
 from sweeper.errors import ConfigError, DataError, ScheduleError
 from sweeper.reading import MAX_DEPTH, MAX_NODES, NotYaml, TooMuch, parse_yaml, read_bytes
@@ -54,7 +54,7 @@ def one_line(caught: Any) -> str:
 def test_yaml_beyond_its_bounds_is_one_line(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP + text)
-    for load in (Sweep.load, yolo.read_yaml):
+    for load in (Sweep.load, data.read_yaml):
         path.write_text(text)
         with pytest.raises((ConfigError, DataError)) as caught:
             load(path)
@@ -216,7 +216,7 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_folder_of_images_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolo, "MAX_FOLDERS", 20)
+    monkeypatch.setattr(source, "MAX_FOLDERS", 20)
     file = dataset(tmp_path / "data")
     for number in range(30):
         (tmp_path / f"data/images/train/{number}").mkdir()

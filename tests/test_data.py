@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ultralytics.data.utils import check_det_dataset
 
 from sweeper import data
-from sweeper.data.source import published
+from sweeper.data.made import published
 from sweeper.errors import DataError
 
 NAMES = ["cat", "dog"]
@@ -260,7 +260,7 @@ def test_the_folder_with_its_layouts_can_be_moved(tmp_path: Path) -> None:
         (None, "no such file"),
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
-        ("- a\n- b\n", "holds a list, expected a mapping"),
+        ("- a\n- b\n", "holds a list; expected a mapping"),
         ("a: [1\n", "cannot be read as YAML"),
         ("val: images/val\nnames: [cat]\n", "train: is missing"),
         ("train: images/train\nnames: [cat]\n", "val: is missing"),
@@ -686,12 +686,12 @@ def test_coco_subset_does_not_depend_on_the_order_of_the_file(bccd: Path, tmp_pa
 
 
 def test_coco_subset_shares_no_image_between_its_sets(tmp_path: Path) -> None:
-    """A training image that is also drawn for validation, whatever its name, is passed over and listed."""
+    """A training image that is also drawn for validation, whatever its name, is skipped and listed."""
     coco(tmp_path / "source")
     shutil.copy(tmp_path / "source/val/1.jpg", tmp_path / "source/train/0.jpg")
     manifest = data.coco_subset(tmp_path / "source", tmp_path / "out", train=2, val=3)
     assert manifest["ids"]["train"] == [107, 114]
-    assert "passed over because they are drawn for validation: 1" in manifest["problems"][-1]
+    assert "skipped because they are drawn for validation: 1" in manifest["problems"][-1]
 
 
 def test_stratified_coco_subset_keeps_the_frequencies_of_the_classes(bccd: Path, tmp_path: Path) -> None:

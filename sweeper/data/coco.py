@@ -1,4 +1,4 @@
-"""Reads annotations in the formats of COCO and Pascal VOC; labels are made from their boxes.
+"""Reads annotations in the formats of COCO and Pascal VOC, and computes YOLO label rows from their boxes.
 
 COCO's ids, areas and crowds stay in the ground truth. Pascal VOC's layout is ``Annotations`` (one XML file per image),
 ``JPEGImages``, and splits in ``ImageSets``; format: Everingham et al., The PASCAL Visual Object Classes Challenge 2012,
@@ -17,34 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from sweeper.data.source import SPLITS, SUFFIXES, Findings, Sample, Source
-from sweeper.data.yolo import class_names, read, read_list, read_yaml, root
+from sweeper.data.source import SPLITS, SUFFIXES, Findings, Sample, Source, class_names, read_list, root
 from sweeper.errors import DataError
 from sweeper.reading import MAX_JSON, read_bytes, why
 
-OUTSIDE = 1.0  # pixels by which a box may leave its image without a remark; COCO's own do by fractions
+MAX_OVERHANG = 1.0  # pixels by which a box may leave its image without a note; COCO's own do by fractions of a pixel
 VOC_LISTS = {"train": ("train.txt", "trainval.txt"), "val": ("val.txt", "test.txt")}
-ONE_IN = 5  # images of a VOC folder without lists that are for validation
+VAL_ONE_IN = 5  # Every fifth image of a VOC folder without lists is for validation.
 MAX_XML = 10_000_000  # bytes of an annotation file of VOC
 
 
-def read_folder(path: Path, findings: Findings) -> Source:
-    """A folder in the layout of Pascal VOC or of COCO, or one with a data.yaml."""
-    if any((path / "Annotations").glob("*.xml")):
-        return _read_voc(path, findings)
-    if (path / "annotations").is_dir():
-        return _read({split: load(file, split, path) for split, file in find_annotations(path).items()}, findings)
-    if (path / "data.yaml").is_file():
-        return read(path / "data.yaml", read_yaml(path / "data.yaml"), findings)
-    layouts = ("annotations/*.json", "Annotations/*.xml", "data.yaml")
-    near = (path.parent, path.parent.parent, *sorted(path.glob("*/")))
-    dataset = next((folder for folder in near if any(any(folder.glob(layout)) for layout in layouts)), None)
-    hint = f"expected {dataset}, which has" if dataset else "expected a data.yaml, or a folder as of COCO or Pascal VOC"
-    raise DataError(f"{path}: neither {layouts[0]}, {layouts[1]} nor {layouts[2]} in this folder; {hint}")
+def read_coco(path: Path, findings: Findings) -> Source:
+    """The samples of a folder in COCO's layout: ``annotations/*.json`` beside the images."""
+    return _read({split: load(file, split, path) for split, file in find_annotations(path).items()}, findings)
 
 
 def read_described(path: Path, described: dict[str, Any], findings: Findings) -> Source:
-    """A data.yaml with ``annotations: {train: FILE, val: FILE}``; the images lie where train: and val: say."""
+    """The samples of the data.yaml at ``path``, whose content is ``described``.
+
+    ``annotations: {train: FILE, val: FILE}`` names its COCO annotations, ``train:`` and ``val:`` the image folders.
+    """
     top, files = root(path, described), described["annotations"]
     if isinstance(files, list):
         raise DataError(f"{path}: is a file of COCO annotations; name the folder that has annotations/ and the images")
@@ -68,7 +60,10 @@ def _read(splits: "Mapping[str, Annotations]", findings: Findings) -> Source:
 
 
 def find_annotations(path: Path) -> dict[str, Path]:
-    """``annotations/instances_train*.json`` and ``..._val*.json``, else ``*train*`` and ``*val*``; one of each."""
+    """The annotation file of each split: ``annotations/instances_SPLIT*.json``, else ``annotations/*SPLIT*.json``.
+
+    Raises DataError where a split does not have exactly one.
+    """
     files = {}
     for split in SPLITS:
         candidates = sorted((path / "annotations").glob(f"instances_{split}*.json"))
@@ -82,7 +77,7 @@ def find_annotations(path: Path) -> dict[str, Path]:
 
 
 def load(file: Path, split: str, top: Path, folders: Sequence[Path] = ()) -> "Annotations":
-    """The annotations of one split; its images lie in ``folders``, or in the usual places of COCO below ``top``.
+    """Read the annotations of one split, whose images lie in ``folders`` or in COCO's usual folders below ``top``.
 
     Raises DataError for a file that is no COCO json.
     """
@@ -104,9 +99,10 @@ def load(file: Path, split: str, top: Path, folders: Sequence[Path] = ()) -> "An
 
 
 class Annotations:
-    """The annotations of one split, ``content`` as in a COCO json, and the ``folders`` in which its images may lie.
+    """The annotations of one split.
 
-    ``categories``: names by id, in the order of the ids, which is the order of the classes.
+    ``content``: a COCO json. ``folders``: where its images are looked up, in this order. ``categories``: names by id,
+    in the order of the ids, which is the order of the classes.
     """
 
     def __init__(self, file: Path, content: dict[str, Any], folders: Sequence[Path]) -> None:
@@ -115,21 +111,21 @@ class Annotations:
         self._classes = {category: number for number, category in enumerate(self.categories)}
 
     def samples(self, findings: Findings) -> list[Sample]:
-        """The split's images with their labels; what is wrong with single ones goes to ``findings``."""
+        """The split's images with their labels; broken images and boxes are left out and counted as faults."""
         records = self.images(findings)
         boxes = self.boxes(records, findings)
         samples = (self.sample(record, boxes[record["id"]], findings) for record in records)
         return [sample for sample in samples if sample is not None]
 
     def images(self, findings: Findings) -> list[dict[str, Any]]:
-        """COCO's entries of the images. DataError where there are none."""
+        """COCO's entries of the images. Raises DataError where there are none."""
         records = self._unique("images", findings)
         if not records:
             raise DataError(f"{self.file}: images: none; expected at least one")
         return records
 
     def boxes(self, images: Sequence[Mapping[str, Any]], findings: Findings) -> dict[int, list[dict[str, Any]]]:
-        """Annotations by image, in the file's order, without those of no image or no category, which are faults."""
+        """Annotations by image id, in the file's order; those of an unknown image or category are faults."""
         boxes: dict[int, list[dict[str, Any]]] = {record["id"]: [] for record in images}
         for annotation in self._unique("annotations", findings):
             image, kind = annotation.get("image_id"), annotation.get("category_id")
@@ -146,9 +142,10 @@ class Annotations:
     def sample(
         self, record: Mapping[str, Any], annotations: Sequence[dict[str, Any]], findings: Findings
     ) -> Sample | None:
-        """One image with its annotations, None for one that cannot be used; the image file knows its own size best.
+        """One image with its annotations; None for a missing or broken image, which is counted as a fault.
 
-        A crowd is no label, because COCO ignores what is found inside it.
+        The image's size is read from its file, because annotations may be wrong about it. A crowd becomes no label,
+        because COCO ignores detections inside it.
         """
         name = str(record.get("file_name"))
         path = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
@@ -160,7 +157,7 @@ class Annotations:
         _, width, height = facts
         if (record.get("width", width), record.get("height", height)) != (width, height):
             wrong = f"{path} is {width}x{height}, not {record.get('width')}x{record.get('height')}"
-            findings.note("image sizes that the annotations have wrong", wrong)
+            findings.note("images whose size differs from the annotations'", wrong)
         rows: dict[bytes, tuple[float, ...]] = {}
         truth = []
         for annotation in annotations:
@@ -171,10 +168,10 @@ class Annotations:
                 findings.fault("broken boxes", f"{where}: {error}")
                 continue
             x, y, w, h = annotation["bbox"]
-            if min(x, y) < -OUTSIDE or x + w > width + OUTSIDE or y + h > height + OUTSIDE:
+            if min(x, y) < -MAX_OVERHANG or x + w > width + MAX_OVERHANG or y + h > height + MAX_OVERHANG:
                 findings.note("boxes that leave their image, clipped in the labels", f"{where}: {annotation['bbox']}")
             if annotation.get("ignore") and not annotation.get("iscrowd"):
-                findings.note("boxes marked ignore but not iscrowd, ordinary ones to pycocotools and so here", where)
+                findings.note("boxes marked ignore but not iscrowd, used as ordinary boxes, as by pycocotools", where)
             crowd = int(bool(annotation.get("iscrowd")))
             box = {"category_id": kind, "bbox": annotation["bbox"], "area": annotation.get("area", w * h)}
             truth.append({**box, "iscrowd": crowd})
@@ -213,9 +210,9 @@ def _categories(file: Path, entries: Sequence[Mapping[str, Any]]) -> dict[int, s
 
 
 def _row(box: Any, width: int, height: int, index: int) -> tuple[float, ...]:
-    """The label row of a box (x, y, width, height in pixels), clipped to the image, in parts of it.
+    """The label row (class, centre x, centre y, width, height relative to the image) of a box, clipped to the image.
 
-    Raises ValueError for a broken box.
+    ``box``: x, y, width, height in pixels. Raises ValueError for a broken one.
     """
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
     if not numbers or not all(map(math.isfinite, box)):
@@ -228,13 +225,13 @@ def _row(box: Any, width: int, height: int, index: int) -> tuple[float, ...]:
     return (index, *centre, (right - left) / width, (bottom - top) / height)
 
 
-def _read_voc(folder: Path, findings: Findings) -> Source:
-    """Both splits of a folder in VOC's layout, its XML turned into COCO's entries.
+def read_voc(folder: Path, findings: Findings) -> Source:
+    """The samples of a folder in VOC's layout, whose XML is converted to COCO's entries.
 
-    The ground truth is made from the labels, so a box that leaves its image is clipped and a repeated one counts once.
-    Classes are in alphabetical order, as VOC's own are. Objects marked ``difficult`` are left out, as VOC's evaluation
-    does. Without ``ImageSets/Main/train.txt`` and ``val.txt`` every fifth image, by the hash of its name, is for
-    validation. Raises DataError where there are no objects; what is wrong with single files becomes a fault.
+    The ground truth is computed from the labels, so a box that leaves its image is clipped and a repeated one counts
+    once. Classes are in alphabetical order, as VOC's own are. Objects marked ``difficult`` are left out, as in VOC's
+    evaluation. Without lists in ``ImageSets/Main`` every fifth image, by the hash of its name, is for validation.
+    Raises DataError where there are no objects; a broken file or image is a fault.
     """
     stems = _voc_splits(folder, findings)
     files = {stem: folder / "Annotations" / f"{stem}.xml" for split in SPLITS for stem in stems[split]}
@@ -242,10 +239,11 @@ def _read_voc(folder: Path, findings: Findings) -> Source:
     names = sorted({name for boxes in objects.values() for name, _ in boxes})
     if not names:
         raise DataError(f"{folder}: Annotations: no object in {len(objects)} files; expected <object> with <bndbox>")
-    place = next((folder / name for name in ("JPEGImages", "images", "Images") if (folder / name).is_dir()), folder)
-    images = {file.stem: file.name for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES}
+    usual = [folder / name for name in ("JPEGImages", "images", "Images")]
+    image_folder = next(filter(Path.is_dir, usual), folder)
+    images = {file.stem: file.name for file in sorted(image_folder.iterdir()) if file.suffix.lower() in SUFFIXES}
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    annotations = Annotations(folder / "Annotations", {"categories": categories}, [place])
+    annotations = Annotations(folder / "Annotations", {"categories": categories}, [image_folder])
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for number, stem in enumerate(stems[split], 1):
@@ -253,36 +251,40 @@ def _read_voc(folder: Path, findings: Findings) -> Source:
                 {"id": f"{stem}.xml, {name}", "category_id": names.index(name) + 1, "bbox": box}
                 for name, box in objects[stem]
             ]
-            record = {"id": number, "file_name": images.get(stem, f"{stem}, an image of its name in {place.name}")}
+            record = {
+                "id": number,
+                "file_name": images.get(stem, f"{stem}, an image of this name in {image_folder.name}"),
+            }
             if (sample := annotations.sample(record, entries, findings)) is not None:
                 samples[split].append(replace(sample, record=None, annotations=None))
     return Source(tuple(names), tuple(range(1, len(names) + 1)), samples)
 
 
 def _voc_splits(folder: Path, findings: Findings) -> dict[str, list[str]]:
-    """The images' names without their suffix, by split."""
+    """The names of the images without suffix, by split. Raises DataError for an image in both splits."""
     lists = folder / "ImageSets" / "Main"
     train, val = (next(filter(Path.is_file, (lists / name for name in VOC_LISTS[split])), None) for split in SPLITS)
     if train is not None and val is not None:
-        # lists of one class have a second column: 1 for images with an object of it
+        # Lists of one class have a second column, which says whether an image has an object of the class.
         stems = [list(dict.fromkeys(line.split()[0] for line in read_list(file, str(file)))) for file in (train, val)]
         if both := sorted(set(stems[0]) & set(stems[1])):
             expected = "expected two sets that share no image"
             raise DataError(f"{lists}: {both[0]} is in {train.name} and in {val.name}; {expected}")
         return dict(zip(SPLITS, stems, strict=True))
     everything = sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
-    chosen = {stem for stem in everything if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % ONE_IN == 0}
+    chosen = {stem for stem in everything if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % VAL_ONE_IN == 0}
     findings.note(
-        "sets drawn here, by the hash of the images' names, as there are no lists of them",
+        "splits by the hash of the images' names, because there are no lists of them",
         f"{len(chosen)} of {len(everything)} images for validation (expected {lists}/train.txt and val.txt)",
     )
     return {"train": [stem for stem in everything if stem not in chosen], "val": sorted(chosen)}
 
 
 def voc_objects(file: Path, findings: Findings) -> list[tuple[str, list[float]]]:
-    """Class and box (x, y, width, height in pixels) of the objects of an XML file that are not marked difficult.
+    """Class and box (x, y, width, height in pixels from 0) of each object of an XML file; difficult ones are left out.
 
-    VOC counts pixels from 1 and both corners lie inside the box: one from (1, 1) to (width, height) is the whole image.
+    VOC counts pixels from 1 and both corners lie inside the box: the box of a whole image goes from (1, 1) to
+    (width, height). A file that cannot be read has no objects and is a fault.
     """
     objects = []
     try:

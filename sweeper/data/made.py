@@ -1,12 +1,15 @@
-"""The data sets that are made here: handwritten digits, and the draw from COCO that the article on CAWB trained on.
+"""Writes data sets: the built-in digits, and random subsets of COCO as in the article on CAWB.
 
-The digits are scikit-learn's real ones (8 x 8 pixels), laid out as a detection problem.
+The digits are scikit-learn's scans of handwritten digits (8 x 8 pixels), placed on canvases as a detection problem.
 """
 
+import contextlib
 import hashlib
 import json
+import shutil
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +18,32 @@ import PIL.Image
 import yaml
 
 from sweeper.data.coco import Annotations, find_annotations, load
-from sweeper.data.source import SPLITS, Findings, Sample, label_text, published
+from sweeper.data.source import SPLITS, Findings, Sample
 from sweeper.errors import DataError
 from sweeper.reading import MAX_TEXT, read_bytes
 
-MARKER, MANIFEST = "digits.json", "manifest.json"  # written last: of the digits, and of a draw
-VERSION = 1  # of the pictures; another version is another folder and another digest
+MARKER, MANIFEST = "digits.json", "manifest.json"  # the last file that is written of the digits, and of a subset
+VERSION = 1  # of the digits' images; another version has another folder and another digest
 SEED = 20240611
 IMAGES = {"train": 352, "val": 96}
 SIDE = 128  # pixels of a canvas
-DIGITS = (2, 6)  # on a canvas, both included
-GLYPH = (26, 52)  # pixels of a glyph's height before it is trimmed to its ink
-VAL_GLYPHS = 360  # of 1797 handwritten digits; they never appear in training
-INK = 48  # of 255: what is lighter belongs to the ground, not to the box
+DIGITS = (2, 6)  # least and most digits on a canvas
+GLYPH = (26, 52)  # least and most pixels of a glyph's height before it is trimmed to its ink
+VAL_GLYPHS = 360  # of the 1797 scans; they are never used for training images
+INK = 48  # of 255: lighter pixels of a glyph are background, which the box leaves out
 GAP = 2  # pixels between boxes
 
 
 def digits_made(folder: Path) -> bool:
-    """Whether :func:`make_digits` would find the data set there."""
+    """Whether :func:`make_digits` has written the data set to ``folder``."""
     return (folder / f"digits-{VERSION}" / MARKER).is_file()
 
 
 def make_digits(folder: Path) -> Path:
-    """Write the data set to ``folder/digits-1`` unless it is there, and return its data.yaml.
+    """Write the digits to ``folder/digits-1`` unless they are there, and return the path of their data.yaml.
 
-    The same bytes every time (one seed, PNG), by whichever of several processes is first: a folder appears finished or
-    not at all.
+    The bytes are the same every time (one seed, PNG). Several processes may call it at once: the folder appears when it
+    is complete.
     """
     home = folder.resolve() / f"digits-{VERSION}"
     if not digits_made(folder):
@@ -50,7 +53,7 @@ def make_digits(folder: Path) -> Path:
 
 
 def _draw_digits(folder: Path) -> None:
-    from sklearn.datasets import load_digits  # a second's import, needed once
+    from sklearn.datasets import load_digits  # imported here, because the import takes a second and is rarely needed
 
     raw = load_digits()
     glyphs = np.asarray(raw.images * (255 / 16), np.uint8)
@@ -61,15 +64,15 @@ def _draw_digits(folder: Path) -> None:
     (folder / "annotations").mkdir()
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([SEED, number])
-        pictures, labels = folder / "images" / split, folder / "labels" / split
-        pictures.mkdir(parents=True)
-        labels.mkdir(parents=True)
+        image_folder, label_folder = folder / "images" / split, folder / "labels" / split
+        image_folder.mkdir(parents=True)
+        label_folder.mkdir(parents=True)
         images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         for image in range(1, IMAGES[split] + 1):
             pixels, boxes = _canvas(rng, glyphs, raw.target, pools[split])
-            PIL.Image.fromarray(pixels).save(pictures / f"{image:04d}.png")
+            PIL.Image.fromarray(pixels).save(image_folder / f"{image:04d}.png")
             rows = [(c, (x + w / 2) / SIDE, (y + h / 2) / SIDE, w / SIDE, h / SIDE) for c, x, y, w, h in boxes]
-            (labels / f"{image:04d}.txt").write_text(label_text(np.array(rows)), encoding="utf-8")
+            (label_folder / f"{image:04d}.txt").write_text(label_text(np.array(rows)), encoding="utf-8")
             images.append({"id": image, "file_name": f"{image:04d}.png", "width": SIDE, "height": SIDE})
             for c, *box in boxes:
                 ids = {"id": len(annotations) + 1, "image_id": image, "category_id": c + 1}
@@ -84,7 +87,7 @@ def _canvas(
     rng: np.random.Generator, glyphs: np.ndarray, classes: np.ndarray, pool: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:
     """One canvas uint8 (128, 128, 3) and its digits as (class, x, y, width, height) in pixels."""
-    canvas = _ground(rng)
+    canvas = _background(rng)
     boxes: list[tuple[int, int, int, int, int]] = []
     count = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
     while len(boxes) < count:
@@ -93,7 +96,7 @@ def _canvas(
         height, width = ink.shape
         spots = _free(boxes, width, height)
         if not len(spots):
-            continue  # no room for one of this size: draw a smaller one
+            continue  # No spot is free for this size, so another digit and size are drawn.
         x, y = (int(value) for value in spots[rng.integers(len(spots))])
         patch = canvas[y : y + height, x : x + width]
         colour = rng.uniform(0, 70, 3) if patch.mean() > 110 else rng.uniform(185, 255, 3)
@@ -103,7 +106,7 @@ def _canvas(
 
 
 def _free(boxes: list[tuple[int, int, int, int, int]], width: int, height: int) -> np.ndarray:
-    """All places (n, 2) as x, y where a box of this size touches no other."""
+    """All positions x, y of a box of this size that is at least GAP pixels from ``boxes``: int64 (n, 2)."""
     free = np.ones((SIDE - height + 1, SIDE - width + 1), bool)
     for _, x, y, w, h in boxes:
         free[max(y - height - GAP + 1, 0) : y + h + GAP, max(x - width - GAP + 1, 0) : x + w + GAP] = False
@@ -111,58 +114,58 @@ def _free(boxes: list[tuple[int, int, int, int, int]], width: int, height: int) 
 
 
 def _glyph(glyph: np.ndarray, height: int, stretch: float) -> np.ndarray:
-    """The glyph as ink from 0 to 255, enlarged and trimmed to where there is ink."""
+    """The glyph's ink from 0 to 255, float64 (rows, columns), enlarged and trimmed to the rows and columns with ink."""
     width = max(round(height * stretch), 8)
     ink = np.asarray(PIL.Image.fromarray(glyph).resize((width, height), PIL.Image.Resampling.BICUBIC), np.float64)
     rows, columns = np.nonzero((ink > INK).any(1))[0], np.nonzero((ink > INK).any(0))[0]
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _ground(rng: np.random.Generator) -> np.ndarray:
-    """A textured ground, float64 (128, 128, 3): a tint under clouds of two sizes, partly the same in all colours."""
-    ground = np.ones((SIDE, SIDE, 3)) * rng.uniform(50, 190, 3)
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """A textured background, float64 (128, 128, 3): noise of two scales, partly equal in all channels."""
+    background = np.ones((SIDE, SIDE, 3)) * rng.uniform(50, 190, 3)
     for cells, strength in ((4, 32.0), (20, 16.0)):
         noise = rng.uniform(0, 255, (cells, cells, 3)) * 0.4 + rng.uniform(0, 255, (cells, cells, 1)) * 0.6
         clouds = PIL.Image.fromarray(noise.astype(np.uint8)).resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)
-        ground += (np.asarray(clouds, np.float64) / 127.5 - 1) * strength
-    return ground
+        background += (np.asarray(clouds, np.float64) / 127.5 - 1) * strength
+    return background
 
 
 def coco_subset(
     coco_dir: Path, out: Path, *, train: int = 10000, val: int = 1000, seed: int = 0, stratified: bool = False
 ) -> dict[str, Any]:
-    """Draw ``train`` images of the training and ``val`` of the validation set, and lay them out under ``out``.
+    """Draw ``train`` images of COCO's training set and ``val`` of its validation set, and lay them out under ``out``.
 
-    The result is a COCO layout (links to the images, the annotations of the images drawn, word for word) with YOLO
-    labels and a data.yaml beside, and ``manifest.json``, which is returned: ids, seed, options and a digest over ids
-    and contents. The same arguments draw the same images anywhere. The two sets share no image, by content: training
-    images that are also drawn for validation are passed over. ``stratified`` draws the same share of every stratum,
-    an image's stratum being its rarest class, so that class frequencies stay what they were.
+    ``out`` gets COCO's layout (links to the images, their annotations unchanged), YOLO labels, a data.yaml, and
+    ``manifest.json``, whose content is returned: ids, seed, options and a digest over ids and contents. The same
+    arguments draw the same images on every machine. The two sets share no image: a training image with the content of a
+    drawn validation image is skipped. ``stratified`` draws the same share of every stratum, so that class frequencies
+    stay as they are; an image's stratum is its rarest class.
 
-    Images that are missing or broken are passed over and listed under ``problems``. Raises DataError where too few are
-    left, or where ``out`` holds something else.
+    Missing and broken images are skipped and listed under ``problems``. Raises DataError where too few images are left,
+    or where ``out`` holds something else.
     """
     coco_dir, out = Path(coco_dir).absolute(), Path(out).absolute()
     options = {"train": train, "val": val, "seed": seed, "stratified": stratified}
     if out.exists():
-        return _earlier(out, options)
+        return _read_manifest(out, options)
     if min(train, val) < 1:
         raise DataError(f"train {train}, val {val}: expected at least one image each")
     source = {split: load(file, split, coco_dir) for split, file in find_annotations(coco_dir).items()}
     findings = Findings(coco_dir)
     drawn: dict[str, list[Sample]] = {"train": [], "val": []}
-    for split in ("val", "train"):  # val first: its images are the ones to keep out of training
+    for split in ("val", "train"):  # validation first, because its images are excluded from training
         count, rng = options[split], np.random.default_rng([seed, SPLITS.index(split)])
         validated = {sample.sha for sample in drawn["val"]}
         records = source[split].images(findings)
         boxes = source[split].boxes(records, findings)
-        for record in _order(records, boxes, count, rng, stratified):
+        for record in _draw_order(records, boxes, count, rng, stratified):
             if len(drawn[split]) == count:
                 break
             if (sample := source[split].sample(record, boxes[record["id"]], findings)) is None:
                 continue
             if sample.sha in validated:
-                findings.note("training images passed over because they are drawn for validation", str(sample.path))
+                findings.note("training images skipped because they are drawn for validation", str(sample.path))
             else:
                 drawn[split].append(sample)
         if len(drawn[split]) < count:
@@ -188,8 +191,8 @@ def coco_subset(
     return manifest
 
 
-def _earlier(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of an earlier draw with the same options; anything else under this name is left alone."""
+def _read_manifest(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the subset at ``out``. Raises DataError if it was drawn with other options, or is no subset."""
     try:
         manifest = dict(json.loads(read_bytes(out / MANIFEST, MAX_TEXT)))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -199,24 +202,24 @@ def _earlier(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _order(
+def _draw_order(
     records: Sequence[dict[str, Any]],
     boxes: Mapping[int, Sequence[Mapping[str, Any]]],
     count: int,
     rng: np.random.Generator,
     stratified: bool,
 ) -> list[dict[str, Any]]:
-    """All images in the order in which they are drawn, independent of the order in which the file lists them."""
+    """All images in the order in which they are drawn; it does not depend on the order of ``records``."""
     records = sorted(records, key=lambda record: int(record["id"]))
     shuffled = [records[i] for i in rng.permutation(len(records))]
     if not stratified:
         return shuffled
-    classes = {image: {annotation["category_id"] for annotation in listed} for image, listed in boxes.items()}
-    often = Counter(category for present in classes.values() for category in present)
+    classes = {image: {annotation["category_id"] for annotation in entries} for image, entries in boxes.items()}
+    frequency = Counter(category for present in classes.values() for category in present)
     strata: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in shuffled:
         present = classes.get(record["id"])
-        strata[min(present, key=lambda category: (often[category], category)) if present else -1].append(record)
+        strata[min(present, key=lambda category: (frequency[category], category)) if present else -1].append(record)
     share = min(count / len(records), 1.0)
     quota = {stratum: int(len(members) * share) for stratum, members in strata.items()}
     by_remainder = sorted(strata, key=lambda s: (quota[s] - len(strata[s]) * share, s))  # the largest remainders first
@@ -224,11 +227,11 @@ def _order(
         quota[stratum] += 1
     first = [record for stratum, members in strata.items() for record in members[: quota[stratum]]]
     rest = [record for stratum, members in strata.items() for record in members[quota[stratum] :]]
-    return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest only where an image has to be passed over
+    return first + [rest[i] for i in rng.permutation(len(rest))]  # the rest is drawn only if images have to be skipped
 
 
 def _write(out: Path, split: str, source: Annotations, drawn: Sequence[Sample], file: Path) -> None:
-    """Links, labels, and the annotations of the images drawn, word for word."""
+    """Write links and labels of one split under ``out``, and the unchanged annotations of its images to ``file``."""
     for sample in drawn:
         name = str((sample.record or {})["file_name"])
         link = out / "images" / split / name
@@ -239,8 +242,8 @@ def _write(out: Path, split: str, source: Annotations, drawn: Sequence[Sample], 
         labels.write_text(label_text(sample.rows), encoding="utf-8")
     ids = {_id(sample) for sample in drawn}
     annotations = [entry for entry in source.content["annotations"] if entry.get("image_id") in ids]
-    kept = {**source.content, "images": [sample.record for sample in drawn], "annotations": annotations}
-    file.write_text(json.dumps(kept), encoding="utf-8")
+    content = {**source.content, "images": [sample.record for sample in drawn], "annotations": annotations}
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _id(sample: Sample) -> int:
@@ -248,7 +251,36 @@ def _id(sample: Sample) -> int:
 
 
 def _describe(folder: Path, names: Mapping[int, str], annotations: Mapping[str, str]) -> None:
-    """Write the data.yaml of a data set that lies in ``folder`` in both layouts."""
+    """Write the data.yaml of a data set that lies in ``folder`` in both YOLO's and COCO's layout."""
     images = {split: f"images/{split}" for split in SPLITS}
     text = yaml.safe_dump({**images, "names": names, "annotations": annotations}, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def published(folder: Path, marker: str) -> Iterator[Path]:
+    """A new empty folder, which is renamed to ``folder`` when the block ends, so that no process sees it incomplete.
+
+    If another process has finished the same folder first (``folder`` contains ``marker``), the new one is removed.
+    Raises DataError where it cannot be written, or where ``folder`` is something else.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+        made.chmod(0o755)
+        yield made
+    except OSError as error:
+        problem = f"cannot write the data set there ({error.strerror})"
+        raise DataError(f"{folder}: {problem}; expected a writable folder with enough free space") from None
+    try:
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made)
+        if not (folder / marker).is_file():
+            raise DataError(f"{folder}: is no finished data set; remove it and run again") from None
+
+
+def label_text(rows: np.ndarray) -> str:
+    """The text of a YOLO label file of ``rows``, with nine digits, by which a trainer reads the exact float32 again."""
+    exact = rows.astype(np.float32).tolist()
+    return "".join(f"{int(row[0])} " + " ".join(f"{x:.9g}" for x in row[1:]) + "\n" for row in exact)
