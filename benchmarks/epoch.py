@@ -98,7 +98,7 @@ def profile(trainer: Any, trace: Trace, epoch: int, dataset: data.Dataset, devic
 
         setattr(owner, method, wrapped)
 
-    batches = trainer._epoch
+    batches = trainer._load_epoch
 
     def loading(number: int) -> Iterator[Any]:
         iterator = batches(number)
@@ -109,7 +109,7 @@ def profile(trainer: Any, trace: Trace, epoch: int, dataset: data.Dataset, devic
                 return
             yield batch
 
-    trainer._epoch = loading
+    trainer._load_epoch = loading
     wrap(parts, "preprocess_batch", "copy to the device")
     wrap(parts, "step", "optimizer and EMA")
     wrap(parts.validator, "get_stats", "validation: its metrics")

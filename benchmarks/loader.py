@@ -52,7 +52,7 @@ def worker(pipe: Connection, recipe: Recipe, folder: Path, shared: Path) -> None
             trainer.evaluate()
             trainer.copied()()
         else:
-            for _ in trainer._epoch(epoch):
+            for _ in trainer._load_epoch(epoch):
                 pass
         pipe.send(time.process_time() - start)
 

@@ -42,7 +42,7 @@ class Misreading:
             super().step(lrs, momentum)  # type: ignore[misc]
 
 
-class YoloParts(Misreading, UltralyticsTrainer.parts_of):  # type: ignore[misc]
+class YoloParts(Misreading, UltralyticsTrainer.parts_class):  # type: ignore[misc]
     """YOLO's."""
 
 
@@ -53,13 +53,13 @@ class BoxParts(Misreading, TorchvisionParts):
 class Yolo(UltralyticsTrainer):
     """YOLO's trainer with them."""
 
-    parts_of = YoloParts
+    parts_class = YoloParts
 
 
 class Box(TorchvisionTrainer):
     """torchvision's trainer with them."""
 
-    parts_of = BoxParts
+    parts_class = BoxParts
 
 
 def open_trainer(recipe: Recipe, **more: Any) -> training.Trainer:

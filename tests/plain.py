@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sweeper.config import Recipe
-from sweeper.training.parts import SAME_NAMES, Parts, described
+from sweeper.training.parts import SAME_NAMES, Parts, dataset_description
 
 # isort: split
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -43,7 +43,7 @@ class PlainTrainer(DetectionTrainer):
         torch.set_num_threads(1)
 
     def get_dataset(self) -> dict[str, Any]:
-        return described(self.path)  # theirs looks for a font on the internet
+        return dataset_description(self.path)  # theirs looks for a font on the internet
 
     def optimizer_step(self) -> None:
         used = []

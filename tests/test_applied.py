@@ -70,7 +70,7 @@ def test_a_trial_whose_trainer_does_not_apply_the_schedule_fails_and_says_where(
     peaks = [GOOD, *(peak for peak, wrong in misread.WRONG.items() if wrong in wrongs)]
     baselines = [warm(peak) for peak in peaks]
     sweep = Sweep.build({**SWEEP, "data": str(folder / "data" / "data.yaml"), "baselines": baselines, **changes})
-    opening = functools.partial(TrainingProcess, opening=misread.open_trainer)
+    opening = functools.partial(TrainingProcess, open_trainer=misread.open_trainer)
     service = Service(sweep, Place(str(tmp_path)), training=opening)
     service.launch()
     Worker(service, device="cpu", stop=threading.Event()).run()
@@ -101,7 +101,7 @@ def test_a_trial_whose_trainer_does_not_apply_the_schedule_fails_and_says_where(
 def test_a_quench_is_compared_too(folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(data=str(folder / "data" / "data.yaml"), imgsz=64, batch=8, nbs=8, **YOLO)
     good, late = (parse(warm(lr)).trace(TimeBase(2, 3)) for lr in (GOOD, 0.021))
-    with TrainingProcess(device="cpu", folder=tmp_path, stall_s=300, opening=misread.open_trainer) as child:
+    with TrainingProcess(device="cpu", folder=tmp_path, stall_s=300, open_trainer=misread.open_trainer) as child:
         assert child.quench(recipe, good, epoch=0, steps=2, state=None)
         with pytest.raises(LRMismatch, match=r"epoch 0, step 0: group weight used LR 0\.02"):
             child.quench(recipe, late, epoch=0, steps=2, state=None)

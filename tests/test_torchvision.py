@@ -206,7 +206,7 @@ def test_any_backbone_with_a_pyramid_of_strides(backbone: str) -> None:
     [
         ({"model": "fcos_resnet19_fpn"}, "fcos_resnet19_fpn is not one of torchvision's"),
         ({"model": "retinanet_resnet18"}, "and fpn, for example"),
-        ({"model": "fcos_vit_b_16_fpn"}, "vit_b_16 has no layers of stride"),
+        ({"model": "fcos_vit_b_16_fpn"}, "vit_b_16 has no layer of stride"),
         ({"box": 5.0}, "box: has no meaning for"),
         ({"freeze": 3}, "freeze: has no meaning for"),
         ({"optimizer": "MuSGD"}, "use SGD or AdamW"),

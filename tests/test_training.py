@@ -29,7 +29,7 @@ from sweeper.errors import (
 )
 from sweeper.schedules import Trace
 from sweeper.training import parts
-from sweeper.training.parts import Parts, described
+from sweeper.training.parts import Parts, dataset_description
 
 # isort: split
 import ultralytics
@@ -107,7 +107,7 @@ def test_it_is_ultralytics_bit_for_bit_with_its_schedule_and_its_data(
         for name, lr, momentum in groups:
             assert lr == trace.group(name)[step], (step, name)
             assert momentum is None or np.float32(momentum) == trace.momentum[step], (step, name)
-    assert ours.state_digest() == parts.digest(parts.take(plain))
+    assert ours.state_digest() == parts.digest(parts.state_dict(plain))
     names = {"mAP50-95": "metrics/mAP50-95(B)", "mAP50": "metrics/mAP50(B)"}
     for name, value in ours.evaluate().metrics.items():
         if name in names or "loss" in name:
@@ -137,7 +137,7 @@ def test_rectangular_batches_are_ultralytics_own_in_every_epoch(tmp_path: Path) 
     plain = PlainTrainer(recipe, path, tmp_path / "plain")
     plain.model = torch.nn.Module()  # it is asked for its stride
     plain.model.stride = torch.tensor([32])
-    plain.data = described(path)
+    plain.data = dataset_description(path)
     theirs = [
         (list(batch["im_file"]), tuple(batch["img"].shape))
         for batch in plain.get_dataloader(plain.data["train"], 3, -1, "train")
@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_snapshot_is_refused(trainer: training.Trainer) -> 
             "nowhere/mine.pt",
             r"publishes none of this name\); put the weights at .*/nowhere/mine.pt",
         ),
-        ("yolo11q.yaml", "neither a file nor one of Ultralytics' models; near it: .*yolo11"),
+        ("yolo11q.yaml", "neither a file nor one of Ultralytics' models; similar names: .*yolo11"),
         ("https://example.com/yolo11n.yaml", "is not a model"),
         ("yolo11n-seg.yaml", "ends in Segment; expected a detector"),
     ],

@@ -49,7 +49,7 @@ def small(folder: Path) -> Recipe:
 def test_the_next_epoch_is_trained_while_nobody_has_asked_for_it_and_counts_only_then(tmp_path: Path) -> None:
     recipe, work = small(tmp_path), tmp_path / "work"
     trace = parse({"family": "yolo_linear", "lr": 0.02, "warmup": "1ep"}).trace(TimeBase(3, 3))
-    with TrainingProcess(device="cpu", folder=work, stall_s=300, opening=Noting) as child:  # type: ignore[arg-type]
+    with TrainingProcess(device="cpu", folder=work, stall_s=300, open_trainer=Noting) as child:  # type: ignore[arg-type]
 
         def events(until: int) -> list[Epoch]:
             with contextlib.closing(child.train(recipe, trace, start=0, state=None)) as all_of_them:
@@ -78,7 +78,7 @@ def test_the_next_epoch_is_trained_while_nobody_has_asked_for_it_and_counts_only
 def test_the_seconds_of_an_epoch_have_its_validation_in_them(tmp_path: Path) -> None:
     recipe = small(tmp_path)
     trace = parse({"family": "constant", "lr": 0.01}).trace(TimeBase(1, 3))
-    with TrainingProcess(device="cpu", folder=tmp_path, stall_s=300, opening=Resting) as child:  # type: ignore[arg-type]
+    with TrainingProcess(device="cpu", folder=tmp_path, stall_s=300, open_trainer=Resting) as child:  # type: ignore[arg-type]
         (epoch,) = (event for event in child.train(recipe, trace, start=0, state=None) if isinstance(event, Epoch))
     assert epoch.seconds >= REST_S
 

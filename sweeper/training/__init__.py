@@ -1,8 +1,8 @@
-"""Trainers: exact, forkable, and the same small protocol for every family of detectors. Imports no torch.
+"""The protocol that the trainers of all families of detectors share. This module imports no torch.
 
 A trainer's state after epoch ``n`` is a pure function of its recipe and of the learning rates so far. So ``load`` of
-any epoch's state followed by ``train_epoch`` gives, bit for bit, what the uninterrupted run gives: on one machine, in
-the same process or another, in any order of epochs.
+any epoch's state followed by ``train_epoch`` gives, bit for bit, the result of an uninterrupted run: on the same
+machine, in the same process or another, in any order of epochs.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from sweeper.config import Recipe
     from sweeper.schedules import Trace
 
-TORCHVISION = ("fasterrcnn_", "retinanet_", "fcos_")  # how the names of torchvision's models begin
-WITH_MOMENTUM = ("SGD", "MuSGD", "RMSProp")  # the others have betas, which no schedule changes
+TORCHVISION = ("fasterrcnn_", "retinanet_", "fcos_")  # prefixes of the names of torchvision's models
+WITH_MOMENTUM = ("SGD", "MuSGD", "RMSProp")  # The other optimizers have betas, which no schedule changes.
 SECOND_BETA = 0.999
-HEADS = 3.0  # Ultralytics' MuSGD makes two groups of each kind; the first holds the heads and takes 3 times the LR
-MOST_LOADERS = 8
+HEAD_MULTIPLE = 3.0  # Ultralytics' MuSGD has two groups of each name; the first holds the heads and gets 3 times the LR
+MAX_LOADERS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """What the optimizer's parameter groups held when its ``step`` ran, for every step of an epoch in order.
+    """The settings of the optimizer's parameter groups when its ``step`` ran, for every step of an epoch in order.
 
     ``groups``: the groups' names, in the optimizer's order; a name may occur twice. ``lr``: float64 (steps, groups).
-    ``momentum``: float64 (steps, groups, 1), or (steps, groups, 2) with the two betas of Adam and its kin. ``skipped``:
-    bool (steps,), where the gradient scaler of mixed precision skipped the update because a gradient was infinite; the
-    groups then held what the update would have used.
+    ``momentum``: float64 (steps, groups, 1), or (steps, groups, 2) with the two betas of Adam and its variants.
+    ``skipped``: bool (steps,), True where the gradient scaler of mixed precision skipped the update because a gradient
+    was infinite; the settings are those that the update would have used.
 
-    The training process records it. The worker compares it with the trace that it built itself from the proposal, so
-    it notices a trainer that misreads a trace, and anything else in that process that sets a learning rate.
+    The training process records them. The worker compares them with the trace that it built itself from the proposal,
+    so it detects a trainer that misreads a trace, and any other code in that process that sets a learning rate.
     """
 
     groups: tuple[str, ...]
@@ -47,12 +47,12 @@ class Applied:
     skipped: NDArray[np.bool_]
 
     def check(self, epoch: int, trace: "Trace", recipe: "Recipe", steps: int | None = None) -> None:
-        """Raise LRMismatch at the first step of ``epoch`` that did not use what ``trace`` says.
+        """Raise LRMismatch at the first step of ``epoch`` whose settings differ from ``trace``.
 
-        ``steps``: how many of the epoch's steps were asked for; None: all. The comparison is exact. A trace holds
+        ``steps``: how many of the epoch's steps were requested; None: all. The comparison is exact. A trace holds
         float32 and an optimizer float64: each LR must be the trace's value, converted to float64, times the group's
         multiple (1; 3 in the first group of each name of MuSGD). The momentum must be the trace's, converted alike,
-        or the recipe's where the trace has none; betas must be the recipe's momentum and 0.999.
+        or the recipe's where the trace has none; the betas must be the recipe's momentum and 0.999.
         """
         expected = trace.steps_per_epoch if steps is None else min(steps, trace.steps_per_epoch)
         part = slice(epoch * trace.steps_per_epoch, epoch * trace.steps_per_epoch + expected)
@@ -67,48 +67,48 @@ class Applied:
                 "the trainer calls the optimizer at other batches than the recipe says"
             )
         factors = multiples(recipe.optimizer, self.groups)
-        columns = [x * trace.group(name)[part].astype(np.float64) for x, name in zip(factors, self.groups, strict=True)]
-        lr = np.stack(columns, axis=1)
+        traces = zip(factors, (trace.group(name)[part] for name in self.groups), strict=True)
+        lr = np.stack([factor * column.astype(np.float64) for factor, column in traces], axis=1)
         if recipe.optimizer in WITH_MOMENTUM:
-            steady = np.full(expected, recipe.momentum)
-            driven = {"momentum": steady if trace.momentum is None else trace.momentum[part].astype(np.float64)}
+            constant = np.full(expected, recipe.momentum)
+            momenta = {"momentum": constant if trace.momentum is None else trace.momentum[part].astype(np.float64)}
         else:
-            driven = {"beta 1": np.full(expected, recipe.momentum), "beta 2": np.full(expected, SECOND_BETA)}
-        if self.momentum.shape[-1] != len(driven):
+            momenta = {"beta 1": np.full(expected, recipe.momentum), "beta 2": np.full(expected, SECOND_BETA)}
+        if self.momentum.shape[-1] != len(momenta):
             raise LRMismatch(
                 f"epoch {epoch}: the optimizer's groups have {self.momentum.shape[-1]} values for momentum, "
-                f"{recipe.optimizer} has {len(driven)} ({', '.join(driven)}); the trainer built another optimizer"
+                f"{recipe.optimizer} has {len(momenta)} ({', '.join(momenta)}); the trainer built another optimizer"
             )
         pairs = {"LR": (self.lr, lr)}
-        pairs |= {name: (self.momentum[:, :, i], driven[name][:, None]) for i, name in enumerate(driven)}
-        for what, (applied, proposed) in pairs.items():
-            wrong = applied != proposed  # NaN differs from everything
+        pairs |= {name: (self.momentum[:, :, i], momenta[name][:, None]) for i, name in enumerate(momenta)}
+        for setting, (applied, proposed) in pairs.items():
+            wrong = applied != proposed  # also where a value is NaN
             if wrong.any():
                 step, group = np.unravel_index(int(wrong.argmax()), wrong.shape)
                 expected_value = np.broadcast_to(proposed, wrong.shape)[step, group]
                 raise LRMismatch(
-                    f"epoch {epoch}, step {part.start + step}: group {self.groups[group]} used {what} "
+                    f"epoch {epoch}, step {part.start + step}: group {self.groups[group]} used {setting} "
                     f"{float(applied[step, group])!r}, the schedule says {float(expected_value)!r}; the trainer "
                     "reads the trace wrongly, or something else in its process sets it"
                 )
 
 
 def multiples(optimizer: str, groups: Sequence[str]) -> list[float]:
-    """By how much each of the optimizer's groups, in its order, multiplies the schedule's LR.
+    """The factor of the schedule's LR in each of the optimizer's groups, in the order of ``groups``, their names.
 
     >>> multiples("SGD", ["bias", "weight"]), multiples("MuSGD", ["weight", "weight", "bn", "bn"])
     ([1.0, 1.0], [3.0, 1.0, 3.0, 1.0])
     """
-    return [HEADS if optimizer == "MuSGD" and name not in groups[:i] else 1.0 for i, name in enumerate(groups)]
+    return [HEAD_MULTIPLE if optimizer == "MuSGD" and name not in groups[:i] else 1.0 for i, name in enumerate(groups)]
 
 
 @dataclass(frozen=True)
 class EpochLog:
-    """What an epoch of training was.
+    """The record of one epoch of training.
 
     ``lr``: float32 (steps_per_epoch,), the main group's learning rate as read from the optimizer when it stepped.
-    ``losses``: means over the epoch's batches, ``train/box_loss`` and so on; ``train/skipped_steps`` where mixed
-    precision skipped some. ``applied``: what every group of the optimizer held.
+    ``losses``: means over the epoch's batches, ``train/box_loss`` and so on, and the number ``train/skipped_steps`` if
+    mixed precision skipped any. ``applied``: the settings of all groups of the optimizer.
     """
 
     lr: np.ndarray
@@ -118,9 +118,9 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was detected in one image, after non-maximum suppression, best first.
+    """The detections in one image after non-maximum suppression, best score first.
 
-    ``path``: the image, in the data set's private layout. ``boxes``: float32 (n, 4), x1 y1 x2 y2 in pixels of the
+    ``path``: the image in the data set's private folder. ``boxes``: float32 (n, 4), x1 y1 x2 y2 in pixels of the
     image, clipped to it. ``scores``: float32 (n,). ``classes``: int64 (n,), indices of the data set's names.
     """
 
@@ -134,57 +134,60 @@ class Detections:
 class Evaluation:
     """An evaluation of the averaged weights (EMA) on the validation images.
 
-    ``metrics``: ``mAP50-95``, ``mAP50``, ``precision``, ``recall`` on the trainer's own scale (never to be mixed with
-    COCO's) and the validation losses, ``val/box_loss`` and so on. ``detections``: one entry per image.
+    ``metrics``: ``mAP50-95``, ``mAP50``, ``precision``, ``recall`` on the trainer's own scale, which is not comparable
+    with COCO's, and the validation losses, ``val/box_loss`` and so on. ``detections``: one element per image.
     """
 
     metrics: dict[str, float]
     detections: list[Detections]
 
 
-def silent(iteration: int) -> None:
-    """Tell nobody."""
+def no_beat(batch: int) -> None:
+    """Report no progress."""
 
 
 class Trainer(Protocol):
-    """One model in training. ``groups`` are its parameter groups by name, ``steps_per_epoch`` its optimizer updates."""
+    """One model in training.
+
+    ``groups``: the distinct names of its parameter groups. ``steps_per_epoch``: its optimizer updates per epoch.
+    """
 
     steps_per_epoch: int
     groups: tuple[str, ...]
 
     def train_epoch(
-        self, epoch: int, trace: "Trace", beat: Callable[[int], None] = silent, *, steps: int | None = None
+        self, epoch: int, trace: "Trace", beat: Callable[[int], None] = no_beat, *, steps: int | None = None
     ) -> EpochLog:
-        """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``; ``beat`` is called with every batch.
+        """Train epoch ``epoch`` (from 0) with the learning rates of ``trace``.
 
-        ``steps``: only the first so many optimizer steps of it, for a quench; there is no training on from there.
-        Raises NotFinite, OutOfMemory, or what ``beat`` raises; the state is then undefined until ``load``. Whether the
-        optimizer used the trace is for the caller to see: ``log.applied.check``.
+        ``beat`` is called for every batch with its number. ``steps``: stop after so many optimizer steps, for a quench;
+        training cannot go on from there. Raises NotFinite, OutOfMemory, or what ``beat`` raises; the state is then
+        undefined until ``load``. The caller checks by ``log.applied.check`` that the optimizer used the trace.
         """
 
-    def evaluate(self, beat: Callable[[int], None] = silent) -> Evaluation:
-        """Evaluate the EMA; training goes on as if this had not been called. ``beat``: called with every batch."""
+    def evaluate(self, beat: Callable[[int], None] = no_beat) -> Evaluation:
+        """Evaluate the EMA, without any effect on the training. ``beat`` is called for every batch with its number."""
 
     def state(self) -> bytes:
-        """Everything needed to continue, in full precision; loads with ``torch.load(weights_only=True)``."""
+        """The state that training continues from, in full precision; loads with ``torch.load(weights_only=True)``."""
 
     def state_digest(self) -> str:
         """SHA-256 (hex) over every tensor and counter of the model, the EMA and the optimizer."""
 
     def copied(self) -> Callable[[], tuple[bytes, str]]:
-        """A copy of the state as it is now. Called, from any thread, it gives ``state`` and ``state_digest`` of it."""
+        """Copy the current state. The returned function gives ``state`` and ``state_digest`` of it, in any thread."""
 
     def load(self, state: bytes) -> None:
-        """Become what ``state`` was taken of. Raises SnapshotCorrupt where it is of something else."""
+        """Restore a state. Raises SnapshotCorrupt if it belongs to another model or optimizer."""
 
     def weights(self) -> bytes:
         """The EMA's state_dict, for inference; loads with ``torch.load(weights_only=True)``."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The EMA's weights and buffers by name, copies."""
+        """Copies of the EMA's weights and buffers, by name."""
 
     def set_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the EMA's weights and buffers, for landscape measures; ``load`` a state before training on."""
+        """Replace the EMA's weights and buffers, to measure the loss landscape; ``load`` a state before training."""
 
     def recompute_bn(self, epoch: int, batches: int) -> None:
         """Recompute the EMA's BatchNorm statistics as means over the first augmented training batches of ``epoch``."""
@@ -194,14 +197,13 @@ class Trainer(Protocol):
 
 
 def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Trainer:
-    """Build the trainer that ``recipe`` asks for, untrained, on ``device`` ("cpu", "cuda:0").
+    """Build the untrained trainer of ``recipe`` on ``device`` ("cpu", "cuda:0").
 
-    The model's name says which: ``yolo11n.yaml`` and its like, ``rtdetr-l.yaml``, or torchvision's
-    ``retinanet_resnet18_fpn``. ``threads`` are torch's CPU threads (they are part of what determines the result on a
-    CPU); ``folder`` takes all files. Raises ConfigError for a model that is not there, DeviceError for a device that is
-    not, DataError.
+    The model's name (``yolo11n.yaml``, ``rtdetr-l.yaml``, ``retinanet_resnet18_fpn``) decides on its class.
+    ``threads``: torch's CPU threads, on which the result on a CPU depends. ``folder``: where all files are written.
+    Raises ConfigError for an unknown model, DeviceError for a missing device, DataError.
     """
-    # torch and Ultralytics take seconds to import
+    # The trainers are imported here, because torch and Ultralytics take seconds to import.
     if recipe.model.startswith(TORCHVISION):
         from sweeper.training.torchvision import TorchvisionTrainer
 
@@ -209,30 +211,31 @@ def open(recipe: "Recipe", *, device: str, threads: int, folder: Path) -> Traine
     from sweeper.training.models import is_rtdetr
     from sweeper.training.ultralytics import RTDETRTrainer, UltralyticsTrainer
 
-    kind = RTDETRTrainer if is_rtdetr(recipe.model) else UltralyticsTrainer
-    return kind(recipe, device=device, threads=threads, folder=folder)
+    trainer_class = RTDETRTrainer if is_rtdetr(recipe.model) else UltralyticsTrainer
+    return trainer_class(recipe, device=device, threads=threads, folder=folder)
 
 
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
-    """What determines a training beside the recipe's values and the data: versions, hardware, initial weights.
+    """All that determines a training beside the recipe's values and the data: versions, hardware, initial weights.
 
-    ``end2end`` is 1 for models whose loss depends on the number of epochs of the run (YOLO26, YOLOv10): the epochs then
-    belong to the recipe's digest as well.
+    ``end2end`` is 1 for models whose loss depends on the number of epochs of the run (YOLO26, YOLOv10), because the
+    recipe's digest must then depend on this number, too.
     """
-    facts: dict[str, str | int] = _family(recipe).fingerprint(recipe, device, threads)
-    return facts
+    properties: dict[str, str | int] = _family(recipe).fingerprint(recipe, device, threads)
+    return properties
 
 
 def state_bytes(recipe: "Recipe") -> int:
-    """About how many bytes a stored state takes: the model, its EMA, and what the optimizer keeps of each weight.
+    """About how many bytes a stored state takes: the model, its EMA, and the optimizer's state of each weight.
 
     Raises ConfigError for a model that cannot be built.
     """
-    kept = 1 if recipe.optimizer in ("SGD", "MuSGD") else 2  # momentum; Adam and its like keep two means
-    return int(_family(recipe).model_bytes(recipe)) * (2 + kept)
+    optimizer_values = 1 if recipe.optimizer in ("SGD", "MuSGD") else 2  # per weight: momentum, or Adam's two means
+    return int(_family(recipe).model_bytes(recipe)) * (2 + optimizer_values)
 
 
 def _family(recipe: "Recipe") -> Any:
+    """The module with ``fingerprint`` and ``model_bytes`` for the recipe's model."""
     if recipe.model.startswith(TORCHVISION):
         from sweeper.training import torchvision
 
@@ -243,18 +246,19 @@ def _family(recipe: "Recipe") -> Any:
 
 
 def loader_workers(cores: int, per_device: int = 1) -> int:
-    """Loader processes for each of ``per_device`` trainings on a GPU that has ``cores``: one core stays for each.
+    """Loader processes for each of ``per_device`` trainings that share a GPU and ``cores`` CPU cores.
 
-    At most 8, as in Ultralytics. On a CPU there are none: the training itself takes the cores.
+    One core is left for each training itself. There are at most 8, as in Ultralytics. A training on a CPU should have
+    none, because it uses the cores itself.
 
     >>> loader_workers(16), loader_workers(16, 4), loader_workers(4, 4)
     (8, 3, 0)
     """
-    return min(max(cores // per_device - 1, 0), MOST_LOADERS)
+    return min(max(cores // per_device - 1, 0), MAX_LOADERS)
 
 
 def cache_mb(memory: int, workers: int = 1) -> int:
-    """Megabytes of decoded images for each of ``workers`` on a machine with ``memory`` bytes: a quarter of its share.
+    """MiB of decoded images that each of ``workers`` may cache: a quarter of its share of ``memory`` bytes.
 
     >>> cache_mb(16 * 2**30), cache_mb(128 * 2**30, 8)
     (4096, 4096)
@@ -263,10 +267,10 @@ def cache_mb(memory: int, workers: int = 1) -> int:
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
+    """Bytes of memory that this process may use: the machine's, or the container's limit if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError):  # The file is missing, or holds "max".
             return min(machine, int(file.read_text()))
     return machine
 

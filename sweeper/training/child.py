@@ -1,6 +1,6 @@
-"""The child process of a training: it holds the trainer, and calls the functions that the worker asks for.
+"""The child process of a training: it holds the trainer, and calls the functions that the worker sends.
 
-See ``sweeper.training.process`` for the other side.
+``sweeper.training.process`` is the worker's side.
 """
 
 import ctypes
@@ -17,21 +17,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sweeper import training
 from sweeper.config import Recipe
 from sweeper.schedules import Trace
 from sweeper.training import Applied, Detections, Trainer
 
-GO, STOP, STOPPED = "go", "stop", "stopped"  # after an epoch: the worker's two words, and the child's answer to stop
+GO, STOP, STOPPED = "go", "stop", "stopped"  # After an epoch the worker sends GO or STOP; STOP is answered by STOPPED.
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One finished epoch: ``metrics`` of the EMA, mean ``losses``, and the exact state after it.
 
-    ``lr``: at the epoch's last step, as recorded from the optimizer. ``seconds``: of training and validation on the
-    clock. ``detections``: the EMA's on the validation images, where they were asked for. ``memory``: the largest share
-    of the GPU's memory that was held so far; 0 on a CPU.
+    ``lr``: of the main group at the epoch's last step, as recorded from the optimizer. ``seconds``: wall time of
+    training and validation. ``detections``: the EMA's on the validation images, where they were requested. ``memory``:
+    the largest share of the GPU's memory that torch has reserved so far; 0 on a CPU.
     """
 
     epoch: int
@@ -60,43 +62,45 @@ class Stopped(Exception):
 
 def serve(
     pipe: Connection,
-    opening: Callable[..., Trainer],
+    open_trainer: Callable[..., Trainer],
     device: str,
     share: float,
     folder: Path,
     log: Path,
     parent: int,
 ) -> None:
-    """Call what comes through ``pipe``, one function after the other, until it is closed; the main of the child."""
+    """The main function of the child: call each function that comes through ``pipe``, until the pipe is closed."""
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the worker decides
+    # Ctrl-C and a stop of the job reach the whole process group, but the worker decides when the child ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    if hasattr(os, "register_at_fork"):  # loader processes are ours to end, too
+    if hasattr(os, "register_at_fork"):  # Loader processes must obey SIGTERM, because torch ends them by it.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     import faulthandler
 
     faulthandler.enable()
-    child = Child(pipe, opening, device, share, folder)
+    child = Child(pipe, open_trainer, device, share, folder)
     while True:
         try:
             message = pipe.recv()
         except EOFError:
             return
-        if message == GO:  # for an epoch that has failed meanwhile, of which the parent hears next
+        if message == GO:  # It asks for an epoch that has already failed; the parent reads that error next.
             continue
         try:
             if message == STOP:
                 raise Stopped
             function, *arguments = message
-            answer = function(child.begin(), *arguments)
+            child.reset()
+            answer = function(child, *arguments)
             if answer is not None:
                 child.send(answer)
         except Stopped:
             child.send(STOPPED)
-        except BaseException as error:  # whatever it is, the worker hears of it; a broken trainer is not used again
+        except BaseException as error:  # The worker gets every error. The trainer's state is undefined, so it goes.
             import traceback
 
             traceback.print_exc()
@@ -107,69 +111,74 @@ def serve(
 
 
 class Child:
-    """The trainer, and the child's end of the pipe. Two threads send: that which trains, and that which digests."""
+    """The trainer and the child's end of the pipe. Two threads send through it: one trains, the other digests states.
+
+    ``requested``: whether the parent has asked for the epoch that is being trained; if not, it is trained ahead.
+    """
 
     def __init__(
-        self, pipe: Connection, opening: Callable[..., Trainer], device: str, share: float, folder: Path
+        self, pipe: Connection, open_trainer: Callable[..., Trainer], device: str, share: float, folder: Path
     ) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
-        self._opening, self._share, self._folder = opening, share, folder
+        self._open_trainer, self._share, self._folder = open_trainer, share, folder
         self._opened: Recipe | None = None
         self._untrained = b""
         self.trainer: Trainer | None = None
         self.device = device
-        self.begin()
+        self.reset()
 
-    def begin(self) -> "Child":
-        """Forget what was asked before."""
-        self._last_beat, self.epoch, self.may_go_on = 0.0, 0, True
-        return self
+    def reset(self) -> None:
+        """Set the progress back to that of a new request."""
+        self._last_beat, self.epoch, self.requested = 0.0, 0, True
 
     def open(self, recipe: Recipe) -> Trainer:
-        """The trainer of ``recipe``, in whatever state it was left."""
+        """The trainer of ``recipe``, in the state in which the request before has left it."""
         if self.trainer is None or self._opened != recipe:
             if self.device != "cpu" and self._share < 1:
                 import torch
 
-                torch.cuda.set_per_process_memory_fraction(self._share, self.device)  # beyond it, it is full
-            self.trainer = None  # its memory goes before the next one's comes
-            trainer = self._opening(recipe, device=self.device, threads=recipe.threads, folder=self._folder)
+                torch.cuda.set_per_process_memory_fraction(self._share, self.device)  # more is OutOfMemory
+            self.trainer = None  # so that its memory is free before the next one needs some
+            trainer = self._open_trainer(recipe, device=self.device, threads=recipe.threads, folder=self._folder)
             self.trainer, self._opened, self._untrained = trainer, recipe, trainer.state()
         return self.trainer
 
-    def at(self, recipe: Recipe, state: bytes | None) -> Trainer:
-        """The trainer of ``recipe`` in this state; None: untrained."""
+    def restored(self, recipe: Recipe, state: bytes | None) -> Trainer:
+        """The trainer of ``recipe`` in ``state``; None: untrained."""
         trainer = self.open(recipe)
         trainer.load(self._untrained if state is None else state)
         return trainer
 
     def send(self, answer: Any) -> None:
-        """Give the parent an answer."""
+        """Send an answer to the parent."""
         with self._lock:
             self._pipe.send(answer)
 
     def beat(self, step: int) -> None:
-        """A batch is done; the parent hears of one a second. Raises Stopped if it wants no more."""
+        """Report a finished batch to the parent, at most once a second. Raises Stopped if it wants no more epochs."""
         if (now := time.monotonic()) - self._last_beat >= 1:
             self._last_beat = now
             self.send(Beat(self.epoch, step, self.memory()))
-        if not self.may_go_on and self._pipe.poll():
+        if not self.requested and self._pipe.poll():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the parent wants another epoch. Raises Stopped, or EOFError if it is gone."""
-        if not self.may_go_on and self._pipe.recv() == STOP:
+        """Wait until the parent asks for the next epoch. Raises Stopped, or EOFError if the parent has ended."""
+        if not self.requested and self._pipe.recv() == STOP:
             raise Stopped
-        self.may_go_on = True
+        self.requested = True
 
     def memory(self) -> float:
-        """The most of a GPU's memory that torch has held in this process, as a share of it; 0 on a CPU."""
+        """The largest share of the GPU's memory that torch has reserved in this process; 0 on a CPU."""
         if self.device == "cpu":
             return 0.0
         import torch
 
         total = torch.cuda.get_device_properties(self.device).total_memory
         return float(torch.cuda.max_memory_reserved(self.device) / total)
+
+
+# -- the functions that the worker sends; TrainingProcess documents them -----------------------------------------------
 
 
 def fingerprint(child: Child, recipe: Recipe) -> dict[str, str | int]:
@@ -181,17 +190,19 @@ def state_bytes(child: Child, recipe: Recipe) -> int:
 
 
 def weights(child: Child, recipe: Recipe, state: bytes) -> bytes:
-    return child.at(recipe, state).weights()
+    return child.restored(recipe, state).weights()
 
 
 def detections(child: Child, recipe: Recipe, state: bytes) -> list[Detections]:
-    return child.at(recipe, state).evaluate(child.beat).detections
+    return child.restored(recipe, state).evaluate(child.beat).detections
 
 
-def quench(child: Child, recipe: Recipe, trace: Trace, epoch: int, steps: int, state: bytes | None) -> tuple[Any, ...]:
-    trainer = child.at(recipe, state)
-    used = trainer.train_epoch(epoch, trace, child.beat, steps=steps).applied
-    return trainer.arrays(), used
+def quench(
+    child: Child, recipe: Recipe, trace: Trace, epoch: int, steps: int, state: bytes | None
+) -> tuple[dict[str, np.ndarray], Applied]:
+    trainer = child.restored(recipe, state)
+    applied = trainer.train_epoch(epoch, trace, child.beat, steps=steps).applied
+    return trainer.arrays(), applied
 
 
 def loss(child: Child, recipe: Recipe, arrays: dict[str, Any], epoch: int, batches: int, images: int) -> float:
@@ -202,26 +213,29 @@ def loss(child: Child, recipe: Recipe, arrays: dict[str, Any], epoch: int, batch
 
 
 def train(child: Child, recipe: Recipe, trace: Trace, start: int, detecting: set[int], state: bytes | None) -> None:
-    """Train epoch after epoch. Each is digested and sent beside the next one, and not before the parent wants it."""
-    trainer = child.at(recipe, state)
+    """Train epoch after epoch. A second thread digests and sends an epoch while the next one is trained.
 
-    def write(copy: Callable[[], tuple[bytes, str]], used: Applied, **event: Any) -> None:
-        state, digest = copy()
-        child.send((Epoch(state=state, state_digest=digest, **event), used))
+    An epoch is sent only after the parent has asked for it.
+    """
+    trainer = child.restored(recipe, state)
 
-    with ThreadPoolExecutor(1) as aside:
-        written: Future[None] | None = None
+    def send_epoch(serialise: Callable[[], tuple[bytes, str]], applied: Applied, **values: Any) -> None:
+        state, digest = serialise()
+        child.send((Epoch(state=state, state_digest=digest, **values), applied))
+
+    with ThreadPoolExecutor(1) as sender:
+        sent: Future[None] | None = None
         for epoch in range(start, trace.epochs):
             child.epoch, began = epoch, time.perf_counter()
             log = trainer.train_epoch(epoch, trace, child.beat)
             evaluation = trainer.evaluate(child.beat)
             seconds = time.perf_counter() - began
-            if written is not None:
-                written.result()
+            if sent is not None:
+                sent.result()
                 child.wait()
-            child.may_go_on = False
-            written = aside.submit(
-                write,
+            child.requested = False
+            sent = sender.submit(
+                send_epoch,
                 trainer.copied(),
                 log.applied,
                 epoch=epoch,
@@ -232,16 +246,16 @@ def train(child: Child, recipe: Recipe, trace: Trace, start: int, detecting: set
                 detections=evaluation.detections if epoch in detecting else None,
                 memory=child.memory(),
             )
-        if written is not None:
-            written.result()
+        if sent is not None:
+            sent.result()
             child.wait()
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent; where it cannot, watch."""
+    """End this process when its parent ends: by the kernel on Linux, and by a thread that checks every second."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # The parent ended before the call.
         os._exit(1)
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Training images as a pure function of (seed, epoch, index): no augmentation depends on what happened before.
+"""Training images as a pure function of (seed, epoch, index): no augmentation depends on earlier batches.
 
-Ultralytics draws augmentations from global random states and mixes images from a buffer of those seen last; a stopped
-and resumed run, or one with another number of loader processes, sees other pictures. Here every sample re-seeds.
+Ultralytics draws augmentations from global random states and mixes each image with the last loaded ones, so a resumed
+run, or one with another number of loader processes, gets other images. Here every sample sets the random states anew.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweeper.training import models  # noqa: F401  before Ultralytics
+from sweeper.training import models  # noqa: F401  imported before Ultralytics, which it isolates
 
 # isort: split
 from ultralytics.data.augment import Albumentations, Compose
@@ -29,20 +29,20 @@ Image = tuple[np.ndarray, tuple[int, int], tuple[int, int]]  # pixels, (height, 
 
 
 def reseed(*key: int) -> None:
-    """Set the random states of python, numpy and torch to a hash of ``key``; some 10 microseconds."""
+    """Set the random states of Python, numpy and torch to a hash of ``key``. It takes some 10 microseconds."""
     value = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(value)  # torch.manual_seed asks every kind of device: ten times slower
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not so in loader processes
+    torch.default_generator.manual_seed(value)  # torch.manual_seed seeds every kind of device: ten times slower
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # It is not in loader processes.
         torch.cuda.manual_seed(value)
 
 
 class ImageCache:
     """The first images of a data set, decoded and resized, in at most ``limit`` bytes.
 
-    The memory is anonymous and shared: loader processes, being forked, use it together, so that an image is decoded
-    once. ``bytes``: the size that it may grow to.
+    The memory is anonymous and shared between the forked loader processes, so that an image is decoded once.
+    ``bytes``: its size when all images are cached.
     """
 
     def __init__(self, images: int, image_bytes: int, limit: int) -> None:
@@ -50,10 +50,10 @@ class ImageCache:
         self.bytes = self._slots * image_bytes
         self._pixels = _shared(self._slots, image_bytes)
         self._sizes = _shared(self._slots, 20).view(np.int32)  # bytes, height and width before and after resizing
-        self._lock = multiprocessing.get_context("fork").Lock()  # who sees an image's sizes sees its pixels
+        self._lock = multiprocessing.get_context("fork").Lock()  # A process that reads sizes also sees the pixels.
 
     def get(self, index: int) -> Image | None:
-        """A copy (augmentations write in place) of an image that was put here."""
+        """A copy of a cached image, because augmentations write in place; None if it is not cached."""
         if index >= self._slots:
             return None
         with self._lock:
@@ -64,7 +64,7 @@ class ImageCache:
         return pixels, (sizes[0], sizes[1]), (sizes[2], sizes[3])
 
     def put(self, index: int, image: Image) -> None:
-        """Keep a copy, if there is a place for it. Two processes may do so at once: the bytes are the same."""
+        """Cache a copy, if the limit allows it. Two processes may do so at once, because they write the same bytes."""
         if index < self._slots:
             pixels, original, resized = image
             self._pixels[index, : pixels.nbytes] = pixels.reshape(-1)
@@ -73,15 +73,15 @@ class ImageCache:
 
 
 def _shared(rows: int, columns: int) -> np.ndarray:
-    """Zeros, uint8 (rows, columns), which forked processes see and change together; untouched pages take no memory."""
+    """Zeros, uint8 (rows, columns), in memory that forked processes share. Pages never written to take no memory."""
     return np.frombuffer(mmap.mmap(-1, max(rows * columns, 1)), np.uint8)[: rows * columns].reshape(rows, columns)
 
 
 class ExactDataset(YOLODataset):  # type: ignore[misc]
-    """Ultralytics' data set, without history. Training items are asked for by (epoch, index), others by index.
+    """Ultralytics' data set without its random history. The key of a training item is (epoch, index), else the index.
 
     ``mosaic_epochs``: mosaic, mixup, cutmix and copy-paste are on in epochs below it (None: in all). It counts from the
-    start of the run, so that a longer run begins as a shorter one.
+    start of the run, so that a longer run begins exactly as a shorter one.
     """
 
     def __init__(self, *args: Any, seed: int, mosaic_epochs: int | None, cache_bytes: int, **kwargs: Any) -> None:
@@ -95,8 +95,11 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
             self._without_mosaic = self.build_transforms(closed)
 
     def build_transforms(self, hyp: Any) -> Compose:
-        """As Ultralytics', without mosaic's buffer and without Albumentations (draws numbers if merely installed)."""
-        self.cache = "ram"  # read by Mosaic and load_image: pick from all images, keep none in a buffer
+        """Ultralytics' transforms, without mosaic's buffer and without Albumentations.
+
+        Albumentations draws random numbers as soon as it is installed.
+        """
+        self.cache = "ram"  # With it, Mosaic picks from all images, and load_image fills no buffer.
         transforms = super().build_transforms(hyp)
         transforms.transforms = [t for t in transforms.transforms if not isinstance(t, Albumentations)]
         return transforms
@@ -107,12 +110,12 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
             return item
         epoch, index = key
         reseed(self._seed, epoch, index)
-        is_open = self._mosaic_epochs is None or epoch < self._mosaic_epochs
-        item = (self._with_mosaic if is_open else self._without_mosaic)(self.get_image_and_label(index))
+        mosaic = self._mosaic_epochs is None or epoch < self._mosaic_epochs
+        item = (self._with_mosaic if mosaic else self._without_mosaic)(self.get_image_and_label(index))
         return item | {"epoch": epoch}
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Image:
-        """The image, decoded and resized, from the cache if it is there."""
+        """The image, decoded and resized, from the cache if possible."""
         image = self.images.get(i)
         if image is None:
             image = super().load_image(i, rect_mode, resize_short)
@@ -120,22 +123,22 @@ class ExactDataset(YOLODataset):  # type: ignore[misc]
         return image
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
-        """As Ultralytics', with the file put in place at once: other processes read it at the same time."""
+        """Ultralytics' method, but the cache file is renamed into place, because other processes may read it."""
         try:
             cached = load_dataset_cache_file(cache_path)
             if (cached["version"], cached["hash"]) == (DATASET_CACHE_VERSION, cache_hash):
                 return cached, True
-        except Exception:  # missing or cut short; a pickle raises anything
+        except Exception:  # The file is missing or incomplete; an incomplete pickle raises any class.
             pass
-        aside = cache_path.with_suffix(f".{os.getpid()}.cache")
-        scanned = self.cache_labels(aside)
-        if aside.exists():  # it is not where the folder is read-only
-            aside.replace(cache_path)
+        temporary = cache_path.with_suffix(f".{os.getpid()}.cache")
+        scanned = self.cache_labels(temporary)
+        if temporary.exists():  # In a read-only folder it was not written.
+            temporary.replace(cache_path)
         return scanned, False
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """(epoch, index) pairs of one epoch after the other from ``epoch`` on, each epoch in an order of its own."""
+    """The (epoch, index) pairs of ``epoch``, in this epoch's order; each iteration goes on to the next epoch."""
 
     def __init__(self, images: int, seed: int, shuffled: bool) -> None:
         self.images, self.seed, self.shuffled, self.epoch = images, seed, shuffled, 0
@@ -148,16 +151,16 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
         return iter([(epoch, int(index)) for index in self.order(epoch)])
 
     def order(self, epoch: int) -> np.ndarray:
-        """The images of ``epoch`` in order, int64 (images,)."""
+        """The indices of the images in the order of ``epoch``, int64 (images,)."""
         if not self.shuffled:
             return np.arange(self.images)
         return np.random.default_rng([self.seed, epoch]).permutation(self.images)
 
 
 def epoch_loader(dataset: ExactDataset, *, batch: int, seed: int, workers: int, pin_memory: bool) -> InfiniteDataLoader:
-    """Batches of consecutive epochs; loader processes prepare the next epoch's while this one is evaluated.
+    """A loader of the batches of consecutive epochs; its processes prepare the next epoch while one is evaluated.
 
-    Rectangular batches of several shapes keep their order, as in Ultralytics.
+    Rectangular batches of several shapes are not shuffled, as in Ultralytics.
     """
     shuffled = not dataset.rect or bool((dataset.batch_shapes == dataset.batch_shapes[0]).all())
     return InfiniteDataLoader(
@@ -165,7 +168,7 @@ def epoch_loader(dataset: ExactDataset, *, batch: int, seed: int, workers: int, 
         batch_size=min(batch, len(dataset)),
         sampler=EpochSampler(len(dataset), seed, shuffled),
         num_workers=min(workers, -(-len(dataset) // batch)),
-        multiprocessing_context="fork" if workers else None,  # shares the image cache
+        multiprocessing_context="fork" if workers else None,  # so that they share the image cache
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
         collate_fn=dataset.collate_fn,

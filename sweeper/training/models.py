@@ -1,8 +1,7 @@
-"""Which models there are, checked before anything is built; what of them and of the machine determines a training.
+"""Checks a recipe's model and device, fingerprints them, and exports trained models as ``model.pt``.
 
-A trained model becomes one file that its own library loads here, from a plain ``state_dict``: what a worker stores and
-what MLflow keeps are tensors only. A file that ``YOLO("model.pt")`` loads is a pickle of the whole network, so it is
-made on the machine that exports it, and nothing that came from a server is unpickled.
+The store and MLflow hold plain ``state_dict`` files, so nothing that comes from a server is unpickled. The file that
+``YOLO("model.pt")`` loads is a pickle of the whole network, so it is written on the machine that exports it.
 """
 
 import difflib
@@ -30,13 +29,13 @@ from sweeper.training import TORCHVISION
 
 
 def _isolate() -> None:
-    """Import Ultralytics so that it touches nothing of the user's; each module that needs it imports this one before.
+    """Import Ultralytics isolated from the user's settings. Modules that use it import this module first.
 
-    It never sees the user's settings, installs nothing, reports nothing, starts no integration (its MLflow callback
-    would log every trial a second time), and prints warnings only.
+    It reads and writes no settings of the user, installs nothing, sends no usage data, starts no integration (its
+    MLflow callback would log every trial a second time), and prints warnings only.
     """
     os.environ |= {"YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True", "YOLO_VERBOSE": "False"}
-    # WORLD_SIZE is set by cluster launchers; Ultralytics would take this process for a rank of a distributed training
+    # Cluster launchers set WORLD_SIZE; Ultralytics would take this process for a rank of a distributed training.
     before = {name: os.environ.pop(name, None) for name in ("YOLO_CONFIG_DIR", "WORLD_SIZE")}
     print_options = np.get_printoptions()
     with tempfile.TemporaryDirectory(prefix="sweeper-ultralytics-") as folder:
@@ -44,7 +43,7 @@ def _isolate() -> None:
         from ultralytics.utils import LOGGER, SETTINGS
     del os.environ["YOLO_CONFIG_DIR"]
     os.environ |= {name: value for name, value in before.items() if value is not None}
-    np.set_printoptions(**print_options)  # Ultralytics sets other ones, for everybody
+    np.set_printoptions(**print_options)  # because Ultralytics changes them for the whole process
     LOGGER.setLevel(logging.WARNING)
     integrations = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
     dict.update(SETTINGS, {"sync": False, **dict.fromkeys(integrations, False)})  # in memory only
@@ -69,7 +68,7 @@ HEADS = ("Detect", "v10Detect", RTDETR)
 def architecture(model: str) -> dict[str, Any]:
     """The architecture that ``model`` names: Ultralytics' ``yolo11n.yaml``, a YAML file, or weights (``.pt``).
 
-    Weights that Ultralytics publishes are fetched, as ``yolo`` does. Raises ConfigError where there is no such model or
+    Weights that Ultralytics publishes are downloaded, as by ``yolo``. Raises ConfigError if there is no such model or
     it is no detector.
     """
     path = Path(model)
@@ -79,10 +78,10 @@ def architecture(model: str) -> dict[str, Any]:
         try:
             cfg: dict[str, Any] = load_checkpoint(path)[0].yaml
         except Exception as error:  # a pickle raises anything
-            raise ConfigError(f"model: {model} cannot be read as Ultralytics' weights: {_line(error)}") from None
+            raise ConfigError(f"model: {model} cannot be read as Ultralytics' weights: {_one_line(error)}") from None
     elif path.suffix in (".yaml", ".yml") and "://" not in model:
         try:
-            if path.exists():  # a file of the user's; Ultralytics reads it next
+            if path.exists():  # A file of the user is read within bounds before Ultralytics reads it.
                 parse_yaml(read_text(path))
             cfg = yaml_model_load(model)
         except (OSError, ValueError) as error:
@@ -102,14 +101,14 @@ def architecture(model: str) -> dict[str, Any]:
 
 
 def _fetch(path: Path) -> None:
-    """Put weights that Ultralytics publishes under this name at ``path``; another process never sees half a file."""
+    """Download weights that Ultralytics publishes to ``path``; other processes never see an incomplete file."""
     problem = "Ultralytics publishes none of this name"
     if path.name in GITHUB_ASSETS_NAMES:
         try:
             attempt_download_asset(path.absolute(), retry=1, progress=False)
             return
-        except Exception as error:  # no network, a full disk, a file cut short
-            problem = f"could not be fetched: {_line(error).strip('❌ .')}"
+        except Exception as error:  # for example no network, a full disk, an incomplete file
+            problem = f"could not be fetched: {_one_line(error).strip('❌ .')}"
     raise ConfigError(
         f"model: {path} is not there ({problem}); put the weights at {path.absolute()}, or start untrained with "
         f"{path.stem}.yaml"
@@ -117,15 +116,15 @@ def _fetch(path: Path) -> None:
 
 
 def is_rtdetr(model: str) -> bool:
-    """Whether ``model`` is an RT-DETR; of models that ``check`` has let pass."""
+    """Whether ``model``, which ``check`` has accepted, is an RT-DETR."""
     return bool(architecture(model)["head"][-1][2] == RTDETR)
 
 
 def check(recipe: "Recipe") -> dict[str, Any]:
-    """The architecture of a recipe's model, which can be built and goes with the rest of the recipe.
+    """Check that a recipe's model can be built and fits the rest of the recipe; return its architecture.
 
-    Raises ConfigError for a model that is not there or cannot be built, for images that do not fit its strides, and for
-    layers to freeze that it does not have.
+    Raises ConfigError for a model that does not exist or cannot be built, for an image size that does not fit its
+    strides, and for layers to freeze that it does not have.
     """
     cfg = architecture(recipe.model)
     layers, stride, _ = _built(recipe.model, json.dumps(cfg, default=str))
@@ -147,43 +146,44 @@ def check(recipe: "Recipe") -> dict[str, Any]:
 
 
 def refuse(recipe: "Recipe", keys: Sequence[str]) -> None:
-    """Raise ConfigError where a model that is no YOLO is given one of these ``keys``, or YOLO's optimizer."""
+    """Raise ConfigError if a recipe sets one of ``keys`` or MuSGD, which have no meaning for its model."""
     for name in keys:
         if getattr(recipe, name) != type(recipe).model_fields[name].default:
             raise ConfigError(f"{name}: has no meaning for {recipe.model}; leave it out")
     if recipe.optimizer == "MuSGD":
-        raise ConfigError(f"optimizer: MuSGD treats YOLO's heads apart, {recipe.model} has none; use SGD or AdamW")
+        raise ConfigError(f"optimizer: MuSGD is for YOLO's heads, {recipe.model} has none; use SGD or AdamW")
 
 
 def model_bytes(recipe: "Recipe") -> int:
-    """Bytes of the weights and buffers of a recipe's model, with as many classes as its file says."""
+    """Bytes of the weights and buffers of a recipe's model, with the number of classes in its architecture."""
     return _built(recipe.model, json.dumps(architecture(recipe.model), default=str))[2]
 
 
 @functools.cache
 def _built(model: str, cfg: str) -> tuple[int, int, int]:
-    """How many layers a model has, its largest stride and its bytes. It is built without using up a random number."""
+    """Number of layers, largest stride and bytes of a model. It is built without changing torch's random state."""
     try:
         with torch.random.fork_rng(devices=[]):
             net = DetectionModel(json.loads(cfg), verbose=False)
-    except Exception as error:  # whatever an architecture can have wrong
-        raise ConfigError(f"model: {model} cannot be built: {_line(error)}") from None
+    except Exception as error:  # A wrong architecture raises any class.
+        raise ConfigError(f"model: {model} cannot be built: {_one_line(error)}") from None
     return len(net.model), int(net.stride.max()), sum(value.nbytes for value in net.state_dict().values())
 
 
 def _unknown(model: str) -> ConfigError:
+    """The error for a model that does not exist, with similar names."""
     names = sorted(file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml"))
     near = difflib.get_close_matches(Path(model).name, names, n=3, cutoff=0.5)
-    hint = f"near it: {', '.join(near)}" if near else "for example yolo11n.yaml"
+    hint = f"similar names: {', '.join(near)}" if near else "for example yolo11n.yaml"
     return ConfigError(f"model: {model} is neither a file nor one of Ultralytics' models; {hint}")
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_device(device: str) -> torch.device:
-    """``device`` as torch knows it. Raises DeviceError where it is not there."""
+    """``device`` as torch's. Raises DeviceError for one that torch does not see or that is not supported."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise DeviceError(f"device: {device} is not supported; expected cpu, cuda or cuda:0")
     if device == "cpu":
@@ -197,8 +197,8 @@ def check_device(device: str) -> torch.device:
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
     """See ``sweeper.training.fingerprint``."""
     cfg = check(recipe)
-    where = check_device(device)
-    on_cpu = where.type == "cpu"
+    torch_device = check_device(device)
+    on_cpu = torch_device.type == "cpu"
     is_weights = Path(recipe.model).suffix == ".pt"
     network = {key: value for key, value in cfg.items() if key != "yaml_file"}
     return {
@@ -207,7 +207,7 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        "device": _cpu() if on_cpu else torch.cuda.get_device_name(where),
+        "device": _cpu_name() if on_cpu else torch.cuda.get_device_name(torch_device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": "" if on_cpu else f"{torch.version.cuda} cudnn {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
         "precision": "amp" if recipe.amp and not on_cpu else "float32",
@@ -218,7 +218,7 @@ def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | 
     }
 
 
-def _cpu() -> str:
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -229,26 +229,26 @@ def _cpu() -> str:
 def model_file(recipe: "Recipe", names: Sequence[str], weights: bytes, arguments: Mapping[str, Any]) -> bytes:
     """The bytes of ``model.pt`` for a model of ``recipe`` with these ``weights`` (a file with its ``state_dict``).
 
-    ``names`` are the classes in their order, ``arguments`` what ``yolo train`` would be given for the same training.
-    The weights stay in float32 (Ultralytics halves those of ``best.pt``), so that a validation gives the logged mAP.
-    A model of torchvision becomes a file for ``torch.load(..., weights_only=False)``: a network that takes images of
-    any size and scales them as in training. Raises ConfigError where the weights are those of another model.
+    ``names``: the classes in their order. ``arguments``: those of ``yolo train`` for the same training. The weights
+    stay in float32 (Ultralytics converts those of ``best.pt`` to float16), so that a validation gives the logged mAP.
+    For a model of torchvision the result is a file for ``torch.load(..., weights_only=False)``: a network that takes
+    images of any size and scales them as in training. Raises ConfigError for weights of another model.
     """
     state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     if recipe.model.startswith(TORCHVISION):
         from sweeper.training.torchvision import standalone
 
-        content: Any = _filled(standalone(recipe.model, len(names), recipe.imgsz), state, recipe.model)
+        content: Any = _with_weights(standalone(recipe.model, len(names), recipe.imgsz), state, recipe.model)
     else:
-        Detect.legacy = False  # a class attribute that loading an old model may have changed
-        kind = RTDETRDetectionModel if is_rtdetr(recipe.model) else DetectionModel
-        model = kind(architecture(recipe.model), ch=3, nc=len(names), verbose=False)
+        Detect.legacy = False  # a class attribute, which loading an old model may have changed
+        model_class = RTDETRDetectionModel if is_rtdetr(recipe.model) else DetectionModel
+        model = model_class(architecture(recipe.model), ch=3, nc=len(names), verbose=False)
         accepted = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
         model.args = {**DEFAULT_CFG_DICT, **accepted, "task": "detect", "model": recipe.model}
         model.names, model.nc, model.task = dict(enumerate(names)), len(names), "detect"
         content = {
-            "epoch": -1,  # as Ultralytics marks a training that has ended
-            "model": _filled(model, state, recipe.model),
+            "epoch": -1,  # Ultralytics' mark of a training that has ended
+            "model": _with_weights(model, state, recipe.model),
             "train_args": model.args,
             "version": ultralytics.__version__,
             "license": "AGPL-3.0 License (https://ultralytics.com/license)",
@@ -258,7 +258,8 @@ def model_file(recipe: "Recipe", names: Sequence[str], weights: bytes, arguments
     return buffer.getvalue()
 
 
-def _filled(model: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> torch.nn.Module:
+def _with_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> torch.nn.Module:
+    """``model`` with the weights of ``state``, frozen and in evaluation mode. Raises ConfigError if they do not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

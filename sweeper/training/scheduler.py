@@ -1,4 +1,4 @@
-"""A trace at an optimizer: in a torch scheduler, in callbacks of Ultralytics, and a record of what was used."""
+"""Applies a trace to an optimizer, by a torch scheduler or by Ultralytics' callbacks, and records what was used."""
 
 import math
 from typing import Any
@@ -14,13 +14,13 @@ from sweeper.training import Applied
 
 
 class TraceLR(LRScheduler):
-    """Gives every optimizer step its learning rate (and momentum) from ``trace``; one ``step()`` per optimizer step.
+    """Sets each optimizer step's learning rate (and momentum) from ``trace``; one ``step()`` per optimizer step.
 
     A parameter group is looked up in the trace by its ``"param_group"`` or ``"name"`` entry, else by its index as a
-    text ("1" is the second group); a group that the trace does not know gets the main group's LR. ``start``: the
-    optimizer step to begin at, for a resume without a saved state. ``state_dict`` holds the step and the digest:
-    loading it sets the LR at once, so the order in which optimizer and scheduler are loaded does not matter. After
-    the last step the LR stays. Raises ScheduleError for a start outside the trace or the state of another trace.
+    string ("1" is the second group); a group that is not in the trace gets the main group's LR. ``start``: the
+    optimizer step to begin at, for a resume without a saved state. ``state_dict`` holds the step and the trace's
+    digest; loading it sets the LR, so optimizer and scheduler can be loaded in any order. After the last step the LR
+    stays constant. Raises ScheduleError for a start outside the trace or the state of another trace.
 
     >>> import torch
     >>> from sweeper.schedules import TimeBase, parse
@@ -54,12 +54,12 @@ class TraceLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each parameter group at the current step."""
-        at = min(self.last_epoch, self.trace.steps - 1)
+        step = min(self.last_epoch, self.trace.steps - 1)
         groups = self.optimizer.param_groups
-        return [float(self.trace.group(_name(group, index))[at]) for index, group in enumerate(groups)]
+        return [float(self.trace.group(_group_name(group, index))[step]) for index, group in enumerate(groups)]
 
     def _apply(self, step: int) -> None:
-        self.last_epoch = step  # torch's name; here it counts optimizer steps
+        self.last_epoch = step  # The name is torch's; it counts optimizer steps here.
         lrs = self.get_lr()
         momentum = self.trace.momentum
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
@@ -72,7 +72,7 @@ class TraceLR(LRScheduler):
         self._last_lr = lrs
 
     def state_dict(self) -> dict[str, Any]:
-        """The step that comes next and the digest of the trace; loads with ``weights_only=True``."""
+        """The next step and the digest of the trace; loads with ``weights_only=True``."""
         return {"step": self.last_epoch, "trace": self.trace.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,31 +90,31 @@ class TraceLR(LRScheduler):
 
 
 class ColumnsCallback:
-    """Callbacks of Ultralytics that give every optimizer step its learning rate, and momentum, from ``columns``.
+    """Callbacks of Ultralytics that set each optimizer step's learning rate, and momentum, from ``columns``.
 
-    ``columns``: ``lr``, ``lr/GROUP`` for a parameter group that has its own, and ``momentum`` if it is not left alone;
-    a number for every optimizer step. Ultralytics' own warm-up is turned off. ``sweeper export`` writes the source of
-    this class into its script, so it uses nothing of ours.
+    ``columns``: a number for every optimizer step under ``lr``, under ``lr/GROUP`` for a parameter group with its own
+    LR, and under ``momentum`` if the schedule changes it. Ultralytics' own warm-up is turned off. ``sweeper export``
+    copies the source of this class into its script, so it must not use other code of this package.
     """
 
     def __init__(self, columns: dict[str, Any], steps_per_epoch: int) -> None:
         self.columns, self.steps_per_epoch, self._batch = columns, steps_per_epoch, 0
 
     def add_to(self, model: Any) -> None:
-        """Let every training of ``model``, a ``YOLO``, follow the columns."""
+        """Register the callbacks with ``model``, a ``YOLO``, for all its trainings."""
         for event in ("on_pretrain_routine_end", "on_train_epoch_start", "on_train_batch_start"):
             model.add_callback(event, getattr(self, event))
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
-        """Before the first epoch."""
+        """Called before the first epoch."""
         trainer.args.warmup_epochs = 0.0
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        """Before each epoch."""
+        """Called before each epoch."""
         self._batch = 0
 
     def on_train_batch_start(self, trainer: Any) -> None:
-        """Before each batch, of which ``accumulate`` make an optimizer step."""
+        """Called before each batch, of which ``accumulate`` make an optimizer step."""
         step = min(self._batch // trainer.accumulate, self.steps_per_epoch - 1) + trainer.epoch * self.steps_per_epoch
         self._batch += 1
         for group in trainer.optimizer.param_groups:
@@ -126,11 +126,11 @@ class ColumnsCallback:
 
 
 class ScheduleCallback(ColumnsCallback):
-    """Lets ``model.train(...)`` of plain Ultralytics follow a schedule, or a trace of as many epochs and steps.
+    """Makes ``model.train(...)`` of plain Ultralytics follow a schedule, or a trace with its epochs and steps.
 
-    A schedule is planned for the training when that begins, with its epochs, batches and ``nbs``. Afterwards ``trace``
-    is what was trained. A training on one device. ``train`` raises ScheduleError for a schedule that cannot be planned,
-    and for a trace of another length::
+    When the training begins, the trace of a schedule is computed for its epochs, batches and ``nbs``; it is available
+    as ``trace``. The training must run on one device. ``train`` raises ScheduleError for a schedule that has no trace
+    of this length, and for a trace of another length::
 
         model = YOLO("yolo11n.pt")
         ScheduleCallback(parse({"family": "cawb", "lr": 0.01, "steps": [30, 60]})).add_to(model)
@@ -144,7 +144,7 @@ class ScheduleCallback(ColumnsCallback):
         self.schedule = schedule
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
-        """Plan the schedule for this training."""
+        """Compute the trace for this training."""
         time = TimeBase(
             trainer.epochs, math.ceil(len(trainer.train_loader) / trainer.accumulate), len(trainer.train_loader.dataset)
         )
@@ -152,21 +152,21 @@ class ScheduleCallback(ColumnsCallback):
         if (trace.epochs, trace.steps_per_epoch) != (time.epochs, time.steps_per_epoch):
             raise ScheduleError(
                 f"trace: it has {trace.epochs} epochs of {trace.steps_per_epoch} steps, this training "
-                f"{time.epochs} of {time.steps_per_epoch}; give ScheduleCallback the schedule, which it plans itself"
+                f"{time.epochs} of {time.steps_per_epoch}; pass the schedule, from which the right trace is computed"
             )
         self.trace, self.columns, self.steps_per_epoch = trace, trace.to_columns(), trace.steps_per_epoch
         super().on_pretrain_routine_end(trainer)
 
 
-def _name(group: dict[str, Any], index: int) -> str:
+def _group_name(group: dict[str, Any], index: int) -> str:
     return str(group.get("param_group") or group.get("name") or index)
 
 
 class Recorder:
-    """Remembers what the groups of ``optimizer`` hold at each of its steps, without waiting for a GPU.
+    """Records the settings of the groups of ``optimizer`` at each of its steps, without waiting for a GPU.
 
-    Its hook runs after the update, so every hook that may change a setting before the update has run by then. The
-    update itself changes no setting.
+    Its hook runs after the update, because other hooks may change a setting before it. The update itself changes no
+    setting.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -176,32 +176,33 @@ class Recorder:
         optimizer.register_step_post_hook(self._stepped)
 
     def clear(self) -> None:
-        """Forget the steps so far: a new epoch begins."""
+        """Delete the recorded steps, at the beginning of an epoch."""
         self._rows: list[list[tuple[Any, ...]]] = []
         self._infinite: list[Tensor | bool] = []
 
     @property
     def steps(self) -> int:
-        """How many steps were recorded, skipped ones included."""
+        """The number of recorded steps, including skipped ones."""
         return len(self._rows)
 
     def skipped(self) -> None:
-        """The gradient scaler did not call the optimizer; note what the groups hold all the same."""
-        self._rows.append(self._held())
+        """Record a step in which the gradient scaler did not call the optimizer."""
+        self._rows.append(self._settings())
         self._infinite.append(True)
 
     def applied(self) -> Applied:
-        """All steps since ``clear``. Waits for the GPU once."""
-        columns = len(self._held()[0])
-        held = np.array(self._rows, np.float64).reshape(len(self._rows), len(self._names), columns)
+        """The steps since ``clear``. Waits for the GPU once."""
+        columns = len(self._settings()[0])
+        settings = np.array(self._rows, np.float64).reshape(len(self._rows), len(self._names), columns)
         skipped = [bool(value) for value in self._infinite]
-        return Applied(self._names, held[:, :, 0], held[:, :, 1:], np.array(skipped, bool))
+        return Applied(self._names, settings[:, :, 0], settings[:, :, 1:], np.array(skipped, bool))
 
     def _stepped(self, optimizer: Optimizer, *_: object) -> None:
-        self._rows.append(self._held())
-        # a fused optimizer is called in any case, and looks at this in its own kernel
+        self._rows.append(self._settings())
+        # A fused optimizer is called even if a gradient is infinite, and skips the update in its own kernel.
         self._infinite.append(getattr(optimizer, "found_inf", False))
 
-    def _held(self) -> list[tuple[Any, ...]]:
+    def _settings(self) -> list[tuple[Any, ...]]:
+        """Each group's LR with its momentum or betas."""
         groups = self._optimizer.param_groups
         return [(group["lr"], *((group["momentum"],) if "momentum" in group else group["betas"])) for group in groups]

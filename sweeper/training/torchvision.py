@@ -1,12 +1,11 @@
 """torchvision's detectors (Faster R-CNN, RetinaNet, FCOS) on any of its backbones, in the same loop as YOLO's.
 
-A model is named as torchvision names its constructors, with the backbone of one's choice in the middle:
-``fasterrcnn_resnet18_fpn``, ``retinanet_mobilenet_v3_large_fpn``, ``fcos_regnet_y_400mf_fpn``. All start untrained.
+A model's name has the form of torchvision's constructors, family, backbone and ``fpn``: ``fasterrcnn_resnet18_fpn``,
+``retinanet_mobilenet_v3_large_fpn``, ``fcos_regnet_y_400mf_fpn``. All models start untrained.
 
-Data, augmentation, optimizer, EMA, snapshots and mAP are those of :class:`UltralyticsTrainer`, so that what is said of
-one family holds for the other and their metrics are on one scale. Where the two differ, torchvision's habit is kept:
-the loss is the mean over the images of an optimizer step (YOLO's is their sum), so learning rates mean what they mean
-in torchvision's reference training.
+Data, augmentation, optimizer, EMA, snapshots and mAP are those of :class:`UltralyticsTrainer`, so that the metrics of
+all families are on one scale. The loss is torchvision's, the mean over the images of an optimizer step (YOLO's is their
+sum), so learning rates mean the same as in torchvision's reference training.
 """
 
 from collections import OrderedDict
@@ -31,13 +30,13 @@ if TYPE_CHECKING:
     from sweeper.config import Recipe
 
 CHANNELS = 256  # of the feature pyramid
-CANDIDATES = {"score_thresh": 0.001, "detections_per_img": 300}  # as YOLO's validation: one scale for both
+CANDIDATES = {"score_thresh": 0.001, "detections_per_img": 300}  # as in YOLO's validation, for comparable metrics
 
 Batch = dict[str, torch.Tensor]
 
 
 def split(model: str) -> tuple[str, str]:
-    """Family and backbone in a model's name. Raises ConfigError.
+    """Family and backbone in a model's name. Raises ConfigError for an unknown one.
 
     >>> split("retinanet_resnet18_fpn")
     ('retinanet', 'resnet18')
@@ -54,14 +53,14 @@ def split(model: str) -> tuple[str, str]:
 
 
 def check(recipe: "Recipe") -> None:
-    """Raise ConfigError for a model that is not there and for what has no meaning for it."""
-    with torch.device("meta"):  # shapes without numbers
+    """Raise ConfigError for a model that does not exist and for keys that have no meaning for it."""
+    with torch.device("meta"):  # This device allocates no memory.
         build(recipe.model, classes=1)
     models.refuse(recipe, ("box", "cls", "dfl", "freeze"))
 
 
 def model_bytes(recipe: "Recipe") -> int:
-    """Bytes of the weights and buffers of a recipe's model, but for its classes."""
+    """Bytes of the weights and buffers of a recipe's model with one class."""
     with torch.device("meta"):
         return sum(value.nbytes for value in build(recipe.model, classes=1).state_dict().values())
 
@@ -69,25 +68,26 @@ def model_bytes(recipe: "Recipe") -> int:
 def fingerprint(recipe: "Recipe", device: str, threads: int) -> dict[str, str | int]:
     """See ``sweeper.training.fingerprint``. The name and torchvision's version determine the architecture."""
     check(recipe)
-    versions = models.fingerprint(recipe.model_copy(update={"model": "yolo11n.yaml"}), device, threads)  # and machine
-    return versions | {"architecture": recipe.model}
+    # The fingerprint of any YOLO has the versions and the machine.
+    properties = models.fingerprint(recipe.model_copy(update={"model": "yolo11n.yaml"}), device, threads)
+    return properties | {"architecture": recipe.model}
 
 
 def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> BackboneWithFPN:
-    """A feature pyramid on the last layers of ``backbone`` that have each of ``strides``, found by running it."""
+    """A feature pyramid on the last layer of ``backbone`` with each of ``strides``, found by running it on zeros."""
     net = torchvision.models.get_model(backbone, weights=None)
-    if hasattr(net, "trunk_output"):  # RegNet keeps its stages one level down
+    if hasattr(net, "trunk_output"):  # RegNet's stages are one level deeper.
         body = torch.nn.Sequential(OrderedDict([("stem", net.stem), *net.trunk_output.named_children()]))
     else:
         body = getattr(net, "features", None) or getattr(net, "layers", None) or net
-    levels: dict[int, tuple[str, int]] = {}  # stride -> the last layer that has it, its channels
+    levels: dict[int, tuple[str, int]] = {}  # stride -> name and channels of the last layer with it
     x, size = torch.zeros(1, 3, 128, 128), 128
     net.eval()
     with torch.no_grad():
         for name, layer in body.named_children():
             try:
                 x = layer(x)
-            except Exception:  # its layers are no chain from here on; a classifier's end, or a transformer
+            except Exception:  # From here on the layers are no chain, as in a classifier's head or a transformer.
                 break
             if x.ndim != 4 or x.shape[2] != x.shape[3] or x.shape[2] < 2 or size % x.shape[2]:
                 break
@@ -95,7 +95,7 @@ def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> 
     net.train()
     if missing := [stride for stride in strides if stride not in levels]:
         raise ConfigError(
-            f"model: {backbone} has no layers of stride {missing[0]} that a feature pyramid could stand on; "
+            f"model: {backbone} has no layer of stride {missing[0]} for a feature pyramid; "
             "use a ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, DenseNet, ShuffleNet or VGG"
         )
     layers = {levels[stride][0]: str(index) for index, stride in enumerate(strides)}
@@ -103,7 +103,7 @@ def pyramid(backbone: str, strides: tuple[int, ...], extra: torch.nn.Module) -> 
 
 
 def build(model: str, classes: int) -> Any:
-    """The untrained network that ``model`` names, as torchvision's own constructor would build it; no download."""
+    """The untrained network of this name, as torchvision's own constructor builds it. Nothing is downloaded."""
     family, backbone = split(model)
     if family == "fasterrcnn":
         boxes = {f"box_{name}": value for name, value in CANDIDATES.items()}
@@ -123,47 +123,50 @@ def standalone(model: str, classes: int, size: int) -> Any:
 
 
 class Normalised(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """What torchvision does to images, but for their size: the loader has seen to that."""
+    """torchvision's preprocessing of images without resizing, because the loader resizes them."""
 
     def resize(self, image: torch.Tensor, target: Any = None) -> tuple[torch.Tensor, Any]:
-        """As it is."""
+        """The unchanged image and target."""
         return image, target
 
 
 class Detector(torch.nn.Module):
-    """A network of torchvision with the face that the loop and the validator know from YOLO."""
+    """A network of torchvision with the interface of Ultralytics' models, for the loop and the validator."""
 
     def __init__(self, model: str, names: dict[int, str], accumulate: int) -> None:
         super().__init__()
         self.net = build(model, len(names))
         self.names = names
         self.stride = torch.tensor([32.0])
-        self._first = 1 if model.startswith("fasterrcnn") else 0  # its class 0 is the background
+        self._first = 1 if model.startswith("fasterrcnn") else 0  # Class 0 of Faster R-CNN is the background.
         self._accumulate = accumulate
 
     def init_criterion(self) -> None:
-        """The losses belong to the network and have no state."""
+        """Nothing: the losses are the network's and have no state."""
 
     def set_head_attr(self, max_det: int) -> None:
-        """The most detections that are kept in an image."""
+        """Set the maximum number of detections per image."""
         getattr(self.net, "roi_heads", self.net).detections_per_img = max_det
 
     def forward(self, x: Any, augment: bool = False) -> Any:
-        """The loss of a batch; of images alone the detections, or in training mode the features."""
+        """For a batch its loss; for images alone their detections, or in training mode their features."""
         if isinstance(x, dict):
             loss, items = self.loss(x)
             return loss / self._accumulate, items
         return self.net.backbone(x) if self.training else self._detections(self.net(list(x)))
 
     def loss(self, batch: Batch, preds: Any = None) -> tuple[torch.Tensor, Batch]:
-        """The mean loss per image, and its parts by name; BatchNorm is as the mode says, the rest in training mode."""
+        """The mean loss per image, and its terms by name.
+
+        torchvision computes losses in training mode only, so in evaluation mode all modules but BatchNorm switch to it.
+        """
         evaluating = not self.training
         if evaluating:
             self.net.train()
             for module in self.net.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.eval()
-            reseed(0)  # Faster R-CNN draws the regions that count
+            reseed(0)  # because Faster R-CNN samples its regions at random
         try:
             losses = self.net(list(batch["img"]), list(self._targets(batch)))
         finally:
@@ -172,17 +175,18 @@ class Detector(torch.nn.Module):
         return total, {f"{name.removeprefix('loss_')}_loss": value.detach() for name, value in losses.items()}
 
     def _targets(self, batch: Batch) -> Iterator[Batch]:
+        """torchvision's boxes (pixels, x1 y1 x2 y2) and labels of each image of a batch."""
         height, width = batch["img"].shape[2:]
         boxes = box_convert(batch["bboxes"].float(), "cxcywh", "xyxy")
         boxes = boxes * boxes.new_tensor([width, height, width, height])
         labels = batch["cls"].long().reshape(-1) + self._first
-        real = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what rounds to nothing is an error to torchvision
+        valid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # A box may round to no area, which is an error in torchvision.
         for index in range(len(batch["img"])):
-            chosen = (batch["batch_idx"] == index) & real
+            chosen = (batch["batch_idx"] == index) & valid
             yield {"boxes": boxes[chosen], "labels": labels[chosen]}
 
     def _detections(self, images: list[Batch]) -> list[Batch]:
-        """torchvision's detections under the names that the validator knows from YOLO."""
+        """torchvision's detections under the keys of Ultralytics' validator."""
         return [
             {
                 "bboxes": image["boxes"].float(),
@@ -195,30 +199,30 @@ class Detector(torch.nn.Module):
 
 
 class TorchvisionValidator(Validator):
-    """Counts detections exactly as YOLO's are counted."""
+    """Ultralytics' validator for detections of torchvision."""
 
     def postprocess(self, preds: list[Batch]) -> list[Batch]:
-        """Nothing is left to do: the network has suppressed overlaps itself."""
+        """The unchanged detections, because the network has suppressed overlaps itself."""
         return preds
 
 
 class TorchvisionParts(Parts):
-    """The parts of the loop around another network."""
+    """Ultralytics' trainer with a network of torchvision."""
 
-    validator_of = TorchvisionValidator
+    validator_class = TorchvisionValidator
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Detector:
-        """The network; Ultralytics asks for it when the random states are set."""
+        """The untrained network. Ultralytics calls this after it has set the random states."""
         return Detector(self._recipe.model, self.data["names"], self._recipe.accumulate)
 
 
 class TorchvisionTrainer(UltralyticsTrainer):
-    """See ``sweeper.training.Trainer``."""
+    """The trainer of torchvision's models; see ``sweeper.training.Trainer``."""
 
-    parts_of = TorchvisionParts
+    parts_class = TorchvisionParts
     check = staticmethod(check)
     loss_is_mean = True
 
-    def _exported(self) -> Any:
+    def _inference_model(self) -> Any:
         """torchvision's own network."""
         return self._parts.ema.ema.net
