@@ -14,10 +14,10 @@ def without_password(address: str) -> str:
     return re.sub(r"^([A-Za-z][\w+.-]*(?::/*|/+))?.*@", r"\1***@", address.partition("?")[0], flags=re.DOTALL)
 
 
-def shorten(value: object, most: int = 80) -> str:
-    """``repr(value)`` for a message, cut to ``most`` characters. Never raises an exception.
+def shorten(value: object, limit: int = 80) -> str:
+    """``repr(value)`` for a message, cut to ``limit`` characters. Never raises an exception.
 
-    >>> shorten([1, 2]), shorten("a" * 20, most=10), shorten(10**5000)
+    >>> shorten([1, 2]), shorten("a" * 20, limit=10), shorten(10**5000)
     ('[1, 2]', "'aaaaaa...", 'a huge number')
     """
     try:
@@ -26,16 +26,16 @@ def shorten(value: object, most: int = 80) -> str:
         text = "a huge number"
     except RecursionError:
         text = "a deeply nested value"
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A question that suggests the element of ``known`` most similar to ``word``; '' if none is similar.
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A question that suggests the element of ``known`` most similar to ``name``; '' if none is similar.
 
     >>> did_you_mean("warm_up", ["warmup", "steps"]), did_you_mean("zzz", ["warmup"])
     (" (did you mean 'warmup'?)", '')
     """
-    similar = difflib.get_close_matches(str(word), list(known), n=1)
+    similar = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 

@@ -30,8 +30,8 @@ class TooMuch(NotYaml):
     """A text is YAML, but nested too deeply or too large."""
 
 
-def check_file(path: Path, most: int) -> None:
-    """Raise OSError with the reason, unless ``path`` is a regular file of at most ``most`` bytes."""
+def check_file(path: Path, max_bytes: int) -> None:
+    """Raise OSError with the reason, unless ``path`` is a regular file of at most ``max_bytes`` bytes."""
     try:
         status = path.stat()
     except ValueError:  # the path contains a NUL character
@@ -40,26 +40,26 @@ def check_file(path: Path, most: int) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is a device, a pipe or a socket", str(path))
-    if status.st_size > most:
-        raise OSError(errno.EFBIG, f"has {status.st_size} bytes; expected at most {most}", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"has {status.st_size} bytes; expected at most {max_bytes}", str(path))
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes. Raises OSError with the reason."""
-    check_file(path, most)
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most ``max_bytes`` bytes. Raises OSError with the reason."""
+    check_file(path, max_bytes)
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:  # The file grows, or it is one of the kernel's, whose size is given as 0.
-        raise OSError(errno.EFBIG, f"has more than {most} bytes; expected at most {most}", str(path))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:  # The file grows, or it is one of the kernel's, whose size is given as 0.
+        raise OSError(errno.EFBIG, f"has more than {max_bytes} bytes; expected at most {max_bytes}", str(path))
     return content
 
 
-def read_text(path: Path, most: int = MAX_YAML) -> str:
-    """The text of a UTF-8 file of at most ``most`` bytes, without a byte-order mark.
+def read_text(path: Path, max_bytes: int = MAX_YAML) -> str:
+    """The text of a UTF-8 file of at most ``max_bytes`` bytes, without a byte-order mark.
 
     Raises OSError with the reason, or UnicodeDecodeError.
     """
-    return read_bytes(path, most).decode("utf-8-sig")
+    return read_bytes(path, max_bytes).decode("utf-8-sig")
 
 
 def why(error: OSError | UnicodeDecodeError) -> str:

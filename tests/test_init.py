@@ -111,7 +111,7 @@ def test_a_single_image(tmp_path: Path, machine: Machine) -> None:
     sweep, reasons = written(boxes(tmp_path / "data", train=1, val=1), tmp_path, machine)
     assert (sweep.recipe.batch, sweep.recipe.imgsz, sweep.epochs) == (1, 64, 100)
     assert "1 batch an epoch" in reasons["batch"]
-    assert "its mAP stands on 1 image" in reasons["seeds"]
+    assert "its mAP is measured on 1 image" in reasons["seeds"]
     assert "box: of #1" in reasons["imgsz"]
 
 

@@ -138,10 +138,10 @@ def test_a_launched_sweep_goes_before_a_built_in_one_of_its_name(
     service, notes = launched("digits", [], ours.place)
     assert service.sweep.confirm == ours.sweep.confirm != Sweep.load("digits").confirm
     assert notes == ["sweep digits is the one that was launched here, not the built-in one of that name"]
-    more = Target(Path("digits"), None, ours.place.store, None, None).more()
+    more = Target(Path("digits"), None, ours.place.store, None, None).resumed()
     assert more.study.id == ours.study.id, "confirm goes on with it, too"
     (tmp_path / "digits").mkdir()  # of its data, perhaps
-    more = Target(Path("digits"), None, ours.place.store, None, None).more()
+    more = Target(Path("digits"), None, ours.place.store, None, None).resumed()
     assert more.study.id == ours.study.id
     place = Place(str(tmp_path / "built-in"))
     Service(Sweep.load("digits", ["epochs=9"]), place, overrides=["epochs=9"]).launch()

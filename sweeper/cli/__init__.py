@@ -33,8 +33,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or draw a subset from COCO.")
 
 
-def _version(given: bool) -> None:
-    if given:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"sweeper {__version__}")
         raise typer.Exit
 
@@ -106,16 +106,16 @@ def gc(
     store_of_states = Store(place.snapshots, index)
     needed = unfinished(index)
     count, size = store_of_states.gc(None if max_gb is None else int(max_gb * 1e9), unfinished=needed)
-    left = store_of_states.usage()
+    usage = store_of_states.usage()
     if as_json:
-        freed = {"removed": count, "removed_bytes": size, "kept": left.count, "kept_bytes": left.bytes}
+        freed = {"removed": count, "removed_bytes": size, "kept": usage.count, "kept_bytes": usage.bytes}
         typer.echo(json.dumps({**freed, "unfinished": needed}, indent=1))
         return
     typer.echo(
-        f"removed {count} states ({size / 1e9:.2f} GB), kept {left.count} ({left.bytes / 1e9:.2f} GB) "
+        f"removed {count} states ({size / 1e9:.2f} GB), kept {usage.count} ({usage.bytes / 1e9:.2f} GB) "
         f"for {len(needed)} unfinished trials and later sweeps"
     )
-    if max_gb is not None and left.bytes > max_gb * 1e9:
+    if max_gb is not None and usage.bytes > max_gb * 1e9:
         typer.echo(f"more than {max_gb:g} GB: what is left is needed by trials that are not finished")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG_EVERY_S, UPDATE_EVERY_S = 15.0, 2.0  # the interval of lines in a log, and of updates on a terminal
 LEADERS = 5  # `status` shows so many proposals of a race
+MAX_ERRORS = 3  # `status --watch` shows the errors of so many trials
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -204,11 +205,11 @@ def lines(status: Status, left_s: float | None) -> list[str]:
     return texts + [f"  {error}" for error in errors(status)]
 
 
-def errors(status: Status, most: int = 3) -> list[str]:
-    """Why the last attempts of at most ``most`` trials ended, and what is wrong with MLflow."""
+def errors(status: Status) -> list[str]:
+    """Why the last attempts of at most ``MAX_ERRORS`` trials ended, and what is wrong with MLflow."""
     reasons = [f"trial {row.trial}: {row.reasons[-1].splitlines()[0]}" for row in status.trials if row.reasons]
     failed = status.failures
-    shown = [failed.sentence, *failed.further] if failed.every else reasons[-most:]
+    shown = [failed.sentence, *failed.further] if failed.every else reasons[-MAX_ERRORS:]
     return shown + ([f"tracking: {status.tracking_problem}"] if status.tracking_problem else [])
 
 

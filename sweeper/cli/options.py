@@ -82,7 +82,7 @@ class Target:
             print(f"sweeper: {note}", file=sys.stderr)
         return service
 
-    def more(self) -> "Service":
+    def resumed(self) -> "Service":
         """The launched sweep, for training more of it: its file with the overrides of the launch, then those of the
         command line. If there is no such file, the sweep as it was launched."""
         as_launched, _ = self._launched

@@ -115,24 +115,24 @@ def read(arguments: list[str]) -> list[Schedule]:
 
     Values are YAML. Raises ConfigError for a file that cannot be read, ScheduleError for an invalid schedule.
     """
-    head, *pairs = arguments or [""]
-    if Path(head).suffix in (".yaml", ".yml", ".json"):
+    first, *pairs = arguments or [""]
+    if Path(first).suffix in (".yaml", ".yml", ".json"):
         try:
-            loaded = parse_yaml(read_text(Path(head)))
+            loaded = parse_yaml(read_text(Path(first)))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{head}: cannot be read as a schedule: {why(error)}; expected YAML") from None
+            raise ConfigError(f"{first}: cannot be read as a schedule: {why(error)}; expected YAML") from None
         except NotYaml as error:
-            raise ConfigError(f"{head}: cannot be read as a schedule: {error}; expected YAML") from None
+            raise ConfigError(f"{first}: cannot be read as a schedule: {error}; expected YAML") from None
         if isinstance(loaded, Mapping) and "family" not in loaded and loaded.keys() & {"search", "baselines", "trials"}:
             raise ConfigError(
-                f"{head}: is a sweep, not a schedule; 'sweeper plan {head}' shows the schedules that it would try, "
+                f"{first}: is a sweep, not a schedule; 'sweeper plan {first}' shows the schedules that it would try, "
                 "'sweeper trace yolo_linear lr=0.01' and the like one of them"
             )
         specs = loaded if isinstance(loaded, list) else [loaded]
         if not specs or not all(isinstance(spec, Mapping) for spec in specs):
-            raise ConfigError(f"{head}: is not a schedule; expected family: and its parameters, or a list of such")
+            raise ConfigError(f"{first}: is not a schedule; expected family: and its parameters, or a list of such")
         return [parse({**spec, **_pairs(pairs)}) for spec in specs]
-    return [parse({"family": head, **_pairs(pairs)})]
+    return [parse({"family": first, **_pairs(pairs)})]
 
 
 def _pairs(pairs: list[str]) -> dict[str, Any]:
@@ -209,11 +209,11 @@ def _table(item: Shown) -> str:
     trace, unit = item.trace, item.trace.steps_per_epoch
     jumps = {jump.epoch: jump for jump in trace.jumps()}
     even = {round(i) for i in np.linspace(0, trace.epochs - 1, min(ROWS, trace.epochs))}
-    near = {epoch + d for epoch in list(jumps)[:ROWS] for d in (-1, 0)}
+    around_jumps = {epoch + d for epoch in list(jumps)[:ROWS] for d in (-1, 0)}
     written = yaml.safe_dump(item.schedule.spec, default_flow_style=True, sort_keys=False, width=10**6).strip()
     lines = [f"{item.name}: {written}"]
     lines += [f"{'epoch':>7} {'first step':>12} {'last step':>12}"]
-    for epoch in sorted(even | {epoch for epoch in near if epoch >= 0}):
+    for epoch in sorted(even | {epoch for epoch in around_jumps if epoch >= 0}):
         first, last = trace.lr[epoch * unit], trace.lr[(epoch + 1) * unit - 1]
         note = f"  {jumps[epoch].kind} x{jumps[epoch].ratio:.4g} at step {jumps[epoch].step}" if epoch in jumps else ""
         lines.append(f"{epoch:>7} {first:>12.6g} {last:>12.6g}{note}")
@@ -243,15 +243,17 @@ def families(
     if as_json:
         described = {
             name: {
-                "required": [key for key, about in keys.items() if about.required],
-                "defaults": {key: about.default for key, about in keys.items() if not about.required},
+                "required": [key for key, definition in keys.items() if definition.required],
+                "defaults": {key: definition.default for key, definition in keys.items() if not definition.required},
             }
             for name, keys in parameters.items()
         }
         typer.echo(json.dumps(described))
         return
     for name, keys in parameters.items():
-        words = [key if about.required else f"{key}={short(about.default)}" for key, about in keys.items()]
+        words = [
+            key if definition.required else f"{key}={short(definition.default)}" for key, definition in keys.items()
+        ]
         typer.echo(f"{name:<17} {MEANINGS[name]}\n{'':<17}   {' '.join(words)}")
     typer.echo(
         "\nAfter = is the default, - means none; a parameter without a default is required. The parameters mean:\n"

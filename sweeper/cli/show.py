@@ -55,16 +55,16 @@ def plan(plan: "Plan") -> None:
         what = f"the {trials} that the budget buys" if by_budget else f"{trials} trials"
         drawn = f"{plan.drawn} proposals for {what}: the space has no more, the others cost no epoch"
     on_one = " on one seed" if plan.race is not None else ""
-    most, least = ("", "") if sampled is None else ("at most about ", "at least about ")
+    upper, lower = ("", "") if sampled is None else ("at most about ", "at least about ")
     (train, val), confirm = plan.images, plan.confirm
     lines = [
         *legend_of([item.label for item in shown], "labels     "),
         f"data       {train} training and {val} validation images, "
         f"{plan.steps_per_epoch} steps an epoch, {plan.epochs} epochs",
         f"drawn      {drawn}, {plan.distinct} distinct schedules (at random; the sweep's sampler learns); "
-        "corners are the ends of the space",
-        f"epochs     {plan.epochs_asked} in all{on_one}, {most}{plan.epochs_to_train} to train: "
-        f"{least}{plan.share_saved:.0%} shared",
+        "corners are the extremes of the space",
+        f"epochs     {plan.epochs_asked} in all{on_one}, {upper}{plan.epochs_to_train} to train: "
+        f"{lower}{plan.share_saved:.0%} shared",
         *_beside_baselines(plan),
         *_race_planned(plan),
         *_budget_planned(plan),
@@ -95,7 +95,7 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
         if cost.epochs is not None:
             searched = max(cost.epochs - cost.confirmation, 0)
             buys = f"about {searched:,.0f} epochs for the search, {cost.confirmation:,.0f} "
-            buys += "kept back for the confirmation, which follows by itself"
+            buys += "kept back for the confirmation, which the same workers train after the search"
         yield f"budget     {cost.budget}: {buys}"
     if cost.budget is not None or plan.race is not None:
         count = plan.trials if cost.proposals is None else f"about {cost.proposals}"
@@ -104,10 +104,10 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
             f"search     {cost.baselines:,.0f} epochs for the baselines; {proposals} at {proposal:,.3g} each on "
             f"average ({cost.branch:.3g} on a seed, {seeds} seed{'s' * (seeds != '1')})"
         )
-    by_itself = "" if cost.budget is not None else "; it is trained by sweeper confirm"
+    command = "" if cost.budget is not None else "; `sweeper confirm` trains it"
     yield (
         f"confirm    {cost.confirmation:,.0f} epochs: the best {confirm.best} and the baselines again on "
-        f"{confirm.seeds} fresh seeds{by_itself}"
+        f"{confirm.seeds} fresh seeds{command}"
     )
     if cost.proposals == 0:
         yield "warning    nothing is left for the search: raise the budget, or lower confirm.seeds or search.seeds"
@@ -116,7 +116,7 @@ def _budget_planned(plan: "Plan") -> Iterator[str]:
 def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
     """Lines on the gain that the confirmation would detect, and on the seeds that a gain of 0.004 takes."""
     seeds = f"{confirm.seeds} paired seeds for the best {confirm.best}"
-    begin = f"evidence   with {seeds}, 4 of 5 sweeps would notice a gain of"
+    begin = f"evidence   with {seeds}, 4 of 5 sweeps would detect a gain of"
     if confirm.detectable is not None:
         low, high = confirm.detectable_range
         yield f"{begin} about {confirm.detectable:+z.4f} ({low:+z.4f} to {high:+z.4f}), a smaller one less often"
@@ -128,7 +128,7 @@ def _evidence_planned(confirm: "Evidence") -> Iterator[str]:
             f"             {example.detectable:+z.4f} on {data} data set, where the difference to a baseline varies by "
             f"{example.s_d:.4f} over seeds ({example.where}); +0.004 takes {example.needed:,} pairs there"
         )
-    yield "           how much it varies here is known after two seeds; plan then says so"
+    yield "           how much it varies in this sweep is known after two seeds: run plan again then"
 
 
 def legend_of(labels: Iterable[str], begin: str = "labels: ") -> list[str]:
@@ -141,7 +141,7 @@ def _time(plan: "Plan") -> str:
     """A line on the duration of the training; it is known once epochs were timed."""
     duration = plan.duration
     if duration is None or plan.seconds_per_epoch is None:
-        return "time       known after the first epochs: run plan again then (sweeper doctor times a few now)"
+        return "time       known after the first epochs: run plan again then, or `sweeper doctor`, which times some now"
     line = (
         f"time       {duration.epochs:,} epochs at {plan.seconds_per_epoch:.2g} s: {duration.worker_hours:.2g} hours "
         f"of one worker{_scope(plan)}"
@@ -181,12 +181,12 @@ def _beside_baselines(plan: "Plan") -> Iterator[str]:
     same seeds does not reduce the noise, because they begin differently."""
     if not plan.drawn or not plan.begin_otherwise:
         return
-    yield f"           {plan.share_of_baselines:.0%} of the proposals' epochs are the baselines' own, bit for bit"
+    yield f"           {plan.share_of_baselines:.0%} of the proposals' epochs are shared with a baseline, bit for bit"
     for count in sorted({count for count in plan.begin_otherwise.values() if count}, reverse=True):
         names = ", ".join(name for name, other in plan.begin_otherwise.items() if other == count)
         yield (
             f"warning    of {plan.drawn} proposals {count} begin{'s' * (count == 1)} otherwise than {names} "
-            "(warm-up of LR, bias or momentum): pairing them on the same seeds buys nothing"
+            "(warm-up of LR, bias or momentum): pairing them on the same seeds does not reduce the noise"
         )
     otherwise = [name for name, count in plan.begin_otherwise.items() if count]
     if plan.trunk is None and len(otherwise) == len(plan.begin_otherwise):

@@ -147,21 +147,21 @@ def run(
     from sweeper.service.run import slots
 
     service = target.service()
-    where = slots(service.sweep)
+    devices = slots(service.sweep)
     for problem in service.dataset.problems:
         say(f"data: {problem}")
     service.launch()
-    train_all(service, where)
+    train_all(service, devices)
     print_answer(service, target.name)
 
 
-def train_all(service: "Service", where: list[str]) -> None:
+def train_all(service: "Service", devices: list[str]) -> None:
     """Train every open trial in these slots, with a progress line. Raises KeyboardInterrupt if SIGTERM stops it."""
     from sweeper.service.run import train
 
     stop = stop_on_signals(signal.SIGTERM)
     with live.progress(messages) as update:
-        train(service, where, stop=stop, say=say, tick=lambda: update(service.status))
+        train(service, devices, stop=stop, say=say, tick=lambda: update(service.status))
 
 
 def print_answer(service: "Service", name: str) -> None:
@@ -214,12 +214,12 @@ def confirm(
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
     from sweeper.service.run import slots
 
-    service = target.more()
-    where = slots(service.sweep)
+    service = target.resumed()
+    devices = slots(service.sweep)
     service.study  # noqa: B018  It raises an error unless the sweep is launched and its file unchanged.
     service.check()
     if escape:
-        _examine(service, trial, where, target.sweep)
+        _examine(service, trial, devices, target.sweep)
         return
     chosen = service.confirm()
     if service.sweep.confirm.best > len(chosen):
@@ -227,11 +227,11 @@ def confirm(
             f"confirming {len(chosen)} schedules, not {service.sweep.confirm.best}: the search had no more "
             "when the confirmation began"
         )
-    train_all(service, where)
+    train_all(service, devices)
     print_answer(service, target.name)
 
 
-def _examine(service: "Service", number: int | None, where: list[str], sweep: Path) -> None:
+def _examine(service: "Service", number: int | None, devices: list[str], sweep: Path) -> None:
     """Train the control runs of a trial (None: the best one) and print the verdict on each of its jumps."""
     from sweeper import evidence, stats
 
@@ -244,7 +244,7 @@ def _examine(service: "Service", number: int | None, where: list[str], sweep: Pa
         )
     for count in service.examine(subject):
         if count:
-            train_all(service, where)
+            train_all(service, devices)
     examined = service.verdicts(subject)
     _log_verdicts(service, subject, examined)
     show.verdicts(subject.number, examined)

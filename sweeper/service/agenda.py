@@ -59,12 +59,12 @@ class Agenda:
         study = self._service.study
         note = study.notes.get(TRUNK_NOTE) if self.awaits_baselines and self.chosen_trunk is None else None
         self.chosen_trunk = note["name"] if note else self.chosen_trunk
-        known, trials = self.chosen_trunk, study.trials()
+        previous, trials = self.chosen_trunk, study.trials()
         wanted = self.wanted(trials)
         if self._sweep.budget is not None and self._search_ended(trials, wanted):
             wanted += confirmation(self._service, trials)
         # Every worker makes the same choice, because it follows from runs that are finished.
-        if self.chosen_trunk is not None and known is None and not self._service.looking:
+        if self.chosen_trunk is not None and previous is None and not self._service.looking:
             study.note(TRUNK_NOTE, {"name": self.chosen_trunk})
         return wanted
 
@@ -148,8 +148,8 @@ class Agenda:
         if ended is None:
             if self.awaits_baselines and self.reference(trials) is None:
                 return "now: the baselines on the search seeds; proposals come when the best of them is known"
-            more = "more come while the budget pays for them" if budget else f"of {limit}"
-            return f"now: the search; proposals so far: {len(self._proposed(trials))}, {more}"
+            outlook = "more come while the budget pays for them" if budget else f"of {limit}"
+            return f"now: the search; proposals so far: {len(self._proposed(trials))}, {outlook}"
         if any(trial.open for trial in confirmed):
             finished = sum(not trial.open for trial in confirmed)
             return f"{ended}; now: the confirmation on fresh seeds, {finished} of {len(confirmed)} runs have ended"

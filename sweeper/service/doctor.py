@@ -27,7 +27,7 @@ from sweeper.training.process import Epoch
 LIBRARIES = ("torch", "torchvision", "ultralytics", "optuna", "mlflow", "sqlalchemy", "numpy")
 TIMEOUT_S = 5.0  # for an answer of MLflow
 LEAST_FREE = 2e9  # bytes; some hundred states of a small model
-TRIAL_S, TRIAL_EPOCHS = 60.0, 4  # The trial of a sweep ends after so many seconds or epochs.
+TRIAL_S, TRIAL_EPOCHS = 60.0, 4  # `doctor --trial` trains the sweep's model for so many seconds or epochs.
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ def _versions() -> str:
 
 
 def _device(device: str, threads: int, sweep: Sweep | None) -> str:
-    slots, (version, seen) = fleet.slots(device, None, threads=threads), training.torch_sees()
+    slots, (version, gpu_names) = fleet.slots(device, None, threads=threads), training.torch_sees()
     if fleet.CPU in slots:
         devices = f"cpu, {platform.machine()}; torch {version}" + (", no GPU here" if not fleet.gpus() else "")
-    elif len(seen) < len(fleet.gpus()):
+    elif len(gpu_names) < len(fleet.gpus()):
         raise SweeperError(
-            f"{len(fleet.gpus())} GPUs, but torch {version} sees {len(seen)} of them; "
+            f"{len(fleet.gpus())} GPUs, but torch {version} sees {len(gpu_names)} of them; "
             "install a torch built for this driver's CUDA (nvidia-smi names its version)"
         )
     else:
-        devices = f"{len(slots)} x {', '.join(sorted(set(seen)))}; torch {version}"
+        devices = f"{len(slots)} x {', '.join(sorted(set(gpu_names)))}; torch {version}"
     loaders, cache = ("auto", "auto") if sweep is None else (sweep.recipe.loader_workers, sweep.recipe.cache_mb)
     megabytes = training.cache_mb(training.memory(), len(slots)) if cache == "auto" else cache
     count = fleet.loaders(loaders, slots)
@@ -242,7 +242,7 @@ def _measure(service: Service, slots: list[str]) -> Load:
         }
     )
     trace = service.trace(parse({"family": "constant", "lr": 1e-5}))
-    share, step, began, now, ends = 0.0, 0, 0.0, 0.0, list[float]()
+    share, step, began, now, epoch_ends = 0.0, 0, 0.0, 0.0, list[float]()
     with (
         tempfile.TemporaryDirectory(prefix="sweeper-trial-") as folder,
         fleet.visible(slots[0]),
@@ -253,16 +253,17 @@ def _measure(service: Service, slots: list[str]) -> Load:
             now = time.monotonic()
             began, share = began or now, max(share, event.memory)
             if isinstance(event, Epoch):
-                ends.append(now)
+                epoch_ends.append(now)
             else:
                 step = max(step, event.step)
-            if now - began > TRIAL_S or len(ends) == TRIAL_EPOCHS:
+            if now - began > TRIAL_S or len(epoch_ends) == TRIAL_EPOCHS:
                 break
     unit = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
     used = unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    if not ends:
+    if not epoch_ends:
         batches = -(-service.dataset.train_images // recipe.batch)
         seconds = (now - began) * batches / max(step, 1)
         return Load(f"one worker alone, {step} of {batches} batches tried", seconds, share, used)
-    seconds = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began
-    return Load(f"one worker alone, {len(ends)} epoch{'s' * (len(ends) > 1)} tried", seconds, share, used)
+    count = len(epoch_ends)
+    seconds = (epoch_ends[-1] - epoch_ends[0]) / (count - 1) if count > 1 else epoch_ends[0] - began
+    return Load(f"one worker alone, {count} epoch{'s' * (count > 1)} tried", seconds, share, used)

@@ -108,8 +108,8 @@ def suggest(path: str, file: Path, folder: Path, machine: Machine | None = None)
     header = (
         f"For {_count(contents.train, 'training image')} of {contents.width}x{contents.height} pixels with "
         f"{_count(contents.objects, 'object')} of {_count(contents.classes, 'class', 'classes')}, "
-        f"{_count(contents.val, 'validation image')}, and {machine}. What was chosen for these has its reason beside "
-        "it; change what you know better."
+        f"{_count(contents.val, 'validation image')}, and {machine}. Each value that was chosen for these has its "
+        "reason beside it; change it if you know a better one."
     )
     sweep = Sweep.build({**parse_yaml(text), "data": path}, str(file))
     for searched in sweep.with_each_trunk():  # so that `plan` accepts the file
@@ -160,13 +160,13 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
     budget = ceil((baselines + confirmation + proposals * raced * epochs) / 100) * 100
     loaders = loader_workers(machine.cores, max(machine.gpus, 1))
     workers = (
-        f"trainings at one time: one on each GPU with {_count(loaders, 'loader process', 'loader processes')}; "
+        f"trainings at the same time: one on each GPU with {_count(loaders, 'loader process', 'loader processes')}; "
         "`sweeper doctor` says whether several may share one"
     )
     if not gpu:
-        workers = f"trainings at one time: on {machine} {machine.cores}, a core each"
+        workers = f"trainings at the same time: on {machine} {machine.cores}, one on each core"
     return {
-        "name": (_name(path), "of the study, of the experiment in MLflow, and for commands that look"),
+        "name": (_name(path), "the name of the study and of the MLflow experiment, also for `sweeper status NAME`"),
         "data": (
             _path_from(path, file),
             "as for `yolo train`; folders in the layout of COCO or Pascal VOC are taken, too",
@@ -178,7 +178,7 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
         ),
         "epochs": (
             str(epochs),
-            f"{epochs * steps} batches in all; from scratch it takes some hundreds until a model finds anything",
+            f"{epochs * steps} batches in all; from scratch a model needs some hundreds before it detects anything",
         ),
         "imgsz": (str(imgsz), imgsz_reason),
         "batch": (str(batch), batch_reason),
@@ -190,14 +190,18 @@ def _choices(path: str, file: Path, contents: Contents, machine: Machine) -> dic
         "trials": (
             f"budget: {budget}ep",
             f"trained epochs: baselines on {seeds} seeds {baselines}, confirmation {confirmation}, and the rest for "
-            f"{proposals} proposals or more, each on {raced:.3g} seeds on average; also in hours of workers: 8h",
+            f"{proposals} proposals or more, each on {raced:.3g} seeds on average; in worker hours: budget: 8h",
         ),
         "  trunk": (
             f"best\n  seeds: {seeds}",
-            f"a race: proposals go on from the better baseline on {begin} of {seeds} seeds, the better half on more "
-            f"(docs/race.md), as one run is mostly luck: its mAP stands on {_count(contents.val, 'image')}",
+            f"a race: proposals are branches of the better baseline and begin on {begin} of {seeds} seeds; the better "
+            "half goes on to more (docs/race.md), because the result of one run is mostly luck: its mAP is measured on "
+            f"{_count(contents.val, 'image')}",
         ),
-        "  restarts": (f"{{min: 0, max: 3, every: {every}, distance: {every}}}", "epochs; a coarse grid shares more"),
+        "  restarts": (
+            f"{{min: 0, max: 3, every: {every}, distance: {every}}}",
+            "in epochs; with a coarse grid, more epochs are shared",
+        ),
         "dead_after": (str(epochs // 2), "epochs: a trial whose mAP never left 0 is stopped"),
         "confirm": (
             f"{{best: 2, seeds: {confirmed}}}",

@@ -197,11 +197,11 @@ def plan_of(service: "Service") -> Plan:
         *tally.schedules,
         *(_planned(service, "corner", f"corner {n}", *corner) for n, corner in enumerate(corners.values())),
     ]
-    asked, trained = (len(baselines) + drawn) * time.epochs, len(tally.keys)
+    epochs_asked, epochs_to_train = (len(baselines) + drawn) * time.epochs, len(tally.keys)
     if sampled is not None:
         second_half = tally.new_states[-(sampled // 2) :]
-        asked += (wanted - sampled) * time.epochs
-        trained += round((wanted - sampled) * sum(second_half) / len(second_half))
+        epochs_asked += (wanted - sampled) * time.epochs
+        epochs_to_train += round((wanted - sampled) * sum(second_half) / len(second_half))
     confirm = service.sweep.confirm
     noise = service.answer(finished).noise
 
@@ -211,7 +211,7 @@ def plan_of(service: "Service") -> Plan:
 
     proposals = [planned for planned in tally.schedules if planned.kind == "search"]
     cost = cost or Cost.of(service, [planned.spec for planned in proposals], seconds)
-    epochs_in_all: int | None = trained  # on all search seeds, and with a budget also of the confirmation
+    epochs_in_all: int | None = epochs_to_train  # on all search seeds, and with a budget also of the confirmation
     if service.sweep.search.seeds > 1 or service.sweep.budget is not None:
         epochs_in_all = None if trials is None else round(cost.total(trials if sampled is not None else drawn))
     return Plan(
@@ -224,13 +224,13 @@ def plan_of(service: "Service") -> Plan:
         drawn=drawn,
         sampled=sampled,
         distinct=len({planned.digest for planned in proposals}),
-        epochs_asked=asked,
-        epochs_to_train=trained,
-        share_saved=1 - trained / asked if asked else 0.0,
+        epochs_asked=epochs_asked,
+        epochs_to_train=epochs_to_train,
+        share_saved=1 - epochs_to_train / epochs_asked if epochs_asked else 0.0,
         share_of_baselines=tally.states_of_baselines / (drawn * time.epochs) if drawn else 0.0,
         begin_otherwise=tally.begin_otherwise,
         trunk=None if service.sweep.trunk is None else service.sweep.trunk.spec,
-        hours=None if seconds is None else trained * seconds / 3600,
+        hours=None if seconds is None else epochs_to_train * seconds / 3600,
         seconds_per_epoch=seconds,
         confirm=Evidence(
             best=confirm.best,
@@ -283,10 +283,10 @@ def _trials(service: "Service") -> list[Trial]:
 def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
     hours = epochs * seconds / 3600
     try:
-        where = slots(service.sweep)
+        worker_slots = slots(service.sweep)
     except DeviceError:
         return Duration(epochs, hours, 0, 0, None, None)
-    workers, devices = len(where), len(set(where))
+    workers, devices = len(worker_slots), len(set(worker_slots))
     return Duration(epochs, hours, workers, devices, hours / workers, hours / workers * devices)
 
 
@@ -331,24 +331,24 @@ def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
     The enqueued ones come first; parameters that they leave open are drawn, too.
     """
     first = service.sweep.sampling_seed * 1_000_003
-    seen: set[str] = set()
+    digests: set[str] = set()
     enqueued = search.enqueued(service.searched, service.time)
     for number, start in enumerate(enqueued[:count]):
         suggest = search.OfflineTrial(first + number, start.params)
         schedule = start.schedule or search.propose(service.searched, suggest, service.time)
         trace = service.trace(schedule)
-        seen.add(trace.digest)
+        digests.add(trace.digest)
         yield schedule, trace
-    left, misses = count - len(enqueued), 0
+    remaining, misses = count - len(enqueued), 0
     for number in range(first, first + 50 * count):
         # If the space had another schedule, so many draws in a row would miss it with a probability of about e^-10.
-        if left <= 0 or misses > 10 * (len(seen) + 10):
+        if remaining <= 0 or misses > 10 * (len(digests) + 10):
             break
         schedule = search.propose(service.searched, search.OfflineTrial(number), service.time)
         trace = service.trace(schedule)
-        if trace.digest in seen:
+        if trace.digest in digests:
             misses += 1
             continue
-        seen.add(trace.digest)
-        left, misses = left - 1, 0
+        digests.add(trace.digest)
+        remaining, misses = remaining - 1, 0
         yield schedule, trace

@@ -53,11 +53,11 @@ class Race:
     @property
     def notes(self) -> list[str]:
         """Sentences for the answer: the trunk, the rule of the race, and the noise of branches."""
-        lines = [self.sentence]
+        sentences = [self.sentence]
         if self.standings and len(self.seeds) > 1:
             counts = ", ".join(f"{count} on {n}" for n, count in self.raced.items())
-            lines.append(f"race: {self.rule}; proposals by seeds: {counts}; {self.order}")
-        return lines if self.noise == stats.UNKNOWN else [*lines, self.noise]
+            sentences.append(f"race: {self.rule}; proposals by seeds: {counts}; {self.order}")
+        return sentences if self.noise == stats.UNKNOWN else [*sentences, self.noise]
 
     def to_dict(self) -> dict[str, Any]:
         """The race under the keys of ``status --json``."""
@@ -241,8 +241,8 @@ class Spending:
             spent += trained * per_epoch
             spent_on_search += trained * per_epoch if trial.stage != "confirm" else 0.0
             if trial.open:
-                whole = float(epochs) if trial.stage == "baseline" else costs[trial.number]
-                left = whole if not trial.curve else min(float(epochs - len(trial.curve)), whole)
+                full_cost = float(epochs) if trial.stage == "baseline" else costs[trial.number]
+                left = full_cost if not trial.curve else min(float(epochs - len(trial.curve)), full_cost)
                 promised += unit * left
         runs = {(trial.facts.name, trial.seed) for trial in trials if trial.stage == "baseline"}
         return cls(

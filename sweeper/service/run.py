@@ -39,26 +39,26 @@ def open_trials(service: "Service") -> int:
 
 def train(
     service: "Service",
-    where: list[str],
+    devices: list[str],
     *,
     stop: threading.Event | None = None,
     say: Say = print,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train every open trial with a worker in each of the slots ``where``; their output goes to log files in the store.
+    """Train every open trial with a worker for each entry of ``devices``; their output goes to files in the store.
 
     ``say`` gets messages for the user, such as that a worker died; ``tick`` is called about twice a second. When
     ``stop`` is set, the workers end after their epoch. Raises KeyboardInterrupt if ``stop`` was set, SweeperError if
     every worker died again and again.
     """
     stop = threading.Event() if stop is None else stop
-    if left := open_trials(service):
-        workers = crew(service, where[:left], say, logs=service.place.folder / "work")
+    if count := open_trials(service):
+        workers = crew(service, devices[:count], say, logs=service.place.folder / "work")
         workers.run(lambda: service.study.done, stop=stop, say=say, tick=tick)
     settle(service, stop, say)
 
 
-def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -> fleet.Fleet:
+def crew(service: "Service", devices: list[str], say: Say, *, logs: Path | None) -> fleet.Fleet:
     """The sweep's worker processes, not started yet. ``logs``: the folder of their log files (None: they print here).
 
     Workers read the sweep from a copy in the store, because the sweep may not come from a file. They get addresses,
@@ -66,20 +66,20 @@ def crew(service: "Service", where: list[str], say: Say, *, logs: Path | None) -
     """
     recipe = service.sweep.recipe
     command = [sys.executable, "-m", "sweeper", "worker", str(write_sweep(service))]
-    loaders, wanted = fleet.loaders(recipe.loader_workers, where), recipe.loader_workers
+    loaders, wanted = fleet.loaders(recipe.loader_workers, devices), recipe.loader_workers
     if loaders != wanted:
         command.append(f"loader_workers={loaders}")
         if wanted != "auto":
-            say(f"loader_workers: {loaders} each, not {wanted}: {len(where)} workers share {fleet.cores()} cores")
+            say(f"loader_workers: {loaders} each, not {wanted}: {len(devices)} workers share {fleet.cores()} cores")
     if recipe.cache_mb == "auto":
-        command.append(f"cache_mb={cache_mb(memory(), len(where))}")
+        command.append(f"cache_mb={cache_mb(memory(), len(devices))}")
     place = service.place
     environment = {
         "SWEEPER_STORE": place.store,
         "SWEEPER_DATABASE_URL": place.database_url,
         "MLFLOW_TRACKING_URI": place.tracking_uri,
     }
-    return fleet.Fleet(command, where, threads=recipe.threads, logs=logs, environment=environment)
+    return fleet.Fleet(command, devices, threads=recipe.threads, logs=logs, environment=environment)
 
 
 def settle(service: "Service", stop: threading.Event, say: Say) -> None:
@@ -100,8 +100,8 @@ def settle(service: "Service", stop: threading.Event, say: Say) -> None:
 def send_journals(service: "Service", timeout: float, say: Say) -> None:
     """Send the journals of ended workers, for at most ``timeout`` seconds; report how many are left, and why."""
     if left := service.tracker.drain(timeout):
-        why = f": {service.tracker.problem}" if service.tracker.problem else ""
-        say(f"{left} journal{'s wait' if left > 1 else ' waits'} to be sent by the next command{why}")
+        reason = f": {service.tracker.problem}" if service.tracker.problem else ""
+        say(f"{left} journal{'s wait' if left > 1 else ' waits'} to be sent by the next command{reason}")
 
 
 def write_sweep(service: "Service") -> Path:
