@@ -41,9 +41,7 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
 
@@ -53,9 +51,7 @@ def doctor(
         Path | None, typer.Argument(metavar="[SWEEP]", help="Check the data set and the study of this sweep, too.")
     ] = None,
     overrides: Overrides = None,
-    trial: Annotated[
-        bool, typer.Option(help="Train the sweep's model for about a minute, unless epochs were timed already.")
-    ] = True,
+    trial: Annotated[bool, typer.Option(help="Train its model for about a minute, if no epoch was timed yet.")] = True,
     store: StoreOption = STORE,
     database_url: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
@@ -121,13 +117,8 @@ def gc(
 
 @data_app.command()
 def check(
-    path: Annotated[
-        str,
-        typer.Argument(help="The data set: a data.yaml, a folder in the layout of COCO or Pascal VOC, or digits."),
-    ],
-    skip: Annotated[
-        bool, typer.Option("--skip", help="List invalid images and labels and go on, instead of failing.")
-    ] = False,
+    path: Annotated[str, typer.Argument(help="Check this data.yaml, folder in the layout of COCO or VOC, or digits.")],
+    skip: Annotated[bool, typer.Option("--skip", help="List invalid images instead of failing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the images and classes of a data set, and what is wrong with it. The data set is not changed."""
@@ -150,17 +141,12 @@ def check(
 
 @data_app.command("coco-subset")
 def coco_subset(
-    coco_dir: Annotated[
-        Path,
-        typer.Argument(help="The folder of COCO, with the images and annotations/instances_{train,val}*.json."),
-    ],
+    coco_dir: Annotated[Path, typer.Argument(help="Read COCO's images and annotations from this folder.")],
     out: Annotated[Path, typer.Argument(help="Write the subset to this new folder.")],
     train: Annotated[int, typer.Option(min=1, help="Draw this many training images.")] = 10000,
     val: Annotated[int, typer.Option(min=1, help="Draw this many validation images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Draw with this seed; the same seed draws the same images.")] = 0,
-    stratified: Annotated[
-        bool, typer.Option("--stratified", help="Draw so that the frequencies of the classes stay the same.")
-    ] = False,
+    stratified: Annotated[bool, typer.Option("--stratified", help="Keep the frequencies of the classes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw images at random from COCO, and list them in a manifest."""

@@ -27,13 +27,8 @@ PORT = 5000  # MLflow's own default
 @on_sweep
 def status(
     target: Target,
-    watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Show the status until the sweep is done: live on a terminal, else as lines."),
-    ] = False,
-    every: Annotated[
-        float | None, typer.Option(help="With --watch: update the status after this many seconds.", min=0.1)
-    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the status until the sweep is done.")] = False,
+    every: Annotated[float | None, typer.Option(help="With --watch: update after so many seconds.", min=0.1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print trials by state, workers, and epochs trained and reused.
@@ -193,16 +188,12 @@ def write_report(service: "Service", output: Path, *, draw: bool = False) -> byt
 @on_sweep
 def export(
     target: Target,
-    trial: Annotated[int | None, typer.Option(help="Export the trial of this number; by default the winner.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Export this trial; by default the winner.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write to this folder; by default NAME-trial-N.")
     ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Write a table of all trials to FILE.csv or FILE.parquet instead.")
-    ] = None,
-    curves: Annotated[
-        bool, typer.Option("--curves", help="With --table: write a row for each epoch of each trial.")
-    ] = False,
+    table: Annotated[Path | None, typer.Option(help="Write only this table of all trials: .csv or .parquet.")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="With --table: write a row for each epoch.")] = False,
     register: Annotated[bool, typer.Option(help="Register the weights in MLflow's model registry.")] = True,
 ) -> None:
     """Write a schedule with its model, or a table of all trials.

@@ -25,10 +25,7 @@ SweepFile = Annotated[
         "launched sweep.",
     ),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the sweep file, for example epochs=60."),
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override its keys: epochs=60.")]
 StoreOption = Annotated[
     str,
     typer.Option(

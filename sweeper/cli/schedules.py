@@ -54,16 +54,11 @@ def trace(
         int | None, typer.Option(help="Number of training images; with --batch it replaces --steps-per-epoch.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Number of images per optimizer step, with --images.")] = None,
-    vs: Annotated[
-        list[str] | None,
-        typer.Option(help="Compare with another schedule, in quotation marks, or a file; may be repeated."),
-    ] = None,
+    vs: Annotated[list[str] | None, typer.Option(help="Compare with this schedule, quoted, or file.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with learning rates before they are rounded to float32.")
     ] = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV with a row per step, with learning rates as trained (float32).")
-    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a row per step, LRs in float32.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the schedules into this .png or .svg file.")] = None,
 ) -> None:
     """Print the learning rate of a schedule, and compare schedules. Nothing is trained."""
@@ -271,12 +266,8 @@ def convert(
     length: Annotated[str, typer.Argument(help="The length in iterations or epochs: 4000it or 2.1642ep.")],
     images: Annotated[int, typer.Option(help="Number of training images of the data set that the length is for.")],
     batch: Annotated[int, typer.Option(help="Number of images per iteration on that data set.")],
-    to_images: Annotated[
-        int | None, typer.Option(help="Convert the length to a data set with this number of training images.")
-    ] = None,
-    to_batch: Annotated[
-        int | None, typer.Option(help="Number of images per iteration after the conversion; by default --batch.")
-    ] = None,
+    to_images: Annotated[int | None, typer.Option(help="Convert to a data set of so many training images.")] = None,
+    to_batch: Annotated[int | None, typer.Option(help="Convert to so many images per iteration.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Convert a length between iterations and epochs. With --to-images it is also converted to another data set.

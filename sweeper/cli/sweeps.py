@@ -104,9 +104,7 @@ def worker(
             help="Use at most this share of the GPU's memory, if other workers use the GPU, too.",
         ),
     ] = 1.0,
-    launch_it: Annotated[
-        bool, typer.Option("--launch", help="Launch the sweep first, unless it is launched already.")
-    ] = False,
+    launch_it: Annotated[bool, typer.Option("--launch", help="Launch the sweep first, if nobody has.")] = False,
 ) -> None:
     """Train trials of a launched sweep until it is done.
 
@@ -196,13 +194,8 @@ def stop_on_signals(*signals: signal.Signals) -> threading.Event:
 @on_sweep
 def confirm(
     target: Target,
-    escape: Annotated[
-        bool, typer.Option("--escape", help="Examine instead whether the restarts of a trial left a basin of the loss.")
-    ] = False,
-    trial: Annotated[
-        int | None,
-        typer.Option(help="With --escape: examine the trial of this number; by default the best one with a restart."),
-    ] = None,
+    escape: Annotated[bool, typer.Option("--escape", help="Examine instead whether restarts escaped.")] = False,
+    trial: Annotated[int | None, typer.Option(help="With --escape: examine this trial, not the best.")] = None,
 ) -> None:
     """Train best schedules and baselines again on fresh paired seeds.
 
