@@ -174,7 +174,9 @@ class Fleet:
             self._signal(signal.SIGTERM)
             for process in self._running.values():
                 while process.poll() is None:
-                    time.sleep(0.1)  # Short, because Python runs signal handlers only between calls.
+                    # Not process.wait(): after a library has set SA_RESTART, a signal would not interrupt it, and this
+                    # process's handlers would run only after it.
+                    time.sleep(0.1)
             if not stop.is_set() and not done():
                 raise SweeperError(f"the workers ended before the sweep was done; the reasons are in {self._log_name}")
         except KeyboardInterrupt:
@@ -217,7 +219,7 @@ class Fleet:
         return environment | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
 
     def _replace_dead(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
-        """Remove the processes that have ended, and schedule the replacement of those that died."""
+        """Remove the processes that have ended, and schedule a replacement for each that died."""
         now = time.monotonic()
         for index, process in list(self._running.items()):
             if (code := process.poll()) is None:

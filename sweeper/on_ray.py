@@ -37,7 +37,7 @@ def connect(address: str = "auto") -> None:
             socket.create_connection((host[1], int(host[2])), timeout=CONNECT_S).close()
         except (OSError, OverflowError) as error:
             raise DeviceError(
-                f"no Ray cluster at {address}: nobody answers there ({error}); start one (ray start --head), or name "
+                f"no Ray cluster at {address}: no answer ({error}); start one (ray start --head), or name "
                 "another by --address or RAY_ADDRESS"
             ) from None
     try:

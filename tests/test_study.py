@@ -185,10 +185,10 @@ def test_a_study_that_somebody_else_made_is_left_alone(url: str) -> None:
     plain = foreign(url)
     other = optuna.create_study(storage=plain._storage, study_name="theirs", direction="maximize")
     other.ask()
-    with pytest.raises(ConfigError, match=r"'theirs': there is one in .* that sweeper did not make"):
+    with pytest.raises(ConfigError, match=r"'theirs': .* has one of this name that sweeper did not create"):
         launch(url, name="theirs")
     optuna.create_study(storage=plain._storage, study_name="down", direction="minimize")
-    with pytest.raises(ConfigError, match=r"'down': there is one in .* that sweeper did not make"):
+    with pytest.raises(ConfigError, match=r"'down': .* has one of this name that sweeper did not create"):
         launch(url, name="down")
 
 

@@ -233,7 +233,7 @@ def test_gc_of_a_place_that_the_database_does_not_know_removes_nothing(home: Hom
     for file in world.files():
         os.utime(file, (0, 0))
     command = ["gc", "--store", str(tmp_path), "--max-gb", "0", "--database-url"]
-    with pytest.raises(DatabaseError, match="no sweep is there"):
+    with pytest.raises(DatabaseError, match="contains no sweep"):
         CliRunner().invoke(app, [*command, f"sqlite:///{tmp_path}/other.db"], catch_exceptions=False)
     database.open(tmp_path / "other.db")
     CliRunner().invoke(app, [*command, f"sqlite:///{tmp_path}/other.db"], catch_exceptions=False)

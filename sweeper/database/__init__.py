@@ -47,7 +47,7 @@ class NothingThere(DatabaseError):
     """The database or its tables do not exist; raised where a command only reads, and so must not create them."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"{where}: no sweep is there; launch it first")
+        super().__init__(f"{where}: contains no sweep; launch it first")
         self.where = where
 
 

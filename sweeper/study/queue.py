@@ -144,13 +144,10 @@ class Slot:
     def release(self, reason: str | None = None) -> None:
         """End the lease, so that another worker can claim the trial at once.
 
-        With a ``reason`` the attempt counts as a bad one; if it was the last one allowed, the trial fails. A lease that
-        is already lost is no error, because nothing remains to be released.
+        With a ``reason`` the attempt counts as a bad one. A lease that is already lost is no error, because nothing
+        remains to be released.
         """
         with contextlib.suppress(LeaseLost):
-            if reason and self.last_attempt:
-                self.fail(reason)
-                return
             reasons = json.dumps([*self.reasons, reason] if reason else self.reasons)
             bad_attempts = self._bad_attempts + bool(reason)
             self.renew(worker=None, claim=None, expires=None, strikes=bad_attempts, reasons=reasons)

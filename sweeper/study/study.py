@@ -87,7 +87,7 @@ class Study:
             used = connection.execute(select(TRIALS).where(TRIALS.c.study_id == study_id)).first() is not None
             if registered and (used or optuna_study.directions != [optuna.study.StudyDirection.MAXIMIZE]):
                 raise ConfigError(
-                    f"study {name!r}: there is one in {database} that sweeper did not make; choose another name"
+                    f"study {name!r}: {database} has one of this name that sweeper did not create; choose another name"
                 )
             return connection.execute(select(studies).where(studies.c.name == name)).one()
 

@@ -252,7 +252,7 @@ class Uploader:
     def _send_file(self, run_id: str, name: str, path: Path, batch: "_Batch") -> None:
         try:
             if not path.is_file():
-                raise Refused(f"artifact {name}: its file is gone from the journal's folder")
+                raise Refused(f"artifact {name}: its file is missing in the journal's folder")
             self._server.send_file(run_id, name, path)
         except Refused as error:
             batch.tags[names.REFUSED] = str(error)

@@ -85,7 +85,7 @@ class Axes:
         return f"{names.FINAL}{self.objective}"
 
     def value(self, run: dict[str, Any]) -> float:
-        """The run's score; before its end its last value of the objective, and below 0 before the first epoch."""
+        """Return the run's score, before its end the latest value of the objective, before its first epoch -1."""
         metrics = run["metrics"]
         return float(metrics.get(self.score, metrics.get(self.metric, -1.0)))
 

@@ -97,8 +97,8 @@ class Worker:
             try:
                 child.fingerprint(self.service.recipe(self.service.sweep.recipe.seed))
             except DeviceError:
-                raise  # Every trial would fail on this device.
-            except SweeperError as error:  # Other errors may concern a single trial, whose attempt reports them.
+                raise  # Every trial would fail on this device, whereas other errors may concern a single trial.
+            except SweeperError as error:
                 logger.warning("%s", error)
             while not self.stop.is_set():
                 self._heartbeat(None, None)
@@ -106,9 +106,9 @@ class Worker:
                 if slot is not None:
                     if slot.adopted:
                         logger.info("trial %d is taken over: %s", slot.number, slot.reasons[-1])
-                    before, succeeded = child.epochs, False
+                    before, machine_ok = child.epochs, False
                     try:
-                        succeeded = self._attempt(slot, child)
+                        machine_ok = self._attempt(slot, child)
                     except TrainedElsewhere:
                         # All remaining trials may begin with that segment. Without a pause, this worker would claim
                         # them all at once and have them proposed before the sampler knows further results.
@@ -119,8 +119,8 @@ class Worker:
                     except (LeaseLost, TrackingError) as error:  # _attempt could not store how the trial ended.
                         logger.warning("trial %d: %s", slot.number, error)
                     waits = 0
-                    faults = 0 if succeeded or child.epochs > before else faults + 1
-                    if not succeeded:  # Otherwise a broken machine would use up the attempts of trial after trial.
+                    faults = 0 if machine_ok or child.epochs > before else faults + 1
+                    if not machine_ok:  # Otherwise a broken machine would use up the attempts of trial after trial.
                         excluded.add(slot.number)
                         self.stop.wait(pause(faults + 1, LONGEST_PAUSE_S) if faults else 0)
                 elif study.done:
@@ -140,7 +140,7 @@ class Worker:
             logger.warning("%s; training continues, and its results are sent later", error)
 
     def _attempt(self, slot: Slot, child: TrainingProcess) -> bool:
-        """Train a trial until it is finished, failed or released; return False if this machine's fault ended it."""
+        """Train a trial until it is finished, failed or released; return False if this machine may be at fault."""
         try:
             with self._segments.renewing(slot):
                 self._train(slot, child)

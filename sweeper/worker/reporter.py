@@ -21,8 +21,9 @@ from sweeper.worker.segments import Task
 
 logger = logging.getLogger("sweeper")
 
-SHOWN_STEPS = 300  # Steps whose learning rate goes to MLflow, which draws at most 320 points of a metric.
-SHOWN = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")  # Facts stored as single attributes, too.
+LOGGED_STEPS = 300  # Steps whose learning rate goes to MLflow, which draws at most 320 points of a metric.
+# Facts that are also stored as single attributes, because optuna-dashboard then shows them as columns and axes.
+DASHBOARD_FACTS = ("restarts", "drops", "peak", "final", "integral", "warmup_fraction")
 
 
 def row_of(event: Epoch, owner: str, dataset: Dataset) -> dict[str, Any]:
@@ -79,8 +80,8 @@ class Reporter:
         shared = f"; {reused} of {trace.epochs} epochs are stored already" if reused else ""
         logger.info("trial %d: %s, %s%s", slot.number, task.schedule.family, jumps or "no jump", shared)
         facts = trace.facts() | {"final_ratio": trace.final / trace.peak if trace.peak else 0.0}
-        shown = {key: facts[key] for key in SHOWN}  # Single attributes become columns and axes in optuna-dashboard.
-        for key, value in {"trace": trace.digest, "recipe": task.digest, "facts": facts, **shown}.items():
+        single = {key: facts[key] for key in DASHBOARD_FACTS}
+        for key, value in {"trace": trace.digest, "recipe": task.digest, "facts": facts, **single}.items():
             if getattr(slot.facts, key) != value:
                 slot.set(key, value)
         if slot.facts.epochs_reused is None:
@@ -88,7 +89,7 @@ class Reporter:
         log = self.log(slot)
         log.params(names.params(words(task.schedule.spec), facts, slot.seed))
         if not slot.curve:  # An earlier attempt that stored an epoch has logged the same trace already.
-            steps = charts.steps_shown(trace, SHOWN_STEPS)
+            steps = charts.steps_shown(trace, LOGGED_STEPS)
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})
             log.artifact(names.TRACE_TABLE, charts.trace_table(trace))
             log.artifact(names.TRACE_PLOT, charts.plot_traces({f"trial {slot.number}": trace}))
@@ -206,14 +207,16 @@ class Reporter:
         """
         within, jumps, spec = self._service.sweep.escape.within, task.trace.jumps(), task.schedule.spec
         effects = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within)]
-        shown = effects
+        logged = effects
         if effects and spec.get("trunk") is not None:
             trunk = evidence.trunk_runs(self._service.study.trials(), spec).get(task.slot.seed)
-            values = trunk.values[: len(curve)] if trunk is not None else curve
-            shown = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within, trunk=values)]
             if trunk is None:
-                shown = [dict.fromkeys(effect) | {key: effect[key] for key in ("epoch", "ratio")} for effect in shown]
-        for effect in shown:
+                jump_only = ("epoch", "ratio")
+                logged = [dict.fromkeys(effect) | {key: effect[key] for key in jump_only} for effect in effects]
+            else:
+                values = trunk.values[: len(curve)]
+                logged = [effect.to_dict() for effect in evidence.effects(curve, jumps, within=within, trunk=values)]
+        for effect in logged:
             log.epoch(effect["epoch"], evidence.jump_metrics(effect), end.rows[effect["epoch"]]["time"])
         if effects and all(effect["kind"] == "drop" for effect in effects):
             log.tags({names.VERDICT: evidence.NOT_A_RESTART})

@@ -74,9 +74,7 @@ class Segments:
                 if not self._lease(keys[depth + 1]):
                     raise TrainedElsewhere
             if self._store.deepest(keys) != depth:
-                # Before this worker got the lease, another worker stored this segment's state and released it (or
-                # evicted the state that was found), so the search starts over.
-                continue
+                continue  # Before this worker got the lease, another worker stored the state of this segment.
             if depth == 0:
                 return UNTRAINED
             try:
@@ -245,9 +243,9 @@ class OtherTrials:
             return None
         trials = [trial for trial in self._service.study.trials() if trial.seed == slot.seed and trial.state != "FAIL"]
         others = [trial.values for trial in trials if trial.number != slot.number]
-        first = trace.epochs // 3 if sweep.pruner.from_epoch is None else sweep.pruner.from_epoch
+        from_epoch = trace.epochs // 3 if sweep.pruner.from_epoch is None else sweep.pruner.from_epoch
         share, least = sweep.pruner.share, sweep.pruner.others
-        reason = rules.cycle_end(curve, ends, others, from_epoch=first, share=share, least=least)
+        reason = rules.cycle_end(curve, ends, others, from_epoch=from_epoch, share=share, least=least)
         if reason is None:
             slot.set("judged", len(curve))
         return reason
