@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`. Running either again is quick and harmless.
+# Every target installs what it needs into .venv. A second call does not install again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,20 +8,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 help:
 	@echo "make demo   install, sweep schedules on handwritten digits, print the answer (about 5 minutes)"
-	@echo "make test   install, pass the tests"
-	@echo "make check  lint, types and tests: what CI runs"
-	@echo "make dist   a wheel and a source distribution, in dist/"
-	@echo "make exactness  every optimizer, family and interruption compared bit for bit (hours on two cores)"
+	@echo "make test   install, run the tests"
+	@echo "make check  lint, types and tests"
+	@echo "make dist   build a wheel and a source distribution in dist/"
+	@echo "make exactness  compare every optimizer, model and interruption bit for bit (35 minutes of a core)"
 	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
-	@echo "make gpu-bench DATA=data.yaml  an epoch against yolo train, and 1 to 8 workers, on a CUDA device (12 minutes)"
+	@echo "make gpu-bench DATA=data.yaml  time an epoch and 1 to 8 workers on a CUDA device (12 minutes)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=100; half an hour)"
-	@echo "make ray-test   a sweep on a Ray cluster of three nodes here, disturbed and audited (5 minutes)"
-	@echo "make slurm-test the same on a Slurm of one node here (root; 5 minutes)"
-	@echo "make scale-test 128 workers whose training is a sleep, on one PostgreSQL and one MLflow (11 minutes)"
-	@echo "make compose-env    .env with random passwords for docker compose"
-	@echo "make compose-test   docker-compose.yml brought up for real, a sweep through it (needs a Docker engine)"
+	@echo "make ray-test   run, disturb and audit a sweep on a Ray cluster of three local nodes (5 minutes)"
+	@echo "make slurm-test the same on a Slurm of one local node (needs root; 5 minutes)"
+	@echo "make scale-test run 128 workers without real training on one PostgreSQL and one MLflow (11 minutes)"
+	@echo "make compose-env    write .env with random passwords for docker compose"
+	@echo "make compose-test   start docker-compose.yml and run a sweep (needs a Docker engine)"
 
-# One marker file: made anew when the requirements change, so that a second call costs nothing.
+# The file `installed` marks a finished installation. It is remade when the requirements change.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "sweeper needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=/path/to/python" % v[:2])'
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
-"""Write .env for docker-compose.yml: a random password for each door, and what one may want to set.
+"""Write .env for docker-compose.yml: random passwords, and the settings as comments.
 
-Secrets that are there already stay as they are, so it can be run any number of times. Needs nothing but Python.
+Existing secrets are kept, so the script can run any number of times. It needs only Python's standard library.
 """
 
 import os
@@ -9,30 +9,30 @@ import sys
 from pathlib import Path
 
 SECRETS = {
-    "POSTGRES_PASSWORD": "PostgreSQL's superuser; used by nobody in daily life",
-    "OPTUNA_PASSWORD": "the study's database",
-    "MLFLOW_DATABASE_PASSWORD": "MLflow's database",
-    "MLFLOW_TRACKING_PASSWORD": "the MLflow page and API, user: sweeper",
-    "MLFLOW_SECRET_KEY": "signs MLflow's forms",
+    "POSTGRES_PASSWORD": "PostgreSQL's superuser, for maintenance only",
+    "OPTUNA_PASSWORD": "the owner of the study's database",
+    "MLFLOW_DATABASE_PASSWORD": "the owner of MLflow's database",
+    "MLFLOW_TRACKING_PASSWORD": "MLflow's pages and API, user: sweeper",
+    "MLFLOW_SECRET_KEY": "the key that signs MLflow's forms",
 }
 SETTINGS = """
-# What to train: a sweep file in SWEEP_FOLDER (mounted on /jobs), its images in DATA_FOLDER (mounted on /data).
+# The sweep file, its folder (mounted at /jobs) and the folder of its images (mounted at /data).
 #SWEEP=digits.yaml
 #SWEEP_FOLDER=./jobs
 #DATA_FOLDER=./jobs
-# auto: all visible GPUs, else the CPU (see docker-compose.gpu.yml); workers on each of them.
+# The devices (auto: all visible GPUs, or the CPU if there is none; see docker-compose.gpu.yml), and workers per device.
 #DEVICES=auto
 #PER_DEVICE=1
-# Time for the epoch in progress when a worker is stopped, and memory for all slots of a container.
+# The time that a stopped worker has to finish its epoch, and the memory of a container with all its workers.
 #STOP_GRACE=10m
 #WORKER_MEMORY=16g
-# Wheels of torch in the image: empty for PyPI's with CUDA.
+# The index of torch's wheels for the image; empty means PyPI, whose wheels include CUDA.
 #TORCH_INDEX=https://download.pytorch.org/whl/cpu
 """
 
 
 def main() -> None:
-    """Add what is missing to the file (.env, or the first argument), readable by its owner only."""
+    """Add missing secrets and settings to the file (.env, or the first argument), which only its owner can read."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else ".env")
     before = path.read_text() if path.exists() else "# Secrets of this machine's docker compose: never commit this.\n"
     there = {line.partition("=")[0].strip() for line in before.splitlines()}

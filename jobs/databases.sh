@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once, by the PostgreSQL image, in an empty volume: two databases, each with an owner that sees nothing else.
-# (Optuna and MLflow cannot share one: both keep their version in a table alembic_version.)
+# The PostgreSQL image runs this script once, when the volume is empty. It makes two databases, each with an owner that
+# has no access to the other. Optuna and MLflow cannot share a database, because both have a table alembic_version.
 set -eu
 make() {
   psql -v ON_ERROR_STOP=1 -v name="$1" -v secret="$2" --username "$POSTGRES_USER" --dbname postgres <<'SQL'
