@@ -25,7 +25,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
 
-from sweeper.search import Entrant, promotions, rungs, shrunk
+from sweeper.search import Entrant, promotions, rungs, shrunken_means
 from sweeper.study import samplers
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -101,7 +101,7 @@ def replicates(proposals: list[Proposal]) -> list[FrozenTrial]:
 
 def shrunk_means(proposals: list[Proposal]) -> list[FrozenTrial]:
     """One trial for each schedule, with its mean drawn towards the average by as much as its seeds are few."""
-    worth = shrunk({number: list(each.differences.values()) for number, each in enumerate(proposals)})
+    worth = shrunken_means({number: list(each.differences.values()) for number, each in enumerate(proposals)})
     return [seen(each.point, worth[number]) for number, each in enumerate(proposals)]
 
 
@@ -151,7 +151,7 @@ def search(world: World, tell: Callable[[list[Proposal]], list[FrozenTrial]], gi
         proposal = proposals[number]
         proposal.raw[seed] = world.branch(proposal.point, seed)
         proposal.differences[seed] = proposal.raw[seed] - world.trunk(seed)
-    ranks = shrunk({number: list(each.differences.values()) for number, each in enumerate(proposals)})
+    ranks = shrunken_means({number: list(each.differences.values()) for number, each in enumerate(proposals)})
     leader = proposals[max(ranks, key=lambda number: ranks[number])]
     later = proposals[len(proposals) // 2 :]
     return [world.worth(leader.point), fmean(world.worth(each.point) for each in later), float(len(proposals))]

@@ -95,7 +95,7 @@ def trials(
 def _changed(sweep: AnySweep, keys: Mapping[str, Any]) -> Sweep:
     """The sweep with these values for keys of its file."""
     loaded = sweep if isinstance(sweep, Sweep) else Sweep.load(Path(sweep))
-    return Sweep.build({**loaded.flat(), **keys}) if keys else loaded
+    return Sweep.build({**loaded.to_dict(), **keys}) if keys else loaded
 
 
 def _launched(sweep: AnySweep, store: str, database_url: Url, tracking_uri: Url) -> Service:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sweeper import charts, evidence, names, search
 from sweeper.config import Sweep
-from sweeper.schedules import Trace, parse, words
+from sweeper.schedules import Trace, parse, text_params
 from sweeper.service import Place, Service
 
 EPOCHS = 16
@@ -108,7 +108,7 @@ def work(service: Service, merits: Mapping[str, float], stop_after: int | None =
             slot.number,
             name=f"{slot.number:03d} {called}",
             tags={names.FAMILY: spec["family"], names.STAGE: slot.stage},
-            params=names.params(words(spec), facts, slot.seed),
+            params=names.params(text_params(spec), facts, slot.seed),
         )
         log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in charts.steps_shown(trace, 300)})
         log.artifact("trace/lr.parquet", charts.trace_table(trace))

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeper.cli import app
-from sweeper.config import Sweep, built_in, file_of
+from sweeper.config import Sweep, built_in, find_file
 from sweeper.service import Service
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -23,9 +23,9 @@ def test_the_built_in_sweeps_are_those_of_jobs() -> None:
 
 def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert file_of("digits") == built_in()["digits"]
+    assert find_file("digits") == built_in()["digits"]
     Path("digits").write_text("name: mine")
-    assert file_of("digits") == Path("digits")
+    assert find_file("digits") == Path("digits")
 
 
 def test_a_folder_of_that_name_is_no_sweep(shown: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

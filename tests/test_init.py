@@ -64,8 +64,8 @@ def test_photographs_in_yolos_and_in_vocs_layout_lead_to_the_same_recipe(bccd: P
     assert "13 batches an epoch" in reasons["batch"]
     assert (of_yolo.search.seeds, of_yolo.search.begin, of_yolo.confirm.seeds) == (4, 1, 6)
     same = {"name", "data"}
-    assert {k: v for k, v in of_voc.flat().items() if k not in same} == {
-        k: v for k, v in of_yolo.flat().items() if k not in same
+    assert {k: v for k, v in of_voc.to_dict().items() if k not in same} == {
+        k: v for k, v in of_yolo.to_dict().items() if k not in same
     }
 
 

@@ -172,7 +172,7 @@ def test_who_trains_is_refused_as_before(overridden: tuple[Path, Path], tmp_path
 @pytest.mark.parametrize("name", sorted(built_in()))
 def test_a_sweep_is_built_again_from_what_a_launch_keeps(name: str) -> None:
     sweep = Sweep.load(name)
-    assert Sweep.build(json.loads(json.dumps(sweep.flat()))) == sweep
+    assert Sweep.build(json.loads(json.dumps(sweep.to_dict()))) == sweep
 
 
 def test_the_sweeps_of_a_place_are_listed_with_their_state(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_study import claim, launch, space
 
 from sweeper.config import Search
-from sweeper.search import Entrant, Suggest, promotions, rungs, search_seeds, shrunk
+from sweeper.search import Entrant, Suggest, promotions, rungs, search_seeds, shrunken_means
 from sweeper.study import Study, Wanted
 from sweeper.study.samplers import history
 
@@ -105,14 +105,14 @@ def test_few_seeds_are_drawn_to_what_an_average_proposal_is_worth() -> None:
         trial: [generator.gauss(mean, 0.006) for _ in range(8 if trial % 4 == 0 else 1)]
         for trial, mean in truth.items()
     }
-    worth = shrunk(scores)
+    worth = shrunken_means(scores)
     plain = {trial: sum(values) / len(values) for trial, values in scores.items()}
     error = {name: sum((of[t] - truth[t]) ** 2 for t in truth) for name, of in (("shrunk", worth), ("plain", plain))}
     assert error["shrunk"] < 0.6 * error["plain"]
     top = sorted(truth, key=lambda trial: worth[trial])[-10:]
     lucky = sorted(truth, key=lambda trial: plain[trial])[-10:]
     assert sum(truth[trial] for trial in top) > sum(truth[trial] for trial in lucky)
-    assert shrunk({}) == {}
+    assert shrunken_means({}) == {}
 
 
 # -- replicates in the study

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sweeper import names
 from sweeper.errors import ScheduleError, SweeperError, TrackingError
-from sweeper.schedules import CONTROLS, FAMILIES, Duration, TimeBase, Trace, label, parse, prefix_keys, words
+from sweeper.schedules import CONTROLS, FAMILIES, Duration, TimeBase, Trace, label, parse, prefix_keys, text_params
 from sweeper.schedules.decay import expression
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -58,15 +58,15 @@ def test_every_parameter_of_a_schedule_is_a_param_of_its_run_and_no_fact_takes_i
     written: dict[str, Any],
 ) -> None:
     run = parse(written).trace(TimeBase(40, 10))
-    params = names.params(words(written), run.facts(), 3)
-    assert {name: params[name] for name in words(written)} == words(written)
+    params = names.params(text_params(written), run.facts(), 3)
+    assert {name: params[name] for name in text_params(written)} == text_params(written)
     assert {name: params[f"trace/{name}"] for name in run.facts()} == run.facts()
     assert params["seed"] == 3
-    assert len(params) == len(words(written)) + len(run.facts()) + 1
+    assert len(params) == len(text_params(written)) + len(run.facts()) + 1
     for name in params:
         names.check("param", name)
     tree: dict[str, Any] = {}
-    for name, text in words(written).items():  # everything reads back from the params
+    for name, text in text_params(written).items():  # everything reads back from the params
         *above, last = name.split(".")
         below = tree
         for key in above:

@@ -511,7 +511,7 @@ def launched(sweep: Sweep, folder: Path, count: int) -> Study:
         trials=[Wanted("search", 0)] * count,
         sampler=sweep.sampler,
         seed=sweep.sampling_seed,
-        free_keys=Sweep.FREE,
+        free_keys=Sweep.CHANGEABLE,
     )
 
 

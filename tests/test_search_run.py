@@ -192,7 +192,7 @@ def test_who_did_not_get_so_far_is_not_compared_with() -> None:
 
 
 def test_dead_is_never_having_left_0() -> None:
-    assert rules.dead([0.0] * 5, 5) is not None
-    assert rules.dead([0.0] * 4, 5) is None
-    assert rules.dead([0.1, 0.0, 0.0, 0.0, 0.0], 5) is None
-    assert rules.dead([0.0] * 5, None) is None
+    assert rules.never_learned([0.0] * 5, 5) is not None
+    assert rules.never_learned([0.0] * 4, 5) is None
+    assert rules.never_learned([0.1, 0.0, 0.0, 0.0, 0.0], 5) is None
+    assert rules.never_learned([0.0] * 5, None) is None

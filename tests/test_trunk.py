@@ -100,7 +100,11 @@ def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:
             "search.trunk: constant is not among the baselines; expected one of yolo_",
         ),
         ({**SPACE, "trunk": "yolo_liner"}, {}, r"yolo_liner is not among the baselines .did you mean 'yolo_linear'"),
-        ({**SPACE, "trunk": {"family": "yolo_linear", "lrf": 0.1}}, {}, "this yolo_linear is not among the baselines"),
+        (
+            {**SPACE, "trunk": {"family": "yolo_linear", "lrf": 0.1}},
+            {},
+            "this yolo_linear schedule is not among the baselines",
+        ),
         (SPACE, {"baselines": []}, "is not among the baselines; expected baselines: with the trunk in it"),
         (
             {**SPACE, "restarts": {"max": 2, "every": 5, "first": 3}},

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from sweeper import data, database
 from sweeper.cli import app
 from sweeper.errors import DatabaseError, DeviceError, OutOfMemory, SnapshotCorrupt, TrackingError, TrackingRefused
-from sweeper.schedules import words
+from sweeper.schedules import text_params
 from sweeper.search import rules
 from sweeper.store import Snapshot
 from sweeper.tracking import Tracker
@@ -525,7 +525,7 @@ def test_a_forked_trial_is_complete_in_mlflow_and_in_the_study(home: Home, tmp_p
         assert mine[2:] != theirs[2:]
     for run, row in zip((straight, fork), world.service.study.trials(), strict=True):
         assert row.spec is not None
-        assert words(row.spec).items() <= run["params"].items()
+        assert text_params(row.spec).items() <= run["params"].items()
         assert int(run["params"]["trace/steps"]) == world.service.time.steps
         assert run["name"] == f"{row.number:03d} {world.sweep.label(row.spec)}"
     assert fork["name"] != straight["name"]

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.cli.show import capital, console, exactness, failures, legend_of, plain_table, say
-from sweeper.schedules import short
+from sweeper.schedules import format_value
 
 if TYPE_CHECKING:
     from sweeper.service import SweepSummary
@@ -261,7 +261,12 @@ def _score(row: Row) -> str:
 def _progress(row: Row, status: Status) -> list[str]:
     """The cells of a trial: epochs, learning rate, score, and the curve as bars."""
     top = max((value for other in status.trials for value in other.curve), default=0.0)
-    return [f"{row.epochs_done}/{status.epochs.per_trial}", short(row.lr), _score(row), sparkline(row.curve, top)]
+    return [
+        f"{row.epochs_done}/{status.epochs.per_trial}",
+        format_value(row.lr),
+        _score(row),
+        sparkline(row.curve, top),
+    ]
 
 
 def sparkline(values: Sequence[float], top: float, width: int = 16) -> str:

@@ -23,8 +23,8 @@ from sweeper.schedules import (
     Schedule,
     TimeBase,
     Trace,
+    format_value,
     parse,
-    short,
 )
 
 ROWS = 24  # evenly spaced epochs in the table
@@ -247,7 +247,8 @@ def families(
         return
     for name, keys in parameters.items():
         words = [
-            key if definition.required else f"{key}={short(definition.default)}" for key, definition in keys.items()
+            key if definition.required else f"{key}={format_value(definition.default)}"
+            for key, definition in keys.items()
         ]
         typer.echo(f"{name:<17} {MEANINGS[name]}\n{'':<17}   {' '.join(words)}")
     typer.echo(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.schedules import legend, short
+from sweeper.schedules import format_value, legend
 from sweeper.search.rules import LAST
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def plan(plan: "Plan") -> None:
     for kind in dict.fromkeys(item.kind for item in shown):
         of_kind = [item for item in shown if item.kind == kind]
         for item in of_kind[:ROWS_OF_KIND]:
-            table.add_row(item.name, item.label, *(short(item.facts[key]) for key in right))
+            table.add_row(item.name, item.label, *(format_value(item.facts[key]) for key in right))
         if (more := len(of_kind) - ROWS_OF_KIND) > 0:
             table.add_row("...", f"{more} more (--json has all)")
     console.print(table)
@@ -220,8 +220,8 @@ def answer(answer: "Answer", objective: str) -> None:
             row.label + (" (baseline)" if baseline else ""),
             f"{row.score:.4f}" if row.score is not None else "-",
             f"{row.n} {'fresh' if row.name in fresh or (baseline and fresh) else 'search'}",
-            short(row.facts.get("restarts")),
-            short(row.facts.get("drops")),
+            format_value(row.facts.get("restarts")),
+            format_value(row.facts.get("drops")),
             *([difference.difference if difference else ""] if trunk else []),
         )
     console.print(table)
@@ -273,7 +273,7 @@ def verdicts(trial: int, examined: "Sequence[Examined]") -> None:
     for jump in examined:
         landscape = jump.landscape
         measured = (landscape.path, landscape.self_barrier, landscape.seeds) if landscape else (None,) * 3
-        barriers = [short(value) for value in measured]
+        barriers = [format_value(value) for value in measured]
         gains = [f"{c.difference} n={c.n}" if c else "-" for c in (jump.gain, jump.over_peak)]
         table.add_row(str(jump.epoch), _jump(jump.kind, jump.ratio), *barriers, *gains, jump.verdict.word)
     say(f"trial {trial}" if examined else f"trial {trial}: no restart and no drop, so nothing to examine")

@@ -7,7 +7,7 @@ key; dots separate the keys of nested mappings.
 
 from sweeper.config.parts import Budget, Confirm, Escape, Pruner, Recipe
 from sweeper.config.space import Parameter, Range, Restarts, Search
-from sweeper.config.sweep import BEST, Sweep, built_in, file_of
+from sweeper.config.sweep import BEST, Sweep, built_in, find_file
 
 __all__ = [
     "BEST",
@@ -22,5 +22,5 @@ __all__ = [
     "Search",
     "Sweep",
     "built_in",
-    "file_of",
+    "find_file",
 ]

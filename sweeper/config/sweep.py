@@ -95,7 +95,7 @@ class Sweep(Model):
     )
 
     #: Keys that may change after the launch. A change of any other key makes another sweep.
-    FREE: ClassVar[tuple[str, ...]] = (
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (
         *("trials", "budget", "confirm", "escape", "device", "workers", "attempts", "lease_s", "stall_s", "store_gb"),
         *("weights", "system_metrics", "data", "invalid", "loader_workers", "cache_mb", "coco_epochs"),
     )
@@ -163,6 +163,7 @@ class Sweep(Model):
         return schedules.parse(self._complete(written))
 
     def _complete(self, schedule: str | Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+        """The mapping of a schedule with the sweep's defaults; the name of a trunk is replaced by that baseline."""
         written: dict[str, Any] = {"family": schedule} if isinstance(schedule, str) else dict(schedule)
         family, trunk = str(written.get("family", "")), written.get("trunk")
         if isinstance(trunk, str | Mapping):
@@ -206,7 +207,7 @@ class Sweep(Model):
         except ScheduleError as error:
             raise ConfigError(f"search.trunk: {error}") from None
         if trunk is None or trunk not in baselines.values():
-            what = written if isinstance(written, str) else f"this {written.get('family')}"
+            what = written if isinstance(written, str) else f"this {written.get('family')} schedule"
             raise ConfigError(
                 f"search.trunk: {what} is not among the baselines{did_you_mean(written, baselines)}; expected "
                 + (f"one of {', '.join(baselines)}" if baselines else "baselines: with the trunk in it")
@@ -239,7 +240,7 @@ class Sweep(Model):
         names = self.named_baselines if self.search.trunk == BEST else [None]
         return [self.with_trunk(name) for name in names]
 
-    def flat(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Every key of the sweep file with its value, defaults included, as JSON data; ``build`` restores the sweep."""
         keys = self.model_dump(mode="json")
         # Keys without effect are left out, so that a sweep that was launched before they existed is the same sweep.
@@ -252,8 +253,8 @@ class Sweep(Model):
         return keys
 
     def identity(self) -> dict[str, Any]:
-        """The keys of :meth:`flat` that may not change after the launch."""
-        return {key: value for key, value in self.flat().items() if key not in self.FREE}
+        """The keys of :meth:`to_dict` that may not change after the launch."""
+        return {key: value for key, value in self.to_dict().items() if key not in self.CHANGEABLE}
 
     @classmethod
     def keys(cls) -> set[str]:
@@ -277,7 +278,7 @@ class Sweep(Model):
 
         Raises ConfigError, in one line.
         """
-        file = file_of(path)
+        file = find_file(path)
         written = read(file)
         if isinstance(data := written.get("data"), str) and _is_path(data) and str(path) not in built_in():
             written["data"] = str(file.parent / data)  # A relative path in the file is relative to the file.
@@ -285,9 +286,9 @@ class Sweep(Model):
         return cls.build(written, str(file))
 
     @staticmethod
-    def name_in(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> str:
+    def read_name(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> str:
         """The name in a sweep file, whose other keys are not checked. Raises ConfigError if there is no name."""
-        written = read(file_of(path))
+        written = read(find_file(path))
         override(written, overrides)
         if not isinstance(name := written.get("name"), str) or not name:
             raise ConfigError(f"{path}: name: {shorten(name)} is not the name of a sweep; expected a text")
@@ -334,7 +335,7 @@ def built_in() -> dict[str, Path]:
     return {Path(file.name).stem: Path(str(file)) for file in folder.iterdir()} if folder.is_dir() else {}
 
 
-def file_of(path: str | os.PathLike[str]) -> Path:
+def find_file(path: str | os.PathLike[str]) -> Path:
     """``path`` if that is a file; otherwise the file of the built-in sweep of that name, or ``path`` without one."""
     return Path(path) if os.path.isfile(path) else built_in().get(str(path), Path(path))
 

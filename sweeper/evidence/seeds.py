@@ -14,7 +14,7 @@ from typing import Any
 from sweeper import stats
 from sweeper.config import Confirm
 from sweeper.errors import ConfigError
-from sweeper.search import Entrant, shrunk
+from sweeper.search import Entrant, shrunken_means
 from sweeper.study import Trial, Wanted
 
 
@@ -148,7 +148,7 @@ def standings(trials: Sequence[Trial], reference: str) -> list[stats.Standing]:
         for entrant in entrants(trials, reference)
         if entrant.scores and None not in entrant.scores.values()
     }
-    worth, results = shrunk(raced), []
+    worth, results = shrunken_means(raced), []
     for number, values in raced.items():
         paired = stats.paired(values, [0.0] * len(values)) if len(values) > 1 else None
         low, high = (paired.low, paired.high) if paired else (None, None)

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 
 from sweeper import charts, evidence
 from sweeper.charts import Line
-from sweeper.schedules import FAMILIES, Trace, short
+from sweeper.schedules import FAMILIES, Trace, format_value
 from sweeper.stats import Answer
 from sweeper.training import evaluation
 
@@ -172,7 +172,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.globals |= {"charts": charts, "evaluation": evaluation}
     environment.filters |= {
-        "short": short,
+        "short": format_value,
         "effect": evidence.effect_in_words,
         "inlined": _inlined,
         "sentence": lambda text: text[:1].upper() + text[1:],

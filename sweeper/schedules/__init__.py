@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of the optimizer step: families, LR trace, prefix keys. numpy only."""
 
 from sweeper.schedules.families import FAMILIES
-from sweeper.schedules.label import AT_RESTARTS, MEANINGS, flat, label, legend, short, words
+from sweeper.schedules.label import AT_RESTARTS, MEANINGS, flatten, format_value, label, legend, text_params
 from sweeper.schedules.schedule import MAIN, Schedule, parse
 from sweeper.schedules.trace import (
     CONTROLS,
@@ -29,14 +29,14 @@ __all__ = [
     "Trace",
     "begin_alike",
     "counterfactual",
-    "flat",
+    "flatten",
+    "format_value",
     "label",
     "legend",
     "matched_peak",
     "parse",
     "prefix_keys",
     "quench",
-    "short",
     "snapshot_epochs",
-    "words",
+    "text_params",
 ]

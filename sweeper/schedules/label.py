@@ -94,9 +94,9 @@ def label(spec: Mapping[str, Any], held: Mapping[str, Any] | None = None, search
     terms = [family]
     if trunk != (held or {}).get("trunk"):
         terms.append("trunk=none" if trunk is None else f"trunk=({label(trunk, {**(held or {}), 'trunk': None})})")
-    for name, value in flat({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
+    for name, value in flatten({key: value for key, value in spec.items() if key not in ("family", "trunk")}):
         if not _has_no_effect(spec, name) and (name in searched or name not in defaults or defaults[name] != value):
-            terms.append(f"{name}={'none' if value is None else short(value)}")
+            terms.append(f"{name}={'none' if value is None else format_value(value)}")
     return " ".join(terms)
 
 
@@ -107,33 +107,33 @@ def _has_no_effect(spec: Mapping[str, Any], name: str) -> bool:
     return spec.get("trunk") is not None or (name in AT_RESTARTS and not isinstance(spec[name], list))
 
 
-def words(spec: Mapping[str, Any]) -> dict[str, str]:
+def text_params(spec: Mapping[str, Any]) -> dict[str, str]:
     """Every parameter of a schedule as text, by its name, for the params of a run in MLflow.
 
     Numbers and lists are written as JSON, so that a YAML reader restores them. The keys of a nested parameter are
     joined with dots.
 
-    >>> words({"family": "cawb", "steps": [20, 40], "horizon": None, "groups": {"bias": {"lr": 0.1}}})
+    >>> text_params({"family": "cawb", "steps": [20, 40], "horizon": None, "groups": {"bias": {"lr": 0.1}}})
     {'family': 'cawb', 'steps': '[20, 40]', 'horizon': 'null', 'groups.bias.lr': '0.1'}
     """
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat(spec)}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flatten(spec)}
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings: their keys, joined with dots behind ``above``, and their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
+            yield from flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
 
-def short(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as text for a table cell: four significant digits, no quotes, ``-`` for None."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(short(item) for item in value) + "]"
+        return "[" + ",".join(format_value(item) for item in value) + "]"
     return str(value)

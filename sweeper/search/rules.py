@@ -62,7 +62,7 @@ def cycle_end(
     return f"best so far {best:.4f} after {epochs} epochs, {count} of {len(reached)} others had less than {limit:.4f}"
 
 
-def dead(curve: Sequence[float], after: int | None) -> str | None:
+def never_learned(curve: Sequence[float], after: int | None) -> str | None:
     """The reason to stop a run whose metric was 0 in all epochs so far, ``after`` or more of them; else None."""
     if after is None or len(curve) < after or any(curve):
         return None
@@ -153,7 +153,7 @@ def promotions(entrants: Sequence[Entrant], seeds: Sequence[int], race: float, b
     return replicates
 
 
-def shrunk(differences: Mapping[int, Sequence[float]]) -> dict[int, float]:
+def shrunken_means(differences: Mapping[int, Sequence[float]]) -> dict[int, float]:
     """Each trial's mean difference to the reference, shrunk towards the median of all trials if it has few seeds.
 
     ``differences``: trial -> its differences to the reference, in the order of the seeds, at least one each. This is
@@ -162,7 +162,7 @@ def shrunk(differences: Mapping[int, Sequence[float]]) -> dict[int, float]:
     and from the better half of the trials, because a few ruined schedules would make all others look alike. k is 1 as
     long as the variance between seeds has fewer than 4 degrees of freedom.
 
-    >>> {trial: round(value, 3) for trial, value in shrunk({1: [0.02], 2: [0.0], 3: [0.012, 0.014, 0.013]}).items()}
+    >>> {trial: round(value, 3) for trial, value in shrunken_means({1: [0.02], 2: [0.0], 3: [0.012, 0.014]}).items()}
     {1: 0.016, 2: 0.006, 3: 0.013}
     """
     if not differences:

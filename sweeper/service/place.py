@@ -89,12 +89,12 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
     """A launched sweep for commands that only read, and a note for the user on each difference to its file.
 
     ``sweep`` (an object, a file or a name) only identifies the sweep: the configuration and the overrides of its launch
-    count, except for the keys in ``Sweep.FREE``, whose values are those of now. A name counts if there is no such file,
-    and a launched sweep takes precedence over a built-in one. Nothing is created. Raises DatabaseError if no such sweep
-    was launched, ConfigError for a file without a name and for an invalid override.
+    count, except for the keys in ``Sweep.CHANGEABLE``, whose values are those of now. A name counts if there is no such
+    file, and a launched sweep takes precedence over a built-in one. Nothing is created. Raises DatabaseError if no such
+    sweep was launched, ConfigError for a file without a name and for an invalid override.
     """
     by_name = not isinstance(sweep, Sweep) and _is_name(sweep)
-    name = sweep.name if isinstance(sweep, Sweep) else str(sweep) if by_name else Sweep.name_in(sweep, overrides)
+    name = sweep.name if isinstance(sweep, Sweep) else str(sweep) if by_name else Sweep.read_name(sweep, overrides)
     study = Study.open(database.open(place.database, create=False), name)
     frozen, free = _launched_with(study)
     notes, shown = list[str](), f"sweep {name} is shown as it was launched"
@@ -102,23 +102,23 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
         notes.append(f"sweep {name} is the one that was launched here, not the built-in one of that name")
     try:
         if isinstance(sweep, Sweep):
-            now = sweep.flat()
+            now = sweep.to_dict()
         elif by_name:
             keys = {**frozen, **free}
             override(keys, overrides)
-            now = Sweep.build(keys, name).flat()
+            now = Sweep.build(keys, name).to_dict()
         else:
-            now = Sweep.load(sweep, [*study.config.get("overrides", ()), *overrides]).flat()
+            now = Sweep.load(sweep, [*study.config.get("overrides", ()), *overrides]).to_dict()
     except ConfigError as error:
         if overrides or not free:
             raise
         notes.append(f"{shown}, because its file cannot be read as a sweep now: {error}")
     else:
-        free = {key: now[key] for key in Sweep.FREE}
+        free = {key: now[key] for key in Sweep.CHANGEABLE}
         comparable = {key: value for key, value in now.items() if key in frozen}
         # The default of `amp` was false in an older version.
         older = ["amp"] if (frozen.get("amp"), now["amp"]) == (False, "auto") else []
-        if changed := study.changes(comparable, [*Sweep.FREE, *older, *(study.config.keys() - now.keys())]):
+        if changed := study.changes(comparable, [*Sweep.CHANGEABLE, *older, *(study.config.keys() - now.keys())]):
             notes.append(f"{shown}; what is said now does not count: {', '.join(changed)}")
     as_launched = Sweep.build({**frozen, **free}, name)
     return Service(as_launched, place, overrides=overrides, looking=True, launched_as=study.config), notes
@@ -126,7 +126,7 @@ def launched(sweep: AnySweep, overrides: Sequence[str], place: Place) -> tuple[S
 
 def _launched_with(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys of the sweep file at the launch with their values: those that are fixed, and those that may change."""
-    fixed = Sweep.keys() - set(Sweep.FREE)
+    fixed = Sweep.keys() - set(Sweep.CHANGEABLE)
     frozen = {key: value for key, value in study.config.items() if key in fixed}
     return frozen, dict(study.config.get("free") or {})
 

@@ -106,7 +106,7 @@ def send_journals(service: "Service", timeout: float, say: Say) -> None:
 
 def write_sweep(service: "Service") -> Path:
     """Write the sweep to a file in this machine's folder, from which the workers read it; returns its path."""
-    keys = service.sweep.flat()
+    keys = service.sweep.to_dict()
     if "data" in keys and os.path.exists(keys["data"]):
         keys["data"] = str(Path(keys["data"]).absolute())  # a path in a sweep file is relative to that file
     file = service.place.folder / "work" / f"{service.sweep.name}.sweep.yaml"

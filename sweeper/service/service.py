@@ -134,7 +134,7 @@ class Service:
         newer = [key for key in now if key not in launched and key in defaults and now[key] == defaults[key]]
         if launched.get("amp") is False and now["amp"] == "auto":  # an older version's default, see ``_amp``
             newer.append("amp")
-        return [*Sweep.FREE, *_NOTED, *newer]
+        return [*Sweep.CHANGEABLE, *_NOTED, *newer]
 
     @property
     def _leases(self) -> dict[str, Any]:
@@ -145,12 +145,12 @@ class Service:
         return {**self.sweep.identity(), "data_digest": self.dataset.digest}
 
     def _notes(self) -> dict[str, Any]:
-        keys = self.sweep.flat()
+        keys = self.sweep.to_dict()
         return {
             "store": self.store.id,
             "train_images": self.dataset.train_images,
             "classes": list(self.dataset.names),
-            "free": {key: keys[key] for key in Sweep.FREE},
+            "free": {key: keys[key] for key in Sweep.CHANGEABLE},
             "overrides": list(self.overrides),
         }
 
@@ -270,7 +270,7 @@ class Service:
             free_keys=self._free_keys(launched.config if launched is not None else {}),
             **self._leases,
         )
-        params = {key: value for key, value in schedules.flat(self.sweep.identity()) if value is not None}
+        params = {key: value for key, value in schedules.flatten(self.sweep.identity()) if value is not None}
         tags = {names.DATA: self.dataset.digest, names.STUDY: study.id}
         self.tracker.sweep(params=params, tags=tags)
 

@@ -14,7 +14,7 @@ import optuna
 
 from sweeper.database import Connection, Database, delete, select, update
 from sweeper.errors import ConfigError, DatabaseError
-from sweeper.schedules import flat
+from sweeper.schedules import flatten
 from sweeper.study import samplers
 from sweeper.study.fence import FencedStorage, open_storage
 from sweeper.study.queue import TRIALS, Queue, Slot
@@ -132,7 +132,7 @@ class Study:
 
     def changes(self, config: Mapping[str, Any], free_keys: Sequence[str] = ()) -> list[str]:
         """Return "key: launched -> now" for every key outside ``free_keys`` that differs from the launched one."""
-        before, after = dict(flat(self.config)), dict(flat(json.loads(json.dumps(dict(config)))))
+        before, after = dict(flatten(self.config)), dict(flatten(json.loads(json.dumps(dict(config)))))
         return [
             f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
             for key in sorted(before.keys() | after.keys())

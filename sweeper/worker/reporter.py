@@ -9,7 +9,7 @@ from typing import Any
 from sweeper import charts, evidence, names
 from sweeper.data import Dataset
 from sweeper.errors import TrackingError
-from sweeper.schedules import words
+from sweeper.schedules import text_params
 from sweeper.search import rules
 from sweeper.service import Service
 from sweeper.store import Snapshot
@@ -87,7 +87,7 @@ class Reporter:
         if slot.facts.epochs_reused is None:
             slot.set("epochs_reused", reused)
         log = self.log(slot)
-        log.params(names.params(words(task.schedule.spec), facts, slot.seed))
+        log.params(names.params(text_params(task.schedule.spec), facts, slot.seed))
         if not slot.curve:  # An earlier attempt that stored an epoch has logged the same trace already.
             steps = charts.steps_shown(trace, LOGGED_STEPS)
             log.series(names.TRACE, {int(step): float(trace.lr[step]) for step in steps})

@@ -236,7 +236,7 @@ class OtherTrials:
         sweep = self._service.sweep
         if slot.stage != "search" or len(curve) >= trace.epochs:
             return None
-        if (reason := rules.dead(curve, sweep.dead_after)) is not None:
+        if (reason := rules.never_learned(curve, sweep.dead_after)) is not None:
             return reason
         ends = {jump.epoch for jump in trace.jumps()}
         if sweep.pruner.name == "none" or len(curve) not in ends or len(curve) <= slot.facts.judged:
