@@ -533,6 +533,7 @@ def test_after_no_winner_the_next_step_is_the_number_of_seeds_that_would_decide(
     assert stats.detectable_effect(0.012, 34, equivalence=0.002) <= 0.006
     assert stats.detectable_effect(0.012, 33, equivalence=0.002) > 0.006
     assert "confirm it alone on 34 fresh seeds in a new sweep with another name and another seed" in answer.next_step
+    assert "enqueue: its schedule, which sweeper export --trial 1 writes" in answer.next_step
     assert "confirm: {best: 1, seeds: 34}; 68 runs)" in answer.next_step
     assert answer.to_dict()["next_step"] == answer.next_step
 

@@ -96,9 +96,9 @@ def next_step(answer: Answer, *, unfinished: bool) -> str:
     seeds = max(enough, MIN_PAIRS)
     runs = seeds * (1 + len(answer.baselines))
     return (
-        f"to decide on {best.title}, confirm it alone on {seeds} fresh seeds {new_sweep} (enqueue: its schedule, "
-        f"trials: 1, confirm: {{best: 1, seeds: {seeds}}}; {runs:,} runs), where a true gain of {pairs.mean:+z.4f} "
-        "wins with 80 % power; where that costs too much, search another space"
+        f"to decide on {best.title}, confirm it alone on {seeds} fresh seeds {new_sweep} (enqueue: its schedule, which "
+        f"sweeper export --trial {best.trial} writes, trials: 1, confirm: {{best: 1, seeds: {seeds}}}; {runs:,} runs), "
+        f"where a true gain of {pairs.mean:+z.4f} wins with 80 % power; where that costs too much, search another space"
     )
 
 
