@@ -266,7 +266,7 @@ def _last(spec: dict[str, Any]) -> float:
         ({"decay": [{OPEN: {"a": [0.5], "b": [1], "c": [2]}}]}, "search: cawb: c is not a parameter"),
         ({"decay": [{"cosine": {"power": [-1, 2]}}]}, "power"),
         ({"decay": [{"(u-0.5)**b": {"b": {"low": 0.5, "high": 1.5}}}]}, "LR is nan"),
-        ({"decay": [{"cosine": 3}]}, "with its own parameters"),
+        ({"decay": [{"cosine": 3}]}, "one with conditional parameters"),
         ({"warmup": "20ep", "restarts": {"first": 20}}, "expected epoch 21"),
         ({"restarts": {"max": 4, "distance": 30}}, "do not fit"),
         ({"decay": [[1, 2]]}, "single value"),
