@@ -193,7 +193,7 @@ def test_plan_says_what_is_shared_with_the_baselines_and_where_pairing_buys_noth
     draws = [item["spec"] for item in results["schedules"] if item["kind"] == "search"]
     assert results["share_of_baselines"] == sum(min(spec["steps"]) for spec in draws) / (40 * len(draws)) > 0.2
     assert results["begin_otherwise"] == {"yolo_linear": 0, "yolo_cosine": 0}
-    assert f"{results['share_of_baselines']:.0%} of the proposals' epochs are the baselines' own" in printed
+    assert f"{results['share_of_baselines']:.0%} of the proposals' epochs are shared with a baseline" in printed
     assert results["race"]["noise"] == stats.UNKNOWN
     assert "noise      not known before pairs on two seeds are finished; in an earlier measurement (BCCD," in printed
     assert "warning" not in printed
