@@ -4,7 +4,8 @@
     python benchmarks/telling.py --branch-sd 0.012 --seeds 16 --sampler gp --repeats 20
 
 Real are the race's rule, its ranking and the sampler; the score of a training is simulated: what the schedule is worth
-+ noise of the seed + noise of the branch on that seed. A schedule has a restart at one of 31 epochs with one of 13
++ noise of the seed + noise of the branch on that seed; the trunk's own end has a noise, too, which is in all
+differences on a seed. A schedule has a restart at one of 31 epochs with one of 13
 stretches (step_scale). Its worth is a hill from -effect to +effect, whose top lies elsewhere in each repeat; the noise
 of its branch grows with the share of the run that is another one, to the power of 0.75. All ways of telling meet the
 same hill and the same luck, and train as many branches.
@@ -25,7 +26,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
 
-from sweeper.search import Entrant, promotions, rungs, shrunken_means
+from sweeper.search import Entrant, promotions, rungs, seed_effects, shrunken_means
 from sweeper.study import samplers
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -48,6 +49,7 @@ class World:
     effect: float
     run_sd: float
     branch_sd: float
+    trunk_sd: float
 
     @cached_property
     def top(self) -> Point:
@@ -60,15 +62,19 @@ class World:
         place, scale = (point[0] - self.top[0]) / 6, (point[1] - self.top[1]) / 0.25
         return self.effect * (2 * math.exp(-(place**2 + scale**2) / 2) - 1)
 
+    def shared(self, seed: int) -> float:
+        """What a branch has from its trunk."""
+        return 0.48 + self.run_sd * self._draw(seed, 0, 0)
+
     def trunk(self, seed: int) -> float:
         """The score of the trunk."""
-        return 0.48 + self.run_sd * self._draw(seed, 0, 0)
+        return self.shared(seed) + self.trunk_sd * self._draw(seed, 1, 0)
 
     def branch(self, point: Point, seed: int) -> float:
         """The score of the schedule."""
         departure = point[1] * (1 - point[0] / EPOCHS) / 0.45
         noise = self.branch_sd * departure**0.75 * self._draw(seed, point[0], round(10 * point[1]))
-        return self.trunk(seed) + self.worth(point) + noise
+        return self.shared(seed) + self.worth(point) + noise
 
     def _draw(self, *what: int) -> float:
         return float(np.random.default_rng([self.start, *what]).standard_normal())
@@ -89,8 +95,20 @@ def seen(point: Point, value: float) -> FrozenTrial:
     return create_trial(params=params, distributions=SPACE, value=value)
 
 
+def differences(proposals: list[Proposal]) -> dict[int, dict[int, float]]:
+    """Schedule -> seed -> difference."""
+    return {number: each.differences for number, each in enumerate(proposals)}
+
+
 def means(proposals: list[Proposal]) -> list[FrozenTrial]:
-    """One trial for each schedule, with its mean difference over all its seeds: what the product does."""
+    """One trial for each schedule, with its mean difference less what its seeds do to all: what the product does."""
+    effects = seed_effects(differences(proposals))
+    level = [[value - effects[seed] for seed, value in each.differences.items()] for each in proposals]
+    return [seen(each.point, fmean(values)) for each, values in zip(proposals, level, strict=True)]
+
+
+def plain_means(proposals: list[Proposal]) -> list[FrozenTrial]:
+    """One trial for each schedule, with its mean difference over all its seeds, whichever they are."""
     return [seen(each.point, fmean(each.differences.values())) for each in proposals]
 
 
@@ -101,7 +119,7 @@ def replicates(proposals: list[Proposal]) -> list[FrozenTrial]:
 
 def shrunk_means(proposals: list[Proposal]) -> list[FrozenTrial]:
     """One trial for each schedule, with its mean drawn towards the average by as much as its seeds are few."""
-    worth = shrunken_means({number: list(each.differences.values()) for number, each in enumerate(proposals)})
+    worth = shrunken_means(differences(proposals))
     return [seen(each.point, worth[number]) for number, each in enumerate(proposals)]
 
 
@@ -111,7 +129,8 @@ def raw_means(proposals: list[Proposal]) -> list[FrozenTrial]:
 
 
 WAYS: dict[str, Callable[[list[Proposal]], list[FrozenTrial]]] = {
-    "the mean difference": means,
+    "the mean difference, less the seeds' effects": means,
+    "the plain mean difference": plain_means,
     "each replicate for itself": replicates,
     "the shrunk mean difference": shrunk_means,
     "the mean score": raw_means,
@@ -151,7 +170,7 @@ def search(world: World, tell: Callable[[list[Proposal]], list[FrozenTrial]], gi
         proposal = proposals[number]
         proposal.raw[seed] = world.branch(proposal.point, seed)
         proposal.differences[seed] = proposal.raw[seed] - world.trunk(seed)
-    ranks = shrunken_means({number: list(each.differences.values()) for number, each in enumerate(proposals)})
+    ranks = shrunken_means(differences(proposals))
     leader = proposals[max(ranks, key=lambda number: ranks[number])]
     later = proposals[len(proposals) // 2 :]
     return [world.worth(leader.point), fmean(world.worth(each.point) for each in later), float(len(proposals))]
@@ -159,7 +178,7 @@ def search(world: World, tell: Callable[[list[Proposal]], list[FrozenTrial]], gi
 
 def once(start: int, given: argparse.Namespace) -> list[list[float]]:
     """All ways of telling in one world."""
-    world = World(start, given.effect, given.run_sd, given.branch_sd)
+    world = World(start, given.effect, given.run_sd, given.branch_sd, given.trunk_sd)
     return [search(world, tell, given) for tell in WAYS.values()]
 
 
@@ -170,6 +189,7 @@ def main() -> None:
     parser.add_argument("--effect", type=float, default=0.004, help="what the best schedule gains")
     parser.add_argument("--run-sd", type=float, default=0.0215, help="of a run over seeds")
     parser.add_argument("--branch-sd", type=float, default=0.006, help="of a branch's difference to its trunk")
+    parser.add_argument("--trunk-sd", type=float, default=0.005, help="of the trunk's own end, in all its differences")
     parser.add_argument("--seeds", type=int, default=8, help="search seeds")
     parser.add_argument("--branches", type=int, default=240, help="trained ones, replicates included")
     parser.add_argument("--sampler", default="tpe")
@@ -180,7 +200,7 @@ def main() -> None:
         results = np.array(pool.starmap(once, zip(starts, itertools.repeat(given)), chunksize=1))
     steps = ", ".join(map(str, rungs(given.seeds, max(given.seeds // 4, 1))))
     print(f"A race on {steps} seeds, {given.branches} trained branches; in thousandths, ± a 95 % interval.\n")
-    print("| the sampler is told | the leader's worth | less than told the mean | later proposals' worth | proposals |")
+    print("| the sampler is told | the leader's worth | less than first row | later proposals' worth | proposals |")
     print("|---|---|---|---|---|")
     for index, name in enumerate(WAYS):
         own, today = results[:, index], results[:, 0]

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_study import claim, launch, space
 
 from sweeper.config import Search
-from sweeper.search import Entrant, Suggest, promotions, rungs, search_seeds, shrunken_means
+from sweeper.search import Entrant, Suggest, promotions, rungs, search_seeds, seed_effects, shrunken_means
 from sweeper.study import Study, Wanted
 from sweeper.study.samplers import history
 
@@ -102,17 +102,38 @@ def test_few_seeds_are_drawn_to_what_an_average_proposal_is_worth() -> None:
     generator = random.Random(3)
     truth = {trial: generator.gauss(-0.002, 0.004) for trial in range(200)}
     scores = {
-        trial: [generator.gauss(mean, 0.006) for _ in range(8 if trial % 4 == 0 else 1)]
+        trial: {seed: generator.gauss(mean, 0.006) for seed in range(8 if trial % 4 == 0 else 1)}
         for trial, mean in truth.items()
     }
     worth = shrunken_means(scores)
-    plain = {trial: sum(values) / len(values) for trial, values in scores.items()}
+    plain = {trial: sum(of.values()) / len(of) for trial, of in scores.items()}
     error = {name: sum((of[t] - truth[t]) ** 2 for t in truth) for name, of in (("shrunk", worth), ("plain", plain))}
     assert error["shrunk"] < 0.6 * error["plain"]
     top = sorted(truth, key=lambda trial: worth[trial])[-10:]
     lucky = sorted(truth, key=lambda trial: plain[trial])[-10:]
     assert sum(truth[trial] for trial in top) > sum(truth[trial] for trial in lucky)
     assert shrunken_means({}) == {}
+
+
+@pytest.mark.parametrize("luck", [0.03, -0.03])
+def test_the_luck_of_the_reference_on_a_seed_does_not_choose_among_proposals(luck: float) -> None:
+    generator = random.Random(5)
+    truth = {trial: generator.gauss(0.0, 0.004) for trial in range(40)}
+    best = sorted(truth, key=lambda trial: truth[trial])[-10:]
+    effect = [luck, *(generator.gauss(0.0, 0.01) for _ in range(7))]  # of the reference, in every difference
+    scores = {
+        trial: {seed: mean + effect[seed] + generator.gauss(0.0, 0.001) for seed in range(8 if trial in best else 1)}
+        for trial, mean in truth.items()
+    }
+    worth = shrunken_means(scores)
+    assert set(sorted(worth, key=lambda trial: worth[trial])[-8:]) <= set(best)
+    fitted = seed_effects(scores)
+    assert sum(fitted.values()) == pytest.approx(0, abs=1e-12)
+    level = sum(effect) / 8
+    assert [fitted[seed] for seed in range(8)] == pytest.approx([each - level for each in effect], abs=0.002)
+    alone = {0: {1: 0.02, 2: 0.04}}  # what is left of a trial on all seeds is its mean
+    assert shrunken_means(alone) == pytest.approx({0: 0.03})
+    assert seed_effects({}) == {}
 
 
 # -- replicates in the study
@@ -179,7 +200,8 @@ def test_samplers_learn_the_difference_to_the_trunk_on_the_same_seed() -> None:
     seen = {each.number: each for each in history(trials, "trunk")}
     assert list(seen) == [3, 4, 6, 7]
     assert seen[3].values == [pytest.approx(0.02)]  # (0.01 + 0.03) / 2
-    assert seen[4].values == [pytest.approx(-0.02)]
+    # on seed 0 all differences were 0.01 lower than on average over the seeds, as trial 3 and its replicate show
+    assert seen[4].values == [pytest.approx(-0.02 + 0.01)]
     assert [seen[number].state for number in (6, 7)] == [TrialState.RUNNING] * 2
     assert [(each.state, each.values) for each in trials] == before
 

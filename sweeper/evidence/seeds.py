@@ -144,12 +144,13 @@ def standings(trials: Sequence[Trial], reference: str) -> list[stats.Standing]:
     """The results of the race, best first by ``worth``, of the proposals that failed on no seed."""
     names = {trial.number: trial.name for trial in trials}
     raced = {
-        entrant.trial: entrant.differences
+        entrant.trial: {seed: score for seed, score in entrant.scores.items() if score is not None}
         for entrant in entrants(trials, reference)
         if entrant.scores and None not in entrant.scores.values()
     }
     worth, results = shrunken_means(raced), []
-    for number, values in raced.items():
+    for number, scores in raced.items():
+        values = list(scores.values())
         paired = stats.paired(values, [0.0] * len(values)) if len(values) > 1 else None
         low, high = (paired.low, paired.high) if paired else (None, None)
         results.append(

@@ -6,7 +6,7 @@ one schedule from the values. Different values may give the same schedule, so a 
 
 from sweeper.search.check import Enqueued, check, corners, enqueued
 from sweeper.search.propose import OfflineTrial, Suggest, branch_epochs, propose, restart_slots
-from sweeper.search.rules import Entrant, promotions, rungs, search_seeds, shrunken_means
+from sweeper.search.rules import Entrant, promotions, rungs, search_seeds, seed_effects, shrunken_means
 
 __all__ = [
     "Enqueued",
@@ -22,5 +22,6 @@ __all__ = [
     "restart_slots",
     "rungs",
     "search_seeds",
+    "seed_effects",
     "shrunken_means",
 ]

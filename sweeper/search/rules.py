@@ -153,26 +153,53 @@ def promotions(entrants: Sequence[Entrant], seeds: Sequence[int], race: float, b
     return replicates
 
 
-def shrunken_means(differences: Mapping[int, Sequence[float]]) -> dict[int, float]:
+def seed_effects(differences: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    """The part of the differences that all trials have in common on a seed, per seed; the parts sum to 0.
+
+    ``differences``: trial -> seed -> difference to the reference. The reference's luck on a seed is part of every
+    difference on that seed. So the mean of a trial that ran on the first seed only contains all of that seed's luck,
+    and the mean of a trial that ran on 8 seeds contains an eighth of it; means over different seeds can only be
+    compared after the seeds' effects have been subtracted. They are fitted by least squares in the model difference =
+    trial + seed. A trial that ran on all seeds keeps its mean.
+
+    >>> {seed: round(effect, 3) for seed, effect in seed_effects({1: {7: 0.03, 8: 0.01}, 2: {7: 0.02}}).items()}
+    {7: 0.01, 8: -0.01}
+    """
+    column = {seed: index for index, seed in enumerate(sorted({seed for of in differences.values() for seed in of}))}
+    matrix, right = np.zeros((len(column), len(column))), np.zeros(len(column))
+    for scores in differences.values():  # These are the normal equations without the trials' effects.
+        columns, values = [column[seed] for seed in scores], np.array(list(scores.values()))
+        matrix[columns, columns] += 1
+        matrix[np.ix_(columns, columns)] -= 1 / len(columns)
+        right[columns] += values - values.mean()
+    effects = np.linalg.pinv(matrix, hermitian=True) @ right
+    return {seed: float(effects[index] - effects.mean()) for seed, index in column.items()}
+
+
+def shrunken_means(differences: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
     """Each trial's mean difference to the reference, shrunk towards the median of all trials if it has few seeds.
 
-    ``differences``: trial -> its differences to the reference, in the order of the seeds, at least one each. This is
-    the usual empirical Bayes estimate (n * mean + k * centre) / (n + k), where k is the variance between seeds divided
-    by the variance between schedules. The latter is taken from the first seed, because no proposal was selected by it,
-    and from the better half of the trials, because a few ruined schedules would make all others look alike. k is 1 as
-    long as the variance between seeds has fewer than 4 degrees of freedom.
+    ``differences``: trial -> seed -> difference to the reference, in the order of the seeds, at least one each. After
+    the :func:`seed_effects` have been subtracted, this is the usual empirical Bayes estimate (n * mean + k * centre) /
+    (n + k), where k is the variance between seeds divided by the variance between schedules. The latter is taken from
+    the first seed, because no proposal was selected by it, and from the better half of the trials, because a few ruined
+    schedules would make all others look alike. k is 1 as long as the variance between seeds has fewer than 4 degrees of
+    freedom.
 
-    >>> {trial: round(value, 3) for trial, value in shrunken_means({1: [0.02], 2: [0.0], 3: [0.012, 0.014]}).items()}
-    {1: 0.016, 2: 0.006, 3: 0.013}
+    >>> scores = {1: {7: 0.021}, 2: {7: 0.001}, 3: {7: 0.013, 8: 0.015, 9: 0.011}}
+    >>> {trial: round(value, 3) for trial, value in shrunken_means(scores).items()}
+    {1: 0.017, 2: 0.007, 3: 0.013}
     """
     if not differences:
         return {}
-    firsts = [values[0] for values in differences.values()]
+    effects = seed_effects(differences)
+    level = {trial: [value - effects[seed] for seed, value in of.items()] for trial, of in differences.items()}
+    firsts = [values[0] for values in level.values()]
     centre = median(firsts)
-    freedom = sum(len(values) - 1 for values in differences.values())
+    freedom = sum(len(values) - 1 for values in level.values()) - (len(effects) - 1)
     prior = 1.0
     if freedom >= FEWEST:
-        within = sum((value - fmean(values)) ** 2 for values in differences.values() for value in values) / freedom
+        within = sum((value - fmean(values)) ** 2 for values in level.values() for value in values) / freedom
         between = fmean((value - centre) ** 2 for value in firsts if value >= centre) - within
         prior = min(within / between, MOST_SHRINKAGE) if between > 0 else MOST_SHRINKAGE
-    return {trial: (sum(values) + prior * centre) / (len(values) + prior) for trial, values in differences.items()}
+    return {trial: (sum(values) + prior * centre) / (len(values) + prior) for trial, values in level.items()}

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.errors import ConfigError
-from sweeper.search import Suggest
+from sweeper.search import Suggest, seed_effects
 from sweeper.study.trial import REPLICATE
 
 TRIES = 50  # The most proposals for one trial, the last one of which is accepted even if it is a known schedule.
@@ -135,7 +135,8 @@ def history(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[
 
     With a ``reference``, the name of a baseline, a schedule and its replicates appear as one trial, whose value is
     their mean difference to the baseline on the same seeds: scores vary several times more between seeds than between
-    schedules, and the difference cancels the seed's part. A finished trial appears as running until the baseline has
+    schedules, and the difference cancels the seed's part. What the differences of all schedules have in common on a
+    seed (``search.seed_effects``) is subtracted, too. A finished trial appears as running until the baseline has
     finished on its seed.
     """
     trials = [trial for trial in begun if trial.distributions]
@@ -148,16 +149,21 @@ def history(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[
         and trial.user_attrs.get("stage") == "baseline"
         and trial.user_attrs.get("name") == reference
     }
+    seeds = {trial.number: trial.user_attrs.get("seed") for trial in trials}
     differences = {
-        trial.number: trial.values[0] - reference_scores[trial.user_attrs["seed"]]
+        trial.number: trial.values[0] - reference_scores[seeds[trial.number]]
         for trial in trials
-        if trial.values and trial.user_attrs.get("seed") in reference_scores
+        if trial.values and seeds[trial.number] in reference_scores
     }
-    by_schedule: dict[int, list[float]] = defaultdict(list)
+    by_schedule: dict[int, dict[int, float]] = defaultdict(dict)
     for trial in trials:
         if trial.state is TrialState.COMPLETE and trial.number in differences:
-            by_schedule[trial.user_attrs.get(REPLICATE, trial.number)].append(differences[trial.number])
-    means = differences | {number: fmean(values) for number, values in by_schedule.items()}
+            schedule = trial.user_attrs.get(REPLICATE, trial.number)
+            by_schedule[schedule][seeds[trial.number]] = differences[trial.number]
+    effects = seed_effects(by_schedule)
+    means = {number: difference - effects.get(seeds[number], 0.0) for number, difference in differences.items()}
+    for number, scores in by_schedule.items():
+        means[number] = fmean(difference - effects[seed] for seed, difference in scores.items())
     return [
         _with_value(trial, means.get(trial.number)) if trial.values else trial
         for trial in trials
