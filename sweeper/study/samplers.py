@@ -149,7 +149,7 @@ def history(begun: Sequence[FrozenTrial], reference: str | None = None) -> list[
         and trial.user_attrs.get("stage") == "baseline"
         and trial.user_attrs.get("name") == reference
     }
-    seeds = {trial.number: trial.user_attrs.get("seed") for trial in trials}
+    seeds: dict[int, int] = {trial.number: trial.user_attrs["seed"] for trial in trials}
     differences = {
         trial.number: trial.values[0] - reference_scores[seeds[trial.number]]
         for trial in trials
