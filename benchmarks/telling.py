@@ -1,14 +1,15 @@
-"""What a sampler should be told of a schedule that was trained on several seeds, compared on simulated scores.
+"""Compares what a sampler may learn from a schedule that was trained on several seeds, on simulated scores.
 
     python benchmarks/telling.py                          # 100 repeats, as a table
+    python benchmarks/telling.py --trunk-sd 0.015         # a trunk with more noise of its own
     python benchmarks/telling.py --branch-sd 0.012 --seeds 16 --sampler gp --repeats 20
 
-Real are the race's rule, its ranking and the sampler; the score of a training is simulated: what the schedule is worth
-+ noise of the seed + noise of the branch on that seed; the trunk's own end has a noise, too, which is in all
-differences on a seed. A schedule has a restart at one of 31 epochs with one of 13
-stretches (step_scale). Its worth is a hill from -effect to +effect, whose top lies elsewhere in each repeat; the noise
-of its branch grows with the share of the run that is another one, to the power of 0.75. All ways of telling meet the
-same hill and the same luck, and train as many branches.
+The race's rule, its ranking and the sampler are the real ones; only the score of a training is simulated. It is the
+true gain of the schedule + noise of the seed + noise of the branch on that seed. The trunk's end has noise of its own,
+which is part of all differences on a seed. A schedule has a restart at one of 31 epochs with one of 13 step_scales. Its
+true gain is a function of both with one maximum, between -effect and +effect, at another position in each repeat. The
+noise of a branch grows with the share of the run that differs, to the power of 0.75. All methods get the same gains and
+the same noise, and train the same number of branches.
 """
 
 import argparse
@@ -96,12 +97,12 @@ def seen(point: Point, value: float) -> FrozenTrial:
 
 
 def differences(proposals: list[Proposal]) -> dict[int, dict[int, float]]:
-    """Schedule -> seed -> difference."""
+    """Index of a schedule -> seed -> difference to the trunk."""
     return {number: each.differences for number, each in enumerate(proposals)}
 
 
 def means(proposals: list[Proposal]) -> list[FrozenTrial]:
-    """One trial for each schedule, with its mean difference less what its seeds do to all: what the product does."""
+    """One trial for each schedule, with its mean difference less its seeds' effects, as sweeper does it."""
     effects = seed_effects(differences(proposals))
     level = [[value - effects[seed] for seed, value in each.differences.items()] for each in proposals]
     return [seen(each.point, fmean(values)) for each, values in zip(proposals, level, strict=True)]
@@ -131,9 +132,9 @@ def raw_means(proposals: list[Proposal]) -> list[FrozenTrial]:
 WAYS: dict[str, Callable[[list[Proposal]], list[FrozenTrial]]] = {
     "the mean difference, less the seeds' effects": means,
     "the plain mean difference": plain_means,
-    "each replicate for itself": replicates,
+    "each replicate as a trial of its own": replicates,
     "the shrunk mean difference": shrunk_means,
-    "the mean score": raw_means,
+    "the mean score, not the difference": raw_means,
     "nothing (random proposals)": lambda proposals: [],
 }
 
@@ -154,7 +155,11 @@ def propose(trials: list[FrozenTrial], proposals: list[Proposal], given: argpars
 
 
 def search(world: World, tell: Callable[[list[Proposal]], list[FrozenTrial]], given: argparse.Namespace) -> list[float]:
-    """One race. What its leader is worth, and what a proposal of its second half is worth on average."""
+    """One race; returns four numbers.
+
+    They are the true gain of the leader, the mean true gain of the proposals of the second half, the number of
+    proposals, and the true gain of the proposal with the highest mean difference, however few its seeds are.
+    """
     seeds, begin = list(range(1, given.seeds + 1)), max(given.seeds // 4, 1)
     proposals: list[Proposal] = []
     for _ in range(given.branches):
@@ -172,8 +177,10 @@ def search(world: World, tell: Callable[[list[Proposal]], list[FrozenTrial]], gi
         proposal.differences[seed] = proposal.raw[seed] - world.trunk(seed)
     ranks = shrunken_means(differences(proposals))
     leader = proposals[max(ranks, key=lambda number: ranks[number])]
+    plain_leader = max(proposals, key=lambda proposal: fmean(proposal.differences.values()))
     later = proposals[len(proposals) // 2 :]
-    return [world.worth(leader.point), fmean(world.worth(each.point) for each in later), float(len(proposals))]
+    gains = [world.worth(leader.point), fmean(world.worth(each.point) for each in later)]
+    return [*gains, float(len(proposals)), world.worth(plain_leader.point)]
 
 
 def once(start: int, given: argparse.Namespace) -> list[list[float]]:
@@ -200,15 +207,15 @@ def main() -> None:
         results = np.array(pool.starmap(once, zip(starts, itertools.repeat(given)), chunksize=1))
     steps = ", ".join(map(str, rungs(given.seeds, max(given.seeds // 4, 1))))
     print(f"A race on {steps} seeds, {given.branches} trained branches; in thousandths, ± a 95 % interval.\n")
-    print("| the sampler is told | the leader's worth | less than first row | later proposals' worth | proposals |")
-    print("|---|---|---|---|---|")
+    print("| the sampler learns from | gain of the leader | deficit | leader by plain mean | later ones | n |")
+    print("|---|---|---|---|---|---|")
     for index, name in enumerate(WAYS):
-        own, today = results[:, index], results[:, 0]
-        columns = [own[:, 0], today[:, 0] - own[:, 0], own[:, 1]]
+        leader, later, count, plain_leader = results[:, index].T
+        columns = [leader, results[:, 0, 0] - leader, plain_leader, later]
         cells = [f"{1000 * each.mean():.2f} ± {1960 * each.std(ddof=1) / len(each) ** 0.5:.2f}" for each in columns]
         if index == 0:
             cells[1] = ""
-        print("| " + " | ".join([name, *cells, f"{own[:, 2].mean():.1f}"]) + " |")
+        print("| " + " | ".join([name, *cells, f"{count.mean():.1f}"]) + " |")
 
 
 if __name__ == "__main__":
