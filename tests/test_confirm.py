@@ -143,7 +143,7 @@ def test_a_control_is_a_spec_like_any_other_and_shares_what_comes_before_the_res
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"restart": 2}, "1 restarts"),
+        ({"restart": 2}, "expected at most 1"),
         ({"restart": 0}, "whole number"),
         ({"of": "cawb"}, "schedule that it controls"),
         ({"lr": 0.1}, "lr is not a parameter"),

@@ -135,8 +135,8 @@ def test_how_much_is_kept_follows_from_what_is_free_unless_it_is_said(tmp_path: 
     here, far = Place(str(tmp_path / "store")), Place("s3://bucket/sweeps")
     assert here.free is not None
     assert here.free > 0
-    assert here.limit(2.5, held=7) == far.limit(2.5, held=7) == 2_500_000_000
-    assert here.limit(None, held=10**15) == 100_000_000_000
-    assert 0 < here.limit(None, held=0) < here.free
-    assert (far.free, far.limit(None, held=0)) == (None, 20_000_000_000)
+    assert here.limit(2.5, used=7) == far.limit(2.5, used=7) == 2_500_000_000
+    assert here.limit(None, used=10**15) == 100_000_000_000
+    assert 0 < here.limit(None, used=0) < here.free
+    assert (far.free, far.limit(None, used=0)) == (None, 20_000_000_000)
     assert not list(tmp_path.iterdir())
