@@ -48,7 +48,7 @@ class Race:
     @property
     def order(self) -> str:
         """How the standings are ordered, for the user; see ``search.shrunk``."""
-        return "ranked by that difference, which is drawn towards the median on the first seed where seeds are few"
+        return "ranked by that difference, less the luck of each seed that all share, and drawn towards the median where seeds are few"
 
     @property
     def notes(self) -> list[str]:
