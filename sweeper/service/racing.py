@@ -47,8 +47,8 @@ class Race:
 
     @property
     def order(self) -> str:
-        """How the standings are ordered, for the user; see ``search.shrunk``."""
-        return "ranked by that difference, less the luck of each seed that all share, and drawn towards the median where seeds are few"
+        """How the standings are ordered, for the user; see ``search.shrunken_means``."""
+        return "ranked by that difference, less the common effect of each seed, shrunk towards the median where seeds are few"
 
     @property
     def notes(self) -> list[str]:
