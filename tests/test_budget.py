@@ -93,7 +93,7 @@ def test_a_budget_is_spent_on_search_and_confirmation_and_not_exceeded(
     assert candidate.differences.index(f"over {answer.baseline.name} on ") > max(
         candidate.differences.index(f"over {name} on ") for name in candidate.over if name != answer.baseline.name
     ), "the verdict follows the baseline that it is about"
-    order = "ranked by that difference, less the common effect of each seed, shrunk towards the median where seeds are few"
+    order = "ranked by that difference less the effect of each seed; few seeds draw it towards the median"
     for text in (told, picked, html.unescape(page)):
         assert order in text
     assert candidate.differences in picked

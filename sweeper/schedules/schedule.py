@@ -129,7 +129,7 @@ class Schedule:
         restart, steps = self.params["restart"], [jump.step for jump in trace.jumps() if jump.kind == "restart"]
         if restart > len(steps):
             raise ScheduleError(
-                f"{self.family}: restart: {restart} does not exist; expected at most {len(steps)}, the count of restarts"
+                f"{self.family}: restart: {restart} does not exist; expected at most {len(steps)}, the last restart"
             )
         return CONTROLS[self.family](trace, steps[restart - 1])
 

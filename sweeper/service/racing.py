@@ -48,7 +48,7 @@ class Race:
     @property
     def order(self) -> str:
         """How the standings are ordered, for the user; see ``search.shrunken_means``."""
-        return "ranked by that difference, less the common effect of each seed, shrunk towards the median where seeds are few"
+        return "ranked by that difference less the effect of each seed; few seeds draw it towards the median"
 
     @property
     def notes(self) -> list[str]:

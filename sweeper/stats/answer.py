@@ -38,8 +38,8 @@ class Standing:
     """The result of a proposal in a race over ``n`` search seeds.
 
     ``mean``: its mean difference to the baseline named ``over`` on the same seeds, with the ends ``low`` and ``high``
-    of the 95 % interval (None on one seed); ``worth``: the same mean, shrunk (``search.shrunk``), by which proposals
-    are ranked. The mean of a leader is too high, because the leader was selected by it.
+    of the 95 % interval (None on one seed); ``worth``: the same mean, shrunk (``search.shrunken_means``), by which
+    proposals are ranked. The mean of a leader is too high, because the leader was selected by it.
     """
 
     trial: int
