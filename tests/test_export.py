@@ -184,7 +184,9 @@ def test_any_training_of_plain_ultralytics_follows_a_schedule(tmp_path: Path) ->
     data.write_text(data.read_text().replace("path: .", f"path: {data.parent}"))
     output = plain_ultralytics(tmp_path, CALLBACK, data)
     refused, shown = output.splitlines()[-2:]
-    assert refused.startswith("ScheduleError trace: it has 2 epochs of 2 steps, this training 3 of 3; pass the schedule")
+    assert refused.startswith(
+        "ScheduleError trace: it has 2 epochs of 2 steps, this training 3 of 3; pass the schedule"
+    )
     assert shown == "['bias', 'bn', 'weight'] 9 1"
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of what samplers are told: all ways meet the same luck, and learning from the mean beats chance."""
+"""The benchmark of what samplers learn from: methods get the same noise, and learning from the mean beats chance."""
 
 import subprocess
 import sys
@@ -7,19 +7,27 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "telling.py"
+ARGUMENTS = ["--repeats", "3", "--branches", "60", "--effect", "0.05", "--branch-sd", "0.001"]
+MEAN, CHANCE = "the mean difference, less the seeds' effects", "nothing (random proposals)"
 
 
-def test_the_ways_of_telling_are_compared_in_one_table() -> None:
-    arguments = ["--repeats", "3", "--branches", "60", "--effect", "0.05", "--branch-sd", "0.001"]
-    tables = {
-        subprocess.run([sys.executable, str(BENCHMARK), *arguments], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
-    (table,) = tables  # the same luck every time
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")][
-        1:
-    ]
-    later = {row[0]: float(row[3].split(" ")[0]) for row in rows}
-    assert len(later) == 5
-    assert later["the mean difference"] > later["nothing (random proposals)"] + 5
-    assert later["the mean difference"] == pytest.approx(later["the shrunk mean difference"], abs=5)
+def table(*arguments: str) -> dict[str, list[float]]:
+    """Method -> gain of the leader, of the leader by the plain mean, and of later proposals, in thousandths."""
+    command = [sys.executable, str(BENCHMARK), *ARGUMENTS, *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in output.splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {name: [float(row[column].split(" ")[0]) for column in (0, 2, 3)] for name, *row in rows}
+
+
+def test_the_methods_are_compared_in_one_table() -> None:
+    rows = table()
+    assert rows == table(), "the same noise every time"
+    assert len(rows) == 6
+    assert rows[MEAN][2] > rows[CHANCE][2] + 5
+    assert rows[MEAN][2] == pytest.approx(rows["the shrunk mean difference"][2], abs=5)
+
+
+def test_a_lucky_trunk_on_the_first_seeds_does_not_choose_the_leader() -> None:
+    leader, plain_leader, _ = table("--trunk-sd", "0.1")[CHANCE]
+    assert leader > plain_leader + 5
