@@ -151,6 +151,18 @@ def test_ui_ends_while_its_server_starts(shown: Service, shown_file: Path) -> No
         assert gone(served)
 
 
+def test_a_signal_while_a_process_starts_takes_effect_when_its_pid_is_known() -> None:
+    before, pids = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), view.signals_deferred():
+        signal.raise_signal(signal.SIGINT)
+        pids.append(1)
+    assert pids == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+    with view.signals_deferred():  # without a signal nothing happens
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_status_watch_ends(shown: Service, shown_file: Path, options: list[str]) -> None:
     watch = ["status", shown_file, "--store", shown.place.store, "--watch", "--every", "600"]

@@ -10,14 +10,16 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,29 @@ def answers(url: str, timeout: float = 2.0) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP at the end of the block.
+
+    A process that is interrupted while ``Popen`` starts another one does not know its pid, so it could not stop it.
+    Outside the main thread nothing is changed, because Python handles signals in the main thread only.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        handlers.clear()
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
+
+
 def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
     """Start ``mlflow server`` on the store ``uri`` (``sqlite:///FILE``) and wait until it answers, for some 10 s.
 
@@ -300,18 +325,19 @@ def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> S
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{file}", "--host", _HOST]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(file.with_name(FILES))]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **_HARDENED},
-            start_new_session=True,  # Ctrl-C then interrupts only this process, which calls stop().
-        )
-    server = Served(f"http://{_HOST}:{port}", process)
+    server = None
     deadline = time.monotonic() + timeout
     try:
+        with log.open("ab") as output, signals_deferred():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **_HARDENED},
+                start_new_session=True,  # Ctrl-C then interrupts only this process, which calls stop().
+            )
+            server = Served(f"http://{_HOST}:{port}", process)
         while not answers(server.url):
             if process.poll() is not None or time.monotonic() > deadline:
                 end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it printed nothing"
@@ -320,6 +346,7 @@ def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> S
                 )
             time.sleep(0.4)
     except BaseException:  # Also after Ctrl-C, because the server would outlive this process.
-        server.stop()
+        if server is not None:
+            server.stop()
         raise
     return server
