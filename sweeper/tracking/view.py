@@ -289,20 +289,19 @@ def signals_deferred() -> Iterator[None]:
     A process that is interrupted while ``Popen`` starts another one does not know its pid, so it could not stop it.
     Outside the main thread nothing is changed, because Python handles signals in the main thread only.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        handlers.clear()
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main_thread else ()
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     for number in handlers:
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, lambda signum, frame: received.append(signum))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)
+        for signum in received:
+            signal.raise_signal(signum)
 
 
 def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> Served:
@@ -341,9 +340,7 @@ def serve(uri: str, port: int = 5000, *, log: Path, timeout: float = 180.0) -> S
         while not answers(server.url):
             if process.poll() is not None or time.monotonic() > deadline:
                 end = " | ".join(log.read_text(errors="replace").splitlines()[-3:]) or "it printed nothing"
-                raise TrackingError(
-                    f"mlflow server on {file} did not come up within {timeout:g} s: {end:.300}; see {log}"
-                )
+                raise TrackingError(f"mlflow server on {file} did not come up in {timeout:g} s: {end:.300}; see {log}")
             time.sleep(0.4)
     except BaseException:  # Also after Ctrl-C, because the server would outlive this process.
         if server is not None:
