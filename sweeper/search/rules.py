@@ -112,11 +112,6 @@ class Entrant:
     scores: Mapping[int, float | None] = field(default_factory=dict)
     pruned: bool = False
 
-    @property
-    def differences(self) -> list[float]:
-        """The scores that are not None, in the order of the seeds."""
-        return [score for score in self.scores.values() if score is not None]
-
 
 def promotions(entrants: Sequence[Entrant], seeds: Sequence[int], race: float, begin: int = 1) -> list[tuple[int, int]]:
     """The (trial, seed) of every replicate that the race asks for so far, including those that exist already.
