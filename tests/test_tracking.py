@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from sweeper.errors import TrackingError
 from sweeper.tracking import Tracker, TrialLog
 from sweeper.tracking.connection import FILES
 from sweeper.tracking.journal import Journal, pending
+from sweeper.tracking.upload import _FRESH
 
 T0 = 1_795_000_000_000  # ms since 1970
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,6 +145,11 @@ def _target(descriptor: str) -> str:
 
 def run_of(tracker: Tracker, number: int) -> dict:  # type: ignore[type-arg]
     return next(run for run in tracker.runs() if run["tags"][names.TRIAL] == str(number))
+
+
+def attempts(run: dict) -> set[int]:  # type: ignore[type-arg]
+    """The numbers of the attempts that have written to a run."""
+    return {int(key.rpartition(".")[2]) for key in run["tags"] if key.startswith(f"{names.ATTEMPT}.")}
 
 
 # What arrives
@@ -277,7 +283,7 @@ def test_attempts_share_a_run_and_the_first_record_wins(tracker: Tracker, store:
     second.finish("FINISHED")
     assert second.flush(30)
     run = run_of(tracker, 7)
-    assert (run["status"], run["params"], run["tags"][names.ATTEMPT]) == ("FINISHED", {"lr0": "1"}, "2")
+    assert (run["status"], run["params"], attempts(run)) == ("FINISHED", {"lr0": "1"}, {1, 2})
     points = arrived(store, tracker.experiment)
     assert len(points) == 2 * 8
     assert all(len(values) == 1 for values in points.values())
@@ -692,7 +698,7 @@ def killed_writers(uri: str, database: Path | str, folder: Path, kills: int) -> 
     assert len(arrived(database, experiment)) == 2 * (epoch + 5)
     assert arrived(database, experiment) == journaled(folder)
     tracker = Tracker(uri, experiment, folder)
-    assert [(run["status"], run["tags"][names.ATTEMPT]) for run in tracker.runs()] == [("FINISHED", str(kills))]
+    assert [(run["status"], max(attempts(run))) for run in tracker.runs()] == [("FINISHED", kills)]
     assert pending(tracker.folder) == []
 
 
@@ -842,15 +848,15 @@ def test_a_race_for_the_parent_ends_with_one(mlflow_server: MLflow, tmp_path: Pa
 
 
 @contextlib.contextmanager
-def slow_makes(url: str) -> Iterator[tuple[str, threading.Event]]:
-    """The address of the same server where a run is made a second late, and what is set when that second begins."""
-    making = threading.Event()
+def delayed(url: str, path: str, until: Callable[[], object]) -> Iterator[tuple[str, threading.Event]]:
+    """An address of the server where requests to ``path`` wait for ``until``, and what is set when one arrives."""
+    arrived = threading.Event()
 
     class Slow(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.endswith("/runs/create"):
-                making.set()
-                time.sleep(1)
+            if self.path.endswith(path):
+                arrived.set()
+                until()
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             request = urllib.request.Request(
                 url + self.path, body or None, {"Content-Type": "application/json"}, method=self.command
@@ -866,14 +872,14 @@ def slow_makes(url: str) -> Iterator[tuple[str, threading.Event]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{proxy.server_port}", making
+        yield f"http://127.0.0.1:{proxy.server_port}", arrived
         proxy.shutdown()
 
 
 def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_server: MLflow, tmp_path: Path) -> None:
     """One of them is slow: between its look for a run and its making one, the other has done both."""
     url = mlflow_server.ready()
-    with slow_makes(url) as (late, making):
+    with delayed(url, "/runs/create", lambda: time.sleep(1)) as (late, making):
         slow, quick = Tracker(late, "at once", tmp_path / "slow"), Tracker(url, "at once", tmp_path / "quick")
         parent = quick.sweep()
         epochs(slow.trial(0, 0), 0, 3)
@@ -887,7 +893,34 @@ def test_two_machines_that_send_attempts_of_a_trial_at_once_make_one_run(mlflow_
     assert {step for _, key, step in points if key == "curve/lr"} == set(range(5))
     # Both may send an epoch that both attempts have at the same moment: then it stands there twice, with one value.
     assert all(len({value for value, _ in values}) == 1 for values in points.values())
-    assert run["tags"][names.ATTEMPT] == "1"
+    assert attempts(run) == {0, 1}
+
+
+def test_an_older_attempt_whose_request_arrives_late_hides_no_newer_one(mlflow_server: MLflow, tmp_path: Path) -> None:
+    """Else the older attempt would count as the newest, and its end would replace the end of the newer one."""
+    url = mlflow_server.ready()
+    newer_sent = threading.Event()
+    with delayed(url, "/runs/log-batch", lambda: newer_sent.wait(60)) as (late, sending):
+        quick = Tracker(url, "late request", tmp_path / "quick")
+        quick.sweep()
+        epochs(quick.trial(0, 0), 0, 1)
+        assert quick.drain(60) == 0
+        slow = Tracker(late, "late request", tmp_path / "slow")
+        old = slow.trial(0, 1)
+        assert sending.wait(60)
+        new = quick.trial(0, 2)
+        new.finish("FINISHED")
+        assert new.flush(60)
+        newer_sent.set()
+        assert old.flush(60)
+        time.sleep(_FRESH)  # Then the older attempt asks again who writes to the run.
+        old.finish("FAILED", reason="lost")
+        assert old.flush(60)
+        slow.close()
+        quick.close()
+    run = run_of(quick, 0)
+    assert (run["status"], attempts(run)) == ("FINISHED", {0, 1, 2})
+    assert names.REASON not in run["tags"]
 
 
 def test_who_finds_a_run_while_an_older_one_is_being_made_takes_the_older_one(
@@ -905,7 +938,7 @@ def test_who_finds_a_run_while_an_older_one_is_being_made_takes_the_older_one(
 
     looking = Tracker(url, "doomed", tmp_path / "looking").server
     looking.experiment_id()
-    with slow_makes(url) as (late, making):
+    with delayed(url, "/runs/create", lambda: time.sleep(1)) as (late, making):
         threads = [run("older", late, T0)]
         assert making.wait(60)
         threads.append(run("newer", url, T0 + 1))

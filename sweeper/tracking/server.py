@@ -147,7 +147,7 @@ class Server(Connection):
     def attempt(self, run_id: str) -> int:
         """Return the newest attempt that has written to the run."""
         with self.session() as client:
-            return int(client.get_run(run_id).data.tags.get(names.ATTEMPT, 0))
+            return _newest_attempt(client.get_run(run_id).data.tags)
 
     def contents(self, run_id: str) -> RunContents:
         """Return what the run has on the server, including the steps of every metric; raises Gone if it was deleted."""
@@ -156,7 +156,7 @@ class Server(Connection):
             if run.info.lifecycle_stage != "active":
                 raise Gone(f"tracking {self}: run {run_id} was deleted there")
             tags, params = run.data.tags, set(run.data.params)
-            contents = RunContents(run.info.status, int(tags.get(names.ATTEMPT, 0)), tags.get(names.PARENT), params)
+            contents = RunContents(run.info.status, _newest_attempt(tags), tags.get(names.PARENT), params)
             for key in run.data.metrics:
                 contents.points.update((key, point.step) for point in client.get_metric_history(run_id, key))
         return contents
@@ -251,6 +251,16 @@ class Server(Connection):
             number = max(int(version.version) for version in versions)
             client.set_registered_model_alias(model, alias, str(number))
         return number
+
+
+def _newest_attempt(tags: Mapping[str, str]) -> int:
+    """Return the highest number of an attempt in a run's tags, 0 if there is none.
+
+    Each attempt sets a tag of its own. In a single tag, the request of an older attempt that arrives late would replace
+    the newer number, because MLflow cannot compare before it writes.
+    """
+    prefix = f"{names.ATTEMPT}."
+    return max((int(key.removeprefix(prefix)) for key in tags if key.startswith(prefix)), default=0)
 
 
 def _as_dict(run: "Run") -> dict[str, Any]:

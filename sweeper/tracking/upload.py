@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sweeper import names
@@ -201,7 +202,8 @@ class Uploader:
             elif kind == "tags":
                 batch.tags |= record["values"]
             elif kind == "open":
-                batch.tags |= {**record["tags"], names.ATTEMPT: str(journal.attempt)}
+                begun = datetime.fromtimestamp(record["time"] / 1000, UTC).isoformat(" ", "seconds")
+                batch.tags |= {**record["tags"], f"{names.ATTEMPT}.{journal.attempt}": begun}
                 contents.attempt = journal.attempt
                 if contents.status != "RUNNING":
                     self._server.set_status(run_id, "RUNNING")

@@ -65,7 +65,6 @@ class Reporter:
             tags={
                 names.STAGE: slot.stage,
                 names.FAMILY: schedule.get("family", "none"),
-                names.ATTEMPT: slot.attempt,
                 **({names.RECIPE: slot.facts.recipe} if slot.facts.recipe is not None else {}),
             },
         )
