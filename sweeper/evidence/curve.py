@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from sweeper import names
 from sweeper.errors import ConfigError
-from sweeper.schedules import Jump
+from sweeper.schedules import Jump, Trace
 from sweeper.study import Trial
 
 LAST = 3  # So many epochs are averaged at the end of a cycle, and so many in a row make a recovery.
@@ -108,6 +108,24 @@ def curve_noise(curve: ArrayLike) -> float:
     if len(steps) < 2:
         return 0.0
     return float(1.4826 * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2))
+
+
+def restarts(trace: Trace) -> list[dict[str, Any]]:
+    """The restarts of a run, each with the keys ``restart``, ``epoch``, ``ratio`` and ``end`` of :class:`Control`.
+
+    >>> restarts(Trace([0.1, 0.05, 0.1, 0.05, 0.02, 0.01], epochs=6, marks=(2, 4)))
+    [{'restart': 1, 'epoch': 2, 'ratio': 2.0, 'end': 4}]
+    """
+    jumps, ups = trace.jumps(), [jump for jump in trace.jumps() if jump.kind == "restart"]
+    return [
+        {
+            "restart": number,
+            "epoch": jump.epoch,
+            "ratio": round(jump.ratio, 6) if math.isfinite(jump.ratio) else None,
+            "end": min((other.epoch for other in jumps if other.epoch > jump.epoch), default=trace.epochs),
+        }
+        for number, jump in enumerate(ups, 1)
+    ]
 
 
 def effects(

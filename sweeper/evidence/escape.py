@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sweeper import stats
 from sweeper.config import Escape
 from sweeper.errors import ConfigError
+from sweeper.evidence.curve import restarts
 from sweeper.evidence.landscape import Landscape, Movement, State
 from sweeper.evidence.seeds import Design, fresh_seeds
 from sweeper.schedules import CONTROLS, Trace
@@ -177,24 +178,6 @@ def _in_words(name: str, c: Comparison) -> str:
 # -- The trial that is examined, and its control trials
 
 
-def restarts(trace: Trace) -> list[dict[str, Any]]:
-    """The restarts of a run, each with the keys ``restart``, ``epoch``, ``ratio`` and ``end`` of :class:`Control`.
-
-    >>> restarts(Trace([0.1, 0.05, 0.1, 0.05, 0.02, 0.01], epochs=6, marks=(2, 4)))
-    [{'restart': 1, 'epoch': 2, 'ratio': 2.0, 'end': 4}]
-    """
-    jumps, ups = trace.jumps(), [jump for jump in trace.jumps() if jump.kind == "restart"]
-    return [
-        {
-            "restart": number,
-            "epoch": jump.epoch,
-            "ratio": round(jump.ratio, 6) if math.isfinite(jump.ratio) else None,
-            "end": min((other.epoch for other in jumps if other.epoch > jump.epoch), default=trace.epochs),
-        }
-        for number, jump in enumerate(ups, 1)
-    ]
-
-
 def subject(trials: Sequence[Trial], number: int | None = None) -> Trial:
     """The trial to examine: trial ``number``; without a number the confirmed trial that the search ranked best among
     those with a restart.
@@ -218,9 +201,7 @@ def subject(trials: Sequence[Trial], number: int | None = None) -> Trial:
 
 
 def _examinable(trials: Sequence[Trial]) -> list[Trial]:
-    return [
-        trial for trial in trials if trial.stage in ("baseline", "search") and trial.usable and trial.original is None
-    ]
+    return [t for t in trials if t.stage in ("baseline", "search") and t.usable and t.original is None]
 
 
 def _best_of_the_search(trials: Sequence[Trial]) -> Trial | None:

@@ -160,9 +160,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan under the keys of ``plan --json``; a trace's facts are keys of its schedule."""
-        plain, (train, val) = asdict(self), self.images
+        plain, images = asdict(self), dict(zip(("train", "val"), self.images, strict=True))
         schedules = [planned | planned.pop("facts") for planned in plain["schedules"]]
-        images = {"train": train, "val": val}
         return plain | {"images": images, "schedules": schedules, "confirm": self.confirm.to_dict()}
 
 
@@ -297,9 +296,7 @@ class _Tally:
     def __init__(self, service: "Service") -> None:
         self._service, self._baselines = service, service.sweep.named_baselines
         self._traces = {name: service.trace(schedule) for name, schedule in self._baselines.items()}
-        self._baseline_keys = frozenset(
-            key for trace in self._traces.values() for key in prefix_keys("plan", trace)[1:]
-        )
+        self._baseline_keys = frozenset(key for t in self._traces.values() for key in prefix_keys("plan", t)[1:])
         self.keys = set(self._baseline_keys)  # prefix keys of all states
         self.schedules = [
             _planned(service, "baseline", name, self._baselines[name], trace) for name, trace in self._traces.items()
@@ -321,8 +318,7 @@ class _Tally:
 
 
 def _planned(service: "Service", kind: str, name: str, schedule: Schedule, trace: Trace) -> Planned:
-    spec = schedule.spec
-    return Planned(kind, name, spec, trace.digest, trace.facts(), service.searched.label(spec))
+    return Planned(kind, name, schedule.spec, trace.digest, trace.facts(), service.searched.label(schedule.spec))
 
 
 def _drawn(service: "Service", count: int) -> Iterator[tuple[Schedule, Trace]]:
