@@ -11,7 +11,7 @@ help:
 	@echo "make test   install, run the tests"
 	@echo "make check  lint, types and tests"
 	@echo "make dist   build a wheel and a source distribution in dist/"
-	@echo "make exactness  compare every optimizer, model and interruption bit for bit (35 minutes of a core)"
+	@echo "make exactness  compare every optimizer, model and interruption bit for bit (16 minutes of a core)"
 	@echo "make gpu-test   the same comparisons on a CUDA device, with and without AMP (10 minutes)"
 	@echo "make gpu-bench DATA=data.yaml  time an epoch and 1 to 8 workers on a CUDA device (12 minutes)"
 	@echo "make drill  kill workers, stop databases, fill a disk, cut the network; then audit (KILLS=100; half an hour)"
