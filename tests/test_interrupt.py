@@ -152,20 +152,25 @@ def test_ui_ends_while_its_server_starts(shown: Service, shown_file: Path) -> No
 
 
 def test_a_signal_while_a_process_starts_takes_effect_when_its_pid_is_known() -> None:
-    before, pids = signal.getsignal(signal.SIGINT), []
+    # A shell starts a command in the background with SIGINT ignored, and then Python sets no handler.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pids = []
 
     @view.signals_deferred()
     def start() -> None:
         signal.raise_signal(signal.SIGINT)
         pids.append(1)
 
-    with pytest.raises(KeyboardInterrupt):
-        start()
-    assert pids == [1]
-    assert signal.getsignal(signal.SIGINT) is before
-    with view.signals_deferred():  # without a signal nothing happens
-        pass
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert pids == [1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with view.signals_deferred():  # without a signal nothing happens
+            pass
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
