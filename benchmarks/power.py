@@ -230,7 +230,7 @@ def service_of(sweep: Sweep, method: Method, folder: Path) -> Service:
     if method.promote is not None:
         promote = method.promote()
         entrants = functools.partial(evidence.entrants, reference="yolo_linear")
-        agenda.race = lambda rows: evidence.slots_of(rows, promote(entrants(rows), agenda.seeds))
+        agenda.race = lambda rows: evidence.wanted_replicates(rows, promote(entrants(rows), agenda.seeds))
     return service
 
 
@@ -296,7 +296,7 @@ def in_memory(method: Method, world: World, folder: Path, name: str, epochs: int
     leaders, searched = digests(service, rows), len(world.trained)
     confirm = confirming(sweep, method, world, leaders, epochs).confirm
     design = evidence.Design.begin(rows, ["yolo_linear"], confirm, sweep.recipe.seed, service.leaders(rows))
-    work(evidence.confirm_slots(rows, service.baselines(), design))
+    work(evidence.wanted_confirmation(rows, service.baselines(), design))
     return outcome(service, world, rows, searched, leaders)
 
 

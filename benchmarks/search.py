@@ -235,7 +235,7 @@ def stopped_by_us(traces: list[Trace], curves: list[np.ndarray]) -> list[int]:
 def encodings(number: int, trials: int) -> dict[str, Any]:
     """Truth (mAP points) of what each encoding of up to 3 restarts at any epoch, 5 apart, names after ``trials``."""
     space = DEFAULT.model_dump()["search"]["restarts"] | {"max": 3, "every": 1, "distance": 5}
-    slots = DEFAULT.model_copy(
+    sections = DEFAULT.model_copy(
         update={"search": DEFAULT.search.model_copy(update={"restarts": type(DEFAULT.search.restarts)(**space)})}
     )
 
@@ -271,12 +271,12 @@ def encodings(number: int, trials: int) -> dict[str, Any]:
 
     land = Landscape(number)
     tried: dict[str, tuple[Propose, str]] = {
-        "slots": (lambda suggest: search.propose(slots, suggest, TIME).spec, "tpe"),
+        "sections": (lambda suggest: search.propose(sections, suggest, TIME).spec, "tpe"),
         "relative gaps": (relative_gaps, "tpe"),
         "fixed gaps": (fixed_gaps, "tpe"),
         "shares of the run": (sticks, "tpe"),
         "sorted positions": (positions, "tpe"),
-        "slots, random": (lambda suggest: search.propose(slots, suggest, TIME).spec, "random"),
+        "sections, random": (lambda suggest: search.propose(sections, suggest, TIME).spec, "random"),
     }
     truths, seen = {}, []
     for name, (propose, sampler) in tried.items():
@@ -343,7 +343,7 @@ def said_of_pruners(results: list[dict[str, Any]], count: int) -> Iterator[str]:
 
 
 def said_of_encodings(results: list[dict[str, Any]], trials: int) -> Iterator[str]:
-    base = np.mean([result["slots, random"]["regret"] for result in results])
+    base = np.mean([result["sections, random"]["regret"] for result in results])
     rows = []
     for name in results[0]:
         regret = [result[name]["regret"] for result in results]

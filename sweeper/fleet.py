@@ -1,4 +1,4 @@
-"""Worker processes, one for each slot of a device: started, replaced when they die, and stopped together."""
+"""Worker processes, one or several on each device: started, replaced when they die, and stopped together."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from sweeper.training import loader_workers
 
 CPU = "cpu"
 EARLY_DEATH_S = 60.0  # The death of a process that lived shorter is an early one.
-MAX_EARLY_DEATHS = 5  # After so many early deaths in a row, the process of a slot is not replaced.
+MAX_EARLY_DEATHS = 5  # After so many early deaths in a row, the process is not replaced.
 INTERRUPT_GRACE_S = 30.0  # How long processes may take to end after Ctrl-C, before they are killed.
 MOST_PER_GPU = 8
 
@@ -49,20 +49,20 @@ def gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def visible(slot: str) -> Iterator[None]:
-    """Processes that are started inside the block see only the GPU of ``slot``, as number 0; "cpu" changes nothing."""
+def visible(device: str) -> Iterator[None]:
+    """Processes that are started inside the block see only the GPU ``device``, as number 0; "cpu" changes nothing."""
     name, before = "CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")
-    if slot != CPU:
-        os.environ[name] = gpus()[int(slot)]
+    if device != CPU:
+        os.environ[name] = gpus()[int(device)]
     try:
         yield
     finally:
-        if slot != CPU:
+        if device != CPU:
             del os.environ[name]
             os.environ.update({} if before is None else {name: before})
 
 
-def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:
+def worker_devices(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list[str]:
     """Return the device of each worker: "cpu" or the number of a visible GPU, which occurs ``per_device`` times.
 
     ``devices`` is ``auto`` (all visible GPUs, or the CPU if there is none), ``cpu``, or numbers of visible GPUs like
@@ -79,16 +79,18 @@ def slots(devices: str, per_device: int | None = 1, *, threads: int = 1) -> list
     return (available if devices == "auto" else requested) * (1 if per_device is None else per_device)
 
 
-def loaders(wanted: int | Literal["auto"], slots: Sequence[str]) -> int:
-    """Return the number of loader processes for each worker, on GPUs at most the cores that the workers leave free.
+def loaders(wanted: int | Literal["auto"], devices: Sequence[str]) -> int:
+    """Return the number of loader processes of each worker; ``devices`` has an entry for each worker.
+
+    On GPUs it is at most the number of cores that the workers leave free.
 
     >>> loaders(8, ["cpu", "cpu"]), loaders("auto", ["cpu"]), loaders(10**6, ["0"] * 10**6)
     (8, 0, 0)
     """
-    if CPU in slots:
+    if CPU in devices:
         return 0 if wanted == "auto" else wanted
-    free = max(cores() // len(slots) - 1, 0)
-    return loader_workers(cores(), len(slots)) if wanted == "auto" else min(wanted, free)
+    free = max(cores() // len(devices) - 1, 0)
+    return loader_workers(cores(), len(devices)) if wanted == "auto" else min(wanted, free)
 
 
 def per_gpu(memory: float, cores: int, loaders: int = 0) -> int:
@@ -120,30 +122,30 @@ class Process(Protocol):
 
 
 class Fleet:
-    """Runs one process of ``command`` in each slot.
+    """Runs one process of ``command`` for each entry of ``devices``, see :func:`worker_devices`.
 
     Their output goes to files in the folder ``logs`` (None: to this process's output). ``environment`` has variables
-    that they get in addition to this process's; None removes a variable. Each process sees only the GPU of its slot, as
+    that they get in addition to this process's; None removes a variable. Each process sees only its own GPU, as
     number 0, and uses ``threads`` CPU threads, or on a GPU its share of the cores. Processes that share a GPU get
     ``--share``, their part of its memory. A subclass for other machines overrides ``spawn``, which starts a process,
-    and ``grow``, which adds slots.
+    and ``grow``, which adds processes.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        slots: Sequence[str],
+        devices: Sequence[str],
         *,
         threads: int = 1,
         logs: Path | None = None,
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
-        self._command, self._slots, self._threads, self._logs = list(command), list(slots), threads, logs
+        self._command, self._devices, self._threads, self._logs = list(command), list(devices), threads, logs
         self._extra_environment = dict(environment or {})
         self._gpus = gpus()  # Read once, because after the loss of a GPU the driver may not answer for the others.
-        self._running: dict[int, Process] = {}  # By slot, as the following ones; times are in monotonic seconds.
+        self._running: dict[int, Process] = {}  # By index, as the following ones; times are in monotonic seconds.
         self._started: dict[int, float] = {}
-        self._due: dict[int, float] = dict.fromkeys(range(len(slots)), 0.0)  # When to start a process in the slot.
+        self._due: dict[int, float] = dict.fromkeys(range(len(devices)), 0.0)  # When to start a process.
         self._early_deaths: defaultdict[int, int] = defaultdict(int)  # In a row.
 
     def run(
@@ -195,13 +197,13 @@ class Fleet:
         return f"{self._logs}/*.log" if self._logs else "the lines above"
 
     def grow(self) -> None:
-        """Add slots to ``_due`` if more processes can run; called twice a second. On one machine, slots are fixed."""
+        """Add processes to ``_due`` if more can run; called twice a second. On one machine, their number is fixed."""
 
     def spawn(self, index: int) -> Process:
-        """Start the process of slot ``index``."""
-        device = CPU if self._slots[index] == CPU else "0"  # The process sees only its own GPU.
+        """Start process ``index``."""
+        device = CPU if self._devices[index] == CPU else "0"  # The process sees only its own GPU.
         command, environment = [*self._command, "--devices", device], self._environment(index)
-        if device != CPU and (sharing := self._slots.count(self._slots[index])) > 1:
+        if device != CPU and (sharing := self._devices.count(self._devices[index])) > 1:
             command += ["--share", f"{1 / sharing:.4g}"]
         if self._logs is None:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -210,13 +212,13 @@ class Fleet:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _environment(self, index: int) -> dict[str, str]:
-        slot = self._slots[index]
+        device = self._devices[index]
         merged = os.environ | self._extra_environment
         environment = {name: value for name, value in merged.items() if value is not None}
-        if slot == CPU:
+        if device == CPU:
             return environment | {"OMP_NUM_THREADS": str(self._threads)}
-        share = max(cores() // len(self._slots), 1)
-        return environment | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(slot)]}
+        share = max(cores() // len(self._devices), 1)
+        return environment | {"OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": self._gpus[int(device)]}
 
     def _replace_dead(self, done: Callable[[], bool], say: Callable[[str], None]) -> None:
         """Remove the processes that have ended, and schedule a replacement for each that died."""

@@ -114,5 +114,5 @@ def _train(service: Service) -> None:
                 bar.n, bar.total = service.status().settled
                 bar.refresh()
 
-        running.train(service, running.slots(service.sweep), say=bar.write, tick=refresh)
+        running.train(service, running.worker_devices(service.sweep), say=bar.write, tick=refresh)
         refresh(interval=0.0)

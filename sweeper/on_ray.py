@@ -140,7 +140,7 @@ class RayFleet(Fleet):
         threads: int = 0,
     ) -> None:
         super().__init__(command, ["ray"] * (workers or 1))
-        # How many slots have died early too often, and the cluster's resources when the last of them did.
+        # How many workers have died early too often, and the cluster's resources when the last of them did.
         self._abandoned, self._resources_then = 0, dict[str, float]()
         self._grows, self._wanted = workers is None, wanted
         self._need = {name: amount for name, amount in (("GPU", gpus), ("CPU", cpus)) if amount}
@@ -161,10 +161,10 @@ class RayFleet(Fleet):
         return [remote for remote in self._running.values() if isinstance(remote, Remote) and not remote.placed]
 
     def grow(self) -> None:
-        """With ``workers`` None, add a slot for each free share of resources, unless a worker waits for resources.
+        """With ``workers`` None, add a worker for each free share of resources, unless one waits for resources.
 
-        After the workers of a slot have died early too often, none is added until the cluster's resources change,
-        because a new worker would die for the same reason.
+        After a worker and its replacements have died early too often, none is added until the cluster's resources
+        change, because a new worker would die for the same reason.
         """
         if not self._grows or self._due or self._waiting or time.monotonic() - self._last_query < GROW_S:
             return

@@ -149,7 +149,7 @@ def confirmed(service: Service, trials: Sequence[int], seeds: Sequence[int], mer
     design = evidence.Design(
         tuple(trials), tuple(baselines), asked.best, tuple(seeds), asked.alpha, asked.equivalence
     )  # not the best two: what is shown has a clear winner and a trial that is none
-    service.study.add(evidence.confirm_slots(service.study.trials(), baselines, design))
+    service.study.add(evidence.wanted_confirmation(service.study.trials(), baselines, design))
     work(service, merits)
 
 

@@ -79,7 +79,7 @@ class NullSweep:
         baselines = self.service.baselines()
         design = evidence.Design.begin(self.rows, list(baselines), self.service.sweep.confirm, 0)
         first = len(self.rows)
-        for wanted in evidence.confirm_slots(self.rows, baselines, design):
+        for wanted in evidence.wanted_confirmation(self.rows, baselines, design):
             self._add(wanted.stage, wanted.seed, name=wanted.name, design=wanted.design)
         finished = self.rows
         step = len(design.baselines) + len(design.candidates)

@@ -67,7 +67,7 @@ SEARCHED = [row(0, "baseline", 0.5, name="yolo_linear"), row(1, "search", 0.4), 
 
 def test_the_design_is_that_of_the_first_slot_whatever_comes_later() -> None:
     begun = evidence.Design.begin(SEARCHED, list(BASELINES), Confirm(best=1, seeds=2), 0)
-    first = evidence.confirm_slots(SEARCHED, BASELINES, begun)
+    first = evidence.wanted_confirmation(SEARCHED, BASELINES, begun)
     assert [(wanted.name, wanted.seed) for wanted in first] == [
         (name, seed) for seed in evidence.fresh_seeds(0, 2) for name in ("yolo_linear", "trial 2")
     ]
@@ -78,7 +78,7 @@ def test_the_design_is_that_of_the_first_slot_whatever_comes_later() -> None:
     later = [*SEARCHED, there, row(4, "search", 0.99)]
     design = evidence.Design.of(later)
     assert design == begun
-    assert evidence.confirm_slots(later, BASELINES, design) == first
+    assert evidence.wanted_confirmation(later, BASELINES, design) == first
     assert design.changes(Confirm(best=1, seeds=2)) == []
     assert [change.split(",")[0] for change in design.changes(Confirm(best=2, seeds=3, alpha=0.1, equivalence=0))] == [
         "confirm.best is 2", "confirm.seeds is 3", "confirm.alpha is 0.1", "confirm.equivalence is 0",
@@ -97,7 +97,7 @@ def test_the_default_subject_is_chosen_by_the_search_alone_among_those_that_are_
     rows += [row(3, "search", 0.6, **up), row(4, "search", 0.5, **up)]
     design = evidence.Design((1, 3, 4), ("linear",), 3, (7,), 0.05, 0.002)
     for wanted, value in zip(
-        evidence.confirm_slots(rows, {"linear": RESTART}, design), (0.1, 0.2, 0.3, 0.9), strict=True
+        evidence.wanted_confirmation(rows, {"linear": RESTART}, design), (0.1, 0.2, 0.3, 0.9), strict=True
     ):
         rows.append(row(len(rows), "confirm", value, **{key: wanted.given[key] for key in ("name", "seed", "design")}))
     assert evidence.subject(rows).number == 3, "trial 4 was luckier on the fresh seed, trial 2 was not confirmed"
@@ -114,14 +114,14 @@ TRACE = parse({**RESTART, "steps": [20], "warmup": "3ep"}).trace(TimeBase(40, 13
 
 def test_every_seed_gets_its_controls_and_one_the_landscape() -> None:
     rows = [row(2, "search", 0.7), *(row(n, "confirm", 0.6, seed=n, name="trial 2") for n in (5, 6, 7))]
-    slots = evidence.control_slots(rows, rows[0], TRACE, 0)
+    slots = evidence.wanted_controls(rows, rows[0], TRACE, 0)
     assert {((wanted.schedule or {})["family"], wanted.seed) for wanted in slots} == {
         (f, s) for f in CONTROLS for s in (5, 6, 7)
     }
-    [measuring] = evidence.barrier_slots(rows, rows[0], TRACE, 0, Escape())
+    [measuring] = evidence.wanted_barriers(rows, rows[0], TRACE, 0, Escape())
     assert (measuring.seed, (measuring.control or {})["other"], measuring.schedule) == (5, 6, RESTART)
 
-    alone = evidence.control_slots(rows[:1], rows[0], TRACE, 0)
+    alone = evidence.wanted_controls(rows[:1], rows[0], TRACE, 0)
     assert [wanted.seed for wanted in alone] == [0, 0, *evidence.fresh_seeds(0, 1)], "its own seed, and another run"
     json.dumps([wanted.given for wanted in alone])
 
@@ -252,8 +252,8 @@ def test_the_articles_staircase_is_not_a_restart_and_asks_for_nothing() -> None:
     trace = parse({"lr": 0.1, **STAIRCASE}).trace(TimeBase(150, 8))
     effects = [effect.to_dict() for effect in evidence.effects([0.1] * 150, trace.jumps())]
     staircase = row(3, "search", 0.3, effects=effects)
-    assert evidence.control_slots([staircase], staircase, trace, 0) == []
-    assert evidence.barrier_slots([staircase], staircase, trace, 0, SETTINGS) == []
+    assert evidence.wanted_controls([staircase], staircase, trace, 0) == []
+    assert evidence.wanted_barriers([staircase], staircase, trace, 0, SETTINGS) == []
     found = evidence.verdicts([staircase], staircase, SETTINGS)
     assert [(jump.epoch, jump.verdict.word) for jump in found] == [(33, "not a restart"), (83, "not a restart")]
 

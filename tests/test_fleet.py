@@ -1,4 +1,4 @@
-"""Worker processes on device slots: where they go, what they see, and that the dead are replaced."""
+"""Worker processes on devices: where they go, what they see, and that the dead are replaced."""
 
 import importlib
 import os
@@ -40,17 +40,17 @@ def run(crew: fleet.Fleet, *, done: bool = False, stop: threading.Event | None =
 
 
 def test_slots_are_all_visible_gpus_or_the_cpu(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fleet.slots("auto") == ["0", "1", "2", "3"]
-    assert fleet.slots("1,3", 2) == ["1", "3", "1", "3"]  # the first few are spread
-    assert fleet.slots("cpu", 3) == ["cpu"] * 3
-    assert fleet.slots("cpu", None, threads=1) == ["cpu"] * fleet.cores()
+    assert fleet.worker_devices("auto") == ["0", "1", "2", "3"]
+    assert fleet.worker_devices("1,3", 2) == ["1", "3", "1", "3"]  # the first few are spread
+    assert fleet.worker_devices("cpu", 3) == ["cpu"] * 3
+    assert fleet.worker_devices("cpu", None, threads=1) == ["cpu"] * fleet.cores()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert fleet.slots("auto") == ["0", "1"]  # as this process numbers them
+    assert fleet.worker_devices("auto") == ["0", "1"]  # as this process numbers them
     with pytest.raises(DeviceError, match="device 2 is not there; expected auto, cpu, or of these GPUs: 0, 1"):
-        fleet.slots("0,2")
+        fleet.worker_devices("0,2")
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert fleet.slots("auto") == ["cpu"]
+        assert fleet.worker_devices("auto") == ["cpu"]
 
 
 def test_a_lost_gpu_does_not_end_the_other_workers(gpus: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -73,19 +73,19 @@ def test_each_process_sees_its_own_gpu_as_number_0(gpus: None, monkeypatch: pyte
         "open(os.environ['CUDA_VISIBLE_DEVICES'], 'w').write(' '.join([*sys.argv[1:], os.environ['OMP_NUM_THREADS']]))"
     )
     monkeypatch.chdir(tmp_path)
-    run(fleet.Fleet(command(code), fleet.slots("auto")), done=True)
+    run(fleet.Fleet(command(code), fleet.worker_devices("auto")), done=True)
     share = max(fleet.cores() // 2, 1)
     assert [Path(name).read_text() for name in ("GPU-1", "GPU-3")] == [f"--devices 0 {share}"] * 2
 
 
 def test_who_share_a_gpu_are_told_their_share_of_its_memory(gpus: None, tmp_path: Path) -> None:
     code = f"open({str(tmp_path)!r} + f'/{{os.getpid()}}.said', 'w').write(' '.join(sys.argv[1:]))"
-    run(fleet.Fleet(command(code), fleet.slots("0,2", 4)), done=True)
+    run(fleet.Fleet(command(code), fleet.worker_devices("0,2", 4)), done=True)
     assert [path.read_text() for path in tmp_path.glob("*.said")] == ["--devices 0 --share 0.25"] * 8
 
 
 def test_a_process_that_is_killed_is_replaced_until_the_sweep_is_done(tmp_path: Path) -> None:
-    """The first one is killed, its successor ends well; what they write is in the log of their slot."""
+    """The first one is killed, its successor ends well; what they write is in the log of their number."""
     mark = tmp_path / "mark"
     code = f"""
 if not os.path.exists({str(mark)!r}):

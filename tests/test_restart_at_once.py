@@ -39,9 +39,9 @@ def test_the_battery_on_a_restart_inside_the_first_epoch_ends(tmp_path: Path) ->
     assert service.trace(row.schedule).jumps()[0].epoch == 0
     trace, seed = service.trace(row.schedule), service.sweep.recipe.seed
     # as Service.examine, which refuses a trial that learned nothing: three steps of training are not many
-    service.study.add(evidence.control_slots([row], row, trace, seed))
+    service.study.add(evidence.wanted_controls([row], row, trace, seed))
     work()
-    service.study.add(evidence.barrier_slots([row], row, trace, seed, service.sweep.escape))
+    service.study.add(evidence.wanted_barriers([row], row, trace, seed, service.sweep.escape))
     work()
     controls = service.study.trials()[1:]
     assert [row.state for row in controls] == ["COMPLETE"] * 4, [row.reasons for row in controls]

@@ -99,7 +99,7 @@ def test_every_proposal_is_valid_and_keeps_to_the_limits(
     restarts["max"] = max(restarts["min"], restarts["max"])
     sweep = build({**SPACE, "restarts": restarts, "warmup": warmup}, sampler=sampler)
     try:
-        places = search.restart_slots(sweep, time(sweep))
+        places = search.restart_sections(sweep, time(sweep))
     except ConfigError:  # they do not fit; that is said, not drawn
         return
     spec = search.propose(sweep, search.OfflineTrial(seed), time(sweep)).spec
@@ -126,7 +126,7 @@ def test_the_corners_of_a_space_that_fits_are_schedules(restarts: dict[str, int]
     }
     sweep = build(space, sampler=sampler)
     try:
-        search.restart_slots(sweep)
+        search.restart_sections(sweep)
     except ConfigError:
         return
     search.check(sweep, time(sweep))
@@ -141,7 +141,7 @@ def test_a_walk_over_the_grid_meets_no_schedule_twice_and_all_that_tpe_can_propo
     grid = build(space, sampler="grid")
     specs = walked(grid)
     assert len({digest(grid, spec) for spec in specs}) == len(specs)
-    places = search.restart_slots(grid)
+    places = search.restart_sections(grid)
     canonical = {
         digest(grid, spec)
         for spec in walked(build(space))
@@ -343,8 +343,8 @@ def test_a_sampler_is_known_when_the_file_is_read(sampler: str) -> None:
 
 def test_restarts_come_after_a_warmup_in_steps() -> None:
     sweep = build({**SPACE, "warmup": "1E2 it"})
-    assert search.restart_slots(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
-    assert search.restart_slots(sweep, TimeBase(100, 100))[0][0] == 10
+    assert search.restart_sections(sweep, TimeBase(100, 4))[0][0] == 30  # 25 epochs, and the grid of 10
+    assert search.restart_sections(sweep, TimeBase(100, 100))[0][0] == 10
     search.check(sweep)  # nothing to say before the steps of an epoch are known
     with pytest.raises(ConfigError, match="warm"):
         search.check(sweep, TimeBase(100, 1))
@@ -362,7 +362,7 @@ def test_the_kind_of_warmup_is_a_parameter_like_any_other() -> None:
     kinds = ["lr", {"trainer": {"warmup": ["3ep", "12ep"], "warmup_bias_lr": [0.05, 0.1]}}]
     sweep = build({**held, "warmup": "1ep", "warmup_kind": kinds})
     search.check(sweep, time(sweep))
-    assert search.restart_slots(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
+    assert search.restart_sections(sweep, time(sweep))[0][0] == 20  # after the longest of the warm-ups
     results = [search.propose(sweep, search.OfflineTrial(seed), time(sweep)).spec for seed in range(30)]
     assert {(spec["warmup_kind"], spec["warmup"]) for spec in results} == {
         ("lr", "1ep"),

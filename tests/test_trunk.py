@@ -76,7 +76,7 @@ def test_only_what_acts_is_asked_for_and_by_the_same_names() -> None:
 
 def test_restarts_come_after_the_trunks_warmup() -> None:
     sweep = build(SPACE, baselines=[{"family": "yolo_linear", "warmup": "12ep"}])
-    assert search.restart_slots(sweep, TIME)[0][0] == 15  # the first place of the grid that does
+    assert search.restart_sections(sweep, TIME)[0][0] == 15  # the first place of the grid that does
 
 
 def test_the_trunk_is_a_baseline_by_name_or_as_the_same_schedule() -> None:

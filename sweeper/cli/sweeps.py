@@ -58,7 +58,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Print the planned schedules, their cost and detectable gain. Nothing is trained."""
-    from sweeper.service.run import slots
+    from sweeper.service.run import worker_devices
 
     service = target.service(looking=True)
     planned = service.plan()
@@ -67,7 +67,7 @@ def plan(
         return
     show.plan(planned)
     try:
-        slots(service.sweep)
+        worker_devices(service.sweep)
     except DeviceError as error:  # A sweep may be planned on any machine; only training needs the device.
         typer.echo(f"device     {error}; `sweeper run` would be refused here")
 
@@ -118,14 +118,14 @@ def worker(
     for noisy in ("alembic", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     service = target.service()
-    slots = fleet.slots(devices, per_device)
+    assigned = fleet.worker_devices(devices, per_device)
     if launch_it and not service.launched:
         service.launch()
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
-    if len(slots) > 1:
-        crew(service, slots, say, logs=None).run(lambda: service.study.done, stop=stop, say=say)
+    if len(assigned) > 1:
+        crew(service, assigned, say, logs=None).run(lambda: service.study.done, stop=stop, say=say)
     else:
-        device = slots[0] if slots[0] == fleet.CPU else f"cuda:{slots[0]}"
+        device = assigned[0] if assigned[0] == fleet.CPU else f"cuda:{assigned[0]}"
         try:
             Worker(service, device=device, stop=stop, share=share).run()
         finally:
@@ -142,10 +142,10 @@ def run(
 
     Ctrl-C is safe: the same command goes on where it stopped.
     """
-    from sweeper.service.run import slots
+    from sweeper.service.run import worker_devices
 
     service = target.service()
-    devices = slots(service.sweep)
+    devices = worker_devices(service.sweep)
     for problem in service.dataset.problems:
         say(f"data: {problem}")
     service.launch()
@@ -154,7 +154,10 @@ def run(
 
 
 def train_all(service: "Service", devices: list[str]) -> None:
-    """Train every open trial in these slots, with a progress line. Raises KeyboardInterrupt if SIGTERM stops it."""
+    """Train every open trial with a worker for each entry of ``devices``, with a progress line.
+
+    Raises KeyboardInterrupt if SIGTERM stops it.
+    """
     from sweeper.service.run import train
 
     stop = stop_on_signals(signal.SIGTERM)
@@ -205,10 +208,10 @@ def confirm(
     """
     if trial is not None and not escape:
         raise ConfigError(f"--trial {trial}: is for --escape; the confirmation takes the best of the search")
-    from sweeper.service.run import slots
+    from sweeper.service.run import worker_devices
 
     service = target.resumed()
-    devices = slots(service.sweep)
+    devices = worker_devices(service.sweep)
     service.study  # noqa: B018  It raises an error unless the sweep is launched and its file unchanged.
     service.check()
     if escape:

@@ -20,13 +20,13 @@ from sweeper.evidence.escape import (
     Examined,
     Gain,
     Verdict,
-    barrier_slots,
-    control_slots,
     controls_of,
     seeds_of,
     subject,
     verdict,
     verdicts,
+    wanted_barriers,
+    wanted_controls,
 )
 from sweeper.evidence.landscape import (
     Landscape,
@@ -43,18 +43,18 @@ from sweeper.evidence.seeds import (
     Trunk,
     best_baseline,
     chosen,
-    confirm_slots,
     entrants,
     fresh_seeds,
     proposals,
-    slots_of,
     standings,
+    wanted_confirmation,
+    wanted_replicates,
 )
 
 __all__ = [
     "BARRIER", "NOT_A_RESTART", "Design", "Effect", "Examined", "Gain", "Landscape", "Movement", "Trunk", "Verdict",
-    "barrier", "barrier_slots", "best_baseline", "chosen", "confirm_slots", "control_slots", "controls_of",
-    "curve_noise", "distance", "effect_in_words", "effects", "entrants", "fresh_seeds", "interpolate", "jump_metrics",
-    "jumps_of", "measure", "path_barrier", "proposals", "seeds_of", "slots_of", "standings", "states",
-    "subject", "trunk_runs", "verdict", "verdicts",
+    "barrier", "best_baseline", "chosen", "controls_of", "curve_noise", "distance", "effect_in_words", "effects",
+    "entrants", "fresh_seeds", "interpolate", "jump_metrics", "jumps_of", "measure", "path_barrier", "proposals",
+    "seeds_of", "standings", "states", "subject", "trunk_runs", "verdict", "verdicts",
+    "wanted_barriers", "wanted_confirmation", "wanted_controls", "wanted_replicates",
 ]  # fmt: skip

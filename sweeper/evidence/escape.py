@@ -223,24 +223,24 @@ def seeds_of(trials: Sequence[Trial], trial: Trial) -> list[int]:
     return list(dict.fromkeys(confirmed)) if len(confirmed) > 1 else [trial.seed]
 
 
-def control_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int) -> list[Wanted]:
+def wanted_controls(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int) -> list[Wanted]:
     """The control runs for ``trial``, which has this ``trace``; [] without restarts. ``seed`` is the sweep's.
 
     A trial that was not confirmed is also wanted on a second seed, because the barrier between seeds is the scale.
     """
     seeds, spec = seeds_of(trials, trial), dict(trial.spec or {})
-    slots = [
-        _slot(trial, {"family": family, "of": spec, "restart": restart["restart"]}, run_seed, family, restart)
+    wanted = [
+        _wanted(trial, {"family": family, "of": spec, "restart": restart["restart"]}, run_seed, family, restart)
         for run_seed in seeds
         for restart in restarts(trace)
         for family in CONTROLS
     ]
-    if slots and len(seeds) == 1:
-        slots.append(_slot(trial, spec, fresh_seeds(seed, 1)[0], SEED, {}))
-    return slots
+    if wanted and len(seeds) == 1:
+        wanted.append(_wanted(trial, spec, fresh_seeds(seed, 1)[0], SEED, {}))
+    return wanted
 
 
-def barrier_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int, settings: Escape) -> list[Wanted]:
+def wanted_barriers(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int, settings: Escape) -> list[Wanted]:
     """The trials that measure the landscape around each restart, to be added when the control runs have ended, because
     the run on another seed, whose state they need, may be one of those.
 
@@ -250,10 +250,10 @@ def barrier_slots(trials: Sequence[Trial], trial: Trial, trace: Trace, seed: int
     other = others[0] if others else fresh_seeds(seed, 1)[0]
     measured = {"other": other, "settings": settings.cost()}
     spec = dict(trial.spec or {})
-    return [_slot(trial, spec, first, BARRIER, {**restart, **measured}) for restart in restarts(trace)]
+    return [_wanted(trial, spec, first, BARRIER, {**restart, **measured}) for restart in restarts(trace)]
 
 
-def _slot(trial: Trial, spec: dict[str, Any], seed: int, kind: str, details: Mapping[str, Any]) -> Wanted:
+def _wanted(trial: Trial, spec: dict[str, Any], seed: int, kind: str, details: Mapping[str, Any]) -> Wanted:
     """A control trial; ``details`` are further values of its :class:`Control`."""
     words = {"matched_peak": "matched peak", SEED: "another seed", BARRIER: "path barrier"}.get(kind, "no restart")
     name = f"{trial.name}: {words}" + (f" (epoch {details['epoch']})" if details else "")

@@ -134,7 +134,7 @@ def _score(trial: Trial) -> float | None:
     return trial.score if trial.usable else None
 
 
-def slots_of(trials: Sequence[Trial], promotions: Iterable[tuple[int, int]]) -> list[Wanted]:
+def wanted_replicates(trials: Sequence[Trial], promotions: Iterable[tuple[int, int]]) -> list[Wanted]:
     """The replicates for ``search.promotions``, each a proposal's number and the seed on which it is repeated."""
     names = {trial.number: trial.facts.name for trial in trials}
     return [Wanted("search", seed, name=names[number], replicate_of=number) for number, seed in promotions]
@@ -244,7 +244,9 @@ def chosen(trials: Sequence[Trial], best: int, leaders: Sequence[int] | None = N
     return candidates
 
 
-def confirm_slots(trials: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design) -> list[Wanted]:
+def wanted_confirmation(
+    trials: Sequence[Trial], baselines: Mapping[str, Mapping[str, Any]], design: Design
+) -> list[Wanted]:
     """All runs of the confirmation, those that exist included, in an order in which whole seeds finish early as pairs.
 
     ``baselines``: name -> spec.

@@ -226,7 +226,7 @@ def _draw(service: Service, runs: Mapping[int, str], files: dict[int, dict[str, 
         if content
     }
     try:
-        device = fleet.slots(str(service.sweep.device))[0]
+        device = fleet.worker_devices(str(service.sweep.device))[0]
     except DeviceError:  # This machine lacks the device on which the sweep was trained.
         device = fleet.CPU
     if models:

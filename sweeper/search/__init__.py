@@ -5,7 +5,7 @@ one schedule from the values. Different values may give the same schedule, so a 
 """
 
 from sweeper.search.check import Enqueued, check, corners, enqueued
-from sweeper.search.propose import OfflineTrial, Suggest, branch_epochs, propose, restart_slots
+from sweeper.search.propose import OfflineTrial, Suggest, branch_epochs, propose, restart_sections
 from sweeper.search.rules import Entrant, promotions, rungs, search_seeds, seed_effects, shrunken_means
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "enqueued",
     "promotions",
     "propose",
-    "restart_slots",
+    "restart_sections",
     "rungs",
     "search_seeds",
     "seed_effects",

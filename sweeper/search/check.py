@@ -10,7 +10,7 @@ from typing import Any
 from sweeper.config import Parameter, Range, Sweep
 from sweeper.errors import ConfigError, ScheduleError
 from sweeper.schedules import Schedule, TimeBase
-from sweeper.search.propose import STEPS, OfflineTrial, first_cycle, most_cycles, propose, restart_slots
+from sweeper.search.propose import STEPS, OfflineTrial, first_cycle, most_cycles, propose, restart_sections
 
 DRAWS = 50  # Random proposals that a check tries, beside the corners.
 
@@ -36,7 +36,7 @@ def check(sweep: Sweep, time: TimeBase | None = None) -> None:
     if time is None and _in_steps(sweep):
         return
     time = time or TimeBase(epochs=sweep.epochs, steps_per_epoch=STEPS)
-    restart_slots(sweep, time)  # Raises ConfigError.
+    restart_sections(sweep, time)  # Raises ConfigError.
     drawn = (propose(sweep, OfflineTrial(seed), time) for seed in range(DRAWS))
     proposals = chain(_with_all_parameters(sweep, time), corners(sweep, time), drawn)
     for where, schedules in (("baselines", sweep.named_baselines.values()), ("search", proposals)):
@@ -75,14 +75,14 @@ def _with_sampler(sweep: Sweep, sampler: str) -> Sweep:
 
 def corners(sweep: Sweep, time: TimeBase | None = None) -> Iterator[Schedule]:
     """Schedules at the edges of the space: each parameter at each of its ends or choices, with no and most restarts."""
-    restarts, slots, cycles = sweep.search.restarts, restart_slots(sweep, time), most_cycles(sweep.search)
+    restarts, sections, cycles = sweep.search.restarts, restart_sections(sweep, time), most_cycles(sweep.search)
     for switch in ("off", "on") if restarts is not None else ("off",):
         for end in (0, -1):
             of_restarts: dict[str, Any] = {}
-            for number, slot in enumerate(slots, start=1):
+            for number, section in enumerate(sections, start=1):
                 of_restarts[f"restart_{number}"] = switch
                 if switch == "on":
-                    of_restarts[f"steps_{number}"] = slot[end]
+                    of_restarts[f"steps_{number}"] = section[end]
             for name, parameter in {"-": Parameter(), **sweep.search.params}.items():
                 names = [f"{name}_{cycle + 1}" for cycle in range(cycles)] if parameter.per_cycle else [name]
                 for params in _edges(name, parameter):
@@ -181,8 +181,8 @@ def _params_of(sweep: Sweep, schedule: Schedule, time: TimeBase) -> dict[str, An
         return None
     params: dict[str, Any] = {}
     steps = [step for step in written.get("steps", []) if isinstance(step, int)]
-    for number, slot in enumerate(restart_slots(sweep, time), start=1):
-        inside = [step for step in steps if step in slot]
+    for number, section in enumerate(restart_sections(sweep, time), start=1):
+        inside = [step for step in steps if step in section]
         params[f"restart_{number}"] = "on" if inside else "off"
         params |= {f"steps_{number}": inside[0]} if inside else {}
     for name, parameter in sweep.search.params.items():

@@ -1,11 +1,11 @@
 """Draws one schedule from a search space, by suggesting its Optuna parameters one by one.
 
-The run is cut into slots for restarts. Each slot has a switch, on or off, and a position. Other encodings have less
-regret (benchmarks/), but positions on a grid let trials share their first epochs.
+The run is cut into sections for restarts. Each section has a switch, on or off, and a position. Other encodings have
+less regret (benchmarks/), but positions on a grid let trials share their first epochs.
 
 A parameter without effect is not suggested, such as the position of a restart that is off, or step_scale without
 restarts. Two samplers differ. ``gp``, a Gaussian process, needs every parameter in every trial, so all are suggested.
-``grid`` should visit each schedule once, so a slot offers only the positions that are left by the slots before it.
+``grid`` should visit each schedule once, so a section offers only positions that the sections before it leave.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +107,7 @@ def propose(sweep: Sweep, suggest: Suggest, time: TimeBase | None = None) -> Sch
         spec["trunk"] = sweep.trunk.spec
     cycles = most = most_cycles(search)
     if search.restarts is not None:
-        spec["steps"] = _restarts(restart_slots(sweep, time), search.restarts, suggest, sweep.sampler)
+        spec["steps"] = _restarts(restart_sections(sweep, time), search.restarts, suggest, sweep.sampler)
         cycles = len(spec["steps"]) + 1
     of_choice: dict[str, Any] = {}
     # Parameters with conditional ones come first, because a conditional parameter of the chosen value overrides the
@@ -168,8 +168,8 @@ def _suggested(name: str, parameter: Parameter, suggest: Suggest, suggest_all: b
     return {name: choice, **of_choice}
 
 
-def restart_slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
-    """For each slot the epochs at which its restart may come: equal shares of the grid from ``first`` to ``last``.
+def restart_sections(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
+    """For each section the epochs at which its restart may come: equal shares of the grid from ``first`` to ``last``.
 
     Restarts come after the longest warm-up of the space. The list is empty without ``search.restarts``. Raises
     ConfigError if the restarts do not fit into the run.
@@ -186,7 +186,7 @@ def restart_slots(sweep: Sweep, time: TimeBase | None = None) -> list[range]:
             f"search.restarts: {restarts.max} restarts do not fit between epochs {first} and {last} in steps of "
             f"{restarts.every} with distance {restarts.distance}; expected fewer or a longer run"
         )
-    edges = [round(len(grid) * slot / restarts.max) for slot in range(restarts.max + 1)]
+    edges = [round(len(grid) * section / restarts.max) for section in range(restarts.max + 1)]
     return [grid[low:high] for low, high in pairwise(edges)]
 
 
@@ -225,7 +225,7 @@ def _first_and_last(restarts: Restarts, epochs: int, earliest: int, whose: str) 
 
 def branch_epochs(sweep: Sweep, time: TimeBase) -> set[int]:
     """The epochs at which a schedule of the sweep may leave another one: at a restart, or where a branch begins."""
-    epochs = set().union(*restart_slots(sweep, time))
+    epochs = set().union(*restart_sections(sweep, time))
     steps, begins = (sweep.search.params.get(name, Parameter()) for name in ("steps", "from"))
     positions = list(steps.value) if isinstance(steps.value, list | tuple) else []
     positions += begins.range.grid() if begins.range is not None else begins.examples()
@@ -254,47 +254,47 @@ def _gap(restarts: Restarts) -> int:
     return -(-restarts.distance // restarts.every) * restarts.every
 
 
-def _restarts(slots: list[range], restarts: Restarts, suggest: Suggest, sampler: str) -> list[int]:
+def _restarts(sections: list[range], restarts: Restarts, suggest: Suggest, sampler: str) -> list[int]:
     """The epochs of the restarts, ascending. Restarts that are too near to each other are moved apart.
 
-    For ``grid``, which should give each schedule once, a slot offers only positions that keep the distance to the
+    For ``grid``, which should give each schedule once, a section offers only positions that keep the distance to the
     restart before it. So its distributions depend on earlier values, which is right for a sampler that enumerates the
     space and wrong for one that models it. For all other samplers the distributions are fixed.
     """
     gap, is_grid, suggest_all = _gap(restarts), sampler == "grid", sampler == "gp"
     steps: list[int] = []
 
-    def positions(slot: int, last: int) -> list[int]:
-        """The epochs that ``slot`` offers if the last restart before it is at epoch ``last``."""
-        return [epoch for epoch in slots[slot] if epoch >= last + gap or not is_grid]
+    def positions(section: int, last: int) -> list[int]:
+        """The epochs that ``section`` offers if the last restart before it is at epoch ``last``."""
+        return [epoch for epoch in sections[section] if epoch >= last + gap or not is_grid]
 
-    def capacity(slot: int, last: int) -> int:
-        """The number of restarts that fit into the slots from ``slot`` on, if the one before them is at ``last``."""
+    def capacity(section: int, last: int) -> int:
+        """The number of restarts that fit into the sections from ``section`` on, after a restart at ``last``."""
         count = 0
-        for later in range(slot, len(slots)):
+        for later in range(section, len(sections)):
             if free := positions(later, last):
                 count, last = count + 1, free[0]
         return count
 
-    for slot in range(len(slots)):
+    for section in range(len(sections)):
         last, missing = steps[-1] if steps else -gap, restarts.min - len(steps)
-        free = [epoch for epoch in positions(slot, last) if 1 + capacity(slot + 1, epoch) >= missing]
+        free = [epoch for epoch in positions(section, last) if 1 + capacity(section + 1, epoch) >= missing]
         if not free:
             continue
-        # A slot is on without a question if the later slots alone cannot hold the minimum of restarts.
-        forced = on = capacity(slot + 1, last) < missing
+        # A section is on without a question if the later sections alone cannot hold the minimum of restarts.
+        forced = on = capacity(section + 1, last) < missing
         if not forced or (suggest_all and restarts.min < restarts.max):
-            on = suggest.suggest_categorical(f"restart_{slot + 1}", ["off", "on"]) == "on" or forced
+            on = suggest.suggest_categorical(f"restart_{section + 1}", ["off", "on"]) == "on" or forced
         if on or suggest_all:
             epoch = free[0]
             if len(free) > 1:
-                epoch = suggest.suggest_int(f"steps_{slot + 1}", free[0], free[-1], step=restarts.every)
+                epoch = suggest.suggest_int(f"steps_{section + 1}", free[0], free[-1], step=restarts.every)
             steps += [epoch] if on else []
     # A restart that is too near to the one before it moves to a later epoch. Restarts that then lie behind the last
     # position move to earlier epochs.
     for index in range(1, len(steps)):
         steps[index] = max(steps[index], steps[index - 1] + gap)
-    end = slots[-1][-1] + gap
+    end = sections[-1][-1] + gap
     for index in reversed(range(len(steps))):
         steps[index] = end = min(steps[index], end - gap)
     return steps

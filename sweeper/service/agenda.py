@@ -135,7 +135,8 @@ class Agenda:
         if settings.seeds == 1 or reference is None:
             return []
         entrants = evidence.entrants(trials, reference)
-        return evidence.slots_of(trials, search.promotions(entrants, self.seeds, settings.race, settings.begin))
+        promotions = search.promotions(entrants, self.seeds, settings.race, settings.begin)
+        return evidence.wanted_replicates(trials, promotions)
 
     def phase(self, trials: Sequence[Trial]) -> str:
         """Sentences for the user: the current phase of the sweep, and why the phase before it ended."""
@@ -250,7 +251,7 @@ def confirm_best(service: Service) -> list[int]:
             raise ConfigError("confirm: the search goes on, so the best are not known yet; finish it: sweeper run")
         design = evidence.Design.begin(trials, list(baselines), settings, seed, service.leaders(trials))
     _check_learned(service, "confirm")
-    service.study.add(evidence.confirm_slots(trials, baselines, design)[:1])
+    service.study.add(evidence.wanted_confirmation(trials, baselines, design)[:1])
     trials = service.study.trials()
     design = evidence.Design.of(trials) or design  # Another process may have created the first trial before this one.
     if changes := design.changes(settings):
@@ -259,7 +260,7 @@ def confirm_best(service: Service) -> list[int]:
             "changed after a look crown equal schedules too often; undo the change, or start a new sweep with "
             "another name and another seed"
         )
-    service.study.add(evidence.confirm_slots(trials, baselines, design))
+    service.study.add(evidence.wanted_confirmation(trials, baselines, design))
     return list(design.candidates)
 
 
@@ -276,7 +277,7 @@ def confirmation(service: Service, trials: Sequence[Trial]) -> list[Wanted]:
         with contextlib.suppress(ConfigError):
             seed = service.sweep.recipe.seed
             design = evidence.Design.begin(trials, names, settings, seed, service.leaders(trials))
-    return evidence.confirm_slots(trials, service.baselines(), design) if design is not None else []
+    return evidence.wanted_confirmation(trials, service.baselines(), design) if design is not None else []
 
 
 def examine_restarts(service: Service, trial: Trial) -> Iterator[int]:
@@ -293,10 +294,10 @@ def examine_restarts(service: Service, trial: Trial) -> Iterator[int]:
         )
     assert trial.schedule is not None  # A trial with a score was trained.
     trace, seed = service.trace(trial.schedule), service.sweep.recipe.seed
-    controls = evidence.control_slots(service.study.trials(), trial, trace, seed)
+    controls = evidence.wanted_controls(service.study.trials(), trial, trace, seed)
     service.study.add(controls)
     yield len(controls)
-    measurements = evidence.barrier_slots(service.study.trials(), trial, trace, seed, service.sweep.escape)
+    measurements = evidence.wanted_barriers(service.study.trials(), trial, trace, seed, service.sweep.escape)
     service.study.add(measurements)
     yield len(measurements)
 

@@ -92,20 +92,20 @@ def _versions() -> str:
 
 
 def _device(device: str, threads: int, sweep: Sweep | None) -> str:
-    slots, (version, gpu_names) = fleet.slots(device, None, threads=threads), training.torch_sees()
-    if fleet.CPU in slots:
-        devices = f"cpu, {platform.machine()}; torch {version}" + (", no GPU here" if not fleet.gpus() else "")
+    devices, (version, gpu_names) = fleet.worker_devices(device, None, threads=threads), training.torch_sees()
+    if fleet.CPU in devices:
+        named = f"cpu, {platform.machine()}; torch {version}" + (", no GPU here" if not fleet.gpus() else "")
     elif len(gpu_names) < len(fleet.gpus()):
         raise SweeperError(
             f"{len(fleet.gpus())} GPUs, but torch {version} sees {len(gpu_names)} of them; "
             "install a torch built for this driver's CUDA (nvidia-smi names its version)"
         )
     else:
-        devices = f"{len(slots)} x {', '.join(sorted(set(gpu_names)))}; torch {version}"
+        named = f"{len(devices)} x {', '.join(sorted(set(gpu_names)))}; torch {version}"
     loaders, cache = ("auto", "auto") if sweep is None else (sweep.recipe.loader_workers, sweep.recipe.cache_mb)
-    megabytes = training.cache_mb(training.memory(), len(slots)) if cache == "auto" else cache
-    count = fleet.loaders(loaders, slots)
-    return f"{devices}; a worker has {count} loader process{'es' * (count != 1)}, and {megabytes} MB for decoded images"
+    megabytes = training.cache_mb(training.memory(), len(devices)) if cache == "auto" else cache
+    count = fleet.loaders(loaders, devices)
+    return f"{named}; a worker has {count} loader process{'es' * (count != 1)}, and {megabytes} MB for decoded images"
 
 
 def _threads(threads: int) -> str:
@@ -204,15 +204,15 @@ class Load:
 def _workers(service: Service, measure: bool) -> str:
     """How many workers each device has room for, from the sweep's trials or from a trial now, as a sentence."""
     sweep, memory, cores = service.sweep, training.memory(), fleet.cores()
-    slots = fleet.slots(str(sweep.device), None, threads=sweep.recipe.threads)
-    on_gpu = fleet.CPU not in slots
+    devices = fleet.worker_devices(str(sweep.device), None, threads=sweep.recipe.threads)
+    on_gpu = fleet.CPU not in devices
     trials = service.study.trials() if service.launched else []
     timed = [trial.facts.epoch_seconds for trial in trials if trial.facts.epoch_seconds]
     share = max((trial.facts.gpu_memory or 0.0 for trial in trials), default=0.0)
     if timed and (share or not on_gpu):
         load = Load(f"{len(timed)} trials", median(timed), share, 0)
     elif measure and not timed:
-        load = _measure(service, slots)
+        load = _measure(service, devices)
     else:
         return f"how many a device has room for is known after the first {'trial' if timed else 'epochs'}"
     needs = f"{load.source}: {load.seconds:.3g} s an epoch"
@@ -227,25 +227,25 @@ def _workers(service: Service, measure: bool) -> str:
         count = cores // sweep.recipe.threads
         needs += f", {sweep.recipe.threads} of {cores} cores"
     if load.bytes:
-        count = min(count, memory // load.bytes // (len(slots) if on_gpu else 1))
+        count = min(count, memory // load.bytes // (len(devices) if on_gpu else 1))
     count = max(count, 1)
     return f"{needs}; room for {count} worker{'s' * (count != 1)} (--per-device {count})"
 
 
-def _measure(service: Service, slots: list[str]) -> Load:
+def _measure(service: Service, devices: list[str]) -> Load:
     """The load of one worker, measured by training the sweep's model for some epochs, or for a minute."""
-    sweep, on_gpu, cache_mb = service.sweep, slots[0] != fleet.CPU, service.sweep.recipe.cache_mb
+    sweep, on_gpu, cache_mb = service.sweep, devices[0] != fleet.CPU, service.sweep.recipe.cache_mb
     recipe = service.recipe(sweep.recipe.seed).model_copy(
         update={
-            "loader_workers": fleet.loaders(sweep.recipe.loader_workers, slots),
-            "cache_mb": training.cache_mb(training.memory(), len(slots)) if cache_mb == "auto" else cache_mb,
+            "loader_workers": fleet.loaders(sweep.recipe.loader_workers, devices),
+            "cache_mb": training.cache_mb(training.memory(), len(devices)) if cache_mb == "auto" else cache_mb,
         }
     )
     trace = service.trace(parse({"family": "constant", "lr": 1e-5}))
     share, step, began, now, epoch_ends = 0.0, 0, 0.0, 0.0, list[float]()
     with (
         tempfile.TemporaryDirectory(prefix="sweeper-trial-") as folder,
-        fleet.visible(slots[0]),
+        fleet.visible(devices[0]),
         service.training(device="cuda:0" if on_gpu else "cpu", folder=Path(folder), stall_s=sweep.stall_s) as child,
         contextlib.closing(child.train(recipe, trace, start=0, state=None)) as events,
     ):

@@ -11,7 +11,7 @@ from sweeper import search
 from sweeper.errors import DatabaseError, DeviceError
 from sweeper.schedules import Schedule, Trace, begin_alike, prefix_keys
 from sweeper.service.racing import Cost, RacePlan, race_plan
-from sweeper.service.run import slots
+from sweeper.service.run import worker_devices
 from sweeper.stats import CLAIM, KNOWN, MIN_PAIRS, Spread, detectable_effect, pairs_needed
 from sweeper.study import Study, Trial, samplers
 
@@ -282,11 +282,11 @@ def _trials(service: "Service") -> list[Trial]:
 def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
     hours = epochs * seconds / 3600
     try:
-        worker_slots = slots(service.sweep)
+        devices = worker_devices(service.sweep)
     except DeviceError:
         return Duration(epochs, hours, 0, 0, None, None)
-    workers, devices = len(worker_slots), len(set(worker_slots))
-    return Duration(epochs, hours, workers, devices, hours / workers, hours / workers * devices)
+    workers, count = len(devices), len(set(devices))
+    return Duration(epochs, hours, workers, count, hours / workers, hours / workers * count)
 
 
 class _Tally:

@@ -1,4 +1,4 @@
-"""Trains a sweep on this machine, with one worker process for each slot of a device."""
+"""Trains a sweep on this machine, with one or several worker processes on each device."""
 
 import os
 import sys
@@ -24,10 +24,10 @@ SEND_S = 60.0  # time for sending the journals that are left when the workers ha
 Say = Callable[[str], None]
 
 
-def slots(sweep: Sweep) -> list[str]:
-    """The device of each of the sweep's workers on this machine, as in ``fleet.slots``. Raises DeviceError."""
+def worker_devices(sweep: Sweep) -> list[str]:
+    """The device of each of the sweep's workers on this machine, as in ``fleet.worker_devices``. Raises DeviceError."""
     count = None if sweep.workers == "auto" else sweep.workers
-    return fleet.slots(str(sweep.device), count, threads=sweep.recipe.threads)[:count]
+    return fleet.worker_devices(str(sweep.device), count, threads=sweep.recipe.threads)[:count]
 
 
 def open_trials(service: "Service") -> int:

@@ -46,15 +46,15 @@ class ImageCache:
     """
 
     def __init__(self, images: int, image_bytes: int, limit: int) -> None:
-        self._slots = min(images, limit // image_bytes)
-        self.bytes = self._slots * image_bytes
-        self._pixels = _shared(self._slots, image_bytes)
-        self._sizes = _shared(self._slots, 20).view(np.int32)  # bytes, height and width before and after resizing
+        self._count = min(images, limit // image_bytes)
+        self.bytes = self._count * image_bytes
+        self._pixels = _shared(self._count, image_bytes)
+        self._sizes = _shared(self._count, 20).view(np.int32)  # bytes, height and width before and after resizing
         self._lock = multiprocessing.get_context("fork").Lock()  # A process that reads sizes also sees the pixels.
 
     def get(self, index: int) -> Image | None:
         """A copy of a cached image, because augmentations write in place; None if it is not cached."""
-        if index >= self._slots:
+        if index >= self._count:
             return None
         with self._lock:
             count, *sizes = self._sizes[index].tolist()
@@ -65,7 +65,7 @@ class ImageCache:
 
     def put(self, index: int, image: Image) -> None:
         """Cache a copy, if the limit allows it. Two processes may do so at once, because they write the same bytes."""
-        if index < self._slots:
+        if index < self._count:
             pixels, original, resized = image
             self._pixels[index, : pixels.nbytes] = pixels.reshape(-1)
             with self._lock:
