@@ -163,7 +163,7 @@ def test_the_network_learned(trained: list[digits.Weights]) -> None:
 def test_independent_seeds_have_moved_apart(trained: list[digits.Weights], scales: tuple[float, float]) -> None:
     own, seeds = scales
     movement = evidence.Movement(evidence.path_barrier(digits.loss, trained[0], [], trained[1]).height, own, seeds)
-    assert movement.state(Escape())[0] == "yes"
+    assert movement.moved(Escape())[0] == "yes"
 
 
 def test_without_fresh_batchnorm_statistics_barriers_are_inflated(trained: list[digits.Weights]) -> None:

@@ -17,7 +17,7 @@ from sweeper.cli import app, show
 from sweeper.config import Recipe, Sweep
 from sweeper.errors import ConfigError
 from sweeper.service import Place, Service
-from sweeper.service.plan import Duration
+from sweeper.service.plan import TrainingTime
 from sweeper.training.process import Epoch
 
 RECIPE: dict[str, Any] = {**tiny.SWEEP, "epochs": 40, "trials": 6}
@@ -181,7 +181,7 @@ def test_disk_and_hours_are_those_of_the_sweep(
     assert after.disk.states == before.disk.states == usage.count == len(set(world.trained))
     assert after.disk.measured
     assert after.disk.needed == pytest.approx(usage.bytes, rel=0.1)
-    assert after.duration == Duration(
+    assert after.duration == TrainingTime(
         epochs=usage.count,
         worker_hours=usage.count * 36 / 3600,
         workers=2,

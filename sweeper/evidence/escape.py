@@ -16,7 +16,7 @@ from sweeper import stats
 from sweeper.config import Escape
 from sweeper.errors import ConfigError
 from sweeper.evidence.curve import restarts
-from sweeper.evidence.landscape import Landscape, Movement, State
+from sweeper.evidence.landscape import Landscape, Moved, Movement
 from sweeper.evidence.seeds import Design, fresh_seeds
 from sweeper.schedules import CONTROLS, Trace
 from sweeper.study import Control, Trial, Wanted
@@ -62,7 +62,7 @@ class Verdict:
 
     word: str
     reason: str
-    moved: State | None
+    moved: Moved | None
     better: bool | None
     movement: Movement | None
     thresholds: Escape = field(default_factory=Escape)
@@ -145,7 +145,7 @@ def verdict(
         return Verdict(NOT_A_RESTART, "the learning rate jumped down", None, None, movement, t)
     if not learned:
         return Verdict(NOTHING_LEARNED, "the run and its controls all have the score 0.0000", None, None, movement, t)
-    moved, why = movement.state(t) if movement else (None, "path barrier not measured with these settings")
+    moved, why = movement.moved(t) if movement else (None, "path barrier not measured with these settings")
     reasons = [why, "counterfactual not run" if gain is None else _in_words("counterfactual gain", gain)]
     better = None  # It stays None without an interval, because one pair shows neither a gain nor its absence.
     if gain is not None and gain.low > -math.inf:

@@ -23,7 +23,7 @@ from sweeper.schedules import Trace, quench, snapshot_epochs
 from sweeper.store import Store
 from sweeper.training.process import Epoch, TrainingProcess
 
-State = Literal["yes", "no", "unclear"]
+Moved = Literal["yes", "no", "unclear"]
 Weights = Mapping[str, NDArray[np.generic]]
 Loss = Callable[[dict[str, NDArray[np.generic]]], float]
 """The loss of a network with these weights on a fixed subset without augmentation. The function first recomputes the
@@ -163,7 +163,7 @@ class Movement:
         """The path barrier as a share of the barrier between seeds; None where no barrier separates the seeds."""
         return self.path / self.seeds if self.seeds > 0 else None
 
-    def state(self, thresholds: Escape) -> tuple[State, str]:
+    def moved(self, thresholds: Escape) -> tuple[Moved, str]:
         """Whether the weights left their basin, and the measurements from which that follows, in words."""
         beta = self.beta
         reason = f"path barrier {self.path:.3g}, self-barrier {self.self_barrier:.3g}"
@@ -252,7 +252,7 @@ def measure(
     seeds = barrier(loss, after, quenched(other()), points=settings.points)
     epochs: list[int] = []
     path, along = direct.height, None
-    if Movement(direct.height, noise.height, seeds.height).state(settings)[0] != "no":
+    if Movement(direct.height, noise.height, seeds.height).moved(settings)[0] != "no":
         epochs = snapshot_epochs(trace, start, end, settings.snapshots)
         between = [quenched(state(epoch)) for epoch in epochs]
         measured = path_barrier(loss, before, between, after, points=settings.piece_points, direct=direct)

@@ -107,7 +107,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Duration:
+class TrainingTime:
     """How long the training of ``epochs`` takes: hours of one worker, and with the ``workers`` and ``devices`` of this
     machine the hours on the clock (``wall_hours``) and of all devices. The latter are None if the sweep's device is not
     in this machine."""
@@ -155,7 +155,7 @@ class Plan:
     race: RacePlan | None
     cost: Cost
     disk: Disk
-    duration: Duration | None
+    duration: TrainingTime | None
     problems: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -279,14 +279,14 @@ def _trials(service: "Service") -> list[Trial]:
     return []
 
 
-def _duration(service: "Service", epochs: int, seconds: float) -> Duration:
+def _duration(service: "Service", epochs: int, seconds: float) -> TrainingTime:
     hours = epochs * seconds / 3600
     try:
         devices = worker_devices(service.sweep)
     except DeviceError:
-        return Duration(epochs, hours, 0, 0, None, None)
+        return TrainingTime(epochs, hours, 0, 0, None, None)
     workers, count = len(devices), len(set(devices))
-    return Duration(epochs, hours, workers, count, hours / workers, hours / workers * count)
+    return TrainingTime(epochs, hours, workers, count, hours / workers, hours / workers * count)
 
 
 class _Tally:

@@ -56,7 +56,7 @@ class Beat:
     memory: float = 0.0
 
 
-class Stopped(Exception):
+class NoMoreEpochs(Exception):
     """The parent wants no more epochs of this training."""
 
 
@@ -92,13 +92,13 @@ def serve(
             continue
         try:
             if message == STOP:
-                raise Stopped
+                raise NoMoreEpochs
             function, *arguments = message
             child.reset()
             answer = function(child, *arguments)
             if answer is not None:
                 child.send(answer)
-        except Stopped:
+        except NoMoreEpochs:
             child.send(STOPPED)
         except BaseException as error:  # The worker gets every error. The trainer's state is undefined, so it goes.
             import traceback
@@ -155,7 +155,7 @@ class Child:
             self._pipe.send(answer)
 
     def beat(self, step: int) -> None:
-        """Report a finished batch to the parent, at most once a second. Raises Stopped if it wants no more epochs."""
+        """Report a finished batch to the parent, at most once a second. Raises NoMoreEpochs, as :meth:`wait` does."""
         if (now := time.monotonic()) - self._last_beat >= 1:
             self._last_beat = now
             self.send(Beat(self.epoch, step, self.memory()))
@@ -163,9 +163,9 @@ class Child:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the parent asks for the next epoch. Raises Stopped, or EOFError if the parent has ended."""
+        """Wait until the parent asks for the next epoch. Raises NoMoreEpochs, or EOFError if the parent has ended."""
         if not self.requested and self._pipe.recv() == STOP:
-            raise Stopped
+            raise NoMoreEpochs
         self.requested = True
 
     def memory(self) -> float:
