@@ -357,7 +357,7 @@ def test_the_verdict_table(
     ],
 )
 def test_moved(movement: Movement, state: str) -> None:
-    assert movement.state(Escape())[0] == state
+    assert movement.moved(Escape())[0] == state
 
 
 def test_thresholds_are_the_sweeps_own_and_are_printed() -> None:

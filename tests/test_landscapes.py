@@ -185,4 +185,4 @@ def test_a_restart_to_no_more_than_the_first_lr_leaves_a_network_in_its_basin(
         weights = digits.train(weights, trace.lr[first:last], 100 + i)
         quenched.append(settle(weights, 200 + i))
     height = evidence.path_barrier(digits.loss, quenched[0], quenched[1:-1], quenched[-1]).height
-    assert evidence.Movement(height, own, seeds).state(Escape())[0] == "no"
+    assert evidence.Movement(height, own, seeds).moved(Escape())[0] == "no"

@@ -169,7 +169,7 @@ def battery(surface: Surface, trace: Trace, runs: int, *, seed: int = 0, thresho
     between = np.array([evidence.barrier(loss, {"w": final[i]}, {"w": final[j]}).height for i, j in enumerate(others)])
     apart = basins != basins[others]
     seeds = float(between[apart].mean()) if apart.any() else float(between.max())
-    moved = [evidence.Movement(path.height, own, seeds).state(t)[0] for path, own in zip(paths, selves, strict=True)]
+    moved = [evidence.Movement(path.height, own, seeds).moved(t)[0] for path, own in zip(paths, selves, strict=True)]
     return Battery(
         moved=np.array(moved),
         escaped=basins != surface.basin(bottoms[0]),
