@@ -341,7 +341,7 @@ def repeat(method: Method, world: World, folder: Path, name: str, epochs: int) -
     service.confirm()
     work()
     result = outcome(service, world, study.trials(), searched, leaders)
-    opened.close()
+    opened.engine.dispose()
     return result
 
 
