@@ -39,7 +39,7 @@ demo: install
 	@echo "(sweeper is $(BIN)/sweeper)"
 
 exactness: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(foreach it,exactness training torchvision worker,tests/test_$(it).py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(foreach it,exactness training torchvision worker applied,tests/test_$(it).py)
 
 gpu-test: install
 	$(BIN)/python -m pytest -q -s -m gpu tests/test_gpu.py
@@ -62,7 +62,7 @@ check: lint test
 
 KILLS ?= 100
 drill: install
-	$(BIN)/python -m pytest -q -m slow tests/test_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(foreach it,faults study tracking,tests/test_$(it).py)
 	$(BIN)/python tests/drill.py --kills $(KILLS)
 
 ray-test: install

@@ -1,6 +1,7 @@
 """Fixtures: where the shared photographs and known answers are, if they are."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from postgres import postgres, url  # noqa: F401  # fixtures
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts a command in the background with SIGINT ignored, and every process that it starts inherits that. The
+# tests press Ctrl-C in terminals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = ["ray_cluster.py"]  # imports Ray, which only `make ray-test` installs
 

@@ -152,8 +152,7 @@ def test_ui_ends_while_its_server_starts(shown: Service, shown_file: Path) -> No
 
 
 def test_a_signal_while_a_process_starts_takes_effect_when_its_pid_is_known() -> None:
-    # A shell starts a command in the background with SIGINT ignored, and then Python sets no handler.
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pids = []
 
     @view.signals_deferred()
@@ -170,7 +169,7 @@ def test_a_signal_while_a_process_starts_takes_effect_when_its_pid_is_known() ->
             pass
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGINT, inherited)
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
