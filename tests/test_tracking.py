@@ -706,6 +706,35 @@ def test_kill_9_of_writers_loses_and_doubles_nothing(store: str, tmp_path: Path)
     killed_writers(store, store, tmp_path, 3)
 
 
+def written(folder: Path, before: dict[str, int], size: int) -> bool:
+    """Whether a database in ``folder`` has another size than ``before``, and more than ``size`` bytes."""
+    for path in folder.glob("mlflow.db*"):
+        with contextlib.suppress(FileNotFoundError):  # A journal of SQLite has gone since it was listed.
+            now = path.stat().st_size
+            if now > size and now != before.get(path.name):
+                return True
+    return False
+
+
+def test_kill_9_while_the_store_is_created_leaves_one_that_can_be_used(tmp_path: Path) -> None:
+    """MLflow cannot repair a store whose creation was interrupted."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for size in (300_000, 700_000):  # bytes of a database whose tables are not all there
+        first = writer(uri, "created", tmp_path / "j", 0, 0, 0, 10_000, 0.02)
+        with os.scandir(tmp_path) as entries:
+            before = {entry.name: entry.stat().st_size for entry in entries}
+        end = time.monotonic() + 60
+        while not written(tmp_path, before, size):
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        first.kill()
+        first.wait()
+    second = writer(uri, "created", tmp_path / "j", 1, 0, 0, 3, 0.0)
+    output, _ = second.communicate(timeout=120)
+    assert "left 0" in output
+    assert arrived(uri, "created") == journaled(tmp_path / "j")
+
+
 @pytest.mark.slow
 def test_kill_9_of_writers_many_times(store: str, tmp_path: Path, mlflow_server: MLflow) -> None:
     killed_writers(store, store, tmp_path / "a", 25)

@@ -129,14 +129,11 @@ class Connection:
                 logging.getLogger(name).setLevel(logging.CRITICAL)  # They log a busy database and a truncated text.
             with self.write_lock:
                 if self.file:
+                    if not self.file.exists():
+                        _create_store(self.file)
                     with contextlib.closing(sqlite3.connect(self.file, timeout=20)) as database:
                         database.execute("PRAGMA journal_mode=WAL")  # Readers then do not wait for the writer.
-                client = MlflowClient(self.uri, self.uri)
-                if self.file:
-                    client.search_experiments(
-                        max_results=1
-                    )  # It creates the tables, which two processes cannot do at once.
-                self._client = client
+                self._client = MlflowClient(self.uri, self.uri)
         return self._client
 
     def version(self) -> str:
@@ -168,6 +165,24 @@ class Connection:
             if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "'active' state" in text):
                 raise Gone(text) from error
             raise (Refused if code == "INVALID_PARAMETER_VALUE" else TrackingError)(text) from error
+
+
+def _create_store(file: Path) -> None:
+    """Create an SQLite store of MLflow, which two processes cannot do at once.
+
+    It takes seconds and many transactions, and MLflow can neither use nor repair a store whose creation was
+    interrupted. Therefore the store gets its name when it is complete.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    temporary = file.with_name(f"{file.name}.new")
+    for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):  # of an interrupted process
+        left.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(temporary)) as database:  # Fails at once, where MLflow tries for minutes.
+        database.execute("PRAGMA user_version=0")
+    store = SqlAlchemyStore(f"sqlite:///{temporary}", FILES)  # type: ignore[no-untyped-call]
+    store.engine.dispose()  # A database must not be open when it is renamed.
+    temporary.replace(file)
 
 
 def _artifacts(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
