@@ -41,7 +41,7 @@ from sweeper.search import search_seeds
 
 SEEDS = (201, 202, 203, 204, 205, 206)
 LAST = 3
-SWEEP = {
+SWEEP: dict[str, Any] = {
     "name": "race", "model": "yolo11n.yaml", "epochs": 40, "imgsz": 160, "batch": 16, "nbs": 16, "optimizer": "SGD",
     "mosaic": 1.0, "mosaic_epochs": 30, "seed": 2, "lr0": 0.02, "baselines": ["yolo_linear", "yolo_cosine"],
     "search": {

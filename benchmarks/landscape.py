@@ -53,10 +53,10 @@ class Landscape:
         state = (self.start, self.start)
         for epoch in range(trace.epochs):
             if keys[epoch + 1] not in self._states:
-                *after, value = self._epoch(
+                *after, reached = self._epoch(
                     *state, trace.lr[epoch * STEPS : (epoch + 1) * STEPS], self._noise(seed, epoch)
                 )
-                self._states[keys[epoch + 1]] = (after[0], after[1], float(value))
+                self._states[keys[epoch + 1]] = (after[0], after[1], float(reached))
                 self.trained += 1
             *kept, value = self._states[keys[epoch + 1]]
             state = (kept[0], kept[1])

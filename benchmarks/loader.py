@@ -71,7 +71,7 @@ def measure(recipe: Recipe, epochs: int, folder: Path, shared: Path) -> None:
     def both(what: str, epoch: int) -> float:
         for pipe in pipes:
             pipe.send((what, epoch))
-        return sum(pipe.recv() for pipe in pipes)
+        return float(sum(pipe.recv() for pipe in pipes))
 
     both("loaded", 0)  # decodes the images
     loaded, together, held = 0.0, 0.0, 0

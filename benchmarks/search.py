@@ -27,7 +27,7 @@ from landscape import EPOCHS, LAST, TIME, Landscape
 
 import sweeper.service
 from sweeper import search
-from sweeper.config import Pruner, Sweep
+from sweeper.config import Pruner, Restarts, Sweep
 from sweeper.schedules import Trace, parse, prefix_keys
 from sweeper.search import rules
 from sweeper.study import samplers
@@ -137,7 +137,7 @@ def budget(number: int, epochs: int) -> dict[str, Any]:
         return lambda trial, attempt: samplers.make(name, number, trial, attempt)
 
     def theirs(kind: type[optuna.samplers.BaseSampler]) -> Make:
-        made = kind(seed=number)
+        made = kind(seed=number)  # type: ignore[call-arg]
         return lambda trial, attempt: made
 
     land = Landscape(number)
@@ -214,17 +214,19 @@ def stopped_by(pruner: optuna.pruners.BasePruner, curves: list[np.ndarray]) -> l
 
 def stopped_by_us(traces: list[Trace], curves: list[np.ndarray]) -> list[int]:
     """The same by `pruner: cycle_end` with its defaults."""
-    options, found, seen = Pruner(name="cycle_end"), [], []
+    options = Pruner(name="cycle_end")
+    found: list[int] = []
+    seen: list[list[float]] = []
     for trace, curve in zip(traces, curves, strict=True):
         ends = {jump.epoch for jump in trace.jumps()}
         stop = EPOCHS
         for end in sorted(ends):
             if rules.cycle_end(
-                curve[:end], ends, seen, from_epoch=EPOCHS // 3, share=options.share, least=options.others
+                curve[:end].tolist(), ends, seen, from_epoch=EPOCHS // 3, share=options.share, least=options.others
             ):
                 stop = end
                 break
-        seen.append(curve[:stop])
+        seen.append(curve[:stop].tolist())
         found.append(stop)
     return found
 
@@ -235,9 +237,7 @@ def stopped_by_us(traces: list[Trace], curves: list[np.ndarray]) -> list[int]:
 def encodings(number: int, trials: int) -> dict[str, Any]:
     """Truth (mAP points) of what each encoding of up to 3 restarts at any epoch, 5 apart, names after ``trials``."""
     space = DEFAULT.model_dump()["search"]["restarts"] | {"max": 3, "every": 1, "distance": 5}
-    sections = DEFAULT.model_copy(
-        update={"search": DEFAULT.search.model_copy(update={"restarts": type(DEFAULT.search.restarts)(**space)})}
-    )
+    sections = DEFAULT.model_copy(update={"search": DEFAULT.search.model_copy(update={"restarts": Restarts(**space)})})
 
     def written(trial: Any, steps: list[int]) -> dict[str, Any]:
         steps = [step for step in steps if 4 <= step <= 95]
@@ -283,7 +283,7 @@ def encodings(number: int, trials: int) -> dict[str, Any]:
         told = hunt(
             land,
             propose,
-            lambda trial, attempt, of=sampler: samplers.make(of, number, trial, attempt),
+            lambda trial, attempt, of=sampler: samplers.make(of, number, trial, attempt),  # type: ignore[misc]
             shares=False,
             again=True,
             trials=trials,

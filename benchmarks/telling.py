@@ -75,7 +75,7 @@ class World:
         """The score of the schedule."""
         departure = point[1] * (1 - point[0] / EPOCHS) / 0.45
         noise = self.branch_sd * departure**0.75 * self._draw(seed, point[0], round(10 * point[1]))
-        return self.shared(seed) + self.worth(point) + noise
+        return float(self.shared(seed) + self.worth(point) + noise)
 
     def _draw(self, *what: int) -> float:
         return float(np.random.default_rng([self.start, *what]).standard_normal())

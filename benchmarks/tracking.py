@@ -50,7 +50,7 @@ def compare(title: str, uri: str, folder: Path, options: argparse.Namespace, *, 
         print(f"{title}: everything is kept: {tracker.problem is None and not arrived}")
     else:
         print(f"{title}: everything had arrived {time.perf_counter() - begin:.2f} s after the last epoch: {arrived}")
-        client, run_id = tracker.server.client(), log.run_id
+        client, run_id = tracker.server.client(), str(log.run_id)
         from mlflow.entities import Metric
 
         def batch(epoch: int, values: dict[str, float]) -> None:

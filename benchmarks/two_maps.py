@@ -8,8 +8,8 @@ pycocotools, and changes one thing at a time on the way from one number to the o
 
 import argparse
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,26 +21,17 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.metrics import ap_per_class
 
 from sweeper import data
+from sweeper.training import Detections
 from sweeper.training.evaluation import coco_summary
 
 
-@dataclass(frozen=True)
-class Found:
-    """One image's predictions, in pixels of the image."""
-
-    path: str
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-
-
-class Validator(DetectionValidator):
+class Validator(DetectionValidator):  # type: ignore[misc]
     """Ultralytics' validator that keeps the predictions, clips them to the image, or cuts them at so many, if told."""
 
     clip, most = False, 300
-    found: list[Found]
+    found: list[Detections]
 
-    def update_metrics(self, preds, batch):
+    def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
         """Change the predictions as told, keep them, and go on as ever."""
         for si, pred in enumerate(preds):
             (gain_y, gain_x), (pad_x, pad_y) = batch["ratio_pad"][si]
@@ -57,15 +48,15 @@ class Validator(DetectionValidator):
             pixels = pred["bboxes"].double().cpu().numpy() - [pad_x, pad_y, pad_x, pad_y]
             pixels /= [gain_x, gain_y, gain_x, gain_y]
             own = (pred[key].cpu().numpy() for key in ("conf", "cls"))
-            self.found.append(Found(batch["im_file"][si], pixels, *own))
+            self.found.append(Detections(batch["im_file"][si], pixels, *own))
         super().update_metrics(preds, batch)
 
 
 def validate(
     weights: Path, dataset: data.Dataset, imgsz: int, clip: bool, most: int
-) -> tuple[list[Found], list[float]]:
+) -> tuple[list[Detections], list[float]]:
     """The predictions, and Ultralytics' mAP50-95 and mAP50 of them."""
-    found: list[Found] = []
+    found: list[Detections] = []
     validator = type("Kept", (Validator,), {"clip": clip, "most": most, "found": found})
     with tempfile.TemporaryDirectory() as folder:
         same = {"data": dataset.yaml, "imgsz": imgsz, "batch": 32, "device": "cpu", "workers": 0}
@@ -73,7 +64,7 @@ def validate(
     return found, [metrics.box.map, metrics.box.map50]
 
 
-def coco_matches(dataset: data.Dataset, found: list[Found]) -> list[float]:
+def coco_matches(dataset: data.Dataset, found: list[Detections]) -> list[float]:
     """mAP50-95 and mAP50 by Ultralytics' formula on pycocotools' own matches: only the formula is left to differ."""
     truth = COCO(str(dataset.ground_truth()))
     ids = {image["file_name"]: number for number, image in truth.imgs.items()}
@@ -98,7 +89,7 @@ def train(dataset: data.Dataset, epochs: int, imgsz: int, folder: Path) -> Path:
     """YOLO11n from scratch on one thread, as plain Ultralytics trains it."""
     select = ultralytics.engine.trainer.select_device
 
-    def one_thread(*args, **named):
+    def one_thread(*args: Any, **named: Any) -> Any:
         device = select(*args, **named)
         torch.set_num_threads(1)
         return device
