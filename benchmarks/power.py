@@ -230,8 +230,7 @@ def service_of(sweep: Sweep, method: Method, folder: Path) -> Service:
     if method.promote is not None:
         promote = method.promote()
         entrants = functools.partial(evidence.entrants, reference="yolo_linear")
-        wanted = lambda rows: evidence.wanted_replicates(rows, promote(entrants(rows), agenda.seeds))  # noqa: E731
-        setattr(agenda, "race", wanted)  # noqa: B010  mypy refuses the assignment to a method
+        vars(agenda)["race"] = lambda rows: evidence.wanted_replicates(rows, promote(entrants(rows), agenda.seeds))
     return service
 
 
